@@ -1,0 +1,42 @@
+"""A cron-driven job queue that is a plain text file."""
+
+from __future__ import annotations
+
+from dbbasic_queue.errors import (
+    DuplicateJob,
+    InvalidHandlers,
+    InvalidJob,
+    NotAQueue,
+    QueueBusy,
+    QueueError,
+    StoreError,
+)
+from dbbasic_queue.queue import (
+    Queue,
+    cancel_job,
+    counts,
+    enqueue,
+    enqueue_many,
+    get_job,
+    jobs,
+    process_jobs,
+)
+
+__version__ = "2.0.0"
+__all__ = [
+    "DuplicateJob",
+    "InvalidHandlers",
+    "InvalidJob",
+    "NotAQueue",
+    "Queue",
+    "QueueBusy",
+    "QueueError",
+    "StoreError",
+    "cancel_job",
+    "counts",
+    "enqueue",
+    "enqueue_many",
+    "get_job",
+    "jobs",
+    "process_jobs",
+]

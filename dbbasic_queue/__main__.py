@@ -1,0 +1,9 @@
+"""`python -m dbbasic_queue` is the command `dbbasic-queue`."""
+
+from __future__ import annotations
+
+import sys
+
+from dbbasic_queue.cli import main
+
+sys.exit(main())

@@ -1,0 +1,38 @@
+"""Every exception that is raised on purpose.
+
+All are `QueueError`; each is also the built-in exception that a caller would expect, so that
+`except ValueError` and `except OSError` go on working.
+"""
+
+from __future__ import annotations
+
+
+class QueueError(Exception):
+    """The base of all errors of this package."""
+
+
+class InvalidJob(QueueError, ValueError):
+    """Raised if a job's type, payload, `run_at` or id is refused; nothing has been written."""
+
+
+class DuplicateJob(InvalidJob):
+    """Raised if the caller's own `job_id` is in the queue already; nothing has been written."""
+
+
+class InvalidHandlers(QueueError, TypeError):
+    """Raised if `process_jobs` is given handlers or limits that cannot work; nothing has run."""
+
+
+class QueueBusy(QueueError, OSError):
+    """Raised if the lock stays taken for a minute, or if all pass slots are held."""
+
+
+class NotAQueue(QueueError, OSError):
+    """Raised if a file or directory is not one that the queue may use; it has not been touched."""
+
+
+class StoreError(QueueError, OSError):
+    """Raised if the system refuses a read or a write; `errno` and `filename` are the system's.
+
+    The message says what has become of the change: it is not in the queue unless it says so.
+    """

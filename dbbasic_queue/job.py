@@ -1,0 +1,124 @@
+"""A job's statuses, the legal changes between them, and the backoff: no clock, no disk.
+
+            enqueue
+               |          cancel
+            pending ----------------------> cancelled
+               |  ^
+               |  |-- error, attempts left: run_at = now + backoff
+         claim |  |-- given back unbegun, or stopped: due at once, the attempt returned
+   attempts +1 |  |-- its pass died: due at once, or failed when no attempt is left
+               v  |
+           processing --- error, no attempt left ---> failed
+               |
+           completed
+
+Every function here takes a state and returns the next one, or None where the change is not legal;
+so a recorded outcome, which no function starts from, is final.
+"""
+
+from __future__ import annotations
+
+import math
+
+PENDING = "pending"
+PROCESSING = "processing"
+COMPLETED = "completed"
+FAILED = "failed"
+CANCELLED = "cancelled"
+STATUSES = (PENDING, PROCESSING, COMPLETED, FAILED, CANCELLED)
+
+LATEST = 253_402_300_799
+"""The last instant that a job may carry: 9999-12-31T23:59:59Z, in Unix seconds."""
+
+
+class State:
+    """What may change in a job: the columns after its payload.
+
+    `error` and `result` are in the file's own text: escaped, and JSON.
+    """
+
+    __slots__ = ("attempts", "created_at", "error", "result", "run_at", "status")
+
+    def __init__(
+        self, status: str, created_at: int, run_at: int, attempts: int, error: str, result: str
+    ) -> None:
+        self.status = status
+        self.created_at = created_at
+        self.run_at = run_at
+        self.attempts = attempts
+        self.error = error
+        self.result = result
+
+
+def backoff(attempt: int) -> int:
+    """Return the seconds to wait after attempt number `attempt` failed: `60 * 2**attempt`.
+
+    >>> [backoff(n) for n in (1, 2, 3)]
+    [120, 240, 480]
+
+    The wait ends by `LATEST` whatever the attempt, so no number here can overflow.
+    """
+    return min(60 << min(attempt, 40), LATEST)
+
+
+def later(now: float, seconds: float) -> int:
+    """Return the first whole second that is not before `now + seconds`, at most `LATEST`."""
+    return min(math.ceil(now + seconds), LATEST)
+
+
+def claim(state: State) -> State | None:
+    """A pass takes the job: the attempt is counted now, so that a job that kills counts too."""
+    if state.status != PENDING:
+        return None
+    return State(PROCESSING, state.created_at, state.run_at, state.attempts + 1, state.error, "")
+
+
+def complete(state: State, result: str, error: str = "") -> State | None:
+    """The handler returned; `error` says why its result could not be kept, if it could not."""
+    if state.status != PROCESSING:
+        return None
+    return State(COMPLETED, state.created_at, state.run_at, state.attempts, error, result)
+
+
+def fail(state: State, error: str, max_attempts: int, now: float) -> State | None:
+    """The handler raised: again after the backoff, or failed when no attempt is left."""
+    if state.status != PROCESSING:
+        return None
+    if state.attempts >= max_attempts:
+        return State(FAILED, state.created_at, state.run_at, state.attempts, error, "")
+    run_at = later(now, backoff(state.attempts))
+    return State(PENDING, state.created_at, run_at, state.attempts, error, "")
+
+
+def give_back(state: State, error: str = "") -> State | None:
+    """The pass stops, or has not begun the job: pending as before, the attempt returned."""
+    if state.status != PROCESSING:
+        return None
+    attempts = max(state.attempts - 1, 0)
+    return State(PENDING, state.created_at, state.run_at, attempts, error or state.error, "")
+
+
+def recover(state: State, max_attempts: int, now: float) -> State | None:
+    """The pass that had the job is dead: due at once, or failed when no attempt is left."""
+    if state.status != PROCESSING:
+        return None
+    error = f"worker died in attempt {state.attempts}"
+    if state.attempts >= max_attempts:
+        return State(FAILED, state.created_at, state.run_at, state.attempts, error, "")
+    run_at = min(state.run_at, int(now))
+    return State(PENDING, state.created_at, run_at, state.attempts, error, "")
+
+
+def clamp(state: State, now: float) -> State | None:
+    """A retry that waits longer than its backoff explains was set by a clock that ran ahead."""
+    run_at = later(now, backoff(state.attempts))
+    if state.status != PENDING or state.attempts == 0 or state.run_at <= run_at:
+        return None
+    return State(PENDING, state.created_at, run_at, state.attempts, state.error, "")
+
+
+def cancel(state: State) -> State | None:
+    """A person or program withdraws a job that nobody has begun."""
+    if state.status != PENDING:
+        return None
+    return State(CANCELLED, state.created_at, state.run_at, state.attempts, "Cancelled by user", "")

@@ -1,0 +1,281 @@
+"""The queue's calls: `Queue`, and the same as functions of the default queue.
+
+`QUEUE_FILE` is the default queue's path, read at each call: the environment's
+`DBBASIC_QUEUE_FILE`, else "data/queue.tsv", relative to the working directory of the call.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from dbbasic_queue.errors import InvalidJob
+from dbbasic_queue.job import STATUSES
+from dbbasic_queue.rows import (
+    MAX_PAYLOAD,
+    Row,
+    check_id,
+    check_instant,
+    check_type,
+    decode_json,
+    encode_json,
+    new_row,
+    unescape,
+)
+from dbbasic_queue.store.store import Store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from datetime import datetime
+    from typing import Any
+
+QUEUE_FILE = os.environ.get("DBBASIC_QUEUE_FILE") or "data/queue.tsv"
+MAX_ATTEMPTS = 3
+
+
+class Queue:
+    """A queue in a text file: safe from threads, from processes, and on both sides of a fork.
+
+    `path` is relative to the working directory of this call; the file and its directory are
+    created when the first job comes. With `fsync=False` a job survives any crash of processes,
+    but not of the machine. `max_payload` bounds a payload's, and a result's, JSON in bytes.
+    `clock` gives the time in Unix seconds.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] = "data/queue.tsv",
+        *,
+        fsync: bool = True,
+        max_payload: int = MAX_PAYLOAD,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.path = os.path.abspath(os.fspath(path))
+        self.max_payload = max_payload
+        self._clock = clock
+        self._store = Store(self.path, fsync=fsync)
+
+    def close(self) -> None:
+        """Close the files; the queue may be used again, and then opens them anew."""
+        self._store.close()
+
+    def __enter__(self) -> Queue:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def enqueue(
+        self,
+        job_type: str,
+        payload: Any,
+        run_at: float | datetime | None = None,
+        *,
+        job_id: str | None = None,
+    ) -> str:
+        """Put one job into the queue; it is on the disk on return. Returns its id.
+
+        `payload` is any JSON value (None becomes `{}`). `run_at` is when it becomes due: Unix
+        seconds, rounded up, or an aware datetime; None, or 0, is now. With a `job_id` of the
+        caller's own there is at most one such job.
+
+        Raises InvalidJob if an argument is refused, DuplicateJob if `job_id` is there already,
+        StoreError if the system refuses to write; then the queue is as it was.
+        """
+        now = int(self._clock())
+        row_id = os.urandom(8).hex() if job_id is None else check_id(job_id)
+        row = new_row(
+            row_id,
+            check_type(job_type),
+            self._payload(payload),
+            now,
+            check_instant(run_at) if run_at else self._now(run_at, now),
+        )
+        self._store.add(row, job_id)
+        return row_id
+
+    def enqueue_many(
+        self,
+        job_type: str,
+        payloads: Iterable[Any],
+        run_at: float | datetime | None = None,
+    ) -> list[str]:
+        """Put a job for each payload into the queue: all, or on an error none.
+
+        One lock, one write, one sync for all of them. Returns the ids, in the payloads' order.
+        Raises as `enqueue` does.
+        """
+        check_type(job_type)
+        now = int(self._clock())
+        due = check_instant(run_at) if run_at else self._now(run_at, now)
+        texts = [self._payload(payload) for payload in payloads]
+        random = os.urandom(8 * len(texts)).hex()
+        ids = [random[i : i + 16] for i in range(0, len(random), 16)]
+        rows = [new_row(i, job_type, text, now, due) for i, text in zip(ids, texts, strict=True)]
+        if rows:
+            self._store.add("".join(rows))
+        return ids
+
+    def _payload(self, payload: Any) -> str:
+        try:
+            return encode_json({} if payload is None else payload, self.max_payload)
+        except ValueError as e:
+            raise InvalidJob(
+                f"the payload is refused: {e} (give a JSON value; what is large belongs into a "
+                "file whose name is the payload)"
+            ) from e
+
+    @staticmethod
+    def _now(run_at: object, now: int) -> int:
+        """Return `now` for a `run_at` of None or 0, as dbbasic-queue does."""
+        return now if run_at is None or type(run_at) is int else check_instant(run_at) or now
+
+    def get_job(self, job_id: str) -> dict[str, Any] | None:
+        """Return the job as it stands, or None where there is none; writes nothing, takes no lock.
+
+        The keys are the nine columns; `payload` and `result` are decoded, the instants and
+        `attempts` are ints, `error` is a str or None.
+        """
+        row = self._store.find(job_id) if isinstance(job_id, str) else None
+        return _as_dict(row) if row else None
+
+    def cancel_job(self, job_id: str) -> bool:
+        """Cancel a job that nobody has begun; on the disk on return.
+
+        Returns True if it was pending and is `cancelled` now, else False: it is unknown, being
+        run, or done.
+        """
+        return isinstance(job_id, str) and self._store.cancel(job_id)
+
+    def process_jobs(
+        self, handlers: Mapping[str, Callable[[Any], Any]], max_attempts: int = MAX_ATTEMPTS
+    ) -> dict[str, int]:
+        """Make one pass: run what is due now, and record each outcome before the next job.
+
+        `handlers` maps a job's type to a callable that takes the payload and returns a JSON value
+        or None. What it raises is the job's error: the job runs again `60 * 2**attempt` seconds
+        later, until `max_attempts` are used up and it is `failed`. A type without a handler
+        fails so too.
+
+        Returns the counts `completed`, `failed`, `retried`, `delayed` and `recovered` (found
+        `processing` under a pass that is dead). Ctrl-C raises KeyboardInterrupt, SIGTERM
+        SystemExit, both after a clean end.
+
+        Raises InvalidHandlers for arguments that cannot work, QueueBusy where 64 passes run
+        already, NotAQueue and StoreError where the files cannot be used.
+        """
+        from dbbasic_queue import worker
+
+        worker.check(handlers, max_attempts)
+        run = worker.Pass(self._store, handlers, max_attempts, self._clock, self.max_payload)
+        return run.run()
+
+    def jobs(
+        self, status: str | None = None, job_type: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Iterate over the jobs in the file's order, as `get_job` gives them.
+
+        Only those with this status, and of this type, where given. Raises ValueError for a
+        status that no job can have.
+        """
+        if status is not None and status not in STATUSES:
+            raise InvalidJob(f"status {status!r} is refused: it must be one of {STATUSES}")
+        return self._jobs(status, job_type)
+
+    def _jobs(self, status: str | None, job_type: str | None) -> Iterator[dict[str, Any]]:
+        for row in self._store.rows():
+            if status in (None, row.state.status) and job_type in (None, row.type):
+                job = _as_dict(row)
+                if job is not None:
+                    yield job
+
+    def counts(self) -> dict[str, int]:
+        """Return how many jobs have each of the five statuses."""
+        counts = dict.fromkeys(STATUSES, 0)
+        for row in self._store.rows():
+            counts[row.state.status] += 1
+        return counts
+
+
+def _as_dict(row: Row) -> dict[str, Any] | None:
+    """Return a job with Python values, or None where its payload is no JSON: then it is no job."""
+    state = row.state
+    try:
+        payload = decode_json(row.payload) if row.payload else {}
+    except ValueError:
+        return None
+    try:
+        result = decode_json(state.result) if state.result else None
+    except ValueError:  # left by another program; what it meant cannot be told
+        result = None
+    return {
+        "id": row.id,
+        "type": row.type,
+        "payload": payload,
+        "status": state.status,
+        "created_at": state.created_at,
+        "run_at": state.run_at,
+        "attempts": state.attempts,
+        "error": unescape(state.error) or None,
+        "result": result,
+    }
+
+
+# -- the default queue -------------------------------------------------------------------------
+
+_default: Queue | None = None
+
+
+def default_queue() -> Queue:
+    """Return the queue at `QUEUE_FILE`, as that and the working directory are now."""
+    global _default
+    queue = _default
+    if queue is None or queue.path != os.path.abspath(QUEUE_FILE):
+        queue = _default = Queue(QUEUE_FILE)
+    return queue
+
+
+def enqueue(
+    job_type: str,
+    payload: Any,
+    run_at: float | datetime | None = None,
+    *,
+    job_id: str | None = None,
+) -> str:
+    """Do as `Queue.enqueue` does, in the default queue."""
+    return default_queue().enqueue(job_type, payload, run_at, job_id=job_id)
+
+
+def enqueue_many(
+    job_type: str, payloads: Iterable[Any], run_at: float | datetime | None = None
+) -> list[str]:
+    """Do as `Queue.enqueue_many` does, in the default queue."""
+    return default_queue().enqueue_many(job_type, payloads, run_at)
+
+
+def get_job(job_id: str) -> dict[str, Any] | None:
+    """Do as `Queue.get_job` does, in the default queue."""
+    return default_queue().get_job(job_id)
+
+
+def cancel_job(job_id: str) -> bool:
+    """Do as `Queue.cancel_job` does, in the default queue."""
+    return default_queue().cancel_job(job_id)
+
+
+def process_jobs(
+    handlers: Mapping[str, Callable[[Any], Any]], max_attempts: int = MAX_ATTEMPTS
+) -> dict[str, int]:
+    """Do as `Queue.process_jobs` does, in the default queue."""
+    return default_queue().process_jobs(handlers, max_attempts)
+
+
+def jobs(status: str | None = None, job_type: str | None = None) -> Iterator[dict[str, Any]]:
+    """Do as `Queue.jobs` does, in the default queue."""
+    return default_queue().jobs(status, job_type)
+
+
+def counts() -> dict[str, int]:
+    """Do as `Queue.counts` does, in the default queue."""
+    return default_queue().counts()

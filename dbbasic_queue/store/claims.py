@@ -1,0 +1,191 @@
+"""What a pass holds: its slot, the jobs it has claimed, and the right to say how they ended.
+
+A claim is in the slot's list before it is in the journal, both under one lock: whoever sees the
+job as `processing` finds it in the list of a pass that is alive, or may recover it. An outcome is
+accepted only while the job's state is, byte for byte, the one that its claim wrote.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from dbbasic_queue import job
+from dbbasic_queue.errors import StoreError
+from dbbasic_queue.rows import Row, decode_json, decode_state, encode_state
+from dbbasic_queue.store import slots
+from dbbasic_queue.store.store import CHEAP_IN_A_PASS, SHARE_OF_TIME, Store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_BATCH_BYTES = 1 << 20
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Claim:
+    """One attempt of one job: this pass's, until its outcome is recorded."""
+
+    __slots__ = ("key", "payload", "row", "state")
+
+    def __init__(self, row: Row, payload: Any) -> None:
+        self.key = row.id.encode()
+        self.row = row
+        self.payload = payload
+        self.state = b""
+
+
+class Claims:
+    """The dealings of one pass with the store. Safe from two threads of the pass."""
+
+    def __init__(self, store: Store, max_attempts: int, now: float) -> None:
+        """Take a slot and recover the jobs of dead passes: `recovered` says how many.
+
+        Raises QueueBusy if all slots are held.
+        """
+        self.store = store
+        self.started_at = now
+        with store.lock:
+            store.catch_up()
+            self.slot = slots.take(store.path)
+            store.slots.append(self.slot)
+            try:
+                store.view.refresh()
+                self.recovered, self.lost = self._recover(max_attempts, now)
+            except BaseException:
+                self.release()
+                raise
+            self._before = len(store.view.offsets)
+            self._due = store.view.due(now, self._before)
+
+    def _recover(self, max_attempts: int, now: float) -> tuple[int, list[Row]]:
+        view = self.store.view
+        changes = self.store.unexplained(now)
+        rows = [row for n in sorted(view.processing) if (row := view.row(n))]
+        alive = slots.live_claims(self.store.path, self.slot) if rows else set()
+        dead = [row for row in rows if (row.id, row.state.attempts) not in alive]
+        failed = []
+        for row in dead:
+            state = job.recover(row.state, max_attempts, now)
+            assert state is not None
+            row.state = state
+            changes.append((row.id.encode(), encode_state(state)))
+            if state.status == job.FAILED:
+                failed.append(row)
+        if changes:
+            self.store.change(changes)
+        return len(dead), failed
+
+    def claim(self, most: int) -> list[Claim]:
+        """Claim up to `most` due jobs, earliest `run_at` first; recorded on return.
+
+        Due is what was so when the pass began: a job that enqueues itself waits for the next one.
+        """
+        while candidates := self._candidates(most):
+            with self.store.lock:
+                self.store.catch_up()
+                claims = [claim for claim in candidates if self._is_due(claim)]
+                if claims:
+                    self.slot.write([(c.row.id, c.row.state.attempts) for c in claims])
+                    self.store.change([(c.key, c.state) for c in claims])
+                    self.store.fold_if_cheap(CHEAP_IN_A_PASS, SHARE_OF_TIME)
+                    return claims
+        return []
+
+    def _is_due(self, claim: Claim) -> bool:
+        """Look again, under the lock: another pass may have it, a person have cancelled it."""
+        view = self.store.view
+        number = view.index.get(claim.key)
+        if number is None or view.when[number] > self.started_at:
+            return False
+        row = view.row(number)
+        state = job.claim(row.state) if row else None
+        if row is None or state is None:
+            return False
+        row.state = state
+        claim.row = row
+        claim.state = encode_state(state)
+        return True
+
+    def _candidates(self, most: int) -> list[Claim]:
+        """Read and decode the next due rows before the lock is taken: that part never changes."""
+        found: list[Claim] = []
+        size = 0
+        view = self.store.view
+        with self.store.lock.mutex:
+            if not self._due:
+                view.refresh()
+                self._due = view.due(self.started_at, self._before)
+            while self._due and len(found) < most and size < _BATCH_BYTES:
+                number = self._due.pop()
+                if number >= len(view.offsets) or view.when[number] > self.started_at:
+                    continue
+                row = view.row(number)
+                if row is None:
+                    continue
+                size += len(row.payload)
+                try:
+                    found.append(Claim(row, decode_json(row.payload or "{}")))
+                except ValueError:
+                    view.when[number] = 1 << 62
+                    view.unreadable.append(number)
+        return found
+
+    def settle(self, claim: Claim, state: job.State) -> bool:
+        """Record an attempt's outcome: on the disk on return.
+
+        Returns False, and records nothing, where the attempt is no longer the current one.
+        """
+        with self.store.lock:
+            self.store.catch_up()
+            if not self._is_current(claim):
+                return False
+            self._write([(claim.key, encode_state(state))])
+            return True
+
+    def give_back(self, claims: list[Claim], error: str = "") -> None:
+        """Put jobs back as they were, their attempts returned, for whoever claims them next."""
+        with self.store.lock:
+            self.store.catch_up()
+            changes = []
+            for claim in claims:
+                state = job.give_back(decode_state(claim.state), error)
+                if state is not None and self._is_current(claim):
+                    changes.append((claim.key, encode_state(state)))
+            if changes:
+                self._write(changes)
+
+    def _is_current(self, claim: Claim) -> bool:
+        view = self.store.view
+        state = view.records.get(claim.key)
+        if state is None:
+            row = view.find(claim.key)
+            state = encode_state(row.state) if row else None
+        return state == claim.state
+
+    def _write(self, changes: list[tuple[bytes, bytes]]) -> None:
+        try:
+            self.store.change(changes)
+        except StoreError as e:
+            if e.errno not in _NO_ROOM:
+                raise
+            self.slot.give_up_room()
+            self.store.change(changes)
+
+    def show(self) -> None:
+        """Fold where that is cheap, so that `cat` shows what is running."""
+        with self.store.lock:
+            self.store.fold_if_cheap(CHEAP_IN_A_PASS, SHARE_OF_TIME)
+
+    def finish(self) -> Exception | None:
+        """Fold and let go of the slot; returns the error of a fold that has to wait."""
+        try:
+            with self.store.lock:
+                return self.store.try_fold()
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Let go of the slot: whatever is still claimed is for the next pass to recover."""
+        self.store.slots.remove(self.slot)
+        self.slot.release()

@@ -1,0 +1,243 @@
+"""How the queue's files and their directory are opened, created and synced.
+
+The directory decides who gets in, not the umask, so that root's cron and the web server's user
+share one queue: a new file takes mode 0660 and the directory's group where the group may write
+the directory, else 0600; and root gives what it creates to the directory's owner. A link, FIFO,
+device or directory in the place of a file is refused and left untouched, and so is a directory
+that everybody may write.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+import time
+from contextlib import suppress
+
+from dbbasic_queue.errors import NotAQueue, StoreError
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EDQUOT: "the disk quota is used up: free some space",
+    errno.EACCES: "this user may not: give it the directory's group, or run as its owner",
+    errno.EPERM: "this user may not: give it the directory's group, or run as its owner",
+    errno.EROFS: "the file system is mounted read-only: remount it",
+    errno.EIO: "the disk reports an error: look at dmesg, and at the disk's health",
+    errno.EMFILE: "this process has too many open files: see ulimit -n",
+    errno.ENFILE: "the machine has too many open files: see fs.file-max",
+}
+
+
+def store_error(e: OSError, path: str, consequence: str) -> StoreError:
+    """Return the system's error with the file's name, what became of the change, what to do."""
+    advice = _ADVICE.get(e.errno or 0, "see the system's message")
+    text = f"{e.strerror or e} ({consequence}; {advice})"
+    return StoreError(e.errno, text, path)
+
+
+class OpenFile:
+    """A descriptor that is closed when the last user lets go of it.
+
+    One that is cached stays open, so that its inode number cannot come back as another file.
+    """
+
+    __slots__ = ("fd", "identity", "path")
+
+    def __init__(self, fd: int, path: str, status: os.stat_result) -> None:
+        self.fd = fd
+        self.path = path
+        self.identity = (status.st_dev, status.st_ino)
+
+    def close(self) -> None:
+        """Let go of the descriptor; a second time does nothing."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def is_at_path(self) -> bool:
+        """Tell whether the path still leads to this very file."""
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:
+            return False
+        return (status.st_dev, status.st_ino) == self.identity
+
+
+def open_file(path: str, flags: int) -> OpenFile | None:
+    """Open an existing file of the queue, or return None where there is none.
+
+    Raises NotAQueue for anything but a regular file with one name, StoreError if refused.
+    """
+    for patience in (0.002, 0.02, 0.2, 0):
+        try:
+            fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as e:
+            if e.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV):
+                raise _not_ours(path) from e
+            if e.errno == errno.EACCES and patience:  # its creator has yet to set the mode
+                time.sleep(patience)
+                continue
+            raise store_error(e, path, "nothing was done") from e
+        status = os.fstat(fd)
+        file = OpenFile(fd, path, status)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            file.close()
+            raise _not_ours(path)
+        return file
+    raise AssertionError("unreachable")
+
+
+def _not_ours(path: str) -> NotAQueue:
+    return NotAQueue(
+        errno.EINVAL,
+        "a link, FIFO, device or directory stands where a file of the queue belongs "
+        "(it was left untouched; move it away)",
+        path,
+    )
+
+
+def create_file(path: str, flags: int) -> OpenFile | None:
+    """Create a file with the access that its directory suggests; None if there is one already."""
+    directory = os.stat(os.path.dirname(path))
+    shared = bool(directory.st_mode & stat.S_IWGRP)
+    try:
+        fd = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return None
+    except OSError as e:
+        raise store_error(e, path, "nothing was done") from e
+    file = OpenFile(fd, path, os.fstat(fd))
+    if shared:
+        shared = _give(fd, -1, directory.st_gid)
+    os.fchmod(fd, 0o660 if shared else 0o600)
+    if os.geteuid() == 0 and directory.st_uid != 0:
+        _give(fd, directory.st_uid, -1 if shared else directory.st_gid)
+    return file
+
+
+def open_or_create(path: str, flags: int) -> OpenFile:
+    """Open a file of the queue, creating it where there is none."""
+    while True:
+        file = open_file(path, flags) or create_file(path, flags)
+        if file is not None:
+            return file
+
+
+def replace_like(fd: int, old: os.stat_result) -> None:
+    """Give a rewritten file the old one's owner, group and mode; or group and mode alone."""
+    new = os.fstat(fd)
+    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid) and not _give(
+        fd, old.st_uid, old.st_gid
+    ):
+        _give(fd, -1, old.st_gid)
+    os.fchmod(fd, stat.S_IMODE(old.st_mode))
+
+
+def _give(fd: int, uid: int, gid: int) -> bool:
+    try:
+        os.fchown(fd, uid, gid)
+    except PermissionError:
+        return False
+    return True
+
+
+def prepare_directory(path: str) -> None:
+    """Create the directory, and its parents, where there is none; refuse one that all may write.
+
+    A new one is for its parent's owner when root makes it, and for the parent's group where the
+    group may write the parent.
+    """
+    if not os.path.isdir(path):
+        _create_directory(path)
+    if os.stat(path).st_mode & stat.S_IWOTH:
+        raise NotAQueue(
+            errno.EPERM,
+            "everybody may write this directory, and so plant jobs (chmod o-w it, or put the "
+            "queue into a directory of its own)",
+            path,
+        )
+
+
+def _create_directory(path: str) -> None:
+    parent = os.path.dirname(path)
+    if not os.path.isdir(parent):
+        _create_directory(parent)
+    try:
+        _make_directory(path, os.stat(parent))
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise NotAQueue(errno.ENOTDIR, "not a directory (move it away)", path) from None
+    except OSError as e:
+        raise store_error(e, path, "the directory was not created") from e
+
+
+def _make_directory(path: str, parent: os.stat_result) -> None:
+    os.mkdir(path, 0o700)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.geteuid() == 0 and parent.st_uid != 0:
+            os.fchown(fd, parent.st_uid, parent.st_gid)
+        shared = bool(parent.st_mode & stat.S_IWGRP) and not parent.st_mode & stat.S_ISVTX
+        shared = shared and _give(fd, -1, parent.st_gid)
+        os.fchmod(fd, 0o2770 if shared else 0o755)
+    finally:
+        os.close(fd)
+    sync_directory(os.path.dirname(path))
+
+
+# -- the disk ----------------------------------------------------------------------------------
+
+
+def sync(fd: int) -> None:
+    """Return when the file's content and size are on the disk.
+
+    macOS only hands them to the drive unless asked with F_FULLFSYNC (its fsync(2) says so).
+    """
+    if sys.platform == "darwin":
+        import fcntl
+
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    else:
+        os.fdatasync(fd)
+
+
+def sync_directory(path: str) -> None:
+    """Return when the names in the directory are on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, content: bytes) -> None:
+    """Write every byte; a short write is followed by the rest, or by the reason why not."""
+    written = os.write(fd, content)
+    while written < len(content):
+        n = os.write(fd, content[written : written + (1 << 20)])
+        if n == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written += n
+
+
+def append(file: OpenFile, size: int, content: bytes) -> None:
+    """Append whole lines to a file of `size` bytes under the lock: all of them, or none.
+
+    Whatever interrupts it, the file is cut back to `size`. Where even that is refused, the next
+    writer ends the torn line.
+    """
+    try:
+        write_all(file.fd, content)
+    except BaseException as e:
+        with suppress(OSError):
+            os.ftruncate(file.fd, size)
+        if isinstance(e, OSError):
+            raise store_error(e, file.path, "nothing was added") from e
+        raise

@@ -1,0 +1,130 @@
+"""The journal is folded into the file by an atomic rewrite.
+
+The order is the proof: the new file is whole and on the disk before the rename; the rename is on
+the disk before the journal is cut. A crash before the rename leaves the old file and the journal;
+one between rename and cut leaves the new file and a journal whose replay changes nothing. Lines
+that would stop grep are in `queue.tsv.rejected` before they leave the file.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from bisect import bisect_left
+from contextlib import suppress
+from itertools import accumulate
+
+from dbbasic_queue.errors import StoreError
+from dbbasic_queue.rows import HEADER, is_binary, with_state
+from dbbasic_queue.store.files import (
+    OpenFile,
+    append,
+    create_file,
+    open_or_create,
+    replace_like,
+    store_error,
+    sync_directory,
+    write_all,
+)
+from dbbasic_queue.store.view import View
+
+_ANCHOR = 64
+
+
+def fold(view: View, journal: OpenFile | None, *, fsync: bool) -> None:
+    """Rewrite the file with the journal's changes in it, then cut the journal. Under the lock.
+
+    `view` is up to date, and is so afterwards. Raises StoreError, and has changed nothing, where
+    the new file cannot be written.
+    """
+    old = view.rows.file
+    assert old is not None
+    new = _fresh(view.path + ".fold")
+    try:
+        replace_like(new.fd, os.fstat(old.fd))
+        rejected, offsets, end, anchor = _write_rows(view, new)
+        if rejected:
+            _reject(view.path + ".rejected", rejected, fsync=fsync)
+        if fsync:
+            os.fsync(new.fd)  # not fdatasync: the new inode's mode and owner count, too
+        os.rename(new.path, view.path)
+        new.path = view.path
+    except BaseException as e:
+        with suppress(FileNotFoundError):
+            os.unlink(view.path + ".fold")
+        if isinstance(e, OSError) and not isinstance(e, StoreError):
+            raise store_error(e, new.path, "the queue is as it was") from e
+        raise
+    try:
+        if fsync:
+            sync_directory(os.path.dirname(view.path))
+        if journal is not None:
+            os.ftruncate(journal.fd, 0)
+    except BaseException as e:
+        view.close()
+        if isinstance(e, OSError):
+            raise store_error(e, view.path, "nothing was lost") from e
+        raise
+    if rejected:
+        view.close()  # the rows have other numbers now
+        view.refresh()
+    else:
+        view.adopt(new, end, anchor, offsets)
+
+
+def create(path: str, *, fsync: bool) -> None:
+    """Put a queue without jobs into place: whole, or not at all. Under the lock."""
+    new = _fresh(path + ".fold")
+    try:
+        write_all(new.fd, HEADER)
+        if fsync:
+            os.fsync(new.fd)
+        os.rename(new.path, path)
+        if fsync:
+            sync_directory(os.path.dirname(path))
+    except OSError as e:
+        raise store_error(e, path, "the queue was not created") from e
+
+
+def _fresh(path: str) -> OpenFile:
+    """Create the new file; one that a crash has left is worth nothing."""
+    while True:
+        file = create_file(path, os.O_RDWR | os.O_APPEND)
+        if file is not None:
+            return file
+        os.unlink(path)
+
+
+def _write_rows(view: View, new: OpenFile) -> tuple[list[bytes], array[int], int, bytes]:
+    changed = sorted(
+        (number, state)
+        for job_id, state in view.records.items()
+        if (number := view.index.get(job_id)) is not None
+    )
+    numbers = [number for number, _ in changed]
+    rejected: list[bytes] = []
+    offsets = array("q")
+    end = len(HEADER)
+    write_all(new.fd, HEADER)
+    anchor = HEADER[-_ANCHOR:]
+    for first, lines in view.chunks():
+        for i in range(bisect_left(numbers, first), bisect_left(numbers, first + len(lines))):
+            number, state = changed[i]
+            lines[number - first] = with_state(lines[number - first], state)
+        content = b"\n".join(lines) + b"\n" if lines else b""
+        if view.binary and is_binary(content):
+            rejected += [line for line in lines if is_binary(line)]
+            lines = [line for line in lines if not is_binary(line)]
+            content = b"\n".join(lines) + b"\n" if lines else b""
+        offsets.extend(accumulate([len(line) + 1 for line in lines], initial=end))
+        end = offsets.pop()
+        write_all(new.fd, content)
+        anchor = (anchor + content[-_ANCHOR:])[-_ANCHOR:]
+    return rejected, offsets, end, anchor
+
+
+def _reject(path: str, lines: list[bytes], *, fsync: bool) -> None:
+    file = open_or_create(path, os.O_RDWR | os.O_APPEND)
+    append(file, os.fstat(file.fd).st_size, b"\n".join(lines) + b"\n")
+    if fsync:
+        os.fsync(file.fd)

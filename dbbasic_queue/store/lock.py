@@ -1,0 +1,111 @@
+"""The queue's one lock: `flock` on a file that is never renamed and never deleted.
+
+It is held for microseconds, by one thread of one process. Whoever gets it checks that the path
+still leads to the locked inode: a person who deletes the lock file must not make two holders.
+After a fork the child only closes the descriptor: the lock belongs to the open file description,
+which both share, so an unlock by the child would free its parent's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+
+from dbbasic_queue.errors import QueueBusy
+from dbbasic_queue.store.files import OpenFile, open_or_create, prepare_directory, store_error
+
+PATIENCE = 60.0
+"""Seconds after which a lock that is still taken is an error; its holder is stopped or hangs."""
+
+_FIRST_PAUSE = 0.0002
+_LONGEST_PAUSE = 0.002
+
+
+class QueueLock:
+    """`with lock:` is the only time when the queue's files change."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.mutex = threading.Lock()
+        self._file: OpenFile | None = None
+
+    def __enter__(self) -> None:
+        self.mutex.acquire()
+        try:
+            self._acquire()
+        except BaseException:
+            self._release()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._release()
+
+    def _acquire(self) -> None:
+        file = self._file or self._open()
+        while True:
+            if not self._try_lock(file.fd, blocking=False):
+                self._wait(file.fd)
+            if file.is_at_path():
+                return
+            file = self._open()
+
+    def _release(self) -> None:
+        try:
+            if self._file is not None:
+                self._unlock(self._file.fd)  # harmless where it is not held
+        finally:
+            self.mutex.release()
+
+    def _open(self) -> OpenFile:
+        # Loading filelock takes longer than an idle pass: only when a lock is really taken.
+        from filelock import lock_descriptor, unlock_descriptor
+
+        self._try_lock = lock_descriptor
+        self._unlock = unlock_descriptor
+        prepare_directory(os.path.dirname(self.path))
+        self._file = open_or_create(self.path, os.O_RDWR)
+        return self._file
+
+    def _wait(self, fd: int) -> None:
+        end = time.monotonic() + PATIENCE
+        pause = _FIRST_PAUSE
+        try:
+            while not self._try_lock(fd, blocking=False):
+                if time.monotonic() > end:
+                    raise QueueBusy(
+                        errno.EAGAIN,
+                        f"the lock has been taken for {PATIENCE:.0f} seconds; nothing was done "
+                        f"(fuser -v {self.path} shows who holds it: a stopped process?)",
+                        self.path,
+                    )
+                time.sleep(pause)
+                pause = min(pause * 1.5, _LONGEST_PAUSE)
+        except QueueBusy:
+            raise
+        except OSError as e:
+            raise store_error(e, self.path, "the lock was not taken; nothing was done") from e
+
+    def touch(self) -> None:
+        """Note in the lock file's times that a fold has been made now."""
+        assert self._file is not None
+        os.utime(self._file.fd)
+
+    def touched_at(self) -> float:
+        """Return when a fold was last made, by whomever, in Unix seconds."""
+        try:
+            return os.stat(self.path).st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def close(self) -> None:
+        """Close the descriptor; the next use opens the file anew."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def after_fork(self) -> None:
+        """In a forked child: let go of what is the parent's, without unlocking it."""
+        self.close()
+        self.mutex = threading.Lock()

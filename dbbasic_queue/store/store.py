@@ -1,0 +1,316 @@
+"""The door to the queue's files: add jobs, change them, read them, fold.
+
+A writer holds the lock, reads what is new, checks that its change is still legal, appends, and has
+it on the disk before anybody is told. New rows go to the file, changes to the journal.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+
+from dbbasic_queue.errors import DuplicateJob, NotAQueue, QueueError, StoreError
+from dbbasic_queue.job import backoff, cancel, clamp, later
+from dbbasic_queue.rows import HEADER, encode_record, encode_state
+from dbbasic_queue.store import fold
+from dbbasic_queue.store.files import OpenFile, append, open_file, open_or_create, store_error, sync
+from dbbasic_queue.store.files import sync_directory as _sync_directory
+from dbbasic_queue.store.lock import QueueLock
+from dbbasic_queue.store.view import Follower, View, require_header
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from dbbasic_queue.rows import Row
+    from dbbasic_queue.store.slots import Slot
+
+CHEAP_IN_A_PASS = 0.005
+CHEAP_OUTSIDE = 0.050
+SHARE_OF_TIME = 0.05
+
+
+class Store:
+    """One queue's files, for one process and all its threads."""
+
+    def __init__(self, path: str, *, fsync: bool) -> None:
+        self.path = path
+        self.fsync = fsync
+        self.lock = QueueLock(path + ".lock")
+        self.view = View(path)
+        self.slots: list[Slot] = []
+        self._rows: OpenFile | None = None
+        self._ended_at = -1
+        self._journal: OpenFile | None = None
+        self._fold_seconds_per_byte = 2e-8
+        _stores.add(self)
+
+    def close(self) -> None:
+        """Close every descriptor; the next use opens the files anew."""
+        with self.lock.mutex:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self.view.close()
+        self._rows = self._journal = None
+        self.lock.close()
+
+    def after_fork(self) -> None:
+        """In a forked child: the parent's files and locks are closed, never unlocked."""
+        self.lock.after_fork()
+        for slot in self.slots:
+            slot.file.close()
+        self.slots = []
+        for file in (self._rows, self._journal):
+            if file is not None:
+                file.close()
+        self._let_go()
+
+    # -- new jobs --
+
+    def add(self, rows: str, own_id: str | None = None) -> None:
+        """Append the lines of new jobs; they are in the queue, and on the disk, on return.
+
+        Raises DuplicateJob if a job has the id `own_id`, StoreError if the system refuses: then
+        none is in the queue.
+        """
+        content = rows.encode()
+        with self.lock:
+            file, size = self._rows_for_append()
+            if own_id is not None:
+                self._check_free(own_id)
+                file, size = self._rows_for_append()
+            append(file, size, content)
+            self._ended_at = size + len(content)
+        if self.fsync:
+            # After the unlock, so that enqueues of several processes share the disk's time. A
+            # fold that copies the rows meanwhile syncs them itself.
+            try:
+                sync(file.fd)
+            except OSError as e:
+                raise self._after_failed_sync(e, file, size, content) from e
+
+    def _after_failed_sync(
+        self, e: OSError, file: OpenFile, size: int, content: bytes
+    ) -> StoreError:
+        """Take unsynced rows back, where they still are the last ones and nobody has begun them.
+
+        The descriptor is not synced again: after an error the kernel may take the lost pages for
+        clean (https://lwn.net/Articles/752063/).
+        """
+        self._rows = None
+        with self.lock:
+            end = size + len(content)
+            if file.is_at_path() and os.fstat(file.fd).st_size == end:
+                self.view.refresh()
+                first = len(self.view.offsets) - content.count(b"\n")
+                states = self.view.records
+                if not any(self.view.index.get(i, -1) >= first for i in states):
+                    os.ftruncate(file.fd, size)
+                    return store_error(e, self.path, "nothing was added")
+        return store_error(e, self.path, "the jobs were added and may run, but are not safe yet")
+
+    def _rows_for_append(self) -> tuple[OpenFile, int]:
+        """Return the file that is at the path now, its last line ended, and its size."""
+        while True:
+            try:
+                status = os.stat(self.path)
+            except FileNotFoundError:
+                fold.create(self.path, fsync=self.fsync)
+                continue
+            file = self._rows
+            if file is None or file.identity != (status.st_dev, status.st_ino):
+                file = open_file(self.path, os.O_RDWR | os.O_APPEND)
+                if file is None:
+                    continue
+                self._begin(file, status.st_size)
+                self._rows = file
+                continue
+            size = status.st_size
+            if size != self._ended_at:
+                if os.pread(file.fd, 1, size - 1) != b"\n":
+                    append(file, size, b"\n")
+                    size += 1
+                self._ended_at = size
+            return file, size
+
+    def _begin(self, file: OpenFile, size: int) -> None:
+        """See that the file begins with the header; an empty one is given it."""
+        start = os.pread(file.fd, len(HEADER) + 4, 0)
+        if len(start) < len(HEADER) and HEADER.startswith(start):
+            os.ftruncate(file.fd, 0)
+            append(file, 0, HEADER)
+        else:
+            require_header(start.split(b"\n")[0], self.path)
+        self._ended_at = -1
+
+    def _check_free(self, job_id: str) -> None:
+        key = job_id.encode()
+        self.view.refresh()
+        if key in self.view.index:
+            raise DuplicateJob(
+                f"job_id {job_id!r} is refused: that job is in the queue already "
+                "(get_job shows it; choose another id, or purge the old job first)"
+            )
+        if key in self.view.records:
+            # Its row was taken out by hand: what the journal says is not about the new job.
+            self.fold()
+            self.view.records.pop(key, None)
+
+    # -- changes: all under the lock --
+
+    def cancel(self, job_id: str) -> bool:
+        """Cancel a job if it is pending; on the disk, and mostly in the file, on return."""
+        key = job_id.encode("utf-8", "replace")
+        with self.lock.mutex:
+            self.view.refresh()
+            if key not in self.view.index:
+                return False
+        with self.lock:
+            self.catch_up()
+            self.view.refresh()
+            row = self.view.find(key)
+            state = cancel(row.state) if row else None
+            if state is None:
+                return False
+            self.change([(key, encode_state(state))])
+            self.fold_if_cheap(CHEAP_OUTSIDE)
+            return True
+
+    def catch_up(self) -> None:
+        """Read what others have written; costs one read where that is nothing."""
+        if self.view.journal.is_current():
+            return
+        self.view.refresh()
+        journal = self.view.journal
+        if journal.size() > journal.end:  # a torn last line: end it, and pass it over
+            append(self._journal_for_append(), journal.size(), b"\n")
+            self.view.refresh()
+
+    def change(self, changes: Iterable[tuple[bytes, bytes]]) -> None:
+        """Append the new states of jobs to the journal; on the disk on return.
+
+        The caller has caught up, and knows the changes to be legal. Raises StoreError if the
+        system refuses; then none has been made.
+        """
+        changes = list(changes)
+        content = b"".join([encode_record(job_id, state) for job_id, state in changes])
+        file = self._journal_for_append()
+        follower = self.view.journal
+        append(file, follower.end, content)
+        if self.fsync:
+            try:
+                sync(file.fd)
+            except OSError as e:
+                os.ftruncate(file.fd, follower.end)
+                self._let_go_of_journal()
+                raise store_error(e, file.path, "nothing was changed") from e
+        follower.passed(content)
+        for job_id, state in changes:
+            self.view.apply(job_id, state)
+
+    def _journal_for_append(self) -> OpenFile:
+        seen = self.view.journal.file
+        file = self._journal
+        if file is None or seen is None or file.identity != seen.identity:
+            path = self.path + ".journal"
+            file = self._journal = open_or_create(path, os.O_RDWR | os.O_APPEND)
+            if seen is None:
+                self.view.journal = Follower(file)
+                if self.fsync:
+                    _sync_directory(os.path.dirname(path))
+        return file
+
+    def _let_go_of_journal(self) -> None:
+        self._journal = None
+        self.view.close()
+
+    # -- folding: under the lock --
+
+    def fold(self) -> None:
+        """Fold the journal into the file, whatever it costs; nothing where there is nothing."""
+        self._rows_for_append()  # ends a torn last line, which then is a line like another
+        self.view.refresh()
+        if not self.view.journal.size() and not self.view.binary:
+            return
+        started = time.perf_counter()
+        journal = self._journal_for_append() if self.view.journal.file else None
+        fold.fold(self.view, journal, fsync=self.fsync)
+        self._rows = self.view.rows.file
+        self._ended_at = self.view.rows.end
+        seconds = time.perf_counter() - started
+        self._fold_seconds_per_byte = seconds / max(self.view.rows.end, 1)
+        self.lock.touch()
+
+    def fold_if_cheap(self, seconds: float, share: float = 0.0) -> None:
+        """Fold if it takes under `seconds`, or under `share` of the time since the last one.
+
+        What cannot be folded now (a full disk) is in the journal, and is folded later.
+        """
+        cost = self._fold_seconds_per_byte * self.view.rows.end
+        if cost < seconds or cost < share * abs(time.time() - self.lock.touched_at()):
+            self.try_fold()
+
+    def try_fold(self) -> QueueError | None:
+        """Fold; return the error where that cannot be done now, and nothing is lost by waiting."""
+        try:
+            self.fold()
+        except (StoreError, NotAQueue) as e:
+            return e
+        return None
+
+    # -- reading: under the mutex, without the lock --
+
+    def find(self, job_id: str) -> Row | None:
+        """Return the job with this id as it stands, or None."""
+        with self.lock.mutex:
+            self.view.refresh()
+            return self.view.find(job_id.encode("utf-8", "replace"))
+
+    def rows(self) -> Iterator[Row]:
+        """Yield every job as it stood at the first step, in the file's order."""
+        with self.lock.mutex:
+            self.view.refresh()
+            view = self.view.snapshot()
+        for first, lines in view.chunks():
+            for number, line in enumerate(lines, first):
+                row = view.joined(number, line)
+                if row is not None:
+                    yield row
+
+    def has_work(self, now: float) -> bool:
+        """Tell, without the lock, whether a pass would have anything to do."""
+        with self.lock.mutex:
+            view = self.view
+            view.refresh()
+            return bool(
+                view.processing
+                or view.binary
+                or view.journal.size()
+                or self.unexplained(now)
+                or (view.when and min(view.when) <= now)
+            )
+
+    def unexplained(self, now: float) -> list[tuple[bytes, bytes]]:
+        """Return the changes for retries that wait longer than a backoff explains."""
+        view = self.view
+        shortest = later(now, backoff(1))
+        changes = []
+        for number in view.retrying:
+            if view.when[number] > shortest and (row := view.row(number)):
+                state = clamp(row.state, now)
+                if state is not None:
+                    changes.append((row.id.encode(), encode_state(state)))
+        return changes
+
+
+_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for store in list(_stores):
+        store.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,50 @@
+"""Packaging; tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+here = Path(__file__).parent
+version = re.search(
+    r'^__version__ = "(.+)"$', (here / "dbbasic_queue/__init__.py").read_text("utf-8"), re.MULTILINE
+)
+assert version
+
+setup(
+    name="dbbasic-queue",
+    version=version[1],
+    description="A cron-driven job queue that is a plain text file",
+    long_description=(here / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=["dbbasic_queue", "dbbasic_queue.store", "dbbasic_queue.workers"],
+    package_dir={"dbbasic_queue.workers": "workers"},
+    package_data={"dbbasic_queue": ["py.typed", "*.tsv"]},
+    install_requires=["filelock>=3.30"],
+    extras_require={
+        "test": [
+            "pytest>=8",
+            "pytest-cov>=7",
+            "aiosmtpd>=1.4",
+            "flask>=3",
+            "gunicorn>=22",
+            "hypothesis>=6.100",
+        ],
+        "lint": ["ruff>=0.12", "mypy>=1.16"],
+    },
+    entry_points={"console_scripts": ["dbbasic-queue = dbbasic_queue.cli:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: System :: Distributed Computing",
+        "Typing :: Typed",
+    ],
+)
