@@ -38,6 +38,11 @@ _COUNT = re.compile(r"[0-9]{0,9}")
 _ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|(.))", re.DOTALL)
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _LONG_NUMBER = re.compile(r"[0-9]{4301}")  # Python's own limit for an int from text
+_PLAIN_ROW = re.compile(
+    r"([A-Za-z0-9._-]{1,64})\t([^\t\0]+)\t([^\t\0]*)"
+    rf"\t({'|'.join(STATUSES)})\t([0-9]{{1,12}})\t([0-9]{{1,12}})\t([0-9]{{1,9}})"
+    r"\t([^\t\0]*)\t([^\t\0\r]*)"
+)
 _SHORT = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"}
 _LONG = {"t": "\t", "n": "\n", "r": "\r"}
 
@@ -250,23 +255,31 @@ def is_binary(line: bytes) -> bool:
 def parse_row(line: bytes) -> Row | None:
     """Return the job that a line (without its end) holds, or None where it is no job.
 
-    Read over: a CR at the end; missing columns after `run_at`; tabs inside the error, as
+    Read over: a CR at the end; missing columns after `attempts` (a line that ends earlier may be
+    torn within `run_at`, and would run early); tabs inside the error, as
     dbbasic-queue 1.0.0 left them (then the last column is the result); a fractional instant.
     The payload's JSON is not looked at.
     """
-    if is_binary(line):
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
         return None
-    columns = line.decode().removesuffix("\r").split("\t")
-    if len(columns) < 6 or not _ID.fullmatch(columns[0]) or not columns[1]:
+    plain = _PLAIN_ROW.fullmatch(text)
+    if plain is None:
+        return _parse_lenient(text)
+    job_id, job_type, payload, status, created_at, run_at, attempts, error, result = plain.groups()
+    state = State(status, int(created_at), int(run_at), int(attempts), _printable(error), result)
+    return Row(job_id, job_type, payload, state)
+
+
+def _parse_lenient(text: str) -> Row | None:
+    columns = text.removesuffix("\r").split("\t")
+    if "\0" in text or len(columns) < 7 or not _ID.fullmatch(columns[0]) or not columns[1]:
         return None
     if len(columns) > 9:
         columns[7:-1] = ["\\t".join(columns[7:-1])]
-    state = _state(columns[3:] + [""] * (9 - len(columns)))
-    return Row(columns[0], columns[1], columns[2], state) if state else None
-
-
-def _state(columns: list[str]) -> State | None:
-    status, created_at, run_at, attempts, error, result = columns
+    columns += [""] * (9 - len(columns))
+    job_id, job_type, payload, status, created_at, run_at, attempts, error, result = columns
     if (
         status not in STATUSES
         or not _INSTANT.fullmatch(created_at)
@@ -274,16 +287,22 @@ def _state(columns: list[str]) -> State | None:
         or not _COUNT.fullmatch(attempts)
     ):
         return None
-    if not error.isprintable():  # left by another program: its backslashes are its own
-        error = "".join(_numbered(c) if _is_unsafe(c) else c for c in error)
-    return State(
+    state = State(
         status,
         math.ceil(float(created_at)),
         math.ceil(float(run_at)),
         int(attempts or 0),
-        error,
+        _printable(error),
         result,
     )
+    return Row(job_id, job_type, payload, state)
+
+
+def _printable(error: str) -> str:
+    """Return an error that another program left, its backslashes its own, without controls."""
+    if error.isprintable():
+        return error
+    return "".join(_numbered(c) if _is_unsafe(c) else c for c in error)
 
 
 # -- states and journal records ----------------------------------------------------------------

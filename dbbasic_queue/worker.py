@@ -133,6 +133,7 @@ class Pass:
         self.interrupts = Interrupts()
         self.batch: deque[Claim] = deque()
         self.begun_at = math.inf
+        self.log: Logger | None = None
         self.counts = dict.fromkeys(("completed", "failed", "retried", "delayed", "recovered"), 0)
 
     def run(self) -> dict[str, int]:
@@ -164,7 +165,9 @@ class Pass:
             while not self.interrupts.received and (batch := claims.claim(size)):
                 began = time.monotonic()
                 self.batch.extend(batch)
-                watcher.start_once()
+                self.log = logger()
+                if len(batch) > 1 or not claims.is_shown():
+                    watcher.start_once()
                 while self.batch and not self.interrupts.received:
                     try:
                         claim = self.batch.popleft()
@@ -186,8 +189,7 @@ class Pass:
                 unbegun.append(self.batch.popleft())
             except IndexError:
                 break
-        if unbegun:
-            claims.give_back(unbegun)
+        claims.give_back(unbegun)
 
     def _execute(self, claims: Claims, claim: Claim) -> None:
         before = claim.row.state
@@ -249,7 +251,7 @@ class Pass:
     def _report(self, claim: Claim, after: job.State, seconds: float) -> None:
         outcome = "retried" if after.status == job.PENDING else after.status
         self.counts[outcome] += 1
-        if log := logger():
+        if log := self.log:
             level = {"completed": 20, "retried": 30}.get(outcome, 40)
             if after.error and outcome == "completed":
                 level = 30

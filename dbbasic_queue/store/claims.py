@@ -26,12 +26,13 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 class Claim:
     """One attempt of one job: this pass's, until its outcome is recorded."""
 
-    __slots__ = ("key", "payload", "row", "state")
+    __slots__ = ("generation", "key", "payload", "row", "state")
 
-    def __init__(self, row: Row, payload: Any) -> None:
+    def __init__(self, row: Row, payload: Any, generation: int) -> None:
         self.key = row.id.encode()
         self.row = row
         self.payload = payload
+        self.generation = generation
         self.state = b""
 
 
@@ -45,6 +46,8 @@ class Claims:
         """
         self.store = store
         self.started_at = now
+        self._due: list[int] = []
+        self._held: dict[bytes, Claim] = {}
         with store.lock:
             store.catch_up()
             self.slot = slots.take(store.path)
@@ -56,7 +59,6 @@ class Claims:
                 self.release()
                 raise
             self._before = len(store.view.offsets)
-            self._due = store.view.due(now, self._before)
 
     def _recover(self, max_attempts: int, now: float) -> tuple[int, list[Row]]:
         view = self.store.view
@@ -86,11 +88,15 @@ class Claims:
                 self.store.catch_up()
                 claims = [claim for claim in candidates if self._is_due(claim)]
                 if claims:
-                    self.slot.write([(c.row.id, c.row.state.attempts) for c in claims])
+                    self._held = {claim.key: claim for claim in claims}
+                    self._list()
                     self.store.change([(c.key, c.state) for c in claims])
                     self.store.fold_if_cheap(CHEAP_IN_A_PASS, SHARE_OF_TIME)
                     return claims
         return []
+
+    def _list(self) -> None:
+        self.slot.write([(c.row.id, c.row.state.attempts) for c in self._held.values()])
 
     def _is_due(self, claim: Claim) -> bool:
         """Look again, under the lock: another pass may have it, a person have cancelled it."""
@@ -98,7 +104,9 @@ class Claims:
         number = view.index.get(claim.key)
         if number is None or view.when[number] > self.started_at:
             return False
-        row = view.row(number)
+        row: Row | None = claim.row
+        if claim.generation != view.generation or claim.key in view.records:
+            row = view.row(number)
         state = job.claim(row.state) if row else None
         if row is None or state is None:
             return False
@@ -125,7 +133,7 @@ class Claims:
                     continue
                 size += len(row.payload)
                 try:
-                    found.append(Claim(row, decode_json(row.payload or "{}")))
+                    found.append(Claim(row, decode_json(row.payload or "{}"), view.generation))
                 except ValueError:
                     view.when[number] = 1 << 62
                     view.unreadable.append(number)
@@ -138,13 +146,18 @@ class Claims:
         """
         with self.store.lock:
             self.store.catch_up()
-            if not self._is_current(claim):
-                return False
-            self._write([(claim.key, encode_state(state))])
-            return True
+            current = self._is_current(claim)
+            if current:
+                self._write([(claim.key, encode_state(state))])
+            self._held.pop(claim.key, None)
+            return current
 
     def give_back(self, claims: list[Claim], error: str = "") -> None:
-        """Put jobs back as they were, their attempts returned, for whoever claims them next."""
+        """Put jobs back as they were, their attempts returned, for whoever claims them next.
+
+        The slot's list is what is still held afterwards: another pass may claim one of these
+        under the same attempt's number, and die.
+        """
         with self.store.lock:
             self.store.catch_up()
             changes = []
@@ -152,8 +165,11 @@ class Claims:
                 state = job.give_back(decode_state(claim.state), error)
                 if state is not None and self._is_current(claim):
                     changes.append((claim.key, encode_state(state)))
+                self._held.pop(claim.key, None)
             if changes:
                 self._write(changes)
+            if len(self._held) < self.slot.claims:
+                self._list()
 
     def _is_current(self, claim: Claim) -> bool:
         view = self.store.view
@@ -171,6 +187,10 @@ class Claims:
                 raise
             self.slot.give_up_room()
             self.store.change(changes)
+
+    def is_shown(self) -> bool:
+        """Tell whether the file says what the journal says."""
+        return self.store.view.journal.end == 0
 
     def show(self) -> None:
         """Fold where that is cheap, so that `cat` shows what is running."""

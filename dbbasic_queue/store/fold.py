@@ -128,3 +128,4 @@ def _reject(path: str, lines: list[bytes], *, fsync: bool) -> None:
     append(file, os.fstat(file.fd).st_size, b"\n".join(lines) + b"\n")
     if fsync:
         os.fsync(file.fd)
+        sync_directory(os.path.dirname(path))

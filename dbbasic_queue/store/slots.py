@@ -37,6 +37,8 @@ class Slot:
         self.file = file
         self._head = f"pass\t{os.getpid()}\t{int(time.time())}\n"
         self._listed = 0
+        self._size = 0
+        self.claims = 0
 
     def write(self, claims: list[tuple[str, int]]) -> None:
         """List the claims of a batch, and take the room on the disk that their outcomes need.
@@ -44,18 +46,22 @@ class Slot:
         Raises StoreError where there is no such room: before a handler has run.
         """
         content = (self._head + "".join(f"{i}\t{n}\n" for i, n in claims)).encode()
-        room = _ROOM + _ROOM_A_CLAIM * len(claims)
+        size = max(self._size, len(content) + _ROOM + _ROOM_A_CLAIM * len(claims))
         try:
-            os.ftruncate(self.file.fd, 0)
+            # Written over, not cut first: on a full disk the blocks would be gone, and with them
+            # the list that says whose the job in hand is.
             os.lseek(self.file.fd, 0, os.SEEK_SET)
-            write_all(self.file.fd, content + b"\n" * room)
+            write_all(self.file.fd, content.ljust(size, b"\n"))
         except OSError as e:
             raise store_error(e, self.file.path, "no job was begun") from e
+        self._size = size
         self._listed = len(content)
+        self.claims = len(claims)
 
     def give_up_room(self) -> None:
         """Free the room on the disk: an outcome has found it full."""
         os.ftruncate(self.file.fd, self._listed)
+        self._size = self._listed
 
     def release(self) -> None:
         """End the pass: empty the list, and close the file, which frees its lock."""
@@ -75,7 +81,12 @@ def take(queue: str) -> Slot:
         file = open_or_create(_path(queue, number), os.O_RDWR)
         if lock_descriptor(file.fd, blocking=False):
             slot = Slot(file)
-            slot.write([])
+            try:
+                os.ftruncate(file.fd, 0)
+                slot.write([])
+            except BaseException:
+                slot.release()
+                raise
             return slot
     raise QueueBusy(
         errno.EAGAIN,

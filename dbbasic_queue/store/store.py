@@ -155,7 +155,10 @@ class Store:
             )
         if key in self.view.records:
             # Its row was taken out by hand: what the journal says is not about the new job.
+            # The cut, too, is on the disk before the new row is.
             self.fold()
+            if self.fsync:
+                sync(self._journal_for_append().fd)
             self.view.records.pop(key, None)
 
     # -- changes: all under the lock --

@@ -118,11 +118,13 @@ class View:
     `retrying`    numbers of the pending jobs with an attempt behind them
     `unreadable`  numbers of the lines that are no job
     `binary`      whether one of those would stop grep
+    `generation`  grows when rows that were read before have to be read again
     `records`     id -> the state that the journal gives it, as bytes
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.generation = 0
         self._forget()
 
     def _forget(self) -> None:
@@ -139,6 +141,7 @@ class View:
         self.records: dict[bytes, bytes] = {}
         self._block = b""
         self._block_at = 0
+        self.generation += 1
 
     def close(self) -> None:
         """Close both descriptors and forget what was read."""
@@ -339,3 +342,4 @@ class View:
         self.journal.end = 0
         self.journal.anchor = b""
         self._block = b""
+        self.generation += 1
