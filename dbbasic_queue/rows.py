@@ -223,7 +223,10 @@ def _from_datetime(instant: object, name: str) -> float:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception as e:  # noqa: BLE001 - an int of 5,000 digits, or whatever a class does
+        text = f"<{type(value).__name__}: {type(e).__name__}>"
     return escape(text if len(text) <= 80 else text[:77] + "...")
 
 

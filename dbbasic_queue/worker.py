@@ -15,9 +15,10 @@ import sys
 import threading
 import time
 from collections import deque
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 
 from dbbasic_queue import job
-from dbbasic_queue.errors import InvalidHandlers, StoreError
+from dbbasic_queue.errors import InvalidHandlers
 from dbbasic_queue.rows import MAX_ERROR, encode_json, escape
 from dbbasic_queue.store.claims import Claim, Claims
 
@@ -37,6 +38,7 @@ _BATCH_MOST = 1024
 _BATCH_GROWTH = 8
 _SLOW = 0.2
 _WATCH = 0.1
+_NOT_BEGUN = (AsyncGeneratorType, CoroutineType, GeneratorType)
 
 
 def check(handlers: Handlers, max_attempts: int) -> None:
@@ -66,7 +68,7 @@ def describe(error: BaseException) -> str:
     """
     name = type(error).__name__
     try:
-        message = str(error)[: MAX_ERROR + 1]
+        message = "".join((str(error),))[: MAX_ERROR + 1]  # a plain str, whatever it was
     except BaseException as e:  # noqa: BLE001 - whatever it is, the pass must go on
         message = f"(its text cannot be had: {type(e).__name__})"
     if len(message) > MAX_ERROR:
@@ -189,7 +191,11 @@ class Pass:
                 unbegun.append(self.batch.popleft())
             except IndexError:
                 break
-        claims.give_back(unbegun)
+        try:
+            claims.give_back(unbegun)
+        except BaseException:
+            self.batch.extendleft(reversed(unbegun))
+            raise
 
     def _execute(self, claims: Claims, claim: Claim) -> None:
         before = claim.row.state
@@ -206,7 +212,7 @@ class Pass:
         elif log := logger():
             log.warning(
                 "%s %s: the outcome of attempt %d came too late and is not recorded",
-                claim.row.type,
+                escape(claim.row.type),
                 claim.row.id,
                 before.attempts,
             )
@@ -225,10 +231,13 @@ class Pass:
                 self.interrupts.in_handler = False
                 if os.getpid() != self.process:
                     _end_child(row.type)
-            if hasattr(result, "__await__"):
-                if hasattr(result, "close"):
+            if isinstance(result, _NOT_BEGUN):
+                if not isinstance(result, AsyncGeneratorType):
                     result.close()
-                raise TypeError("the handler is a coroutine function, which a pass cannot run")
+                raise TypeError(
+                    f"the handler returned a {type(result).__name__}, which has not begun: "
+                    "give a plain function"
+                )
         except BaseException as e:  # noqa: BLE001 - SystemExit, too, is the job's error
             if isinstance(e, KeyboardInterrupt) and self.interrupts.received:
                 return None
@@ -265,6 +274,13 @@ class Pass:
                 _log(log, 40, row.id, row.type, row.state, None)
 
     def _report_unreadable(self) -> None:
+        rejected, self.store.rejected = self.store.rejected, 0
+        if rejected and (log := logger()):
+            log.warning(
+                "%d lines with NULs and the like were moved to %s.rejected, and are no jobs",
+                rejected,
+                self.store.path,
+            )
         lines = self.store.view.unreadable
         if lines and (log := logger()):
             shown = ", ".join(str(n + 2) for n in lines[:10]) + (" ..." if len(lines) > 10 else "")
@@ -284,7 +300,6 @@ class Watcher:
         self._claims = claims
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
-        self.error: Exception | None = None
 
     def start_once(self) -> None:
         """Begin to watch, at the first batch."""
@@ -305,15 +320,15 @@ class Watcher:
             try:
                 self._pass.give_back(self._claims)
                 self._claims.show()
-            except (StoreError, OSError):
+            except OSError:
                 return  # the pass meets the same error itself, where it can be raised
 
 
 def _end_child(job_type: str) -> None:
     """End a process that a handler has forked and left: it must not become a second worker."""
-    error = f"dbbasic_queue: the handler for {job_type} came back in a forked child; it ends here\n"
+    text = f"the handler for {escape(job_type)} came back in a forked child; it ends here\n"
     try:
-        os.write(2, error.encode())
+        os.write(2, b"dbbasic_queue: " + text.encode())
     finally:
         os._exit(1)
 
@@ -338,7 +353,7 @@ def _log(
     log.log(
         level,
         "%s %s %s, attempt %d%s",
-        job_type,
+        escape(job_type),
         job_id,
         outcome,
         state.attempts,

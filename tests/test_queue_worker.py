@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -22,7 +23,7 @@ import sys
 import time
 import tracemalloc
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 from aiosmtpd.controller import Controller
@@ -46,6 +47,21 @@ def worker() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def poll(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 # --- send_email
@@ -543,14 +559,7 @@ def test_a_program_that_takes_too_long_is_killed_with_all_that_it_started(
     with pytest.raises(RuntimeError, match="converter was killed after 1 seconds"):
         worker.convert_video({"source": "in.mp4", "target": "out.webm"})
     with open(tmp_path / "alive", encoding="utf-8") as lock:
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                assert time.monotonic() < deadline, "a grandchild outlived the timeout"
-                time.sleep(0.01)
+        poll(lambda: try_lock(lock))
     assert sorted(os.listdir(tmp_path)) == ["alive", "converter", "in.mp4"]
 
 
@@ -711,6 +720,61 @@ def test_a_pass_that_finds_every_slot_taken_ends_with_75(app: App) -> None:
         assert (done.returncode, done.stdout) == (75, "")
         assert done.stderr.startswith("queue_worker: ") and done.stderr.count("\n") == 1
     assert app.job("report-1")["attempts"] == "0"
+
+
+@contextlib.contextmanager
+def worker_in_a_video(app: App, program: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start the worker and wait until its converter has made the file `started`."""
+    app.add("video-1", "convert_video", {"source": "a.mp4", "target": "b.webm"})
+    with subprocess.Popen(
+        [sys.executable, "workers/queue_worker.py"],
+        cwd=app.home,
+        env={**app.environment, "VIDEO_CONVERTER": str(program)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
+        try:
+            poll((app.home / "started").exists)
+            yield process
+        finally:
+            process.kill()
+
+
+def test_ctrl_c_kills_the_program_of_the_job_in_hand_and_gives_the_job_back(
+    app: App, converter: Callable[[str], Path]
+) -> None:
+    program = converter(
+        "import fcntl\n"
+        "lock = open('alive', 'w')\n"
+        "fcntl.flock(lock, fcntl.LOCK_EX)\n"
+        "open(target, 'w').write('half')\n"
+        "open('started', 'w').close()\n"
+        "time.sleep(600)\n"
+    )
+    with worker_in_a_video(app, program) as process:
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=30)
+    assert (process.returncode, printed) == (130, b"")
+    assert app.job("video-1")["status"] == "pending"
+    assert sorted(os.listdir(app.home)) == ["alive", "data", "started", "workers"]
+    with open(app.home / "alive", encoding="utf-8") as lock:
+        poll(lambda: try_lock(lock))
+
+
+def test_sigterm_lets_the_job_in_hand_finish(app: App, converter: Callable[[str], Path]) -> None:
+    program = converter(
+        "open('started', 'w').close()\n"
+        "while not os.path.exists('go'):\n"
+        "    time.sleep(0.01)\n"
+        "open(target, 'w').write('whole')\n"
+    )
+    with worker_in_a_video(app, program) as process:
+        process.send_signal(signal.SIGTERM)
+        (app.home / "go").touch()
+        printed, _ = process.communicate(timeout=30)
+    assert (process.returncode, printed) == (143, b"")
+    assert app.job("video-1")["status"] == "completed"
+    assert (app.home / "b.webm").read_text(encoding="utf-8") == "whole"
 
 
 def test_a_queue_that_cannot_be_worked_is_one_line_and_1(app: App) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -55,14 +56,8 @@ assert job["result"] == "bob@example.com" and job["id"].startswith("sh-"), job
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give directories away")
-def test_in_both_directories_of_the_readme_root_and_the_web_server_share_the_queue(
-    tmp_path: Path,
-) -> None:
+def test_in_both_directories_of_the_readme_root_and_the_web_server_share_the_queue() -> None:
     (code,) = [c for lang, mark, c in BLOCK.findall(README) if (lang, mark) == ("sh", "root")]
-    subprocess.run(["sh", "-euc", code.replace("/srv/app", str(tmp_path))], check=True)
-    for parent in [tmp_path, *tmp_path.parents]:
-        if parent.stat().st_uid == 0 and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o011)
     program = """
 import os, pwd, sys
 import filelock
@@ -76,7 +71,13 @@ with Queue(sys.argv[2] + "/queue.tsv") as queue:
     queue.enqueue("who", sys.argv[1])
     assert queue.process_jobs({"who": str})["completed"] == 1
 """
-    directories = [path for path in sorted(tmp_path.iterdir()) if path.name.startswith("data")]
+    with tempfile.TemporaryDirectory() as app:  # tmp_path lies where only root may enter
+        Path(app).chmod(0o755)
+        subprocess.run(["sh", "-euc", code.replace("/srv/app", app)], check=True)
+        share(sorted(Path(app).iterdir()), program)
+
+
+def share(directories: list[Path], program: str) -> None:
     assert len(directories) == 2
     for number, directory in enumerate(directories):
         users = ["root", "www-data", "root"] if number % 2 else ["www-data", "root", "www-data"]
@@ -85,7 +86,7 @@ with Queue(sys.argv[2] + "/queue.tsv") as queue:
                 [sys.executable, "-c", program, user, str(directory)],
                 capture_output=True,
                 encoding="utf-8",
-                cwd=tmp_path,
+                cwd=directory,
             )
             assert done.returncode == 0, (user, directory, done.stderr)
 

@@ -6,7 +6,8 @@ every minute:
 
     * * * * * cd /srv/app && python3 workers/queue_worker.py
 
-The queue is the file named by DBBASIC_QUEUE_FILE, else data/queue.tsv below the working directory.
+(with the Python that has dbbasic_queue, such as /srv/app/venv/bin/python). The queue is the file
+that DBBASIC_QUEUE_FILE names, else data/queue.tsv below the working directory.
 
 A pass in which all went well prints nothing. A job that failed for good is named on stderr, which
 cron mails; a job that will be tried again is named only with QUEUE_LOG_LEVEL=WARNING, and every
@@ -17,7 +18,8 @@ Exit codes:
     0   the pass was made; whether a job failed is said by the queue and on stderr
     1   the queue could not be worked: one line on stderr says why
     2   wrong usage
-    75  no pass was made, because the greatest number of passes is at work (sysexits' EX_TEMPFAIL)
+    75  no pass was made: too many are at work, or the queue's lock was not to be had
+    130 stopped by Ctrl-C, 143 by SIGTERM: the job in hand is recorded or given back
 
 A handler takes the job's payload and returns a JSON value, or None. An exception is the job's
 error: the queue tries the job again later, and fails it after MAX_ATTEMPTS. A worker that is killed
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_ATTEMPTS = 3
-EX_TEMPFAIL = 75
+EX_TEMPFAIL = 75  # of sysexits.h
 STDERR_TAIL = 4096
 USAGE = "usage: queue_worker.py [-v]"
 
@@ -70,9 +72,8 @@ def send_email(payload: Any) -> dict[str, str]:
 
     to, subject, body = texts(payload, "to", "subject", "body", optional="message_id")
     recipient = mail_address("to", to)
-    sender = mail_address(
-        "SMTP_FROM", os.environ.get("SMTP_FROM") or f"queue@{socket.gethostname()}"
-    )
+    default_sender = f"queue@{socket.gethostname()}"
+    sender = mail_address("SMTP_FROM", os.environ.get("SMTP_FROM") or default_sender)
     message_id = payload.get("message_id", make_msgid(domain=sender.domain))
     if not re.fullmatch(r"<[!-;=?A-~]{1,200}@[!-;=?A-~]{1,200}>", str(message_id)):
         raise ValueError(f"message_id is not of the form <name@domain>: {message_id!r}")
@@ -121,7 +122,7 @@ def generate_report(payload: Any) -> dict[str, str | int]:
     refuse_same_file(source, target)
     source_delimiter, target_delimiter = delimiter_of(source), delimiter_of(target)
     rows = 0
-    groups: dict[str, list[Any]] = {}
+    groups: dict[str, tuple[int, Decimal, Decimal, Decimal]] = {}
     with open(source, encoding="utf-8-sig", newline="") as table:
         reader = csv.DictReader(table, delimiter=source_delimiter, strict=True)
         for column in (group_by, value):
@@ -137,14 +138,9 @@ def generate_report(payload: Any) -> dict[str, str | int]:
                 amount = Decimal("NaN")
             if not amount.is_finite():
                 raise ValueError(f"{source}, line {reader.line_num}: no number in column {value!r}")
-            group = groups.get(row[group_by])
-            if group is None:
-                groups[row[group_by]] = [1, amount, amount, amount]
-            else:
-                group[0] += 1
-                group[1] += amount
-                group[2] = min(group[2], amount)
-                group[3] = max(group[3], amount)
+            key = row[group_by]
+            count, total, least, most = groups.get(key, (0, Decimal(0), amount, amount))
+            groups[key] = (count + 1, total + amount, min(least, amount), max(most, amount))
 
     with whole_file(target) as name, open(name, "x", encoding="utf-8", newline="") as report:
         writer = csv.writer(report, delimiter=target_delimiter, lineterminator="\n")
@@ -233,11 +229,9 @@ def mail_address(name: str, text: str) -> Any:
 
 def delimiter_of(name: str) -> str:
     """Return what separates the columns of a file of this name."""
-    delimiters = {".csv": ",", ".tsv": "\t"}
-    suffix = os.path.splitext(name)[1].lower()
-    if suffix not in delimiters:
+    if not name.lower().endswith((".csv", ".tsv")):
         raise ValueError(f"{name!r} must end in .csv or .tsv")
-    return delimiters[suffix]
+    return "," if name.lower().endswith(".csv") else "\t"
 
 
 def refuse_same_file(source: str, target: str) -> None:
@@ -319,12 +313,11 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         process_jobs(HANDLERS, max_attempts=MAX_ATTEMPTS)
-    except QueueBusy as error:
-        print(f"queue_worker: {error}", file=sys.stderr)
-        return EX_TEMPFAIL
+    except KeyboardInterrupt:
+        return 130
     except (QueueError, OSError) as error:
         print(f"queue_worker: {error}", file=sys.stderr)
-        return 1
+        return EX_TEMPFAIL if isinstance(error, QueueBusy) else 1
     return 0
 
 

@@ -55,28 +55,42 @@ class Claims:
             try:
                 store.view.refresh()
                 self.recovered, self.lost = self._recover(max_attempts, now)
+                self.slot.write([])
             except BaseException:
                 self.release()
                 raise
             self._before = len(store.view.offsets)
 
     def _recover(self, max_attempts: int, now: float) -> tuple[int, list[Row]]:
+        """Recover the jobs of dead passes; return how many, and those that failed by it."""
         view = self.store.view
+        rows = {row.id: row for n in sorted(view.processing) if (row := view.row(n))}
+
+        def is_open(job_id: str, attempt: int) -> bool:
+            return job_id in rows and rows[job_id].state.attempts == attempt
+
+        survey = slots.Survey(self.store.path, self.slot, is_open)
         changes = self.store.unexplained(now)
-        rows = [row for n in sorted(view.processing) if (row := view.row(n))]
-        alive = slots.live_claims(self.store.path, self.slot) if rows else set()
-        dead = [row for row in rows if (row.id, row.state.attempts) not in alive]
+        recovered = 0
         failed = []
-        for row in dead:
-            state = job.recover(row.state, max_attempts, now)
+        for row in rows.values():
+            claim = (row.id, row.state.attempts)
+            if claim in survey.alive:
+                continue
+            if claim in survey.unbegun and claim not in survey.begun:
+                state = job.give_back(row.state)
+            else:
+                state = job.recover(row.state, max_attempts, now)
             assert state is not None
             row.state = state
             changes.append((row.id.encode(), encode_state(state)))
+            recovered += 1
             if state.status == job.FAILED:
                 failed.append(row)
         if changes:
             self.store.change(changes)
-        return len(dead), failed
+        survey.clear()
+        return recovered, failed
 
     def claim(self, most: int) -> list[Claim]:
         """Claim up to `most` due jobs, earliest `run_at` first; recorded on return.
@@ -88,7 +102,8 @@ class Claims:
                 self.store.catch_up()
                 claims = [claim for claim in candidates if self._is_due(claim)]
                 if claims:
-                    self._held = {claim.key: claim for claim in claims}
+                    # First what will be begun first; then what the watcher is giving back.
+                    self._held = {claim.key: claim for claim in claims} | self._held
                     self._list()
                     self.store.change([(c.key, c.state) for c in claims])
                     self.store.fold_if_cheap(CHEAP_IN_A_PASS, SHARE_OF_TIME)
@@ -107,6 +122,8 @@ class Claims:
         row: Row | None = claim.row
         if claim.generation != view.generation or claim.key in view.records:
             row = view.row(number)
+            if row is not None and row.payload != claim.row.payload:
+                return False  # another job with the same id
         state = job.claim(row.state) if row else None
         if row is None or state is None:
             return False
@@ -120,7 +137,7 @@ class Claims:
         found: list[Claim] = []
         size = 0
         view = self.store.view
-        with self.store.lock.mutex:
+        with self.store.lock.reading:
             if not self._due:
                 view.refresh()
                 self._due = view.due(self.started_at, self._before)
@@ -208,4 +225,4 @@ class Claims:
     def release(self) -> None:
         """Let go of the slot: whatever is still claimed is for the next pass to recover."""
         self.store.slots.remove(self.slot)
-        self.slot.release()
+        self.slot.release(clear=not self._held)

@@ -14,7 +14,6 @@ import os
 import stat
 import sys
 import time
-from contextlib import suppress
 
 from dbbasic_queue.errors import NotAQueue, StoreError
 
@@ -62,7 +61,7 @@ class OpenFile:
     def is_at_path(self) -> bool:
         """Tell whether the path still leads to this very file."""
         try:
-            status = os.stat(self.path)
+            status = os.lstat(self.path)
         except FileNotFoundError:
             return False
         return (status.st_dev, status.st_ino) == self.identity
@@ -106,7 +105,6 @@ def _not_ours(path: str) -> NotAQueue:
 def create_file(path: str, flags: int) -> OpenFile | None:
     """Create a file with the access that its directory suggests; None if there is one already."""
     directory = os.stat(os.path.dirname(path))
-    shared = bool(directory.st_mode & stat.S_IWGRP)
     try:
         fd = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError:
@@ -114,18 +112,28 @@ def create_file(path: str, flags: int) -> OpenFile | None:
     except OSError as e:
         raise store_error(e, path, "nothing was done") from e
     file = OpenFile(fd, path, os.fstat(fd))
-    if shared:
-        shared = _give(fd, -1, directory.st_gid)
-    os.fchmod(fd, 0o660 if shared else 0o600)
+    _set_access(fd, directory)
+    return file
+
+
+def _set_access(fd: int, directory: os.stat_result) -> None:
+    shared = bool(directory.st_mode & stat.S_IWGRP) and _give(fd, -1, directory.st_gid)
     if os.geteuid() == 0 and directory.st_uid != 0:
         _give(fd, directory.st_uid, -1 if shared else directory.st_gid)
-    return file
+    os.fchmod(fd, 0o660 if shared else 0o600)
 
 
 def open_or_create(path: str, flags: int) -> OpenFile:
     """Open a file of the queue, creating it where there is none."""
     while True:
-        file = open_file(path, flags) or create_file(path, flags)
+        file = open_file(path, flags)
+        if file is not None:
+            status = os.fstat(file.fd)
+            if not status.st_size and os.geteuid() in (0, status.st_uid):
+                # Its creator may have been killed before it could set the mode.
+                _set_access(file.fd, os.stat(os.path.dirname(path)))
+            return file
+        file = create_file(path, flags)
         if file is not None:
             return file
 
@@ -236,8 +244,11 @@ def append(file: OpenFile, size: int, content: bytes) -> None:
     try:
         write_all(file.fd, content)
     except BaseException as e:
-        with suppress(OSError):
+        consequence = "nothing was added"
+        try:
             os.ftruncate(file.fd, size)
+        except OSError:
+            consequence = "a part may have been added, and could not be taken back"
         if isinstance(e, OSError):
-            raise store_error(e, file.path, "nothing was added") from e
+            raise store_error(e, file.path, consequence) from e
         raise

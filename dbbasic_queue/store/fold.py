@@ -31,11 +31,11 @@ from dbbasic_queue.store.view import View
 _ANCHOR = 64
 
 
-def fold(view: View, journal: OpenFile | None, *, fsync: bool) -> None:
+def fold(view: View, journal: OpenFile | None, *, fsync: bool) -> tuple[OpenFile, int]:
     """Rewrite the file with the journal's changes in it, then cut the journal. Under the lock.
 
-    `view` is up to date, and is so afterwards. Raises StoreError, and has changed nothing, where
-    the new file cannot be written.
+    `view` is up to date, and is so afterwards. Returns the new file, and how many lines were
+    rejected. Raises OSError, and has changed nothing, where the new file cannot be written.
     """
     old = view.rows.file
     assert old is not None
@@ -70,6 +70,7 @@ def fold(view: View, journal: OpenFile | None, *, fsync: bool) -> None:
         view.refresh()
     else:
         view.adopt(new, end, anchor, offsets)
+    return new, len(rejected)
 
 
 def create(path: str, *, fsync: bool) -> None:

@@ -12,8 +12,9 @@ import errno
 import os
 import threading
 import time
+from contextlib import suppress
 
-from dbbasic_queue.errors import QueueBusy
+from dbbasic_queue.errors import QueueBusy, QueueError
 from dbbasic_queue.store.files import OpenFile, open_or_create, prepare_directory, store_error
 
 PATIENCE = 60.0
@@ -23,24 +24,48 @@ _FIRST_PAUSE = 0.0002
 _LONGEST_PAUSE = 0.002
 
 
+def name_error(error: BaseException | None, path: str) -> None:
+    """Raise the system's bare error as a StoreError; what it says is true as long as the change
+    itself, and all behind it, raise their own."""
+    if isinstance(error, OSError) and not isinstance(error, QueueError):
+        raise store_error(error, error.filename or path, "nothing was done") from error
+
+
+class Reading:
+    """`with reading:` keeps other threads out; the lock is not taken."""
+
+    def __init__(self, lock: QueueLock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        self._lock.mutex.acquire()
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._lock.mutex.release()
+        name_error(error, self._lock.path)
+
+
 class QueueLock:
     """`with lock:` is the only time when the queue's files change."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.mutex = threading.Lock()
+        self.reading = Reading(self)
         self._file: OpenFile | None = None
 
     def __enter__(self) -> None:
         self.mutex.acquire()
         try:
             self._acquire()
-        except BaseException:
+        except BaseException as e:
             self._release()
+            name_error(e, self.path)
             raise
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._release()
+        name_error(error, self.path)
 
     def _acquire(self) -> None:
         file = self._file or self._open()
@@ -71,26 +96,22 @@ class QueueLock:
     def _wait(self, fd: int) -> None:
         end = time.monotonic() + PATIENCE
         pause = _FIRST_PAUSE
-        try:
-            while not self._try_lock(fd, blocking=False):
-                if time.monotonic() > end:
-                    raise QueueBusy(
-                        errno.EAGAIN,
-                        f"the lock has been taken for {PATIENCE:.0f} seconds; nothing was done "
-                        f"(fuser -v {self.path} shows who holds it: a stopped process?)",
-                        self.path,
-                    )
-                time.sleep(pause)
-                pause = min(pause * 1.5, _LONGEST_PAUSE)
-        except QueueBusy:
-            raise
-        except OSError as e:
-            raise store_error(e, self.path, "the lock was not taken; nothing was done") from e
+        while not self._try_lock(fd, blocking=False):
+            if time.monotonic() > end:
+                raise QueueBusy(
+                    errno.EAGAIN,
+                    f"the lock has been taken for {PATIENCE:.0f} seconds; nothing was done "
+                    f"(fuser -v {self.path} shows who holds it: a stopped process?)",
+                    self.path,
+                )
+            time.sleep(pause)
+            pause = min(pause * 1.5, _LONGEST_PAUSE)
 
     def touch(self) -> None:
         """Note in the lock file's times that a fold has been made now."""
         assert self._file is not None
-        os.utime(self._file.fd)
+        with suppress(OSError):  # only the file's owner may; then folds come a little oftener
+            os.utime(self._file.fd)
 
     def touched_at(self) -> float:
         """Return when a fold was last made, by whomever, in Unix seconds."""

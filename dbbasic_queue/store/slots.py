@@ -2,7 +2,9 @@ r"""Who is alive: a pass holds the lock of its slot file as long as it lives, an
 
 The kernel is the heartbeat: however a process ends, its `flock` is gone. A job that is
 `processing` and stands in the list of no locked slot has lost its pass. A list is written whole,
-under the queue's lock, before the claims are recorded; what a crash leaves of it means nothing.
+under the queue's lock, before the claims are recorded, in the order in which they will be begun.
+It is not synced: after a power cut no lock is held, and what is left of it decides no more than
+whose attempt counts.
 
     pass <process id> <Unix seconds>     who holds the slot, for a person who looks
     <job id> <attempt>                   one line a claim
@@ -24,6 +26,11 @@ from dbbasic_queue.store.files import OpenFile, open_file, open_or_create, store
 SLOTS = 64
 _ROOM = 8192
 _ROOM_A_CLAIM = 160
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def _path(queue: str, number: int) -> str:
@@ -63,15 +70,19 @@ class Slot:
         os.ftruncate(self.file.fd, self._listed)
         self._size = self._listed
 
-    def release(self) -> None:
-        """End the pass: empty the list, and close the file, which frees its lock."""
-        with suppress(OSError):  # a list in a slot that is not locked means nothing
-            os.ftruncate(self.file.fd, 0)
+    def release(self, *, clear: bool) -> None:
+        """End the pass: close the file, which frees its lock.
+
+        The list is emptied, or left for the pass that recovers what is still open in it.
+        """
+        if clear:
+            with suppress(OSError):  # a claim that is not open any more means nothing
+                os.ftruncate(self.file.fd, 0)
         self.file.close()
 
 
 def take(queue: str) -> Slot:
-    """Lock a free slot, and empty it. Under the queue's lock.
+    """Lock a free slot; its list still is what a dead pass may have left. Under the queue's lock.
 
     Raises QueueBusy if all are held: a job that hangs must not make cron pile up processes.
     """
@@ -80,14 +91,7 @@ def take(queue: str) -> Slot:
     for number in range(1, SLOTS + 1):
         file = open_or_create(_path(queue, number), os.O_RDWR)
         if lock_descriptor(file.fd, blocking=False):
-            slot = Slot(file)
-            try:
-                os.ftruncate(file.fd, 0)
-                slot.write([])
-            except BaseException:
-                slot.release()
-                raise
-            return slot
+            return Slot(file)
     raise QueueBusy(
         errno.EAGAIN,
         f"all {SLOTS} passes that may overlap are running: nothing was done "
@@ -96,27 +100,51 @@ def take(queue: str) -> Slot:
     )
 
 
-def live_claims(queue: str, own: Slot) -> set[tuple[str, int]]:
-    """Return the (job id, attempt) of every claim of the other passes that are alive.
+class Survey:
+    """What the slots' lists say. Under the queue's lock, so that every list is whole.
 
-    Under the queue's lock, so that every list is whole.
+    `alive` are the claims of the other passes that are alive. `begun` and `unbegun` are those of
+    dead ones: a pass works through its list in order, so of its claims that are still open only
+    the first can have been begun.
     """
-    from filelock import lock_descriptor
 
-    claims: set[tuple[str, int]] = set()
-    for number in range(1, SLOTS + 1):
-        path = _path(queue, number)
-        file = open_file(path, os.O_RDWR)
-        if file is None or file.identity == own.file.identity:
-            continue
-        if lock_descriptor(file.fd, blocking=False):
-            continue  # nobody lives there; closing the file frees it again
-        try:
-            content = os.pread(file.fd, os.fstat(file.fd).st_size, 0)
-        except OSError as e:
-            raise store_error(e, path, "nothing was recovered") from e
-        for line in content.decode("utf-8", "replace").split("\n")[1:]:
-            job_id, _, attempt = line.partition("\t")
-            if attempt.isdigit():
-                claims.add((job_id, int(attempt)))
+    def __init__(self, queue: str, own: Slot, is_open: Callable[[str, int], bool]) -> None:
+        from filelock import lock_descriptor
+
+        self.alive: set[tuple[str, int]] = set()
+        self.begun: set[tuple[str, int]] = set()
+        self.unbegun: set[tuple[str, int]] = set()
+        self._left: list[OpenFile] = []
+        self._note_dead(_read(own.file), is_open)
+        for number in range(1, SLOTS + 1):
+            file = open_file(_path(queue, number), os.O_RDWR)
+            if file is None or file.identity == own.file.identity:
+                continue
+            if not lock_descriptor(file.fd, blocking=False):
+                self.alive.update(_read(file))
+            elif claims := _read(file):
+                self._note_dead(claims, is_open)
+                self._left.append(file)  # locked until it is cleared
+
+    def _note_dead(
+        self, claims: list[tuple[str, int]], is_open: Callable[[str, int], bool]
+    ) -> None:
+        still = [claim for claim in claims if is_open(*claim)]
+        self.begun.update(still[:1])
+        self.unbegun.update(still[1:])
+
+    def clear(self) -> None:
+        """Empty the lists of dead passes: their jobs have been recovered, and are on the disk."""
+        for file in self._left:
+            os.ftruncate(file.fd, 0)
+        self._left.clear()
+
+
+def _read(file: OpenFile) -> list[tuple[str, int]]:
+    content = os.pread(file.fd, os.fstat(file.fd).st_size, 0).decode("utf-8", "replace")
+    claims = []
+    for line in content.split("\n")[1:]:
+        job_id, _, attempt = line.partition("\t")
+        if attempt.isdecimal():
+            claims.append((job_id, int(attempt)))
     return claims

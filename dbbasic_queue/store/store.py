@@ -9,13 +9,21 @@ from __future__ import annotations
 import os
 import time
 import weakref
+from contextlib import suppress
 
-from dbbasic_queue.errors import DuplicateJob, NotAQueue, QueueError, StoreError
+from dbbasic_queue.errors import DuplicateJob
 from dbbasic_queue.job import backoff, cancel, clamp, later
 from dbbasic_queue.rows import HEADER, encode_record, encode_state
 from dbbasic_queue.store import fold
-from dbbasic_queue.store.files import OpenFile, append, open_file, open_or_create, store_error, sync
-from dbbasic_queue.store.files import sync_directory as _sync_directory
+from dbbasic_queue.store.files import (
+    OpenFile,
+    append,
+    open_file,
+    open_or_create,
+    store_error,
+    sync,
+    sync_directory,
+)
 from dbbasic_queue.store.lock import QueueLock
 from dbbasic_queue.store.view import Follower, View, require_header
 
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
 CHEAP_IN_A_PASS = 0.005
 CHEAP_OUTSIDE = 0.050
 SHARE_OF_TIME = 0.05
+_SECONDS_A_BYTE = 1e-8
 
 
 class Store:
@@ -43,7 +52,8 @@ class Store:
         self._rows: OpenFile | None = None
         self._ended_at = -1
         self._journal: OpenFile | None = None
-        self._fold_seconds_per_byte = 2e-8
+        self._last_fold = (0.001, 0)
+        self.rejected = 0
         _stores.add(self)
 
     def close(self) -> None:
@@ -89,33 +99,33 @@ class Store:
             try:
                 sync(file.fd)
             except OSError as e:
-                raise self._after_failed_sync(e, file, size, content) from e
+                self._rows = None
+                consequence = "the jobs were added and may run, but may not survive a power cut"
+                with suppress(OSError), self.lock:
+                    if self._take_back(file, size, content):
+                        consequence = "nothing was added"
+                raise store_error(e, self.path, consequence) from e
 
-    def _after_failed_sync(
-        self, e: OSError, file: OpenFile, size: int, content: bytes
-    ) -> StoreError:
-        """Take unsynced rows back, where they still are the last ones and nobody has begun them.
+    def _take_back(self, file: OpenFile, size: int, content: bytes) -> bool:
+        """Cut unsynced rows off, where they still are the last ones and nobody has begun them.
 
         The descriptor is not synced again: after an error the kernel may take the lost pages for
         clean (https://lwn.net/Articles/752063/).
         """
-        self._rows = None
-        with self.lock:
-            end = size + len(content)
-            if file.is_at_path() and os.fstat(file.fd).st_size == end:
-                self.view.refresh()
-                first = len(self.view.offsets) - content.count(b"\n")
-                states = self.view.records
-                if not any(self.view.index.get(i, -1) >= first for i in states):
-                    os.ftruncate(file.fd, size)
-                    return store_error(e, self.path, "nothing was added")
-        return store_error(e, self.path, "the jobs were added and may run, but are not safe yet")
+        if not file.is_at_path() or os.fstat(file.fd).st_size != size + len(content):
+            return False
+        self.view.refresh()
+        first = len(self.view.offsets) - content.count(b"\n")
+        if any(self.view.index.get(job_id, -1) >= first for job_id in self.view.records):
+            return False
+        os.ftruncate(file.fd, size)
+        return True
 
     def _rows_for_append(self) -> tuple[OpenFile, int]:
         """Return the file that is at the path now, its last line ended, and its size."""
         while True:
             try:
-                status = os.stat(self.path)
+                status = os.lstat(self.path)
             except FileNotFoundError:
                 fold.create(self.path, fsync=self.fsync)
                 continue
@@ -124,10 +134,13 @@ class Store:
                 file = open_file(self.path, os.O_RDWR | os.O_APPEND)
                 if file is None:
                     continue
-                self._begin(file, status.st_size)
+                self._begin(file)
                 self._rows = file
                 continue
             size = status.st_size
+            if not size:
+                self._begin(file)
+                continue
             if size != self._ended_at:
                 if os.pread(file.fd, 1, size - 1) != b"\n":
                     append(file, size, b"\n")
@@ -135,14 +148,17 @@ class Store:
                 self._ended_at = size
             return file, size
 
-    def _begin(self, file: OpenFile, size: int) -> None:
-        """See that the file begins with the header; an empty one is given it."""
+    def _begin(self, file: OpenFile) -> None:
+        """See that the file begins with the header, an empty one is given it; and that its name
+        is on the disk: whoever put it into place may have been killed before that was so."""
         start = os.pread(file.fd, len(HEADER) + 4, 0)
         if len(start) < len(HEADER) and HEADER.startswith(start):
             os.ftruncate(file.fd, 0)
             append(file, 0, HEADER)
         else:
             require_header(start.split(b"\n")[0], self.path)
+        if self.fsync:
+            sync_directory(os.path.dirname(self.path))
         self._ended_at = -1
 
     def _check_free(self, job_id: str) -> None:
@@ -166,7 +182,7 @@ class Store:
     def cancel(self, job_id: str) -> bool:
         """Cancel a job if it is pending; on the disk, and mostly in the file, on return."""
         key = job_id.encode("utf-8", "replace")
-        with self.lock.mutex:
+        with self.lock.reading:
             self.view.refresh()
             if key not in self.view.index:
                 return False
@@ -221,8 +237,8 @@ class Store:
             file = self._journal = open_or_create(path, os.O_RDWR | os.O_APPEND)
             if seen is None:
                 self.view.journal = Follower(file)
-                if self.fsync:
-                    _sync_directory(os.path.dirname(path))
+            if self.fsync:
+                sync_directory(os.path.dirname(path))
         return file
 
     def _let_go_of_journal(self) -> None:
@@ -239,11 +255,10 @@ class Store:
             return
         started = time.perf_counter()
         journal = self._journal_for_append() if self.view.journal.file else None
-        fold.fold(self.view, journal, fsync=self.fsync)
-        self._rows = self.view.rows.file
+        self._rows, rejected = fold.fold(self.view, journal, fsync=self.fsync)
         self._ended_at = self.view.rows.end
-        seconds = time.perf_counter() - started
-        self._fold_seconds_per_byte = seconds / max(self.view.rows.end, 1)
+        self.rejected += rejected
+        self._last_fold = (time.perf_counter() - started, self.view.rows.end)
         self.lock.touch()
 
     def fold_if_cheap(self, seconds: float, share: float = 0.0) -> None:
@@ -251,15 +266,16 @@ class Store:
 
         What cannot be folded now (a full disk) is in the journal, and is folded later.
         """
-        cost = self._fold_seconds_per_byte * self.view.rows.end
+        seconds_then, bytes_then = self._last_fold
+        cost = seconds_then + max(self.view.rows.end - bytes_then, 0) * _SECONDS_A_BYTE
         if cost < seconds or cost < share * abs(time.time() - self.lock.touched_at()):
             self.try_fold()
 
-    def try_fold(self) -> QueueError | None:
+    def try_fold(self) -> OSError | None:
         """Fold; return the error where that cannot be done now, and nothing is lost by waiting."""
         try:
             self.fold()
-        except (StoreError, NotAQueue) as e:
+        except OSError as e:
             return e
         return None
 
@@ -267,13 +283,13 @@ class Store:
 
     def find(self, job_id: str) -> Row | None:
         """Return the job with this id as it stands, or None."""
-        with self.lock.mutex:
+        with self.lock.reading:
             self.view.refresh()
             return self.view.find(job_id.encode("utf-8", "replace"))
 
     def rows(self) -> Iterator[Row]:
         """Yield every job as it stood at the first step, in the file's order."""
-        with self.lock.mutex:
+        with self.lock.reading:
             self.view.refresh()
             view = self.view.snapshot()
         for first, lines in view.chunks():
@@ -284,7 +300,7 @@ class Store:
 
     def has_work(self, now: float) -> bool:
         """Tell, without the lock, whether a pass would have anything to do."""
-        with self.lock.mutex:
+        with self.lock.reading:
             view = self.view
             view.refresh()
             return bool(

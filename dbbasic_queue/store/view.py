@@ -19,6 +19,7 @@ from itertools import accumulate
 
 from dbbasic_queue.errors import NotAQueue
 from dbbasic_queue.rows import (
+    HEADER,
     Row,
     decode_record,
     decode_state,
@@ -144,10 +145,7 @@ class View:
         self.generation += 1
 
     def close(self) -> None:
-        """Close both descriptors and forget what was read."""
-        for follower in (self.rows, self.journal):
-            if follower.file is not None:
-                follower.file.close()
+        """Forget what was read; the files are closed when nobody else uses them either."""
         self._forget()
 
     # -- reading --
@@ -160,9 +158,14 @@ class View:
                 records = self._new_records()
                 while content := self.rows.read():
                     self._scan(content)
+                if not self.rows.end:
+                    self._require_header_begun()
             except Rewritten:
                 self._forget()
                 continue
+            except BaseException:
+                self._forget()  # what was read half may not be taken for read
+                raise
             if self.rows.file is None or self.rows.file.is_at_path():
                 break
             self._forget()
@@ -209,7 +212,9 @@ class View:
                 and columns[4].isdigit()
                 and columns[5].isdigit()
                 and columns[6].isdigit()
+                and len(columns[4]) <= 12
                 and len(columns[5]) <= 12
+                and len(columns[6]) <= 9
                 and columns[1]
             ):
                 run_at = int(columns[5])
@@ -236,6 +241,13 @@ class View:
                 if job_id in self.records:
                     self.apply(job_id, self.records[job_id])
             number += 1
+
+    def _require_header_begun(self) -> None:
+        """Refuse a file without a single line, unless it is empty or a header cut short."""
+        if self.rows.file is not None:
+            start = os.pread(self.rows.file.fd, len(HEADER), 0)
+            if not HEADER.startswith(start):
+                require_header(start, self.path)
 
     def _skip_header(self, lines: list[bytes]) -> int:
         header = lines.pop(0)
