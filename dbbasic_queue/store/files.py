@@ -252,3 +252,14 @@ def append(file: OpenFile, size: int, content: bytes) -> None:
         if isinstance(e, OSError):
             raise store_error(e, file.path, consequence) from e
         raise
+
+
+def end_last_line(file: OpenFile, size: int) -> int:
+    """End a torn last line of a file of `size` bytes, so that it tears no other; return its size.
+
+    Under the lock.
+    """
+    if not size or os.pread(file.fd, 1, size - 1) == b"\n":
+        return size
+    append(file, size, b"\n")
+    return size + 1

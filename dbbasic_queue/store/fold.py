@@ -20,6 +20,7 @@ from dbbasic_queue.store.files import (
     OpenFile,
     append,
     create_file,
+    end_last_line,
     open_or_create,
     replace_like,
     store_error,
@@ -126,7 +127,8 @@ def _write_rows(view: View, new: OpenFile) -> tuple[list[bytes], array[int], int
 
 def _reject(path: str, lines: list[bytes], *, fsync: bool) -> None:
     file = open_or_create(path, os.O_RDWR | os.O_APPEND)
-    append(file, os.fstat(file.fd).st_size, b"\n".join(lines) + b"\n")
+    size = end_last_line(file, os.fstat(file.fd).st_size)
+    append(file, size, b"\n".join(lines) + b"\n")
     if fsync:
         os.fsync(file.fd)
         sync_directory(os.path.dirname(path))

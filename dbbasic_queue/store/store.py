@@ -18,6 +18,7 @@ from dbbasic_queue.store import fold
 from dbbasic_queue.store.files import (
     OpenFile,
     append,
+    end_last_line,
     open_file,
     open_or_create,
     store_error,
@@ -142,10 +143,7 @@ class Store:
                 self._begin(file)
                 continue
             if size != self._ended_at:
-                if os.pread(file.fd, 1, size - 1) != b"\n":
-                    append(file, size, b"\n")
-                    size += 1
-                self._ended_at = size
+                self._ended_at = size = end_last_line(file, size)
             return file, size
 
     def _begin(self, file: OpenFile) -> None:
