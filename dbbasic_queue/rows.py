@@ -38,11 +38,12 @@ _COUNT = re.compile(r"[0-9]{0,9}")
 _ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|(.))", re.DOTALL)
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _LONG_NUMBER = re.compile(r"[0-9]{4301}")  # Python's own limit for an int from text
-_PLAIN_ROW = re.compile(
-    r"([A-Za-z0-9._-]{1,64})\t([^\t\0]+)\t([^\t\0]*)"
-    rf"\t({'|'.join(STATUSES)})\t([0-9]{{1,12}})\t([0-9]{{1,12}})\t([0-9]{{1,9}})"
+_STATE = (
+    rf"({'|'.join(STATUSES)})\t([0-9]{{1,12}})\t([0-9]{{1,12}})\t([0-9]{{1,9}})"
     r"\t([^\t\0]*)\t([^\t\0\r]*)"
 )
+_PLAIN_ROW = re.compile(r"([A-Za-z0-9._-]{1,64})\t([^\t\0]+)\t([^\t\0]*)\t" + _STATE)
+_PLAIN_STATE = re.compile(_STATE.encode())
 _SHORT = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"}
 _LONG = {"t": "\t", "n": "\n", "r": "\r"}
 
@@ -343,4 +344,4 @@ def decode_record(line: bytes) -> tuple[bytes, bytes] | None:
     if b"%08x" % crc32(body) != checksum:
         return None
     job_id, _, state = body.partition(b"\t")
-    return (job_id, state) if state.count(b"\t") == 5 else None
+    return (job_id, state) if _PLAIN_STATE.fullmatch(state) else None

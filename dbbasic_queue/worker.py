@@ -89,6 +89,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.received: list[int] = []
         self.in_handler = False
+        self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -103,6 +104,10 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _receive(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a child that a handler has forked: as if we were not
+            signal.signal(number, self._before[number])
+            os.kill(os.getpid(), number)
+            return
         self.received.append(number)
         if self.in_handler and (number == signal.SIGINT or len(self.received) > 1):
             raise KeyboardInterrupt

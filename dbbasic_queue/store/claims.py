@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _BATCH_BYTES = 1 << 20
+_READ_AHEAD = 1 << 16
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -49,11 +50,10 @@ class Claims:
         self._due: list[int] = []
         self._held: dict[bytes, Claim] = {}
         with store.lock:
-            store.catch_up()
+            store.read_new()
             self.slot = slots.take(store.path)
             store.slots.append(self.slot)
             try:
-                store.view.refresh()
                 self.recovered, self.lost = self._recover(max_attempts, now)
                 self.slot.write([])
             except BaseException:
@@ -99,7 +99,7 @@ class Claims:
         """
         while candidates := self._candidates(most):
             with self.store.lock:
-                self.store.catch_up()
+                self.store.read_new()
                 claims = [claim for claim in candidates if self._is_due(claim)]
                 if claims:
                     # First what will be begun first; then what the watcher is giving back.
@@ -145,7 +145,7 @@ class Claims:
                 number = self._due.pop()
                 if number >= len(view.offsets) or view.when[number] > self.started_at:
                     continue
-                row = view.row(number)
+                row = view.row(number, ahead=_READ_AHEAD)
                 if row is None:
                     continue
                 size += len(row.payload)

@@ -39,6 +39,7 @@ CHEAP_IN_A_PASS = 0.005
 CHEAP_OUTSIDE = 0.050
 SHARE_OF_TIME = 0.05
 _SECONDS_A_BYTE = 1e-8
+_LOOKUPS_WITHOUT_INDEX = 2
 
 
 class Store:
@@ -54,6 +55,7 @@ class Store:
         self._ended_at = -1
         self._journal: OpenFile | None = None
         self._last_fold = (0.001, 0)
+        self._lookups = 0
         self.rejected = 0
         _stores.add(self)
 
@@ -185,8 +187,7 @@ class Store:
             if key not in self.view.index:
                 return False
         with self.lock:
-            self.catch_up()
-            self.view.refresh()
+            self.read_new()
             row = self.view.find(key)
             state = cancel(row.state) if row else None
             if state is None:
@@ -196,9 +197,12 @@ class Store:
             return True
 
     def catch_up(self) -> None:
-        """Read what others have written; costs one read where that is nothing."""
-        if self.view.journal.is_current():
-            return
+        """Read what others have changed; costs one read where that is nothing."""
+        if not self.view.journal.is_current():
+            self.read_new()
+
+    def read_new(self) -> None:
+        """Read what others have written, new rows and files put into place by hand, too."""
         self.view.refresh()
         journal = self.view.journal
         if journal.size() > journal.end:  # a torn last line: end it, and pass it over
@@ -282,6 +286,9 @@ class Store:
     def find(self, job_id: str) -> Row | None:
         """Return the job with this id as it stands, or None."""
         with self.lock.reading:
+            if not self.view.loaded and self._lookups < _LOOKUPS_WITHOUT_INDEX:
+                self._lookups += 1
+                return self.view.search(job_id.encode("utf-8", "replace"))
             self.view.refresh()
             return self.view.find(job_id.encode("utf-8", "replace"))
 

@@ -110,6 +110,15 @@ def require_header(line: bytes, path: str) -> None:
         )
 
 
+def read_whole(file: OpenFile) -> bytes:
+    """Return a file's content; the kernel hands out 2 GiB at a time."""
+    size = os.fstat(file.fd).st_size
+    content = os.pread(file.fd, size, 0)
+    while len(content) < size and (more := os.pread(file.fd, size, len(content))):
+        content += more
+    return content
+
+
 class View:
     """The queue as its files say it; not thread-safe: the store's mutex is held around it.
 
@@ -273,21 +282,24 @@ class View:
 
     # -- asking --
 
-    def line(self, number: int) -> bytes:
-        """Return a row's line as the file holds it, without its end."""
+    def line(self, number: int, ahead: int = 0) -> bytes:
+        """Return a row's line as the file holds it, without its end.
+
+        `ahead` bytes are read with it, for the rows that are asked for next.
+        """
         file = self.rows.file
         assert file is not None
         offset = self.offsets[number]
         after = self.offsets[number + 1] if number + 1 < len(self.offsets) else self.rows.end
         start = offset - self._block_at
         if start < 0 or after > self._block_at + len(self._block):
-            self._block = os.pread(file.fd, max(_BLOCK, after - offset), offset)
+            self._block = os.pread(file.fd, max(ahead, after - offset), offset)
             self._block_at, start = offset, 0
         return self._block[start : start + after - 1 - offset]
 
-    def row(self, number: int) -> Row | None:
+    def row(self, number: int, ahead: int = 0) -> Row | None:
         """Return a row with what the journal says of it; None for a line that is no job."""
-        return self.joined(number, self.line(number))
+        return self.joined(number, self.line(number, ahead))
 
     def joined(self, number: int, line: bytes) -> Row | None:
         """Return the job on line `number` with what the journal says of it, or None."""
@@ -303,6 +315,34 @@ class View:
         """Return the job with this id, or None."""
         number = self.index.get(job_id)
         return None if number is None else self.row(number)
+
+    def search(self, job_id: bytes) -> Row | None:
+        """Return the job with this id by a scan of the bytes: no index is made for one look."""
+        while True:
+            file = open_file(self.path, os.O_RDONLY)
+            if file is None:
+                return None
+            state = None
+            journal = Follower(open_file(self.path + ".journal", os.O_RDONLY))
+            while lines := journal.read():
+                if job_id in lines:
+                    for line in lines.split(b"\n"):
+                        if line.startswith(job_id + b"\t") and (record := decode_record(line)):
+                            state = record[1]
+            content = read_whole(file)
+            if file.is_at_path():
+                break
+        if not HEADER.startswith(content):
+            require_header(content.partition(b"\n")[0], self.path)
+        content = content[: content.rfind(b"\n") + 1]  # a torn last line is no row
+        start = 0
+        while (start := content.find(b"\n" + job_id + b"\t", start) + 1) > 0:
+            row = parse_row(content[start : content.index(b"\n", start)])
+            if row is not None:
+                if state is not None:
+                    row.state = decode_state(state)
+                return row
+        return None
 
     def chunks(self) -> Iterator[tuple[int, list[bytes]]]:
         """Yield (number of the first row, lines) over all rows of the file that is open now."""
