@@ -48,6 +48,7 @@ class Claims:
         self.store = store
         self.started_at = now
         self._due: list[int] = []
+        self._numbering = -1
         self._held: dict[bytes, Claim] = {}
         with store.lock:
             store.read_new()
@@ -59,7 +60,8 @@ class Claims:
             except BaseException:
                 self.release()
                 raise
-            self._before = len(store.view.offsets)
+            # Rows that are added from now on are not this pass's.
+            self._last = next(reversed(store.view.index), b"")
 
     def _recover(self, max_attempts: int, now: float) -> tuple[int, list[Row]]:
         """Recover the jobs of dead passes; return how many, and those that failed by it."""
@@ -138,9 +140,10 @@ class Claims:
         size = 0
         view = self.store.view
         with self.store.lock.reading:
-            if not self._due:
+            if not self._due or self._numbering != view.numbering:
                 view.refresh()
-                self._due = view.due(self.started_at, self._before)
+                self._numbering = view.numbering
+                self._due = view.due(self.started_at, view.index.get(self._last, -1) + 1)
             while self._due and len(found) < most and size < _BATCH_BYTES:
                 number = self._due.pop()
                 if number >= len(view.offsets) or view.when[number] > self.started_at:

@@ -44,7 +44,7 @@ class Slot:
         self.file = file
         self._head = f"pass\t{os.getpid()}\t{int(time.time())}\n"
         self._listed = 0
-        self._size = 0
+        self._size = os.fstat(file.fd).st_size  # all of it is written over
         self.claims = 0
 
     def write(self, claims: list[tuple[str, int]]) -> None:

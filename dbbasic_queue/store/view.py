@@ -129,12 +129,14 @@ class View:
     `unreadable`  numbers of the lines that are no job
     `binary`      whether one of those would stop grep
     `generation`  grows when rows that were read before have to be read again
+    `numbering`   grows when the numbers of rows may have changed
     `records`     id -> the state that the journal gives it, as bytes
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.generation = 0
+        self.numbering = 0
         self._forget()
 
     def _forget(self) -> None:
@@ -152,6 +154,7 @@ class View:
         self._block = b""
         self._block_at = 0
         self.generation += 1
+        self.numbering += 1
 
     def close(self) -> None:
         """Forget what was read; the files are closed when nobody else uses them either."""
