@@ -8,6 +8,7 @@ accepted only while the job's state is, byte for byte, the one that its claim wr
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 
 from dbbasic_queue import job
 from dbbasic_queue.errors import StoreError
@@ -189,7 +190,8 @@ class Claims:
             if changes:
                 self._write(changes)
             if len(self._held) < self.slot.claims:
-                self._list()
+                with suppress(OSError):  # the jobs are given back; a list too long can wait
+                    self._list()
 
     def _is_current(self, claim: Claim) -> bool:
         view = self.store.view

@@ -117,7 +117,7 @@ class QueueLock:
         """Return when a fold was last made, by whomever, in Unix seconds."""
         try:
             return os.stat(self.path).st_mtime
-        except FileNotFoundError:
+        except OSError:
             return 0.0
 
     def close(self) -> None:

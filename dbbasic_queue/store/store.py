@@ -224,9 +224,14 @@ class Store:
             try:
                 sync(file.fd)
             except OSError as e:
-                os.ftruncate(file.fd, follower.end)
-                self._let_go_of_journal()
-                raise store_error(e, file.path, "nothing was changed") from e
+                consequence = "nothing was changed"
+                try:
+                    os.ftruncate(file.fd, follower.end)
+                except OSError:
+                    consequence = "the change was made, but may not survive a power cut"
+                self._journal = None
+                self.view.close()
+                raise store_error(e, file.path, consequence) from e
         follower.passed(content)
         for job_id, state in changes:
             self.view.apply(job_id, state)
@@ -242,10 +247,6 @@ class Store:
             if self.fsync:
                 sync_directory(os.path.dirname(path))
         return file
-
-    def _let_go_of_journal(self) -> None:
-        self._journal = None
-        self.view.close()
 
     # -- folding: under the lock --
 
