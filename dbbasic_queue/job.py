@@ -84,6 +84,13 @@ def complete(state: State, result: str, error: str = "") -> State | None:
     return State(COMPLETED, state.created_at, state.run_at, state.attempts, error, result)
 
 
+def without_result(state: State, error: str) -> State | None:
+    """The same outcome, where its result cannot be kept; None where it has none."""
+    if not state.result:
+        return None
+    return State(state.status, state.created_at, state.run_at, state.attempts, error, "")
+
+
 def fail(state: State, error: str, max_attempts: int, now: float) -> State | None:
     """The handler raised: again after the backoff, or failed when no attempt is left."""
     if state.status != PROCESSING:

@@ -212,8 +212,9 @@ class Pass:
         if after is None:
             claims.give_back([claim], "interrupted: the pass was stopped")
             return
-        if claims.settle(claim, after):
-            self._report(claim, after, time.monotonic() - began)
+        recorded = claims.settle(claim, after)
+        if recorded is not None:
+            self._report(claim, recorded, time.monotonic() - began)
         elif log := logger():
             log.warning(
                 "%s %s: the outcome of attempt %d came too late and is not recorded",
