@@ -23,6 +23,7 @@ from dbbasic_queue.rows import (
     new_row,
     unescape,
 )
+from dbbasic_queue.store.lock import loading
 from dbbasic_queue.store.store import Store
 
 TYPE_CHECKING = False
@@ -166,7 +167,8 @@ class Queue:
         Raises InvalidHandlers for arguments that cannot work, QueueBusy where 64 passes run
         already, NotAQueue and StoreError where the files cannot be used.
         """
-        from dbbasic_queue import worker
+        with loading:
+            from dbbasic_queue import worker
 
         worker.check(handlers, max_attempts)
         run = worker.Pass(self._store, handlers, max_attempts, self._clock, self.max_payload)

@@ -54,7 +54,6 @@ class Claims:
         with store.lock:
             store.read_new()
             self.slot = slots.take(store.path)
-            store.slots.append(self.slot)
             try:
                 self.recovered, self.lost = self._recover(max_attempts, now)
                 self.slot.write([])
@@ -239,5 +238,4 @@ class Claims:
 
     def release(self) -> None:
         """Let go of the slot: whatever is still claimed is for the next pass to recover."""
-        self.store.slots.remove(self.slot)
         self.slot.release(clear=not self._held)
