@@ -1,0 +1,372 @@
+"""What is timed. Run by `run.py`, for each figure in a process of its own:
+
+    python measures.py MEASURE SUBJECT DIRECTORY OPTIONS
+
+OPTIONS is JSON: the measure's keyword arguments. The last line printed is JSON: the figures, by
+name. Imports are few and no statistics are made with modules: memory is a measure, too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from functools import partial
+from time import perf_counter
+
+import peers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Figures = dict[str, Any]
+    Open = partial[peers.Subject]
+    """Opens the subject on the measure's queue, as a process does that begins."""
+
+_SAMPLE = "sample.json"
+
+
+def spread(seconds: list[float]) -> Figures:
+    """Microseconds: the median, the mean, the 99th percentile and the worst."""
+    ordered = sorted(seconds)
+    return {
+        "median_us": 1e6 * ordered[len(ordered) // 2],
+        "mean_us": 1e6 * sum(ordered) / len(ordered),
+        "p99_us": 1e6 * ordered[len(ordered) * 99 // 100],
+        "worst_us": 1e6 * ordered[-1],
+        "calls": len(ordered),
+    }
+
+
+def timed(call: Callable[[], object]) -> float:
+    began = perf_counter()
+    call()
+    return perf_counter() - began
+
+
+def fill(open_queue: Open, due: int, waiting: int, run: bool) -> Figures:
+    """Fill the queue, and run the jobs where asked, for the measure that comes next."""
+    subject = open_queue()
+    ids = subject.fill(due, waiting)
+    if run:
+        subject.work(600)
+    subject.close()
+    with open(_SAMPLE, "w") as file:
+        json.dump(ids, file)
+    os.sync()
+    return {}
+
+
+def fdatasync(open_queue: Open, calls: int) -> Figures:
+    """What the disk costs: append 100 bytes, fdatasync."""
+    fd = os.open("fdatasync", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def call() -> None:
+        os.write(fd, b"x" * 100)
+        os.fdatasync(fd)
+
+    return spread([timed(call) for _ in range(calls)])
+
+
+def enqueue(open_queue: Open, calls: int) -> Figures:
+    """One job a call, over and over."""
+    subject = open_queue()
+    for n in range(100):
+        subject.enqueue(n)
+    times = []
+    for n in range(calls):
+        began = perf_counter()
+        subject.enqueue(n)
+        times.append(perf_counter() - began)
+    subject.close()
+    return spread(times)
+
+
+def enqueue_beside(open_queue: Open, due: int) -> Figures:
+    """One job a call, over and over, from the first to the last moment of another process's pass.
+
+    Its final fold is within.
+    """
+    import subprocess
+
+    subject = open_queue()
+    for n in range(100):
+        subject.enqueue(n)
+    command = [sys.executable, __file__, "begin_and_run", *sys.argv[2:4], "{}"]
+    times = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as other:
+        assert other.stdout
+        assert other.stdout.readline() == "begun\n"
+        while other.poll() is None:
+            began = perf_counter()
+            subject.enqueue(1)
+            times.append(perf_counter() - began)
+        jobs = json.loads(other.stdout.read().splitlines()[-1])["jobs"]
+    subject.close()
+    assert jobs >= due, f"{jobs} of {due} jobs ran"
+    return spread(times)
+
+
+def begin_and_run(open_queue: Open) -> Figures:
+    subject = open_queue()
+    print("begun", flush=True)
+    jobs = subject.work(600)
+    subject.close()
+    return {"jobs": jobs}
+
+
+def bulk(open_queue: Open, jobs: int) -> Figures:
+    """Many jobs by the quickest call."""
+    subject = open_queue()
+    seconds = timed(lambda: subject.enqueue_many(range(jobs)))
+    subject.close()
+    return {"seconds": seconds, "us_a_job": 1e6 * seconds / jobs}
+
+
+def run_all(open_queue: Open, jobs: int, seconds: float) -> Figures:
+    """Run what is due: one pass over no-op jobs, in a process that has not read the queue yet."""
+    subject = open_queue()
+    began = perf_counter()
+    ran = subject.work(seconds)
+    took = perf_counter() - began
+    subject.close()
+    assert ran == jobs or took > seconds or type(subject).few, f"{ran} of {jobs} jobs ran"
+    return {
+        "jobs_a_second": ran / took,
+        "us_a_job": 1e6 * took / ran,
+        "jobs": ran,
+        "peak_mib": peers.peak_mib(),
+        "file_mib": os.path.getsize(getattr(subject, "path", ".")) / (1 << 20),
+    }
+
+
+def find_due(open_queue: Open, due: int) -> Figures:
+    """One pass where few of many jobs are due; for a floor, reading and splitting the file."""
+    subject = open_queue()
+    began = perf_counter()
+    if isinstance(subject, peers.Floor):
+        _read_and_split(subject.path)
+    else:
+        ran = subject.work(600)
+        assert ran == due, f"{ran} of {due} jobs ran"
+    seconds = perf_counter() - began
+    subject.close()
+    return {"seconds": seconds, "peak_mib": peers.peak_mib()}
+
+
+def _read_and_split(path: str) -> None:
+    with open(path, "rb") as file:
+        for line in file.read().split(b"\n"):
+            line.split(b"\t")
+
+
+def look_up(open_queue: Open) -> Figures:
+    """A job by its id: the first time after opening the queue, again, and while it grows."""
+    with open(_SAMPLE) as file:
+        ids = json.load(file)
+    subject = open_queue()
+    began = perf_counter()
+    assert subject.look_up(ids[0])
+    figures: Figures = {"first_us": 1e6 * (perf_counter() - began)}
+    if not isinstance(subject, peers.Floor):  # which reads the file each time
+        figures["again_us"] = _median_us([timed(partial(subject.look_up, i)) for i in ids])
+        if isinstance(subject, peers.Ours):
+            other = open_queue()  # shares nothing with the first, as if in another process
+            times = []
+            for n, job_id in enumerate(ids):
+                other.enqueue(n)
+                times.append(timed(partial(subject.look_up, job_id)))
+            figures["growing_us"] = _median_us(times)
+            other.close()
+    subject.close()
+    return figures
+
+
+def _median_us(seconds: list[float]) -> float:
+    return 1e6 * sorted(seconds)[len(seconds) // 2]
+
+
+def contention(
+    open_queue: Open, producers: int, jobs: int, workers: int, seconds: float
+) -> Figures:
+    """Producers of so many jobs each, and workers until all have run, or the time is up.
+
+    Every job is counted: one is lost if its enqueue returned and it never ran, doubled if it ran
+    twice.
+    """
+    from multiprocessing import get_context
+
+    context = get_context("fork")
+    gate = context.Barrier(producers + workers + 1, timeout=60)
+    produced = context.Event()
+
+    def at_the_gate() -> peers.Subject:
+        gate.wait()
+        warm_up(open_queue)
+        mine = open_queue()
+        gate.wait()
+        return mine
+
+    def produce(number: int) -> None:
+        mine = at_the_gate()
+        put = []
+        for n in range(number * jobs, (number + 1) * jobs):
+            try:
+                mine.enqueue(n)
+                put.append(n)
+            except Exception as e:  # noqa: BLE001 - counted: the caller was told
+                print(f"enqueue: {type(e).__name__}: {e}", file=sys.stderr)
+        mine.close()
+        _write_json(f"produced-{number}", put)
+
+    def work(number: int) -> None:
+        mine = at_the_gate()
+        peers.ran = []
+        errors = 0
+        last = perf_counter()
+        end = last + seconds
+        finished = False
+        while not finished and perf_counter() < end:
+            finished = produced.is_set()
+            before = len(peers.ran)
+            try:
+                mine.work(end - perf_counter())
+            except Exception as e:  # noqa: BLE001 - counted: its cron would start it again
+                print(f"work: {type(e).__name__}: {e}", file=sys.stderr)
+                errors += 1
+                finished = False
+            if len(peers.ran) > before:
+                last = perf_counter()
+                finished = False
+            elif not finished:
+                time.sleep(0.001)
+        _write_json(f"worked-{number}", [peers.ran, errors, last])
+        mine.close()
+
+    makers = [context.Process(target=produce, args=(n,)) for n in range(producers)]
+    runners = [context.Process(target=work, args=(n,)) for n in range(workers)]
+    for process in makers + runners:
+        process.start()
+    subject = open_queue()  # not before the forks; the files, and a server, are there now
+    gate.wait()
+    gate.wait()
+    began = perf_counter()  # of one clock for all processes of a machine
+    for process in makers:
+        process.join()
+    produced.set()
+    for process in runners:
+        process.join()
+    late: list[int] = []  # what is left once the time is up, for the count
+    peers.ran = late
+    end = perf_counter() + seconds
+    while (found := len(late)) == 0 or perf_counter() < end:
+        subject.work(end - perf_counter())
+        if len(late) == found:
+            break
+    subject.close()
+
+    put = [n for i in range(producers) for n in _read_json(f"produced-{i}")]
+    worked = [_read_json(f"worked-{i}") for i in range(workers)]
+    ran = [n for numbers, *_ in worked for n in numbers]
+    last = max(last for _, _, last in worked)
+    in_time = len(set(ran))
+    ran += late
+    return {
+        "jobs_a_second": in_time / (last - began),
+        "enqueued": len(put),
+        "late": len(late),
+        "lost": len(set(put) - set(ran)) if perf_counter() < end else None,
+        "doubled": len(ran) - len(set(ran)),
+        "errors": producers * jobs - len(put) + sum(errors for _, errors, _ in worked),
+    }
+
+
+def _write_json(name: str, value: object) -> None:
+    with open(name + ".part", "w") as file:
+        json.dump(value, file)
+    os.rename(name + ".part", name)
+
+
+def _read_json(name: str) -> Any:
+    with open(name) as file:
+        return json.load(file)
+
+
+def start_up(open_queue: Open, times: int) -> Figures:
+    """Milliseconds that an import, and an idle pass, take over a Python that does nothing."""
+    import subprocess
+
+    subject = open_queue()
+    module, path = type(subject).module, getattr(subject, "path", "")
+    subject.close()
+    bare, importing, idle = "pass", f"import {module}", ""
+    if isinstance(subject, peers.Ours):
+        idle = f"from dbbasic_queue import Queue; Queue({path!r}).process_jobs({{}})"
+    elif isinstance(subject, peers.OneZero):
+        idle = f"from dbbasic_queue import queue; queue.QUEUE_FILE = {path!r}; "
+        idle += "queue.process_jobs({})"
+    seconds: dict[str, list[float]] = {code: [] for code in (bare, importing, idle) if code}
+    for _ in range(times + 1):
+        for code in seconds:
+            command = [sys.executable, "-c", code]
+            seconds[code].append(timed(partial(subprocess.run, command, check=True)))
+    median = {code: _median_us(values[1:]) / 1000 for code, values in seconds.items()}
+    figures: Figures = {"bare_ms": median[bare], "import_ms": median[importing] - median[bare]}
+    if idle:
+        figures["idle_ms"] = median[idle] - median[bare]
+    return figures
+
+
+def bare(open_queue: Open) -> Figures:
+    """The memory of a Python that has only imported these measures."""
+    return {"peak_mib": peers.peak_mib()}
+
+
+MEASURES: dict[str, Callable[..., Figures]] = {
+    f.__name__: f
+    for f in (
+        fill,
+        fdatasync,
+        enqueue,
+        enqueue_beside,
+        begin_and_run,
+        bulk,
+        run_all,
+        find_due,
+        look_up,
+        contention,
+        start_up,
+        bare,
+    )
+}
+
+
+def main(measure: str, name: str, directory: str, options: str) -> None:
+    open_queue = partial(peers.SUBJECTS[name], directory)
+    if measure not in ("fill", "fdatasync", "bare", "start_up", "contention"):
+        warm_up(open_queue)
+    os.chdir(directory)
+    figures = MEASURES[measure](open_queue, **json.loads(options))
+    print(json.dumps(figures))
+
+
+def warm_up(open_queue: Open) -> None:
+    """A job's whole life in another queue: what is loaded only once is loaded now."""
+    (place,) = open_queue.args
+    directory = os.path.join(place, f"warm-up-{os.getpid()}")
+    os.mkdir(directory)
+    subject = open_queue.func(directory)
+    job_id = subject.enqueue(0)
+    subject.enqueue_many([1])
+    subject.work(5)
+    if subject.finds:
+        subject.look_up(job_id)
+    subject.close()
+    os.chdir(place)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
