@@ -1,0 +1,461 @@
+"""Planted bugs: each must be caught by the tests, or those tests prove nothing.
+
+    python tests/crash/mutants.py [WORD ...]     all of them, or those with a word in their name
+    python tests/crash/mutants.py --unharmed     the same tests on a copy without a bug
+
+Each is one replacement in a copy of the package. The tests pass without it: the suite says so, and
+--unharmed. Prints a table of bugs and of what has caught them; exit code 1 if one has survived.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent.parent
+AT_A_TIME = 2
+TIMEOUT = 150
+KILL = "tests/crash/test_kill_sweep.py"
+TORN_ROWS = KILL + "::test_a_row_torn_at_any_byte_neither_runs_early_nor_tears_the_next_one"
+TORN_RECORDS = KILL + "::test_a_journal_record_torn_at_any_byte_is_made_whole_or_not_at_all"
+ERRORS = "tests/crash/test_errors.py"
+FULL_DISK = (
+    ERRORS + "::test_on_a_full_disk_no_job_is_begun_and_all_are_run_once_there_is_room",
+    ERRORS + "::test_a_disk_that_fills_within_a_handler_has_room_for_the_outcome",
+)
+POWER = "tests/crash/test_power_loss.py"
+STORE = "tests/test_store.py"
+WORKER = "tests/test_worker.py"
+TRAPS = "tests/test_traps.py"
+ROWS = "tests/test_rows.py"
+CONTENTION = "tests/test_contention.py"
+
+
+def kill(workload: str) -> str:
+    return (
+        f"{KILL}::test_a_kill_at_any_file_call_loses_nothing_and_runs_nothing_recorded[{workload}]"
+    )
+
+
+def meetings(workload: str) -> str:
+    name = "test_what_others_do_at_any_moment_without_the_lock_is_seen_and_respected"
+    return f"{KILL}::{name}[{workload}]"
+
+
+def errors(workload: str) -> str:
+    name = "test_a_refused_call_says_so_and_does_nothing_and_all_works_when_the_cause_is_gone"
+    return f"{ERRORS}::{name}[{workload}]"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old`, which stands in `file` exactly once, becomes `new`; `tests` are to notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def apply(self, package: Path) -> None:
+        """Plant the bug. Raises ValueError unless `old` is there exactly once."""
+        path = package / self.file
+        text = path.read_text(encoding="utf-8")
+        count = text.count(self.old)
+        if count != 1:
+            raise ValueError(f"{self.name}: its text is {count} times in {self.file}, not once")
+        path.write_text(text.replace(self.old, self.new), encoding="utf-8")
+
+
+MUTANTS = (
+    Mutant(
+        "no sync on enqueue",
+        "store/store.py",
+        "    sync(file.fd)\n            except OSError as e:\n                self._rows",
+        "    pass\n            except OSError as e:\n                self._rows",
+        (POWER,),
+    ),
+    Mutant(
+        "no sync of the journal",
+        "store/store.py",
+        "    sync(file.fd)\n            except OSError as e:\n                consequence",
+        "    pass\n            except OSError as e:\n                consequence",
+        (POWER,),
+    ),
+    Mutant(
+        "no sync before the rename",
+        "store/fold.py",
+        "            os.fsync(new.fd)  # not fdatasync",
+        "            pass  # not fdatasync",
+        (POWER,),
+    ),
+    Mutant(
+        "no sync of the directory behind a fold",
+        "store/fold.py",
+        "            sync_directory(os.path.dirname(view.path))\n        if journal",
+        "            pass\n        if journal",
+        (POWER,),
+    ),
+    Mutant(
+        "no sync of the directory at all",
+        "store/files.py",
+        "    try:\n        os.fsync(fd)\n    finally:",
+        "    try:\n        pass\n    finally:",
+        (POWER,),
+    ),
+    Mutant(
+        "journal cut before the rename",
+        "store/fold.py",
+        "        os.rename(new.path, view.path)\n",
+        "        if journal is not None:\n            os.ftruncate(journal.fd, 0)\n"
+        "        os.rename(new.path, view.path)\n",
+        (kill("passes"), POWER),
+    ),
+    Mutant(
+        "journal not cut behind the rename",
+        "store/fold.py",
+        "            os.ftruncate(journal.fd, 0)\n",
+        "            pass\n",
+        (kill("application"), STORE),
+    ),
+    Mutant(
+        "file written in place, not renamed",
+        "store/fold.py",
+        "        os.rename(new.path, view.path)\n",
+        "        import pathlib\n"
+        "        fd = os.open(view.path, os.O_WRONLY | os.O_TRUNC)\n"
+        "        os.write(fd, pathlib.Path(new.path).read_bytes())\n"
+        "        os.close(fd)\n"
+        "        os.rename(new.path, view.path)\n",
+        (kill("application"),),
+    ),
+    Mutant(
+        "torn tail of the file not ended",
+        "store/files.py",
+        '    append(file, size, b"\\n")\n    return size + 1\n',
+        "    return size\n",
+        (TORN_ROWS, kill("application")),
+    ),
+    Mutant(
+        "torn tail of the journal not ended",
+        "store/store.py",
+        '            append(self._journal_for_append(), journal.size(), b"\\n")\n',
+        "            pass\n",
+        (TORN_RECORDS, kill("overlapping")),
+    ),
+    Mutant(
+        "torn row read with its run_at cut short",
+        "rows.py",
+        "len(columns) < 7",
+        "len(columns) < 6",
+        (TORN_ROWS,),
+    ),
+    Mutant(
+        "journal checksum not checked",
+        "rows.py",
+        '    if b"%08x" % crc32(body) != checksum:\n',
+        "    if len(checksum) > 8:\n",
+        (ROWS, TORN_RECORDS, POWER),
+    ),
+    Mutant(
+        "no recovery",
+        "store/claims.py",
+        "        for row in rows.values():\n            claim = (row.id, row.state.attempts)\n",
+        "        for row in ():\n            claim = (row.id, row.state.attempts)\n",
+        (kill("passes"),),
+    ),
+    Mutant(
+        "recovery of the living, too",
+        "store/claims.py",
+        "            if claim in survey.alive:\n                continue\n",
+        "",
+        (kill("overlapping"),),
+    ),
+    Mutant(
+        "recovery counts what was never begun",
+        "store/claims.py",
+        "            if claim in survey.unbegun and claim not in survey.begun:\n",
+        "            if False:\n",
+        ("tests/test_kill.py", WORKER),
+    ),
+    Mutant(
+        "recovery returns what was begun",
+        "store/claims.py",
+        "            if claim in survey.unbegun and claim not in survey.begun:\n",
+        "            if True:\n",
+        (kill("passes"),),
+    ),
+    Mutant(
+        "attempt not counted at the claim",
+        "job.py",
+        "    attempts = min(state.attempts + 1, MOST_ATTEMPTS)\n",
+        "    attempts = state.attempts\n",
+        (kill("passes"),),
+    ),
+    Mutant(
+        "a given-back job keeps its attempt",
+        "job.py",
+        "    attempts = max(state.attempts - 1, 0)\n",
+        "    attempts = state.attempts\n",
+        ("tests/test_job.py", kill("slow")),
+    ),
+    Mutant(
+        "claim before the slot's list",
+        "store/claims.py",
+        "                    self._list()\n"
+        "                    self.store.change([(c.key, c.state) for c in claims])\n",
+        "                    self.store.change([(c.key, c.state) for c in claims])\n"
+        "                    self._list()\n",
+        (errors("passes"), kill("slow")),
+    ),
+    Mutant(
+        "slot's list not written",
+        "store/claims.py",
+        "                    self._list()\n"
+        "                    self.store.change([(c.key, c.state) for c in claims])\n",
+        "                    self.store.change([(c.key, c.state) for c in claims])\n",
+        (kill("overlapping"),),
+    ),
+    Mutant(
+        "slot lock not held",
+        "store/slots.py",
+        "        if lock_descriptor(file.fd, blocking=False):\n            return Slot(file)\n",
+        "        if lock_descriptor(file.fd, blocking=False):\n"
+        "            __import__('filelock').unlock_descriptor(file.fd)\n"
+        "            return Slot(file)\n",
+        (kill("overlapping"),),
+    ),
+    Mutant(
+        "no room kept for the outcome",
+        "store/slots.py",
+        "len(content) + _ROOM + _ROOM_A_CLAIM * len(claims)",
+        "len(content)",
+        FULL_DISK,
+    ),
+    Mutant(
+        "fence removed",
+        "store/claims.py",
+        "        return state == claim.state\n",
+        "        return True\n",
+        (WORKER, TRAPS, CONTENTION),
+    ),
+    Mutant(
+        "a claim not checked again under the lock",
+        "store/claims.py",
+        "                claims = [claim for claim in candidates if self._is_due(claim)]\n",
+        "                claims = [c for c in candidates if self._is_due(c) or True]\n",
+        (meetings("passes"), meetings("overlapping"), CONTENTION),
+    ),
+    Mutant(
+        "nobody reads what is new before a change",
+        "store/store.py",
+        "        if not self.view.journal.is_current():\n            self.read_new()\n",
+        "        return\n",
+        (meetings("passes"), meetings("overlapping")),
+    ),
+    Mutant(
+        "lock not taken",
+        "store/lock.py",
+        "            if not self._try_lock(file.fd, blocking=False):\n",
+        "            if False:\n",
+        (CONTENTION,),
+    ),
+    Mutant(
+        "lock file's inode not checked again",
+        "store/lock.py",
+        "            if file.is_at_path():\n                return\n",
+        "            return\n",
+        (STORE,),
+    ),
+    Mutant(
+        "cached file's path not checked again",
+        "store/files.py",
+        "        return (status.st_dev, status.st_ino) == self.identity\n",
+        "        return True\n",
+        (STORE, kill("overlapping")),
+    ),
+    Mutant(
+        "what was read not compared again",
+        "store/view.py",
+        "            if not content.startswith(self.anchor):\n",
+        "            if False:\n",
+        (STORE, CONTENTION),
+    ),
+    Mutant(
+        "unlock in a forked child",
+        "store/lock.py",
+        '        """In a forked child: let go of what is the parent\'s, without unlocking it."""\n',
+        "        if self._file is not None:\n            self._unlock(self._file.fd)\n",
+        (STORE, CONTENTION),
+    ),
+    Mutant(
+        "a forked child keeps the slot",
+        "store/store.py",
+        "            slot.file.close()\n",
+        "            os.dup(slot.file.fd)\n",
+        (STORE, "tests/test_kill.py"),
+    ),
+    Mutant(
+        "fold drops the rows added since",
+        "store/store.py",
+        "which then is a line like another\n        self.view.refresh()\n",
+        "which then is a line like another\n        self.view.loaded or self.view.refresh()\n",
+        (meetings("overlapping"), CONTENTION),
+    ),
+    Mutant(
+        "a failed write not taken back",
+        "store/files.py",
+        "            os.ftruncate(file.fd, size)\n        except OSError:\n            consequence",
+        "            pass\n        except OSError:\n            consequence",
+        (errors("application"),),
+    ),
+    Mutant(
+        "a failed sync not taken back",
+        "store/store.py",
+        "                    os.ftruncate(file.fd, follower.end)\n",
+        "                    pass\n",
+        (errors("application"),),
+    ),
+    Mutant(
+        "a failed fold spoils the change",
+        "store/store.py",
+        "        except OSError as e:\n            return e\n        return None\n",
+        "        except ValueError:\n            return None\n        return None\n",
+        (errors("application"),),
+    ),
+    Mutant(
+        "a given-back claim is begun where its list is refused",
+        "store/claims.py",
+        "with suppress(OSError):  # the jobs are given back",
+        "with suppress(ValueError):  # the jobs are given back",
+        (errors("slow"),),
+    ),
+    Mutant(
+        "error text not escaped",
+        "worker.py",
+        '    return escape(message if type(error) is Exception else f"{name}: {message}")\n',
+        '    return message if type(error) is Exception else f"{name}: {message}"\n',
+        (WORKER, kill("passes")),
+    ),
+    Mutant(
+        "result 0 dropped",
+        "worker.py",
+        "        if result is None:\n",
+        "        if not result:\n",
+        (kill("passes"),),
+    ),
+    Mutant(
+        "a job whose result is not JSON runs again",
+        "worker.py",
+        '            return job.complete(state, "", escape("result not kept: ") + describe(e))\n',
+        "            return self._failed(state, describe(e))\n",
+        (WORKER, kill("passes")),
+    ),
+    Mutant(
+        "a final outcome can be left again",
+        "job.py",
+        "    if state.status != PENDING:\n        return None\n    return State(CANCELLED",
+        "    return State(CANCELLED",
+        ("tests/test_job.py", "tests/test_queue.py"),
+    ),
+)
+
+_COPIED = ("dbbasic_queue", "tests", "workers", "pyproject.toml", "setup.py", "README.md")
+
+
+def lay_out(place: Path, mutant: Mutant | None) -> None:
+    """Copy the project, and plant the bug in the copy."""
+    ignored = shutil.ignore_patterns("__pycache__", ".*_cache", ".hypothesis")
+    for name in _COPIED:
+        source = PROJECT / name
+        if source.is_dir():
+            shutil.copytree(source, place / name, ignore=ignored)
+        elif source.exists():
+            shutil.copy(source, place / name)
+    if mutant is not None:
+        mutant.apply(place / "dbbasic_queue")
+
+
+def run_tests(place: Path, tests: tuple[str, ...]) -> tuple[int, str]:
+    """Run the tests in a copy until one fails; return pytest's exit code and what it printed."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command += [f"--basetemp={place / 'tmp'}", *tests]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(place),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "DBBASIC_QUEUE_STOP": "1",
+        "DBBASIC_QUEUE_LONG": "",
+    }
+    try:
+        process = subprocess.run(
+            command, cwd=place, env=environment, capture_output=True, text=True, timeout=TIMEOUT
+        )
+    except subprocess.TimeoutExpired:
+        return 1, "FAILED (it hung) - "
+    return process.returncode, process.stdout
+
+
+def judge(base: Path, number: int, mutant: Mutant) -> tuple[Mutant, str, float]:
+    """Return which test has caught the bug, "" if none has, and how long that took."""
+    place = base / str(number)
+    place.mkdir()
+    started = time.monotonic()
+    lay_out(place, mutant)
+    for test in mutant.tests:
+        code, output = run_tests(place, (test,))
+        if code == 1:
+            failed = re.search(r"^(?:FAILED|ERROR) (\S*::\S+|\(it hung\))", output, re.MULTILINE)
+            caught = failed.group(1) if failed else test
+            shutil.rmtree(place)
+            return mutant, caught, time.monotonic() - started
+        if code not in (0, 1):
+            return mutant, f"!! pytest itself failed ({code}): {output[-300:]}", 0.0
+    return mutant, "", time.monotonic() - started
+
+
+def judge_unharmed(base: Path) -> int:
+    """Run all tests that are to catch bugs on a copy without one: they must pass."""
+    place = base / "unharmed"
+    place.mkdir()
+    lay_out(place, None)
+    failed = 0
+    for test in sorted({test for mutant in MUTANTS for test in mutant.tests}):
+        code, output = run_tests(place, (test,))
+        failed += code != 0
+        print(
+            f"{'FAILS' if code else 'passes'}  {test}\n{output[-1000:] if code else ''}", flush=True
+        )
+    return 1 if failed else 0
+
+
+def main(words: list[str]) -> int:
+    """Plant each bug in turn, two at a time; return the exit code."""
+    started = time.monotonic()
+    survivors = 0
+    with tempfile.TemporaryDirectory(prefix="queue-mutants-") as directory:
+        base = Path(directory)
+        if words == ["--unharmed"]:
+            return judge_unharmed(base)
+        chosen = [m for m in MUTANTS if not words or any(word in m.name for word in words)]
+        with ThreadPoolExecutor(AT_A_TIME) as threads:
+            jobs = [threads.submit(judge, base, n, mutant) for n, mutant in enumerate(chosen)]
+            for job in jobs:
+                mutant, caught, seconds = job.result()
+                survivors += not caught or caught.startswith("!!")
+                print(f"{mutant.name:<55} {seconds:5.1f} s  {caught or 'SURVIVED'}", flush=True)
+    seconds = time.monotonic() - started
+    print(f"{len(chosen)} mutants, {survivors} survived, in {seconds:.0f} seconds")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,242 @@
+"""Every file call that a process makes on the queue's files: counted, killed at, or refused.
+
+`Shim.install` replaces the functions of `os`, and filelock's two, in this very process: install
+it in a forked child only. A call is the queue's if its path lies below the root, or its descriptor
+was opened there. A `Plan` names one call by its number and what becomes of it:
+
+    before   the process is killed with SIGKILL instead of the call
+    half     ... when half of a write is done
+    torn     ... when all of a write but its last byte, a newline, is done
+    after    ... when the call is done
+    error    the call raises; with `lasting`, so does every later one that this error can meet
+    short    a write does half of its work; with `lasting`, later calls raise (a disk that fills)
+             or, without an error number, write half of what they are given, again and again
+    meanwhile  `Shim.meanwhile` is called first: what another process does in that very moment
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import filelock
+
+NAMES = (
+    "open",
+    "close",
+    "read",
+    "pread",
+    "write",
+    "ftruncate",
+    "rename",
+    "unlink",
+    "fsync",
+    "fdatasync",
+    "fchmod",
+    "fchown",
+    "utime",
+    "mkdir",
+    "stat",
+    "lstat",
+    "fstat",
+    "lseek",
+)
+REAL: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in NAMES}
+REAL["lock"] = filelock.lock_descriptor
+REAL["unlock"] = filelock.unlock_descriptor
+
+TAKES_ROOM = frozenset(("create", "write", "rename", "mkdir", "fsync", "fdatasync"))
+CHECKS_ACCESS = frozenset(
+    ("open", "create", "rename", "unlink", "mkdir", "stat", "lstat", "utime", "fchmod", "fchown")
+)
+# A close that fails has closed; and fstat and an unlock of a good descriptor cannot fail.
+NEVER_FAILS = frozenset(("close", "fstat", "unlock"))
+PRESENT_IN = {
+    errno.ENOSPC: TAKES_ROOM,
+    errno.EDQUOT: TAKES_ROOM,
+    errno.EACCES: CHECKS_ACCESS,
+    errno.EIO: (frozenset(REAL) | {"create"}) - NEVER_FAILS,
+    errno.EINTR: (frozenset(REAL) | {"create"}) - NEVER_FAILS,
+}
+"""The calls in which each error number is met."""
+
+
+_LEAVES_SOMETHING = frozenset(
+    ("create", "rename", "mkdir", "ftruncate", "unlink", "fchmod", "fchown", "lock", "unlock")
+) | {"fsync", "fdatasync"}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the trace, and the functions of the package that led to it, innermost first.
+
+    An `open` that may create the file is named `create`.
+    """
+
+    name: str
+    file: str
+    site: str
+    locked: bool = False
+    """whether the queue's lock is held"""
+
+    def phases(self) -> tuple[str, ...]:
+        """Return the moments at which a kill in this call leaves different things behind."""
+        if self.name == "write":
+            return ("before", "half", "torn", "after")
+        if self.name in _LEAVES_SOMETHING:
+            return ("before", "after")
+        return ("before",)  # nothing is left behind by a call that only looks
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of call `number`."""
+
+    number: int
+    phase: str
+    error: int = 0
+    lasting: bool = False
+
+    def __str__(self) -> str:
+        if self.phase not in ("error", "short"):
+            return f"killed {self.phase} call {self.number}"
+        name = errno.errorcode.get(self.error, "")
+        lasting = " for good" if self.lasting else " once"
+        return f"{self.phase} {name}{lasting} at call {self.number}"
+
+
+class Shim:
+    """The calls of this process below `root`, in their order."""
+
+    def __init__(self, root: str, plan: Plan | None = None) -> None:
+        self.root = root
+        self.plan = plan
+        self.trace: list[Call] = []
+        self.on = False
+        self.met = ""
+        self.meanwhile: Callable[[], None] = lambda: None
+        self.locked = False
+        self.told: Callable[[str], None] = lambda _: None
+        self._descriptors: dict[int, str] = {}
+
+    def install(self) -> None:
+        """Replace the functions of `os` and filelock in this process, for good."""
+        for name in NAMES:
+            setattr(os, name, self._wrapper(name))
+        filelock.lock_descriptor = self._wrapper("lock")
+        filelock.unlock_descriptor = self._wrapper("unlock")
+        self.on = True
+
+    def _wrapper(self, name: str) -> Callable[..., Any]:
+        function = REAL[name]
+
+        def call(*args: Any, **options: Any) -> Any:
+            file = self._file(args[0])
+            if file is None:
+                return function(*args, **options)
+            if self.on:
+                result = self._do(name, file, function, args, options)
+            else:
+                result = function(*args, **options)
+            if name == "open":
+                self._descriptors[result] = file
+            elif name == "close":
+                self._descriptors.pop(args[0], None)
+            return result
+
+        return call
+
+    def _file(self, where: Any) -> str | None:
+        if isinstance(where, int):
+            return self._descriptors.get(where)
+        if isinstance(where, str) and where.startswith(self.root):
+            return where
+        return None
+
+    def _do(
+        self,
+        name: str,
+        file: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+    ) -> Any:
+        number = len(self.trace)
+        if name == "open" and args[1] & os.O_CREAT:
+            name = "create"
+        self.trace.append(Call(name, os.path.basename(file), _site(), self.locked))
+        if name in ("lock", "unlock") and file.endswith(".lock"):
+            self.locked = name == "lock"
+        plan = self.plan
+        if plan is None or number < plan.number:
+            return function(*args, **options)
+        if plan.phase in ("error", "short"):
+            return self._refuse(plan, number, name, function, args, options)
+        if number > plan.number:
+            return function(*args, **options)
+        if plan.phase == "meanwhile":
+            self.on = False
+            self.meanwhile()
+            self.on = True
+            return function(*args, **options)
+        if plan.phase == "half":
+            REAL["write"](args[0], args[1][: len(args[1]) // 2])
+        elif plan.phase == "torn":
+            REAL["write"](args[0], args[1][:-1])
+        elif plan.phase == "after":
+            with suppress(OSError):
+                function(*args, **options)
+        die()
+        raise AssertionError("unreachable")
+
+    def _refuse(
+        self,
+        plan: Plan,
+        number: int,
+        name: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+    ) -> Any:
+        first = number == plan.number
+        if not first and not plan.lasting:
+            return function(*args, **options)
+        if name == "write" and plan.phase == "short" and (first or not plan.error):
+            self._meet(number)
+            return function(args[0], args[1][: (len(args[1]) + 1) // 2])
+        if not plan.error or (not first and name not in PRESENT_IN[plan.error]):
+            return function(*args, **options)
+        self._meet(number)
+        message = os.strerror(plan.error)
+        if isinstance(args[0], str):
+            raise OSError(plan.error, message, args[0])
+        raise OSError(plan.error, message)
+
+    def _meet(self, number: int) -> None:
+        if not self.met:
+            call = self.trace[number]
+            self.met = f"{call.name} {call.file} in {call.site}"
+            self.told(self.met)
+
+
+def _site() -> str:
+    names: list[str] = []
+    frame = sys._getframe(3)
+    while frame is not None and len(names) < 4:
+        if "dbbasic_queue" in frame.f_globals.get("__name__", ""):
+            names.append(frame.f_code.co_name)
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return "<".join(names)
+
+
+def die() -> None:
+    """End this process as `kill -9` does."""
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,199 @@
+"""The system refuses a call: a clear exception, nothing lost, nothing half-applied.
+
+Each file call of the workloads is refused with each error number that it can meet, once, and from
+that point on until the cause is gone. A sample by default; DBBASIC_QUEUE_LONG=1 takes all.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_kill_sweep import LONG, sweep
+from workloads import WORKLOADS
+
+from dbbasic_queue import Queue, StoreError
+
+EVERY = {"application": 5, "overlapping": 13}
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_a_refused_call_says_so_and_does_nothing_and_all_works_when_the_cause_is_gone(
+    workload: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep(capsys, "errors", workload, 1 if LONG else EVERY.get(workload, 11))
+
+
+# -- a real disk that fills ----------------------------------------------------------------------
+
+SIZE = 65_536
+
+
+@contextmanager
+def small_disk(place: Path) -> Iterator[Path]:
+    """Mount a tmpfs of 64 kB; skip the test where that may not be."""
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=0755", "tmpfs", str(place)]
+    try:
+        process = subprocess.run(command, capture_output=True, text=True)
+    except OSError as e:
+        pytest.skip(f"a tmpfs cannot be mounted: {e}")
+    if process.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted (needs root): {process.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+class Ballast:
+    """A file that takes all the room that is left."""
+
+    def __init__(self, place: Path) -> None:
+        self.path = place / "ballast"
+
+    def fill(self) -> None:
+        with open(self.path, "ab", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(b"x" * 512)
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def _pass(queue: Queue, handlers: dict[str, Any]) -> int:
+    """Make a pass; return the error number that it met, or 0."""
+    try:
+        queue.process_jobs(handlers)
+    except StoreError as e:
+        assert e.errno in (errno.ENOSPC, errno.EDQUOT), e
+        assert e.filename
+        return e.errno or 0
+    return 0
+
+
+def test_on_a_full_disk_no_job_is_begun_and_all_are_run_once_there_is_room(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs: Counter[int] = Counter()
+
+    def count(payload: Any) -> Any:
+        runs[payload["n"]] += 1
+
+    with small_disk(tmp_path / "disk") as place:
+        queue = Queue(place / "data" / "queue.tsv")
+        queue.enqueue_many("count", [{"n": n} for n in range(50)])
+        ballast = Ballast(place)
+        ballast.fill()
+        refused = sum(_pass(queue, {"count": count}) != 0 for _ in range(5))
+        assert refused == 5
+        assert not runs
+        ballast.remove()
+        assert _pass(queue, {"count": count}) == 0
+        assert queue.counts()["completed"] == 50
+        assert set(runs.values()) == {1}
+        queue.close()
+    with capsys.disabled():
+        print(f"\n  full tmpfs: {refused} passes refused", end=" ")
+
+
+@pytest.mark.parametrize("jobs", [1, 40])
+def test_a_disk_that_fills_within_a_handler_has_room_for_the_outcome(
+    tmp_path: Path, jobs: int
+) -> None:
+    runs: Counter[int] = Counter()
+    removed: list[bool] = []
+
+    with small_disk(tmp_path / "disk") as place:
+        ballast = Ballast(place)
+
+        def fill(payload: Any) -> Any:
+            runs[payload["n"]] += 1
+            if not removed:
+                ballast.fill()
+            return "done"
+
+        queue = Queue(place / "data" / "queue.tsv")
+        queue.enqueue_many("fill", [{"n": n} for n in range(jobs)])
+        for _ in range(6):
+            _pass(queue, {"fill": fill})
+        assert set(runs.values()) <= {1}
+        ballast.remove()
+        removed.append(True)
+        assert _pass(queue, {"fill": fill}) == 0
+        assert queue.counts()["completed"] == jobs
+        assert set(runs.values()) == {1}
+        queue.close()
+
+
+def test_a_result_for_which_there_is_no_room_does_not_make_its_job_run_again(
+    tmp_path: Path,
+) -> None:
+    runs: Counter[int] = Counter()
+
+    with small_disk(tmp_path / "disk") as place:
+        ballast = Ballast(place)
+
+        def fill(payload: Any) -> Any:
+            runs[payload["n"]] += 1
+            ballast.fill()
+            return "x" * 30_000
+
+        queue = Queue(place / "data" / "queue.tsv")
+        queue.enqueue("fill", {"n": 1})
+        for _ in range(4):
+            _pass(queue, {"fill": fill})
+            ballast.remove()
+        assert runs == {1: 1}
+        (job,) = queue.jobs()
+        assert job["status"] == "completed"
+        queue.close()
+
+
+def test_jobs_that_fill_the_disk_are_refused_whole_and_what_was_taken_is_run_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Enqueue until the disk is full, run, and again: the accounts must balance."""
+    runs: Counter[str] = Counter()
+    kept: list[str] = []
+    refused = 0
+
+    def work(payload: Any) -> Any:
+        runs[payload["k"]] += 1
+        return {"echo": payload["k"]}
+
+    with small_disk(tmp_path / "disk") as place:
+        queue = Queue(place / "data" / "queue.tsv")
+        for n in range(1000):
+            key = f"{n}:" + "k" * (n % 700)
+            try:
+                queue.enqueue("work", {"k": key})
+                kept.append(key)
+            except StoreError as e:
+                assert e.errno == errno.ENOSPC
+                assert e.filename
+                refused += 1
+            if n % 10 == 9:
+                _pass(queue, {"work": work})
+        there = [job["payload"]["k"] for job in queue.jobs()]
+        assert there == kept
+        assert refused
+        assert max(runs.values()) == 1
+        assert set(runs) <= set(kept)
+        done = [job["payload"]["k"] for job in queue.jobs("completed")]
+        assert set(done) == set(runs)
+        subprocess.run(["mount", "-o", "remount,size=1m", str(place)], check=True)
+        assert _pass(queue, {"work": work}) == 0
+        assert queue.counts()["completed"] == len(kept)
+        assert set(runs.values()) == {1}
+        assert os.stat(queue.path + ".journal").st_size == 0
+        queue.close()
+    with capsys.disabled():
+        print(f"\n  tmpfs of 64 kB: {len(kept)} jobs taken, {refused} refused", end=" ")

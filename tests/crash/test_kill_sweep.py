@@ -1,0 +1,245 @@
+"""kill -9 before, half-way through and after every file call: nothing is lost, or run again.
+
+The default takes a sample of the points that changes nothing in what kinds of calls are met;
+DBBASIC_QUEUE_LONG=1 takes all of them. What is promised, and how it is checked: `checks.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checks import check_crashed, check_settled, read_disk
+from sweep import Attack, scratch
+from workloads import HEADER, START, WORKLOADS, Bench, record
+
+LONG = os.environ.get("DBBASIC_QUEUE_LONG") == "1"
+HERE = Path(__file__).parent
+TIMEOUT = 7200 if LONG else 600
+
+
+def sweep(capsys: pytest.CaptureFixture[str], kind: str, workload: str, every: int) -> None:
+    """Run a sweep in a process of its own, print its counts, and fail for what it has found."""
+    command = [sys.executable, "-W", "error", str(HERE / "sweep.py"), kind, workload, str(every)]
+    process = subprocess.run(
+        command, capture_output=True, text=True, timeout=TIMEOUT, env=environment()
+    )
+    lines = process.stdout.splitlines()
+    assert lines, f"the sweep itself failed:\n{process.stderr}"
+    counts: dict[str, Any] = json.loads(lines[-1])
+    wrong = counts.pop("wrong")
+    with capsys.disabled():
+        shown = ", ".join(f"{n} {name}" for name, n in counts.items())
+        print(f"\n  {kind} {workload}: {shown}", end=" ")
+    assert not wrong, "\n".join(wrong) + "\n" + process.stderr
+    assert process.returncode == 0, process.stderr
+    assert counts["runs"] and not counts["unmet"], counts
+    assert kind != "kill" or every > 1 or counts["kills"] > counts["points"]
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment, with the package that it has imported."""
+    import dbbasic_queue
+
+    package = str(Path(dbbasic_queue.__file__).parent.parent)
+    return {**os.environ, "PYTHONPATH": package}
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_a_kill_at_any_file_call_loses_nothing_and_runs_nothing_recorded(
+    workload: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every = {"application": 1, "overlapping": 3, "slow": 3}.get(workload, 2)
+    sweep(capsys, "kill", workload, 1 if LONG else every)
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_a_second_kill_in_the_recovery_loses_nothing_either(
+    workload: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep(capsys, "double", workload, 3 if LONG else 59)
+
+
+def test_a_kill_while_a_file_is_created_locks_no_other_user_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sweep(capsys, "creations", "application", 1)
+
+
+@pytest.mark.parametrize("workload", ["application", "passes", "overlapping"])
+def test_what_others_do_at_any_moment_without_the_lock_is_seen_and_respected(
+    workload: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep(capsys, "meetings", workload, 1 if LONG else 3)
+
+
+# -- a write that a kill, or a power cut, tears at any byte --------------------------------------
+
+
+def test_a_row_torn_at_any_byte_neither_runs_early_nor_tears_the_next_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    later = START + 50_000
+    row = f'0123456789abcdef\tok\t{{"k": "torn"}}\tpending\t{START}\t{later}\t0\t\t\n'
+    for end in range(len(row) + 1):
+        attack = Attack(str(tmp_path), WORKLOADS["application"])
+        bench = attack.bench
+        os.makedirs(os.path.dirname(bench.path))
+        Path(bench.path).write_bytes((HEADER + row[:end]).encode())
+        bench.log.say("call", "torn", "enqueue", later)
+        bench.enqueue("next")
+        bench.work()
+        bench.set_clock(later)
+        bench.work()
+        disk = read_disk(bench.path)
+        promises = attack.promises()
+        wrong = check_crashed(disk, promises, 0, 1) + check_settled(disk, promises, 0, 1)
+        assert not wrong, f"torn at byte {end}: {wrong}"
+        assert promises.starts.get("torn", 0) == (end >= len(row) - 1) or end >= _cut(row, 6)
+        bench.queue.close()
+    with capsys.disabled():
+        print(f"\n  torn rows: {len(row) + 1} cuts", end=" ")
+
+
+def _cut(row: str, tabs: int) -> int:
+    """Return how long the row is with its first `tabs` tabs."""
+    return len("\t".join(row.split("\t")[:tabs])) + 1
+
+
+def test_a_journal_record_torn_at_any_byte_is_made_whole_or_not_at_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cuts = 0
+    for operation in ("cancel", "outcome"):
+        end = 0
+        size = 1
+        while end <= size:
+            attack = Attack(str(tmp_path), WORKLOADS["unfolded"])
+            bench = attack.bench
+            bench.enqueue("victim", run_at=START if operation == "outcome" else START + 9)
+            journal = Path(bench.path + ".journal")
+            line = _record_of(bench, operation)
+            size = len(line)
+            journal.write_bytes(line[:end])
+            bench.queue = bench.open()
+            bench.set_clock(START + 1000)
+            bench.work()
+            status = read_disk(bench.path).by_key("victim")[0].status
+            whole = end >= size - 1
+            expected = "cancelled" if operation == "cancel" and whole else "completed"
+            assert status == expected, f"{operation} torn at byte {end}: {status}"
+            assert attack.promises().starts.get("victim", 0) == (not whole)
+            cuts += 1
+            end += 1
+            bench.queue.close()
+    with capsys.disabled():
+        print(f"\n  torn journal records: {cuts} cuts", end=" ")
+
+
+def _record_of(bench: Bench, operation: str) -> bytes:
+    state = {
+        "cancel": f"cancelled\t{START}\t{START + 9}\t0\tCancelled by user\t",
+        "outcome": f"completed\t{START}\t{START}\t1\t\t0",
+    }[operation]
+    return record(bench.ids["victim"], state)
+
+
+# -- from outside: what a shim in Python cannot see ----------------------------------------------
+
+FROM_OUTSIDE = """
+import sys
+sys.path.insert(0, {here!r})
+from workloads import WORKLOADS, Bench, Log
+bench = Bench({path!r}, Log({log!r}))
+bench.ids = {ids!r}
+WORKLOADS["passes"].script(bench)
+"""
+
+
+def _why_no_strace() -> str:
+    if shutil.which("strace") is None:
+        return "strace is not installed (apt-get install strace)"
+    command = ["strace", "-qq", "-e", "inject=getpid:signal=SIGKILL:when=1", "true"]
+    process = subprocess.run(command, capture_output=True, text=True)
+    return f"strace cannot be used here: {process.stderr}" if process.returncode == 1 else ""
+
+
+def test_a_kill_from_outside_at_any_system_call_loses_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if reason := _why_no_strace():
+        pytest.skip(reason)
+    kills = runs = 0
+    with scratch() as base:
+        for name in ("write", "ftruncate", "rename", "fdatasync", "fsync"):
+            for number in range(1, 400 if LONG else 100, 1 if LONG else 9):
+                attack = Attack(base, WORKLOADS["passes"])
+                attack.lay()
+                program = FROM_OUTSIDE.format(
+                    here=str(HERE),
+                    path=attack.path,
+                    log=attack.log.path,
+                    ids=attack.bench.ids,
+                )
+                inject = f"inject={name}:signal=SIGKILL:when={number}"
+                command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={name}"]
+                command += ["-e", inject, sys.executable, "-c", program]
+                code = subprocess.run(command, env=environment(), timeout=60).returncode
+                runs += 1
+                killed = code in (-9, 137)
+                assert killed or code == 0, code
+                kills += killed
+                attack.log.say("dead", _attacked(attack))
+                attack.look()
+                attack.recover()
+                attack.settle(1)
+                assert not attack.wrong, f"killed at {name} number {number}: {attack.wrong}"
+                if not killed:
+                    break
+    with capsys.disabled():
+        print(f"\n  strace: {runs} runs, {kills} kills", end=" ")
+    assert kills > 10
+
+
+def _attacked(attack: Attack) -> int:
+    others = [event[0] for event in attack.log.events() if event[0] != os.getpid()]
+    return others[-1] if others else 0
+
+
+def test_the_shim_sees_every_system_call_that_changes_a_file(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Or else there would be points that the sweep never visits."""
+    if reason := _why_no_strace():
+        pytest.skip(reason)
+    program = (
+        "import sys; sys.path.insert(0, {here!r})\n"
+        "import sweep\n"
+        "from workloads import WORKLOADS\n"
+        "trace = sweep.trace_of({base!r}, WORKLOADS['passes'])\n"
+        "print(*[call.name for call in trace])\n"
+    )
+    with scratch() as base:
+        output = os.path.join(base, "strace")
+        changing = ("ftruncate", "rename", "fdatasync", "fsync", "unlink", "fchmod", "fchown")
+        command = ["strace", "-ff", "-qq", "-y", "-o", output]
+        command += ["-e", "trace=" + ",".join(changing), sys.executable, "-c"]
+        command.append(program.format(here=str(HERE), base=base))
+        process = subprocess.run(
+            command, env=environment(), capture_output=True, text=True, check=True, timeout=60
+        )
+        seen = process.stdout.split()
+        # The attacked process is the first one that the sweep has forked.
+        files = sorted(Path(base).glob("strace.*"), key=lambda file: int(file.suffix[1:]))
+        lines = [line for line in files[1].read_text().splitlines() if "/queue/web" in line]
+    for name in changing:
+        system = [line for line in lines if line.startswith(name + "(")]
+        assert len(system) == seen.count(name), (name, len(system), seen.count(name))
+    with capsys.disabled():
+        print(f"\n  {len(lines)} changing system calls, all of them seen by the shim", end=" ")

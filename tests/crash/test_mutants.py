@@ -1,0 +1,32 @@
+"""The planted bugs of `mutants.py` still fit the code; that they are caught is its own run."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+from pathlib import Path
+
+import pytest
+from mutants import MUTANTS, PROJECT, Mutant
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_planted_bug_fits_the_code_exactly_once_and_leaves_valid_python(
+    mutant: Mutant, tmp_path: Path
+) -> None:
+    package = tmp_path / "dbbasic_queue"
+    shutil.copytree(PROJECT / "dbbasic_queue", package)
+    mutant.apply(package)
+    ast.parse((package / mutant.file).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_the_tests_that_are_to_catch_a_planted_bug_are_there(mutant: Mutant) -> None:
+    for test in mutant.tests:
+        file, _, name = test.partition("::")
+        text = (PROJECT / file).read_text(encoding="utf-8")
+        assert not name or f"def {name.partition('[')[0]}(" in text
+
+
+def test_planted_bugs_have_names_of_their_own() -> None:
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)

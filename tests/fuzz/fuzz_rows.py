@@ -1,0 +1,141 @@
+"""What reads a line, fed with any bytes: no exception but the documented, and round trips.
+
+Under the coverage-guided fuzzer atheris (not needed by anything else), for an hour:
+
+    pip install atheris
+    PYTHONPATH=. python tests/fuzz/fuzz_rows.py -max_total_time=3600 -max_len=4096
+
+A crash leaves the input in `crash-...`; put it into `test_fuzz_rows.py` as an example. That test
+runs the same targets over what Hypothesis and the seeds below give, for some seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from dbbasic_queue.rows import (
+    MAX_PAYLOAD,
+    decode_json,
+    decode_record,
+    decode_state,
+    encode_json,
+    encode_record,
+    encode_state,
+    escape,
+    new_row,
+    parse_row,
+    unescape,
+    with_state,
+)
+
+SEEDS = [
+    b"",
+    b"a\tb\t{}\tpending\t1\t2\t0\t\t",
+    b"a\tb\t{}\tpending\t1\t2.5\t\t\t\r",
+    b"a\tb\t{}\tcompleted\t1\t2\t3\tan error\twith tabs\t[1]",
+    b"a\tb\t{}\tfailed\t999999999999\t0.\t999999999\tx\t",
+    b"a\tpending\t1\t2\t0\t\t\t00000000",
+    encode_record(b"a", b"completed\t1\t2\t1\t\t0")[:-1],
+    b"\\x1b\\u2028\\U0001f600\\UFFFFFFFF\\U00110000\\t\\n\\r\\\\\\q\\",
+    "\x1b\u2028\u202e\ufeff é 😀".encode(),
+    b'{"a": [1, 2.5, null, true, "\\ud800"]}',
+    b"[" * 200,
+    b"1" * 5000,
+    b"NaN",
+    b"-Infinity",
+    b"1e999",
+    b'{"a": 1, "a": 2}',
+]
+_BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def parses_any_line(data: bytes) -> None:
+    """A line is a job or None; what it says can be written, and says the same again."""
+    line = data.replace(b"\n", b"")
+    row = parse_row(line)
+    if row is None:
+        return
+    state = encode_state(row.state)
+    assert encode_state(decode_state(state)) == state
+    assert state.count(b"\t") == 5 and b"\n" not in state
+    again = parse_row(with_state(line, state))
+    assert again is not None, line
+    assert (again.id, again.type, again.payload) == (row.id, row.type, row.payload)
+    assert encode_state(again.state) == state
+
+
+def escapes_any_text(data: bytes) -> None:
+    """Free text of any characters is one column of one line, and comes back."""
+    for text in (data.decode("utf-8", "surrogateescape"), data.decode("latin-1")):
+        escaped = escape(text)
+        assert not _BREAKS.search(escaped), escaped
+        escaped.encode()
+        assert unescape(escaped) == text
+        unescape(text)  # whatever another program has left
+
+
+def decodes_any_record(data: bytes) -> None:
+    """A line of the journal is a record that gives itself again, or None."""
+    record = decode_record(data.replace(b"\n", b""))
+    if record is not None:
+        assert encode_record(*record) == data.replace(b"\n", b"") + b"\n"
+    flipped = bytearray(encode_record(b"id", b"pending\t1\t2\t3\t\t")[:-1])
+    for place, byte in enumerate(data[: len(flipped)]):
+        flipped[place] ^= byte
+    if any(data[: len(flipped)]):
+        assert decode_record(bytes(flipped).replace(b"\n", b" ")) is None
+
+
+def decodes_any_json(data: bytes) -> None:
+    """JSON text is a value or a ValueError; a value that is written is one line, and the same."""
+    try:
+        value = decode_json(data.decode("utf-8", "surrogatepass"))
+    except ValueError:
+        return
+    try:
+        text = encode_json(value, MAX_PAYLOAD)
+    except ValueError:  # 1e999 is read as infinity, which is not JSON
+        assert _has_infinity(value) or len(data) * 12 > MAX_PAYLOAD, value
+        return
+    assert not _BREAKS.search(text)
+    assert repr(json.loads(text)) == repr(value)
+    row = parse_row(new_row("id", "type", text, 1, 2).encode()[:-1])
+    assert row is not None and row.payload == text
+    assert repr(decode_json(row.payload)) == repr(value)
+
+
+def _has_infinity(value: Any) -> bool:
+    if isinstance(value, float):
+        return value in (float("inf"), float("-inf"))
+    if isinstance(value, dict):
+        return any(map(_has_infinity, value.values()))
+    return isinstance(value, list) and any(map(_has_infinity, value))
+
+
+TARGETS: list[Callable[[bytes], None]] = [
+    parses_any_line,
+    escapes_any_text,
+    decodes_any_record,
+    decodes_any_json,
+]
+
+
+def all_targets(data: bytes) -> None:
+    for target in TARGETS:
+        target(data)
+
+
+def main() -> None:
+    atheris = import_module("atheris")
+    atheris.instrument_all()
+    atheris.Setup(sys.argv, all_targets)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
