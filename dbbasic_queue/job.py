@@ -27,6 +27,9 @@ FAILED = "failed"
 CANCELLED = "cancelled"
 STATUSES = (PENDING, PROCESSING, COMPLETED, FAILED, CANCELLED)
 
+MOST_ATTEMPTS = 999_999_999
+"""The count of attempts stays there: the file's readers take nine digits."""
+
 LATEST = 253_402_300_799
 """The last instant that a job may carry: 9999-12-31T23:59:59Z, in Unix seconds."""
 
@@ -70,7 +73,8 @@ def claim(state: State) -> State | None:
     """A pass takes the job: the attempt is counted now, so that a job that kills counts too."""
     if state.status != PENDING:
         return None
-    return State(PROCESSING, state.created_at, state.run_at, state.attempts + 1, state.error, "")
+    attempts = min(state.attempts + 1, MOST_ATTEMPTS)
+    return State(PROCESSING, state.created_at, state.run_at, attempts, state.error, "")
 
 
 def complete(state: State, result: str, error: str = "") -> State | None:

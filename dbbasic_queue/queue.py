@@ -19,6 +19,7 @@ from dbbasic_queue.rows import (
     check_type,
     decode_json,
     encode_json,
+    is_id,
     new_row,
     unescape,
 )
@@ -137,7 +138,7 @@ class Queue:
         The keys are the nine columns; `payload` and `result` are decoded, the instants and
         `attempts` are ints, `error` is a str or None.
         """
-        row = self._store.find(job_id) if isinstance(job_id, str) else None
+        row = self._store.find(job_id) if is_id(job_id) else None
         return _as_dict(row) if row else None
 
     def cancel_job(self, job_id: str) -> bool:
@@ -146,7 +147,7 @@ class Queue:
         Returns True if it was pending and is `cancelled` now, else False: it is unknown, being
         run, or done.
         """
-        return isinstance(job_id, str) and self._store.cancel(job_id)
+        return is_id(job_id) and self._store.cancel(job_id)
 
     def process_jobs(
         self, handlers: Mapping[str, Callable[[Any], Any]], max_attempts: int = MAX_ATTEMPTS

@@ -173,9 +173,14 @@ def decode_json(text: str) -> Any:
 # -- rows --------------------------------------------------------------------------------------
 
 
-def check_id(job_id: object) -> str:
+def is_id(job_id: object) -> bool:
+    """Tell whether a job can have this id."""
+    return isinstance(job_id, str) and _ID.fullmatch(job_id) is not None
+
+
+def check_id(job_id: str) -> str:
     """Return `job_id`; raises InvalidJob if it cannot be one."""
-    if not isinstance(job_id, str) or not _ID.fullmatch(job_id):
+    if not is_id(job_id):
         raise InvalidJob(
             f"job_id {_shown(job_id)} is refused: it must be 1 to 64 of A-Z a-z 0-9 . _ -"
         )

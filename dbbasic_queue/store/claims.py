@@ -186,9 +186,10 @@ class Claims:
                 state = job.give_back(decode_state(claim.state), error)
                 if state is not None and self._is_current(claim):
                     changes.append((claim.key, encode_state(state)))
-                self._held.pop(claim.key, None)
             if changes:
                 self._write(changes)
+            for claim in claims:
+                self._held.pop(claim.key, None)
             if len(self._held) < self.slot.claims:
                 with suppress(OSError):  # the jobs are given back; a list too long can wait
                     self._list()

@@ -181,7 +181,7 @@ class Store:
 
     def cancel(self, job_id: str) -> bool:
         """Cancel a job if it is pending; on the disk, and mostly in the file, on return."""
-        key = job_id.encode("utf-8", "replace")
+        key = job_id.encode()
         with self.lock.reading:
             self.view.refresh()
             if key not in self.view.index:
@@ -289,9 +289,9 @@ class Store:
         with self.lock.reading:
             if not self.view.loaded and self._lookups < _LOOKUPS_WITHOUT_INDEX:
                 self._lookups += 1
-                return self.view.search(job_id.encode("utf-8", "replace"))
+                return self.view.search(job_id.encode())
             self.view.refresh()
-            return self.view.find(job_id.encode("utf-8", "replace"))
+            return self.view.find(job_id.encode())
 
     def rows(self) -> Iterator[Row]:
         """Yield every job as it stood at the first step, in the file's order."""

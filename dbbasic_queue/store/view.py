@@ -325,13 +325,10 @@ class View:
             file = open_file(self.path, os.O_RDONLY)
             if file is None:
                 return None
-            state = None
-            journal = Follower(open_file(self.path + ".journal", os.O_RDONLY))
-            while lines := journal.read():
-                if job_id in lines:
-                    for line in lines.split(b"\n"):
-                        if line.startswith(job_id + b"\t") and (record := decode_record(line)):
-                            state = record[1]
+            try:
+                state = self._search_journal(job_id)
+            except Rewritten:
+                continue
             content = read_whole(file)
             if file.is_at_path():
                 break
@@ -346,6 +343,16 @@ class View:
                     row.state = decode_state(state)
                 return row
         return None
+
+    def _search_journal(self, job_id: bytes) -> bytes | None:
+        state = None
+        journal = Follower(open_file(self.path + ".journal", os.O_RDONLY))
+        while lines := journal.read():
+            if job_id in lines:
+                for line in lines.split(b"\n"):
+                    if line.startswith(job_id + b"\t") and (record := decode_record(line)):
+                        state = record[1]
+        return state
 
     def chunks(self) -> Iterator[tuple[int, list[bytes]]]:
         """Yield (number of the first row, lines) over all rows of the file that is open now."""
