@@ -11,6 +11,7 @@ from dbbasic_queue.errors import (
     QueueError,
     StoreError,
 )
+from dbbasic_queue.handlers import Backoff, Delay, Fail, Handler, Handlers, Job
 from dbbasic_queue.queue import (
     Queue,
     cancel_job,
@@ -24,9 +25,15 @@ from dbbasic_queue.queue import (
 
 __version__ = "2.0.0"
 __all__ = [
+    "Backoff",
+    "Delay",
     "DuplicateJob",
+    "Fail",
+    "Handler",
+    "Handlers",
     "InvalidHandlers",
     "InvalidJob",
+    "Job",
     "NotAQueue",
     "Queue",
     "QueueBusy",

@@ -6,7 +6,6 @@ often and how soon a job is tried again; where it says nothing, the pass's own a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from types import FunctionType, MethodType
 
@@ -54,10 +53,15 @@ class Backoff:
         self, base: float = 60, factor: float = 2, cap: float = LATEST, jitter: float = 0
     ) -> None:
         for name, value, least in (
-            ("base", base, 0), ("factor", factor, 1), ("cap", cap, 0), ("jitter", jitter, 0)
+            ("base", base, 0),
+            ("factor", factor, 1),
+            ("cap", cap, 0),
+            ("jitter", jitter, 0),
         ):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not (
-                least <= value <= LATEST
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not (least <= value <= LATEST)
             ):
                 raise InvalidHandlers(
                     f"Backoff({name}={value!r}) is refused: it must be a number of {least} or more"
@@ -163,7 +167,7 @@ def _takes_job(function: Callable[..., Any]) -> bool:
     if isinstance(function, MethodType):
         function, bound = function.__func__, 1
     if not isinstance(function, FunctionType):
-        call = getattr(type(function), "__call__", None)
+        call = type(function).__call__
         if not isinstance(call, FunctionType):
             return False
         function, bound = call, 1
@@ -207,7 +211,7 @@ class Handlers(Mapping[str, Handler]):
         if key in self._handlers:
             raise InvalidHandlers(
                 f"job type {job_type!r} is registered twice: give one of the functions another "
-                "type, @handler(\"...\")"
+                'type, @handler("...")'
             )
         registered = Registered(self, job_type, function, policy)
         self._handlers[key] = registered
@@ -244,7 +248,10 @@ class Registered(Handler):
         self.__wrapped__ = function
 
     def enqueue(
-        self, payload: Any = None, run_at: float | datetime | None = None, *,
+        self,
+        payload: Any = None,
+        run_at: float | datetime | None = None,
+        *,
         job_id: str | None = None,
     ) -> str:
         """Put a job of this type into the registry's queue; as `Queue.enqueue`."""

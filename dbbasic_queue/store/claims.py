@@ -8,6 +8,7 @@ accepted only while the job's state is, byte for byte, the one that its claim wr
 from __future__ import annotations
 
 import errno
+import time
 from contextlib import suppress
 
 from dbbasic_queue import job
@@ -18,10 +19,12 @@ from dbbasic_queue.store.store import CHEAP_IN_A_PASS, SHARE_OF_TIME, Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 _BATCH_BYTES = 1 << 20
 _READ_AHEAD = 1 << 16
+_SURVEY_SECONDS = 1.0
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -38,25 +41,43 @@ class Claim:
         self.state = b""
 
 
+class Terms:
+    """What a pass's handlers say of jobs of a type."""
+
+    def __init__(
+        self,
+        limit: Callable[[str], int],
+        longest_wait: Callable[[str, int], float],
+        wants: Callable[[str], bool],
+    ) -> None:
+        self.limit = limit
+        self.longest_wait = longest_wait
+        self.wants = wants
+
+
 class Claims:
     """The dealings of one pass with the store. Safe from two threads of the pass."""
 
-    def __init__(self, store: Store, max_attempts: int, now: float) -> None:
-        """Take a slot and recover the jobs of dead passes: `recovered` says how many.
+    def __init__(self, store: Store, terms: Terms, now: float) -> None:
+        """Take a slot, and recover the jobs of dead passes.
 
         Raises QueueBusy if all slots are held.
         """
         self.store = store
+        self.terms = terms
+        self._recovered = 0
+        self._lost: list[Row] = []
         self.started_at = now
         self._due: list[int] = []
         self._numbering = -1
+        self._survey_at = time.monotonic() + _SURVEY_SECONDS
         self._held: dict[bytes, Claim] = {}
         with store.lock:
             store.read_new()
             self.slot = slots.take(store.path)
             store.slots.append(self.slot)
             try:
-                self.recovered, self.lost = self._recover(max_attempts, now)
+                self._recover()
                 self.slot.write([])
             except BaseException:
                 self.release()
@@ -64,8 +85,33 @@ class Claims:
             # Rows that are added from now on are not this pass's.
             self._last = next(reversed(store.view.index), b"")
 
-    def _recover(self, max_attempts: int, now: float) -> tuple[int, list[Row]]:
-        """Recover the jobs of dead passes; return how many, and those that failed by it."""
+    def take_recovered(self) -> tuple[int, list[Row]]:
+        """Return how many jobs have been recovered since the last call, and which failed by it."""
+        taken = self._recovered, self._lost
+        self._recovered, self._lost = 0, []
+        return taken
+
+    def renew(self, now: float) -> bool:
+        """Take what has become due until `now` for due; tell whether there may be anything."""
+        self.started_at = now
+        with self.store.lock.reading:
+            view = self.store.view
+            view.refresh()
+            self._last = next(reversed(view.index), b"")
+            self._due = []
+            self._numbering = -1
+            lost_passes = view.processing and time.monotonic() >= self._survey_at
+            if not lost_passes:
+                return bool(view.when) and min(view.when) <= now
+        self._survey_at = time.monotonic() + _SURVEY_SECONDS
+        with self.store.lock:
+            self.store.read_new()
+            self._recover()
+        return True
+
+    def _recover(self) -> None:
+        """Recover the jobs of dead passes."""
+        now = self.started_at
         view = self.store.view
         rows = {row.id: row for n in sorted(view.processing) if (row := view.row(n))}
 
@@ -73,9 +119,7 @@ class Claims:
             return job_id in rows and rows[job_id].state.attempts == attempt
 
         survey = slots.Survey(self.store.path, self.slot, is_open)
-        changes = self.store.unexplained(now)
-        recovered = 0
-        failed = []
+        changes = self.store.unexplained(now, self.terms.longest_wait)
         for row in rows.values():
             claim = (row.id, row.state.attempts)
             if claim in survey.alive:
@@ -83,17 +127,16 @@ class Claims:
             if claim in survey.unbegun and claim not in survey.begun:
                 state = job.give_back(row.state)
             else:
-                state = job.recover(row.state, max_attempts, now)
+                state = job.recover(row.state, self.terms.limit(row.type), now)
             assert state is not None
             row.state = state
             changes.append((row.id.encode(), encode_state(state)))
-            recovered += 1
+            self._recovered += 1
             if state.status == job.FAILED:
-                failed.append(row)
+                self._lost.append(row)
         if changes:
             self.store.change(changes)
         survey.clear()
-        return recovered, failed
 
     def claim(self, most: int) -> list[Claim]:
         """Claim up to `most` due jobs, earliest `run_at` first; recorded on return.
@@ -150,7 +193,7 @@ class Claims:
                 if number >= len(view.offsets) or view.when[number] > self.started_at:
                     continue
                 row = view.row(number, ahead=_READ_AHEAD)
-                if row is None:
+                if row is None or not self.terms.wants(row.type):
                     continue
                 size += len(row.payload)
                 try:
@@ -217,6 +260,8 @@ class Claims:
 
     def show(self) -> None:
         """Fold where that is cheap, so that `cat` shows what is running."""
+        if self.is_shown():
+            return
         with self.store.lock:
             self.store.fold_if_cheap(CHEAP_IN_A_PASS, SHARE_OF_TIME)
 

@@ -29,21 +29,28 @@ from dbbasic_queue.store.files import (
 )
 from dbbasic_queue.store.view import View
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Set
+
 _ANCHOR = 64
 
 
-def fold(view: View, journal: OpenFile | None, *, fsync: bool) -> tuple[OpenFile, int]:
+def fold(
+    view: View, journal: OpenFile | None, *, fsync: bool, without: Set[int] = frozenset()
+) -> tuple[OpenFile, int]:
     """Rewrite the file with the journal's changes in it, then cut the journal. Under the lock.
 
-    `view` is up to date, and is so afterwards. Returns the new file, and how many lines were
-    rejected. Raises OSError, and has changed nothing, where the new file cannot be written.
+    The rows whose numbers are in `without` are left out. `view` is up to date, and is so
+    afterwards. Returns the new file, and how many lines were rejected. Raises OSError, and has
+    changed nothing, where the new file cannot be written.
     """
     old = view.rows.file
     assert old is not None
     new = _fresh(view.path + ".fold")
     try:
         replace_like(new.fd, os.fstat(old.fd))
-        rejected, offsets, end, anchor = _write_rows(view, new)
+        rejected, offsets, end, anchor = _write_rows(view, new, without)
         if rejected:
             _reject(view.path + ".rejected", rejected, fsync=fsync)
         if fsync:
@@ -66,7 +73,7 @@ def fold(view: View, journal: OpenFile | None, *, fsync: bool) -> tuple[OpenFile
         if isinstance(e, OSError):
             raise store_error(e, view.path, "nothing was lost") from e
         raise
-    if rejected:
+    if rejected or without:
         view.close()  # the rows have other numbers now
         view.refresh()
     else:
@@ -97,7 +104,24 @@ def _fresh(path: str) -> OpenFile:
         os.unlink(path)
 
 
-def _write_rows(view: View, new: OpenFile) -> tuple[list[bytes], array[int], int, bytes]:
+def archive(path: str, lines: list[bytes]) -> None:
+    """Append rows to a gzip'd TSV file, with a header where it is new; on the disk on return.
+
+    What is appended is a gzip member of its own (RFC 1952 lets a file have several).
+    """
+    import gzip
+
+    file = open_or_create(path, os.O_RDWR | os.O_APPEND)
+    size = os.fstat(file.fd).st_size
+    content = b"\n".join(lines) + b"\n"
+    append(file, size, gzip.compress(content if size else HEADER + content))
+    os.fsync(file.fd)
+    sync_directory(os.path.dirname(path))
+
+
+def _write_rows(
+    view: View, new: OpenFile, without: Set[int]
+) -> tuple[list[bytes], array[int], int, bytes]:
     changed = sorted(
         (number, state)
         for job_id, state in view.records.items()
@@ -113,6 +137,8 @@ def _write_rows(view: View, new: OpenFile) -> tuple[list[bytes], array[int], int
         for i in range(bisect_left(numbers, first), bisect_left(numbers, first + len(lines))):
             number, state = changed[i]
             lines[number - first] = with_state(lines[number - first], state)
+        if without:
+            lines = [line for number, line in enumerate(lines, first) if number not in without]
         content = b"\n".join(lines) + b"\n" if lines else b""
         if view.binary and is_binary(content):
             rejected += [line for line in lines if is_binary(line)]

@@ -12,7 +12,7 @@ import weakref
 from contextlib import suppress
 
 from dbbasic_queue.errors import DuplicateJob
-from dbbasic_queue.job import backoff, cancel, clamp, later
+from dbbasic_queue.job import FAILED, PROCESSING, cancel, clamp, later, requeue
 from dbbasic_queue.rows import HEADER, encode_record, encode_state
 from dbbasic_queue.store import fold
 from dbbasic_queue.store.files import (
@@ -26,11 +26,11 @@ from dbbasic_queue.store.files import (
     sync_directory,
 )
 from dbbasic_queue.store.lock import QueueLock
-from dbbasic_queue.store.view import Follower, View, require_header
+from dbbasic_queue.store.view import NEVER, Follower, View, require_header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from dbbasic_queue.rows import Row
     from dbbasic_queue.store.slots import Slot
@@ -196,6 +196,57 @@ class Store:
             self.fold_if_cheap(CHEAP_OUTSIDE)
             return True
 
+    def requeue(self, now: float, *, job_id: str | None = None, job_type: str | None = None) -> int:
+        """Requeue one job, or all failed ones, or those of a type; on the disk on return.
+
+        The journal is folded first: a record from before can then not speak of the job again.
+        """
+        with self.lock:
+            self.read_new()
+            self.fold()
+            if job_id is not None:
+                row = self.view.find(job_id.encode())
+                rows = [] if row is None else [row]
+            else:
+                rows = [
+                    row
+                    for row in self.view.rows_as_they_stand()
+                    if row.state.status == FAILED and job_type in (None, row.type)
+                ]
+            changes = [
+                (row.id.encode(), encode_state(state))
+                for row in rows
+                if (state := requeue(row.state, now))
+            ]
+            if changes:
+                self.change(changes)
+                self.fold_if_cheap(CHEAP_OUTSIDE)
+            return len(changes)
+
+    def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
+        """Take the jobs that are not wanted out of the file, by one rewrite; return how many.
+
+        Never a job that is being run. The journal is folded, and its cut on the disk, first: no
+        record is left that could meet a new job with the same id.
+        """
+        with self.lock:
+            self.read_new()
+            self.fold()
+            if self.fsync and self.view.journal.file:
+                sync(self._journal_for_append().fd)
+            numbers = {
+                self.view.index[row.id.encode()]
+                for row in self.view.rows_as_they_stand()
+                if row.state.status != PROCESSING and unwanted(row)
+            }
+            if numbers:
+                if archive is not None:
+                    fold.archive(archive, [self.view.line(n) for n in sorted(numbers)])
+                self._rows, _ = fold.fold(self.view, None, fsync=self.fsync, without=numbers)
+                self._ended_at = self.view.rows.end
+                self.lock.touch()
+            return len(numbers)
+
     def catch_up(self) -> None:
         """Read what others have changed; costs one read where that is nothing."""
         if not self.view.journal.is_current():
@@ -298,13 +349,15 @@ class Store:
         with self.lock.reading:
             self.view.refresh()
             view = self.view.snapshot()
-        for first, lines in view.chunks():
-            for number, line in enumerate(lines, first):
-                row = view.joined(number, line)
-                if row is not None:
-                    yield row
+        yield from view.rows_as_they_stand()
 
-    def has_work(self, now: float) -> bool:
+    def is_complete(self) -> bool:
+        """Tell whether no job is pending or being run."""
+        with self.lock.reading:
+            self.view.refresh()
+            return not self.view.processing and min(self.view.when, default=NEVER) == NEVER
+
+    def has_work(self, now: float, longest_wait: Callable[[str, int], float]) -> bool:
         """Tell, without the lock, whether a pass would have anything to do."""
         with self.lock.reading:
             view = self.view
@@ -313,18 +366,20 @@ class Store:
                 view.processing
                 or view.binary
                 or view.journal.size()
-                or self.unexplained(now)
+                or self.unexplained(now, longest_wait)
                 or (view.when and min(view.when) <= now)
             )
 
-    def unexplained(self, now: float) -> list[tuple[bytes, bytes]]:
-        """Return the changes for retries that wait longer than a backoff explains."""
+    def unexplained(
+        self, now: float, longest_wait: Callable[[str, int], float]
+    ) -> list[tuple[bytes, bytes]]:
+        """Return the changes for retries that wait longer than their backoff explains."""
         view = self.view
-        shortest = later(now, backoff(1))
         changes = []
         for number in view.retrying:
-            if view.when[number] > shortest and (row := view.row(number)):
-                state = clamp(row.state, now)
+            if view.when[number] > now and (row := view.row(number)):
+                latest = later(now, longest_wait(row.type, row.state.attempts))
+                state = clamp(row.state, latest)
                 if state is not None:
                     changes.append((row.id.encode(), encode_state(state)))
         return changes

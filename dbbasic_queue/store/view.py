@@ -369,6 +369,14 @@ class View:
             yield number, lines
             number += len(lines)
 
+    def rows_as_they_stand(self) -> Iterator[Row]:
+        """Yield every job of the file that is open now, with what the journal says of it."""
+        for first, lines in self.chunks():
+            for number, line in enumerate(lines, first):
+                row = self.joined(number, line)
+                if row is not None:
+                    yield row
+
     def snapshot(self) -> View:
         """Return a view for `chunks` and `joined` that later changes do not touch."""
         view = View(self.path)
