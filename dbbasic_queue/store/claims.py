@@ -102,7 +102,7 @@ class Claims:
             self._numbering = -1
             lost_passes = view.processing and time.monotonic() >= self._survey_at
             if not lost_passes:
-                return bool(view.when) and min(view.when) <= now
+                return view.soonest <= now
         self._survey_at = time.monotonic() + _SURVEY_SECONDS
         with self.store.lock:
             self.store.read_new()

@@ -367,7 +367,7 @@ class Store:
                 or view.binary
                 or view.journal.size()
                 or self.unexplained(now, longest_wait)
-                or (view.when and min(view.when) <= now)
+                or view.soonest <= now
             )
 
     def unexplained(
