@@ -89,6 +89,13 @@ def complete(state: State, result: str, error: str = "") -> State | None:
     return State(COMPLETED, state.created_at, state.run_at, state.attempts, error, result)
 
 
+def without_result(state: State, error: str) -> State | None:
+    """The same outcome, where its result cannot be kept; None where it has none."""
+    if not state.result:
+        return None
+    return State(state.status, state.created_at, state.run_at, state.attempts, error, "")
+
+
 def fail(state: State, error: str) -> State | None:
     """The handler raised, and no attempt is left, or none would help."""
     if state.status != PROCESSING:

@@ -189,11 +189,13 @@ class Pass:
             self.begun_at = math.inf
         if outcome == INTERRUPTED or after is None:
             claims.give_back([claim], "interrupted: the pass was stopped")
-        elif claims.settle(claim, after):
+            return
+        recorded = claims.settle(claim, after)
+        if recorded is not None:
             self.counts[outcome] += 1
             if self.log is not None:
                 seconds = time.monotonic() - began
-                reports.outcome(self.log, outcome, row.id, row.type, after, seconds)
+                reports.outcome(self.log, outcome, row.id, row.type, recorded, seconds)
         elif self.log is not None:
             reports.late(self.log, row.id, row.type, row.state.attempts)
 

@@ -203,18 +203,27 @@ class Claims:
                     view.unreadable.append(number)
         return found
 
-    def settle(self, claim: Claim, state: job.State) -> bool:
+    def settle(self, claim: Claim, state: job.State) -> job.State | None:
         """Record an attempt's outcome: on the disk on return.
 
-        Returns False, and records nothing, where the attempt is no longer the current one.
+        Returns what was recorded: without the result where that finds no room on a full disk, for
+        the work is done and must not run again. None, and nothing recorded, where the attempt is
+        no longer the current one.
         """
         with self.store.lock:
             self.store.catch_up()
-            current = self._is_current(claim)
-            if current:
-                self._write([(claim.key, encode_state(state))])
+            recorded = None
+            if self._is_current(claim):
+                recorded = state
+                try:
+                    self._write([(claim.key, encode_state(state))])
+                except StoreError as e:
+                    recorded = job.without_result(state, "result not kept: the disk is full")
+                    if e.errno not in _NO_ROOM or recorded is None:
+                        raise
+                    self.store.change([(claim.key, encode_state(recorded))])
             self._held.pop(claim.key, None)
-            return current
+            return recorded
 
     def give_back(self, claims: list[Claim], error: str = "") -> None:
         """Put jobs back as they were, their attempts returned, for whoever claims them next.

@@ -1,0 +1,109 @@
+"""What the tests share: a clock that stands still, and a queue in a directory of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hypothesis
+import pytest
+
+from dbbasic_queue import Queue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# How long an example takes is up to the machine, and to what else it is doing.
+hypothesis.settings.register_profile("project", deadline=None)
+hypothesis.settings.load_profile("project")
+
+PROJECT = Path(__file__).resolve().parent.parent
+HEADER = "id\ttype\tpayload\tstatus\tcreated_at\trun_at\tattempts\terror\tresult\n"
+NOW = 1_800_000_000
+
+
+class Clock:
+    """Unix seconds that pass only when a test says so."""
+
+    def __init__(self, now: float = NOW) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The place of a queue that is not there yet, nor its directory."""
+    return tmp_path / "data" / "queue.tsv"
+
+
+@pytest.fixture
+def queue(path: Path, clock: Clock) -> Iterator[Queue]:
+    with Queue(path, clock=clock) as queue:
+        yield queue
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """Return the path of another file of the queue, such as "lock" or "journal"."""
+    return path.with_name(f"{path.name}.{suffix}")
+
+
+def job(queue: Queue, job_id: str) -> dict[str, Any]:
+    found = queue.get_job(job_id)
+    assert found is not None, f"there is no job {job_id}"
+    return found
+
+
+def rows(path: Path) -> list[list[str]]:
+    """Return the columns of every line after the header, as `awk -F'\\t'` would see them."""
+    header, *lines = path.read_bytes().decode().split("\n")
+    assert header + "\n" == HEADER
+    assert lines.pop() == "", "the last line is not complete"
+    return [line.split("\t") for line in lines]
+
+
+def row(path: Path, job_id: str) -> dict[str, str]:
+    """Return what the file itself says of a job."""
+    (columns,) = [columns for columns in rows(path) if columns[0] == job_id]
+    return dict(zip(HEADER.split(), columns, strict=True))
+
+
+def line(job_id: str, **columns: object) -> str:
+    """Return a row as another program might write it, due and pending unless told otherwise."""
+    values: dict[str, object] = dict.fromkeys(HEADER.split(), "")
+    values |= {"id": job_id, "type": "greet", "payload": "{}", "status": "pending"}
+    values |= {"created_at": NOW, "run_at": NOW, "attempts": 0, **columns}
+    return "\t".join(str(value) for value in values.values()) + "\n"
+
+
+def add_lines(path: Path, *lines: str | bytes) -> None:
+    """Append to the file with no regard to its lock, as an editor or a careless script does."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("ab") as file:
+        if not file.tell():
+            file.write(HEADER.encode())
+        file.writelines(text if isinstance(text, bytes) else text.encode() for text in lines)
+
+
+def python(code: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program in a Python of its own that can import the package."""
+    folders = [str(PROJECT), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=environment | options.pop("env", {}),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+        **options,
+    )

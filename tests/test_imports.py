@@ -1,0 +1,137 @@
+"""What imports what: downward only, nothing that is not needed, and nothing dangerous."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import python
+
+import dbbasic_queue
+
+PACKAGE = Path(dbbasic_queue.__file__).parent
+# From what a user types down to what knows nothing of the others. Names on one line do not know
+# each other.
+LAYERS = [
+    {"__main__"},
+    {"cli"},
+    {"demo"},
+    {"__init__"},
+    {"queue"},
+    {"worker"},
+    {"store.claims"},
+    {"store.store"},
+    {"store.slots", "store.fold"},
+    {"store.view"},
+    {"store.lock"},
+    {"store.files"},
+    {"store.__init__"},
+    {"rows"},
+    {"job"},
+    {"errors"},
+]
+RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+MODULES = {
+    ".".join(file.relative_to(PACKAGE).with_suffix("").parts): file
+    for file in sorted(PACKAGE.rglob("*.py"))
+}
+TREES = {name: ast.parse(file.read_text("utf-8")) for name, file in MODULES.items()}
+
+
+def imported(tree: ast.AST) -> list[tuple[int, str]]:
+    """Return (line, full name) of every import, in functions and for type checkers too."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are written out in full"
+            found += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
+    return found
+
+
+def own_module(name: str) -> str | None:
+    """Return the module of this package that an imported name is or is in, or None."""
+    top, *parts = name.split(".")
+    if top != "dbbasic_queue":
+        return None
+    for end in (len(parts), len(parts) - 1):
+        module = ".".join(parts[:end])
+        for candidate in (module, f"{module}.__init__".removeprefix(".")):
+            if candidate in MODULES:
+                return candidate
+    raise AssertionError(f"{name} is in no module of the package")
+
+
+def test_every_module_has_its_place() -> None:
+    assert set(MODULES) == set(RANKS)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_downward_only(name: str) -> None:
+    upward = [
+        f"{name}, line {line}: {full}"
+        for line, full in imported(TREES[name])
+        if (module := own_module(full)) is not None and RANKS[module] <= RANKS[name]
+    ]
+    assert upward == []
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_only_the_standard_library_and_filelock_are_used(name: str) -> None:
+    allowed = {*sys.stdlib_module_names, "filelock", "dbbasic_queue"}
+    assert {full.split(".")[0] for _, full in imported(TREES[name])} <= allowed
+
+
+DANGEROUS_MODULES = {"pickle", "marshal", "shelve", "dill", "ctypes", "code", "runpy"}
+DANGEROUS_CALLS = {"eval", "exec", "compile", "__import__", "system", "popen"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_is_unpickled_evaluated_or_given_to_a_shell(name: str) -> None:
+    tree = TREES[name]
+    assert {full.split(".")[0] for _, full in imported(tree)}.isdisjoint(DANGEROUS_MODULES)
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        function = node.func
+        called = getattr(function, "id", None) or getattr(function, "attr", "")
+        is_of_re = isinstance(function, ast.Attribute) and ast.unparse(function) == "re.compile"
+        assert called not in DANGEROUS_CALLS or is_of_re, ast.unparse(node)
+        shells = [ast.unparse(keyword) for keyword in node.keywords if keyword.arg == "shell"]
+        assert shells == []
+        if called == "open" and ast.unparse(function) == "open":
+            modes = [
+                ast.unparse(value) for value in [*node.args[1:2], *(k.value for k in node.keywords)]
+            ]
+            is_binary = any("b" in mode.strip("'") for mode in modes)
+            assert is_binary or any(k.arg == "encoding" for k in node.keywords), ast.unparse(node)
+
+
+LOADED = "import sys; before = set(sys.modules); {0}; print(*sorted(set(sys.modules) - before))"
+HEAVY = {"filelock", "logging", "asyncio", "dataclasses", "typing", "datetime", "subprocess"}
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    done = python(LOADED.format("import dbbasic_queue"))
+    assert done.stderr == ""
+    loaded = set(done.stdout.split())
+    assert "dbbasic_queue.queue" in loaded
+    assert loaded.isdisjoint(HEAVY | {"dbbasic_queue.worker", "dbbasic_queue.cli"})
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "later\tgreet\t{}\tpending\t0\t99999999999\t0\t\t\n"]
+)
+def test_a_pass_that_finds_nothing_to_do_loads_nothing_heavy(
+    tmp_path: Path, content: str | None
+) -> None:
+    if content is not None:
+        header = "id\ttype\tpayload\tstatus\tcreated_at\trun_at\tattempts\terror\tresult\n"
+        (tmp_path / "queue.tsv").write_text(header + content)
+    code = "import dbbasic_queue; dbbasic_queue.process_jobs({'greet': len})"
+    done = python(LOADED.format(code), env={"DBBASIC_QUEUE_FILE": str(tmp_path / "queue.tsv")})
+    assert done.stderr == ""
+    assert set(done.stdout.split()).isdisjoint(HEAVY)
