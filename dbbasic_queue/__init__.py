@@ -11,7 +11,7 @@ from dbbasic_queue.errors import (
     QueueError,
     StoreError,
 )
-from dbbasic_queue.handlers import Backoff, Delay, Fail, Handler, Handlers, Job
+from dbbasic_queue.handlers import Backoff, Delay, Fail, Handler, Job
 from dbbasic_queue.queue import (
     Queue,
     cancel_job,
@@ -22,6 +22,7 @@ from dbbasic_queue.queue import (
     jobs,
     process_jobs,
 )
+from dbbasic_queue.registry import Handlers
 
 __version__ = "2.0.0"
 __all__ = [

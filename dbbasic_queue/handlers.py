@@ -1,4 +1,4 @@
-"""What runs: functions, each with its policy, by type.
+"""What runs: a function and its policy, and what it may raise.
 
 What runs is declared beside the function; the queue's file stays nine columns. A policy says how
 often and how soon a job is tried again; where it says nothing, the pass's own arguments count.
@@ -6,20 +6,17 @@ often and how soon a job is tried again; where it says nothing, the pass's own a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
 from types import FunctionType, MethodType
 
 from dbbasic_queue.errors import InvalidHandlers
 from dbbasic_queue.job import LATEST, backoff
-from dbbasic_queue.rows import check_type
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
     from logging import Logger
     from typing import Any
-
-    from dbbasic_queue.queue import Queue
 
 
 class Delay(Exception):
@@ -175,87 +172,3 @@ def _takes_job(function: Callable[..., Any]) -> bool:
     names = code.co_varnames[bound : code.co_argcount]
     required = len(names) - len(function.__defaults__ or ())
     return len(names) >= 2 and (required >= 2 or names[1] == "job")
-
-
-class Handlers(Mapping[str, Handler]):
-    """A registry of handlers, accepted wherever a dict of them is.
-
-    A type that is registered twice is an error. Look-up is exact, or without regard to case with
-    `ignore_case=True`. `enqueue` of a registered function acts on `queue`, by default on the
-    default queue.
-    """
-
-    def __init__(self, *, ignore_case: bool = False, queue: Queue | None = None) -> None:
-        self.ignore_case = ignore_case
-        self.queue = queue
-        self._handlers: dict[str, Handler] = {}
-
-    def handler(self, job_type: Any = None, /, **policy: Any) -> Any:
-        """Register a function: `@jobs.handler`, or `@jobs.handler("type", max_attempts=5)`.
-
-        The policy is that of `Handler`. The function stays callable as itself, and gets
-        `enqueue(payload, run_at=None, *, job_id=None)`. Raises InvalidHandlers if the type is
-        taken or cannot be a type.
-        """
-        if callable(job_type):
-            return self._register(job_type.__name__, job_type, {})
-        return lambda function: self._register(
-            function.__name__ if job_type is None else job_type, function, policy
-        )
-
-    def _register(
-        self, job_type: str, function: Callable[..., Any], policy: dict[str, Any]
-    ) -> Registered:
-        check_type(job_type)
-        key = self._key(job_type)
-        if key in self._handlers:
-            raise InvalidHandlers(
-                f"job type {job_type!r} is registered twice: give one of the functions another "
-                'type, @handler("...")'
-            )
-        registered = Registered(self, job_type, function, policy)
-        self._handlers[key] = registered
-        return registered
-
-    def _key(self, job_type: str) -> str:
-        return job_type.lower() if self.ignore_case else job_type
-
-    def __getitem__(self, job_type: str) -> Handler:
-        return self._handlers[self._key(job_type)]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._handlers)
-
-    def __len__(self) -> int:
-        return len(self._handlers)
-
-
-class Registered(Handler):
-    """A handler that knows its type, and so can be put into the queue."""
-
-    def __init__(
-        self,
-        handlers: Handlers,
-        job_type: str,
-        function: Callable[..., Any],
-        policy: dict[str, Any],
-    ) -> None:
-        super().__init__(function, **policy)
-        self.type = job_type
-        self._handlers = handlers
-        self.__name__ = getattr(function, "__name__", job_type)
-        self.__doc__ = function.__doc__
-        self.__wrapped__ = function
-
-    def enqueue(
-        self,
-        payload: Any = None,
-        run_at: float | datetime | None = None,
-        *,
-        job_id: str | None = None,
-    ) -> str:
-        """Put a job of this type into the registry's queue; as `Queue.enqueue`."""
-        from dbbasic_queue.queue import default_queue
-
-        queue = self._handlers.queue or default_queue()
-        return queue.enqueue(self.type, payload, run_at, job_id=job_id)
