@@ -71,7 +71,7 @@ class Backoff:
     def seconds(self, attempt: int) -> float:
         """Return the wait without its jitter."""
         try:
-            return min(self.base * float(self.factor) ** attempt, self.cap)
+            return float(min(self.base * float(self.factor) ** attempt, self.cap))
         except OverflowError:
             return float(self.cap)
 
