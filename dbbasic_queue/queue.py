@@ -23,6 +23,7 @@ from dbbasic_queue.rows import (
     new_row,
     unescape,
 )
+from dbbasic_queue.store.lock import loading
 from dbbasic_queue.store.store import Store
 
 TYPE_CHECKING = False
@@ -179,7 +180,8 @@ class Queue:
         Raises InvalidHandlers for arguments that cannot work, QueueBusy where 64 passes run
         already, NotAQueue and StoreError where the files cannot be used.
         """
-        from dbbasic_queue import worker
+        with loading:
+            from dbbasic_queue import worker
 
         worker.check(handlers, max_attempts)
         if isinstance(linger, bool) or not isinstance(linger, (int, float)) or not linger >= 0:

@@ -75,7 +75,6 @@ class Claims:
         with store.lock:
             store.read_new()
             self.slot = slots.take(store.path)
-            store.slots.append(self.slot)
             try:
                 self._recover()
                 self.slot.write([])
@@ -284,5 +283,4 @@ class Claims:
 
     def release(self) -> None:
         """Let go of the slot: whatever is still claimed is for the next pass to recover."""
-        self.store.slots.remove(self.slot)
         self.slot.release(clear=not self._held)

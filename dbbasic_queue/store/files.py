@@ -14,6 +14,7 @@ import os
 import stat
 import sys
 import time
+import weakref
 
 from dbbasic_queue.errors import NotAQueue, StoreError
 
@@ -42,7 +43,7 @@ class OpenFile:
     One that is cached stays open, so that its inode number cannot come back as another file.
     """
 
-    __slots__ = ("fd", "identity", "path")
+    __slots__ = ("__weakref__", "fd", "identity", "path")
 
     def __init__(self, fd: int, path: str, status: os.stat_result) -> None:
         self.fd = fd
@@ -65,6 +66,26 @@ class OpenFile:
         except FileNotFoundError:
             return False
         return (status.st_dev, status.st_ino) == self.identity
+
+
+_to_close_after_fork: weakref.WeakSet[OpenFile] = weakref.WeakSet()
+
+
+def close_after_fork(file: OpenFile) -> None:
+    """Have a forked child close a file that is about to be locked.
+
+    The lock belongs to the open file, which parent and child share: the child must neither keep
+    it nor, by an unlock, free it.
+    """
+    _to_close_after_fork.add(file)
+
+
+def _after_fork() -> None:
+    for file in list(_to_close_after_fork):
+        file.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def open_file(path: str, flags: int) -> OpenFile | None:

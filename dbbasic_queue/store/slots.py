@@ -21,7 +21,14 @@ import time
 from contextlib import suppress
 
 from dbbasic_queue.errors import QueueBusy
-from dbbasic_queue.store.files import OpenFile, open_file, open_or_create, store_error, write_all
+from dbbasic_queue.store.files import (
+    OpenFile,
+    close_after_fork,
+    open_file,
+    open_or_create,
+    store_error,
+    write_all,
+)
 
 SLOTS = 64
 _ROOM = 8192
@@ -90,6 +97,7 @@ def take(queue: str) -> Slot:
 
     for number in range(1, SLOTS + 1):
         file = open_or_create(_path(queue, number), os.O_RDWR)
+        close_after_fork(file)
         if lock_descriptor(file.fd, blocking=False):
             return Slot(file)
     raise QueueBusy(
@@ -120,6 +128,7 @@ class Survey:
             file = open_file(_path(queue, number), os.O_RDWR)
             if file is None or file.identity == own.file.identity:
                 continue
+            close_after_fork(file)
             if not lock_descriptor(file.fd, blocking=False):
                 self.alive.update(_read(file))
             elif claims := _read(file):

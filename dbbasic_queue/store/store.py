@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from dbbasic_queue.rows import Row
-    from dbbasic_queue.store.slots import Slot
 
 CHEAP_IN_A_PASS = 0.005
 CHEAP_OUTSIDE = 0.050
@@ -50,7 +49,6 @@ class Store:
         self.fsync = fsync
         self.lock = QueueLock(path + ".lock")
         self.view = View(path)
-        self.slots: list[Slot] = []
         self._rows: OpenFile | None = None
         self._ended_at = -1
         self._journal: OpenFile | None = None
@@ -70,14 +68,8 @@ class Store:
         self.lock.close()
 
     def after_fork(self) -> None:
-        """In a forked child: the parent's files and locks are closed, never unlocked."""
+        """In a forked child: forget the parent's files; `files` closes those that are locked."""
         self.lock.after_fork()
-        for slot in self.slots:
-            slot.file.close()
-        self.slots = []
-        for file in (self._rows, self._journal):
-            if file is not None:
-                file.close()
         self._let_go()
 
     # -- new jobs --

@@ -1,0 +1,175 @@
+"""Real child processes for the tests that race and kill: started, awaited, signalled, cleaned up.
+
+A child is a program of a few lines, run in the test's own directory; what it tells the test it
+writes into files there, since those outlive a SIGKILL and no reader has to keep up. The test waits
+for such a file, or for the child's end, never for an amount of time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dbbasic_queue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+DEADLINE = 30.0
+QUEUE = "data/queue.tsv"
+
+PRELUDE = f"""\
+import json, os, signal, sys, time
+from pathlib import Path
+from dbbasic_queue import Queue
+from processes import note, notes, wait_for, wait_for_notes
+
+# A shell starts its background jobs with SIGINT ignored, and so all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+queue = Queue({QUEUE!r})
+"""
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = DEADLINE) -> None:
+    """Return once the condition is true; raises AssertionError, with `what`, after the deadline."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds:.0f} seconds in vain for {what}"
+        time.sleep(0.002)
+
+
+def note(file: str | Path, text: str) -> None:
+    """Append one line to a file, by one write, so that no line is lost whoever else does it."""
+    fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(fd, f"{text}\n".encode())
+    finally:
+        os.close(fd)
+
+
+def notes(file: str | Path) -> list[str]:
+    """Return the complete lines of a file that `note` writes; none where there is no file."""
+    try:
+        return Path(file).read_text(encoding="utf-8").split("\n")[:-1]
+    except FileNotFoundError:
+        return []
+
+
+def wait_for_notes(file: str | Path, count: int) -> None:
+    """Return once the file holds that many lines."""
+    wait_for(lambda: len(notes(file)) >= count, f"{count} lines in {Path(file).name}")
+
+
+class Child:
+    """A program that runs, or has run, in the test's directory."""
+
+    def __init__(self, command: list[str], directory: Path, name: str) -> None:
+        self.output = directory / f"{name}.out"
+        self.errors = directory / f"{name}.err"
+        # Files, not pipes: a pipe would have no end as long as a grandchild holds it.
+        with self.output.open("wb") as output, self.errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                command,
+                cwd=directory,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                start_new_session=True,  # a group of its own, with what it forks
+            )
+
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it as the kernel does when memory is short, if it has not ended by itself."""
+        self.process.kill()
+        self.process.wait(DEADLINE)
+
+    def clean_up(self) -> None:
+        """End it with all that it has forked, however the test has ended."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(DEADLINE)
+
+    def stop(self, lock: Path) -> None:
+        """SIGSTOP it at an instant when it does not hold the queue's lock."""
+        while True:
+            self.signal(signal.SIGSTOP)
+            os.waitpid(self.process.pid, os.WUNTRACED)
+            if is_free(lock):
+                return
+            self.signal(signal.SIGCONT)
+
+    def wait(self) -> int:
+        """Return its exit code once it has ended; a signal's number, negative, if that ended it."""
+        return self.process.wait(DEADLINE)
+
+    def succeed(self) -> str:
+        """Return what it printed, once it has ended well."""
+        code = self.wait()
+        text = self.errors.read_text(encoding="utf-8")
+        assert code == 0, f"exit code {code}: {text}"
+        return self.output.read_text(encoding="utf-8").strip()
+
+
+class Programs:
+    """Starts programs in one directory, and leaves none behind."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.children: list[Child] = []
+
+    def start(self, source: str, *arguments: str) -> Child:
+        """Run Python source, after PRELUDE, with these arguments."""
+        name = f"program-{len(self.children)}"
+        file = self.directory / f"{name}.py"
+        file.write_text(PRELUDE + textwrap.dedent(source), encoding="utf-8")
+        child = Child([sys.executable, str(file), *arguments], self.directory, name)
+        self.children.append(child)
+        return child
+
+    def run(self, source: str, *arguments: str) -> str:
+        """Run Python source to its good end; return what it printed."""
+        return self.start(source, *arguments).succeed()
+
+    def __enter__(self) -> Programs:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
+    ) -> None:
+        for child in self.children:
+            child.clean_up()
+
+
+def environment() -> dict[str, str]:
+    """Return an environment in which a child finds this module and the package under test."""
+    found = [Path(dbbasic_queue.__file__).parents[1], Path(__file__).parent]
+    path = [*map(str, found), *filter(None, [os.environ.get("PYTHONPATH")])]
+    ours = {name: text for name, text in os.environ.items() if name != "DBBASIC_QUEUE_FILE"}
+    return ours | {"PYTHONPATH": os.pathsep.join(path)}
+
+
+def is_free(lock: str | Path) -> bool:
+    """Tell whether nobody holds the `flock` of an existing file."""
+    fd = os.open(lock, os.O_RDWR)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
