@@ -6,7 +6,6 @@ import os
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 
 from dbbasic_queue import job
-from dbbasic_queue.errors import InvalidJob
 from dbbasic_queue.handlers import Delay, Fail, Job
 from dbbasic_queue.rows import MAX_ERROR, check_instant, encode_json, escape
 
@@ -82,8 +81,8 @@ class Attempts:
         arguments = [payload]
         if handler.takes_job:
             arguments.append(Job(row.id, row.type, row.state.attempts, row.state.created_at))
-        self.interrupts.in_handler = True
         try:
+            self.interrupts.in_handler = True
             result = handler.function(*arguments)
         finally:
             self.interrupts.in_handler = False
@@ -112,15 +111,13 @@ class Attempts:
     def _delayed(self, handler: Handler, state: job.State, delay: Delay) -> Outcome:
         now = self.clock()
         try:
-            if isinstance(delay.when, (int, float)):
-                run_at = check_instant(now + max(delay.when, 0), "now + Delay")
-            else:
-                run_at = check_instant(delay.when, "Delay")
-        except (InvalidJob, TypeError) as e:
+            when, reason = delay.when, "".join((str(delay.reason),))[:MAX_ERROR]
+            if isinstance(when, (int, float)) and not isinstance(when, bool):
+                when = now + min(max(when, 0), 2 * job.LATEST)
+            run_at = max(check_instant(when, "Delay"), job.later(now, 0))
+        except BaseException as e:  # noqa: BLE001 - what it carries is the handler's, too
             return self.failed(handler, state, describe(e))
-        # Never due in the pass that it has been put off by, however short the delay.
-        run_at = max(run_at, job.later(now, 0))
-        return "delayed", job.delay(state, escape(str(delay.reason)[:MAX_ERROR]), run_at)
+        return "delayed", job.delay(state, escape(reason), run_at)
 
     def _completed(self, state: job.State, result: object) -> job.State | None:
         if result is None:

@@ -6,10 +6,13 @@ often and how soon a job is tried again; where it says nothing, the pass's own a
 
 from __future__ import annotations
 
+from functools import partial
 from types import FunctionType, MethodType
 
 from dbbasic_queue.errors import InvalidHandlers
 from dbbasic_queue.job import LATEST, backoff
+
+CO_VARARGS = 4  # of the module `inspect`, which takes long to load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,7 +64,8 @@ class Backoff:
                 or not (least <= value <= LATEST)
             ):
                 raise InvalidHandlers(
-                    f"Backoff({name}={value!r}) is refused: it must be a number of {least} or more"
+                    f"Backoff({name}={value!r}) is refused: it must be a number from {least} to "
+                    f"{LATEST}"
                 )
         self.base = base
         self.factor = factor
@@ -73,7 +77,7 @@ class Backoff:
         try:
             return float(min(self.base * float(self.factor) ** attempt, self.cap))
         except OverflowError:
-            return float(self.cap)
+            return float(self.cap if self.base else 0)
 
     def longest(self, attempt: int) -> float:
         """Return the longest wait that is possible, in seconds."""
@@ -133,6 +137,8 @@ class Handler:
             )
         if max_attempts is not None:
             check_max_attempts(max_attempts)
+        if backoff is not None and not isinstance(backoff, Backoff):
+            raise InvalidHandlers(f"backoff {backoff!r} is refused: give a Backoff(...)")
         self.function = function
         self.max_attempts = max_attempts
         self.backoff = backoff
@@ -159,16 +165,37 @@ def check_max_attempts(max_attempts: object) -> None:
 
 
 def _takes_job(function: Callable[..., Any]) -> bool:
-    """Tell whether a second argument is wanted: one without a default, or one named `job`."""
-    bound = 0
-    if isinstance(function, MethodType):
-        function, bound = function.__func__, 1
-    if not isinstance(function, FunctionType):
-        call = type(function).__call__
-        if not isinstance(call, FunctionType):
+    """Tell whether a second argument is wanted: one without a default, or one named `job`.
+
+    Behind a decorator that passes on whatever it is given (functools.wraps), only the name tells:
+    another second argument may be the decorator's to give.
+    """
+    given = 0
+    named: set[str] = set()
+    while not isinstance(function, FunctionType):
+        if isinstance(function, Handler):
+            return function.takes_job
+        if isinstance(function, partial):
+            given += len(function.args)
+            named.update(function.keywords)
+            function = function.func
+        elif isinstance(function, MethodType):
+            given += 1
+            function = function.__func__
+        elif isinstance(type(function).__call__, FunctionType):
+            given += 1
+            function = type(function).__call__
+        else:
             return False
-        function, bound = call, 1
+    by_name_alone = False
+    while function.__code__.co_flags & CO_VARARGS and isinstance(
+        inner := getattr(function, "__wrapped__", None), FunctionType
+    ):
+        by_name_alone = True
+        function = inner
     code = function.__code__
-    names = code.co_varnames[bound : code.co_argcount]
-    required = len(names) - len(function.__defaults__ or ())
-    return len(names) >= 2 and (required >= 2 or names[1] == "job")
+    names = code.co_varnames[given : code.co_argcount]
+    if len(names) < 2 or names[1] in named:
+        return False
+    required = code.co_argcount - len(function.__defaults__ or ())
+    return names[1] == "job" or (given + 1 < required and not by_name_alone)

@@ -195,7 +195,8 @@ class Queue:
 
         Otherwise as `process_jobs`; returns its counts.
         """
-        from dbbasic_queue import worker
+        with loading:
+            from dbbasic_queue import worker
 
         worker.check(handlers, max_attempts)
         run = self._pass(handlers, max_attempts, linger=float("inf"), until_complete=True)
@@ -266,10 +267,12 @@ class Queue:
         if status is not None and status not in FINISHED:
             raise InvalidJob(f"status {status!r} is refused: it must be one of {FINISHED}")
         statuses = FINISHED if status is None else (status,)
+        path = None if archive is None else os.path.abspath(os.fspath(archive))
+        if path is not None and not path.endswith(".gz"):
+            raise InvalidJob(f"archive {archive!r} is refused: its name must end in .gz")
         before = self._clock() - older_than
         return self._store.remove(
-            lambda row: row.state.status in statuses and row.state.run_at < before,
-            archive=None if archive is None else os.path.abspath(os.fspath(archive)),
+            lambda row: row.state.status in statuses and row.state.run_at < before, archive=path
         )
 
     def jobs(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from dbbasic_queue.errors import InvalidHandlers
+from dbbasic_queue.errors import InvalidHandlers, InvalidJob
 from dbbasic_queue.handlers import Handler
 from dbbasic_queue.queue import Queue, default_queue
 from dbbasic_queue.rows import check_type
@@ -12,7 +12,9 @@ from dbbasic_queue.rows import check_type
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from datetime import datetime
-    from typing import Any
+    from typing import Any, overload
+
+    from dbbasic_queue.handlers import Backoff
 
 
 class Handlers(Mapping[str, Handler]):
@@ -28,6 +30,21 @@ class Handlers(Mapping[str, Handler]):
         self.queue = queue
         self._handlers: dict[str, Handler] = {}
 
+    if TYPE_CHECKING:
+
+        @overload
+        def handler(self, function: Callable[..., Any], /) -> Registered: ...
+
+        @overload
+        def handler(
+            self,
+            job_type: str | None = None,
+            /,
+            *,
+            max_attempts: int | None = None,
+            backoff: Backoff | None = None,
+        ) -> Callable[[Callable[..., Any]], Registered]: ...
+
     def handler(self, job_type: Any = None, /, **policy: Any) -> Any:
         """Register a function: `@jobs.handler`, or `@jobs.handler("type", max_attempts=5)`.
 
@@ -36,15 +53,16 @@ class Handlers(Mapping[str, Handler]):
         taken or cannot be a type.
         """
         if callable(job_type):
-            return self._register(job_type.__name__, job_type, {})
-        return lambda function: self._register(
-            function.__name__ if job_type is None else job_type, function, policy
-        )
+            return self._register(None, job_type, policy)
+        return lambda function: self._register(job_type, function, policy)
 
     def _register(
-        self, job_type: str, function: Callable[..., Any], policy: dict[str, Any]
+        self, given: str | None, function: Callable[..., Any], policy: dict[str, Any]
     ) -> Registered:
-        check_type(job_type)
+        try:
+            job_type = check_type(getattr(function, "__name__", "") if given is None else given)
+        except InvalidJob as e:
+            raise InvalidHandlers(f'{e} (give another one: @handler("..."))') from None
         key = self._key(job_type)
         if key in self._handlers:
             raise InvalidHandlers(

@@ -99,7 +99,9 @@ class Pass:
 
     def _longest_wait(self, job_type: str, attempt: int) -> float:
         handler = self.handler(job_type)
-        return handler.longest_wait(attempt) if handler else job.backoff(attempt)
+        if handler is None:  # what another worker's policy explains is not ours to say
+            return job.LATEST if self._only else job.backoff(attempt)
+        return handler.longest_wait(attempt)
 
     def _wants(self, job_type: str) -> bool:
         return not self._only or self.handler(job_type) is not None
@@ -141,7 +143,7 @@ class Pass:
                     self._report_recovered(claims)
                     self._work_off(claims, watcher)
                 else:
-                    claims.show()
+                    claims.rest()
                     time.sleep(_LOOK)
         finally:
             watcher.stop()

@@ -16,6 +16,7 @@ from dbbasic_queue.errors import StoreError
 from dbbasic_queue.rows import Row, decode_json, decode_state, encode_state
 from dbbasic_queue.store import slots
 from dbbasic_queue.store.store import CHEAP_IN_A_PASS, SHARE_OF_TIME, Store
+from dbbasic_queue.store.view import NEVER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,6 +73,10 @@ class Claims:
         self._numbering = -1
         self._survey_at = time.monotonic() + _SURVEY_SECONDS
         self._held: dict[bytes, Claim] = {}
+        self._put_back: set[bytes] = set()
+        self._nothing_seen: object = None
+        self._nothing_at = now
+        self._next_at: int | None = None
         with store.lock:
             store.read_new()
             self.slot = slots.take(store.path)
@@ -99,17 +104,38 @@ class Claims:
             self._last = next(reversed(view.index), b"")
             self._due = []
             self._numbering = -1
+            if self._put_back:
+                self._put_back.clear()
+                self._nothing_seen = None
             lost_passes = view.processing and time.monotonic() >= self._survey_at
             if not lost_passes:
-                return view.soonest <= now
+                return view.soonest <= now and self._may_have_become_due()
         self._survey_at = time.monotonic() + _SURVEY_SECONDS
         with self.store.lock:
             self.store.read_new()
             self._recover()
         return True
 
+    def _may_have_become_due(self) -> bool:
+        """Tell jobs that are new, or due only now, from those that are due and not wanted here."""
+        if self._nothing_seen != self._seen():
+            return True
+        if self._next_at is None:
+            times = self.store.view.when
+            self._next_at = min((at for at in times if at > self._nothing_at), default=NEVER)
+        return self._next_at <= self.started_at
+
+    def _seen(self) -> object:
+        """Return what changes with everything that is read anew."""
+        view = self.store.view
+        return view.generation, view.rows.end, view.journal.end
+
     def _recover(self) -> None:
-        """Recover the jobs of dead passes."""
+        """Recover the jobs of dead passes.
+
+        One that was begun counts by its own handler's limit: where that is another pass's to
+        know, the job is left to that pass.
+        """
         now = self.started_at
         view = self.store.view
         rows = {row.id: row for n in sorted(view.processing) if (row := view.row(n))}
@@ -125,6 +151,8 @@ class Claims:
                 continue
             if claim in survey.unbegun and claim not in survey.begun:
                 state = job.give_back(row.state)
+            elif not self.terms.wants(row.type):
+                continue
             else:
                 state = job.recover(row.state, self.terms.limit(row.type), now)
             assert state is not None
@@ -140,7 +168,8 @@ class Claims:
     def claim(self, most: int) -> list[Claim]:
         """Claim up to `most` due jobs, earliest `run_at` first; recorded on return.
 
-        Due is what was so when the pass began: a job that enqueues itself waits for the next one.
+        Due is what was so when the pass began: a job that enqueues itself waits for the next one,
+        and so does one that this pass has put back, whatever the clock says since.
         """
         while candidates := self._candidates(most):
             with self.store.lock:
@@ -167,7 +196,7 @@ class Claims:
         row: Row | None = claim.row
         if claim.generation != view.generation or claim.key in view.records:
             row = view.row(number)
-            if row is not None and row.payload != claim.row.payload:
+            if row is not None and (row.type, row.payload) != (claim.row.type, claim.row.payload):
                 return False  # another job with the same id
         state = job.claim(row.state) if row else None
         if row is None or state is None:
@@ -186,6 +215,8 @@ class Claims:
             if not self._due or self._numbering != view.numbering:
                 view.refresh()
                 self._numbering = view.numbering
+                if self._last and self._last not in view.index:  # it was purged meanwhile
+                    self._last = next(reversed(view.index), b"")
                 self._due = view.due(self.started_at, view.index.get(self._last, -1) + 1)
             while self._due and len(found) < most and size < _BATCH_BYTES:
                 number = self._due.pop()
@@ -194,12 +225,17 @@ class Claims:
                 row = view.row(number, ahead=_READ_AHEAD)
                 if row is None or not self.terms.wants(row.type):
                     continue
+                if self._put_back and row.id.encode() in self._put_back:
+                    continue
                 size += len(row.payload)
                 try:
                     found.append(Claim(row, decode_json(row.payload or "{}"), view.generation))
                 except ValueError:
                     view.when[number] = 1 << 62
                     view.unreadable.append(number)
+            if not found:
+                self._nothing_seen, self._next_at = self._seen(), None
+                self._nothing_at = self.started_at
         return found
 
     def settle(self, claim: Claim, state: job.State) -> job.State | None:
@@ -221,6 +257,8 @@ class Claims:
                     if e.errno not in _NO_ROOM or recorded is None:
                         raise
                     self.store.change([(claim.key, encode_state(recorded))])
+                if recorded.status == job.PENDING:
+                    self._put_back.add(claim.key)
             self._held.pop(claim.key, None)
             return recorded
 
@@ -265,6 +303,17 @@ class Claims:
     def is_shown(self) -> bool:
         """Tell whether the file says what the journal says."""
         return self.store.view.journal.end == 0
+
+    def rest(self) -> None:
+        """Nothing is in hand: show what was done, and list nothing any more.
+
+        A job that was put back, or requeued, may be claimed by another pass under the attempt's
+        number that stands in the list, and be lost there.
+        """
+        self.show()
+        if self.slot.claims:
+            with self.store.lock:
+                self._list()
 
     def show(self) -> None:
         """Fold where that is cheap, so that `cat` shows what is running."""

@@ -8,13 +8,14 @@ that would stop grep are in `queue.tsv.rejected` before they leave the file.
 
 from __future__ import annotations
 
+import errno
 import os
 from array import array
 from bisect import bisect_left
 from contextlib import suppress
 from itertools import accumulate
 
-from dbbasic_queue.errors import StoreError
+from dbbasic_queue.errors import NotAQueue, StoreError
 from dbbasic_queue.rows import HEADER, is_binary, with_state
 from dbbasic_queue.store.files import (
     OpenFile,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Set
 
 _ANCHOR = 64
+_READ = 1 << 16
 
 
 def fold(
@@ -107,16 +109,49 @@ def _fresh(path: str) -> OpenFile:
 def archive(path: str, lines: list[bytes]) -> None:
     """Append rows to a gzip'd TSV file, with a header where it is new; on the disk on return.
 
-    What is appended is a gzip member of its own (RFC 1952 lets a file have several).
+    What is appended is a gzip member of its own (RFC 1952 lets a file have several), and when that
+    is on the disk an empty one, the seal: a file that ends with it is whole. What a crash has torn
+    is cut off, for its rows are still in the queue; behind it no program would read on.
     """
     import gzip
 
     file = open_or_create(path, os.O_RDWR | os.O_APPEND)
+    seal = gzip.compress(b"", mtime=0)
     size = os.fstat(file.fd).st_size
+    if size and os.pread(file.fd, len(seal), max(size - len(seal), 0)) != seal:
+        size = _whole_members(file)
+        os.ftruncate(file.fd, size)
     content = b"\n".join(lines) + b"\n"
-    append(file, size, gzip.compress(content if size else HEADER + content))
+    member = gzip.compress(content if size else HEADER + content)
+    append(file, size, member)
+    os.fsync(file.fd)
+    append(file, size + len(member), seal)
     os.fsync(file.fd)
     sync_directory(os.path.dirname(path))
+
+
+def _whole_members(file: OpenFile) -> int:
+    """Return where the last gzip member that is whole ends; refuse a file with anything else."""
+    import zlib
+
+    end = at = 0
+    member = zlib.decompressobj(31)
+    try:
+        while chunk := os.pread(file.fd, _READ, at):
+            at += len(chunk)
+            while chunk:
+                member.decompress(chunk)
+                chunk = member.unused_data
+                if member.eof:
+                    end = at - len(chunk)
+                    member = zlib.decompressobj(31)
+    except zlib.error as e:
+        raise NotAQueue(
+            errno.EINVAL,
+            f"the archive is no gzip file, or is damaged ({e}; nothing was done: move it away)",
+            file.path,
+        ) from e
+    return end
 
 
 def _write_rows(

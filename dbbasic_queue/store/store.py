@@ -30,7 +30,7 @@ from dbbasic_queue.store.view import NEVER, Follower, View, require_header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Set
 
     from dbbasic_queue.rows import Row
 
@@ -192,10 +192,11 @@ class Store:
         """Requeue one job, or all failed ones, or those of a type; on the disk on return.
 
         The journal is folded first: a record from before can then not speak of the job again.
+        Several jobs are requeued by one rewrite, for an append may be torn between two records.
         """
         with self.lock:
             self.read_new()
-            self.fold()
+            self._fold_and_sync_cut()
             if job_id is not None:
                 row = self.view.find(job_id.encode())
                 rows = [] if row is None else [row]
@@ -210,9 +211,17 @@ class Store:
                 for row in rows
                 if (state := requeue(row.state, now))
             ]
-            if changes:
+            if len(changes) == 1:
                 self.change(changes)
                 self.fold_if_cheap(CHEAP_OUTSIDE)
+            elif changes:
+                try:
+                    for key, new_state in changes:
+                        self.view.apply(key, new_state)
+                    self._rewrite()
+                except BaseException:
+                    self.view.close()  # it says what the files do not
+                    raise
             return len(changes)
 
     def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
@@ -223,9 +232,7 @@ class Store:
         """
         with self.lock:
             self.read_new()
-            self.fold()
-            if self.fsync and self.view.journal.file:
-                sync(self._journal_for_append().fd)
+            self._fold_and_sync_cut()
             numbers = {
                 self.view.index[row.id.encode()]
                 for row in self.view.rows_as_they_stand()
@@ -234,10 +241,24 @@ class Store:
             if numbers:
                 if archive is not None:
                     fold.archive(archive, [self.view.line(n) for n in sorted(numbers)])
-                self._rows, _ = fold.fold(self.view, None, fsync=self.fsync, without=numbers)
-                self._ended_at = self.view.rows.end
-                self.lock.touch()
+                self._rewrite(numbers)
             return len(numbers)
+
+    def _fold_and_sync_cut(self) -> None:
+        """Fold so that no record is left, after a power cut neither."""
+        self.fold()
+        if self.fsync and self.view.journal.file:
+            try:
+                sync(self._journal_for_append().fd)
+            except OSError:
+                self._journal = None  # never synced again: the kernel may take it for clean
+                raise
+
+    def _rewrite(self, without: Set[int] = frozenset()) -> None:
+        """Rewrite the file, with no record in the journal."""
+        self._rows, _ = fold.fold(self.view, None, fsync=self.fsync, without=without)
+        self._ended_at = self.view.rows.end
+        self.lock.touch()
 
     def catch_up(self) -> None:
         """Read what others have changed; costs one read where that is nothing."""
