@@ -11,6 +11,7 @@ from dbbasic_queue.errors import (
     QueueError,
     StoreError,
 )
+from dbbasic_queue.handlers import Backoff, Delay, Fail, Handler, Job
 from dbbasic_queue.queue import (
     Queue,
     cancel_job,
@@ -21,12 +22,19 @@ from dbbasic_queue.queue import (
     jobs,
     process_jobs,
 )
+from dbbasic_queue.registry import Handlers
 
 __version__ = "2.0.0"
 __all__ = [
+    "Backoff",
+    "Delay",
     "DuplicateJob",
+    "Fail",
+    "Handler",
+    "Handlers",
     "InvalidHandlers",
     "InvalidJob",
+    "Job",
     "NotAQueue",
     "Queue",
     "QueueBusy",

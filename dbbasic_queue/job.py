@@ -6,6 +6,7 @@
                |  ^
                |  |-- error, attempts left: run_at = now + backoff
          claim |  |-- given back unbegun, or stopped: due at once, the attempt returned
+               |  |-- its handler raised Delay: due when that says, the attempt returned
    attempts +1 |  |-- its pass died: due at once, or failed when no attempt is left
                v  |
            processing --- error, no attempt left ---> failed
@@ -25,7 +26,11 @@ PROCESSING = "processing"
 COMPLETED = "completed"
 FAILED = "failed"
 CANCELLED = "cancelled"
+FINISHED = (COMPLETED, FAILED, CANCELLED)
 STATUSES = (PENDING, PROCESSING, COMPLETED, FAILED, CANCELLED)
+
+DELAYED = "delayed"
+"""How the error of a job begins that its handler has put off."""
 
 MOST_ATTEMPTS = 999_999_999
 """The count of attempts stays there: the file's readers take nine digits."""
@@ -91,14 +96,26 @@ def without_result(state: State, error: str) -> State | None:
     return State(state.status, state.created_at, state.run_at, state.attempts, error, "")
 
 
-def fail(state: State, error: str, max_attempts: int, now: float) -> State | None:
-    """The handler raised: again after the backoff, or failed when no attempt is left."""
+def fail(state: State, error: str) -> State | None:
+    """The handler raised, and no attempt is left, or none would help."""
     if state.status != PROCESSING:
         return None
-    if state.attempts >= max_attempts:
-        return State(FAILED, state.created_at, state.run_at, state.attempts, error, "")
-    run_at = later(now, backoff(state.attempts))
+    return State(FAILED, state.created_at, state.run_at, state.attempts, error, "")
+
+
+def retry(state: State, error: str, run_at: int) -> State | None:
+    """The handler raised, and attempts are left: again after the backoff."""
+    if state.status != PROCESSING:
+        return None
     return State(PENDING, state.created_at, run_at, state.attempts, error, "")
+
+
+def delay(state: State, reason: str, run_at: int) -> State | None:
+    """The handler asked for a later time: the attempt is returned."""
+    if state.status != PROCESSING:
+        return None
+    error = f"{DELAYED}: {reason}" if reason else DELAYED
+    return State(PENDING, state.created_at, run_at, max(state.attempts - 1, 0), error, "")
 
 
 def give_back(state: State, error: str = "") -> State | None:
@@ -120,12 +137,21 @@ def recover(state: State, max_attempts: int, now: float) -> State | None:
     return State(PENDING, state.created_at, run_at, state.attempts, error, "")
 
 
-def clamp(state: State, now: float) -> State | None:
+def clamp(state: State, latest: int) -> State | None:
     """A retry that waits longer than its backoff explains was set by a clock that ran ahead."""
-    run_at = later(now, backoff(state.attempts))
+    run_at = latest
     if state.status != PENDING or state.attempts == 0 or state.run_at <= run_at:
         return None
+    if state.error.startswith(DELAYED):
+        return None  # its handler's own wish
     return State(PENDING, state.created_at, run_at, state.attempts, state.error, "")
+
+
+def requeue(state: State, now: float) -> State | None:
+    """A person wants a failed or cancelled job again: as if it were new, and due now."""
+    if state.status not in (FAILED, CANCELLED):
+        return None
+    return State(PENDING, state.created_at, int(now), 0, "", "")
 
 
 def cancel(state: State) -> State | None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import time
 
-from dbbasic_queue.errors import InvalidJob
-from dbbasic_queue.job import STATUSES
+from dbbasic_queue.errors import InvalidHandlers, InvalidJob
+from dbbasic_queue.job import FAILED, FINISHED, STATUSES
 from dbbasic_queue.rows import (
     MAX_PAYLOAD,
     Row,
@@ -32,8 +32,12 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import Any
 
+    from dbbasic_queue.worker import Pass
+
 QUEUE_FILE = os.environ.get("DBBASIC_QUEUE_FILE") or "data/queue.tsv"
 MAX_ATTEMPTS = 3
+_FIRST_LOOK = 0.005
+_LONGEST_LOOK = 0.1
 
 
 class Queue:
@@ -151,14 +155,23 @@ class Queue:
         return is_id(job_id) and self._store.cancel(job_id)
 
     def process_jobs(
-        self, handlers: Mapping[str, Callable[[Any], Any]], max_attempts: int = MAX_ATTEMPTS
+        self,
+        handlers: Mapping[str, Callable[..., Any]],
+        max_attempts: int = MAX_ATTEMPTS,
+        *,
+        only: bool = False,
+        linger: float = 0,
     ) -> dict[str, int]:
         """Make one pass: run what is due now, and record each outcome before the next job.
 
-        `handlers` maps a job's type to a callable that takes the payload and returns a JSON value
-        or None. What it raises is the job's error: the job runs again `60 * 2**attempt` seconds
-        later, until `max_attempts` are used up and it is `failed`. A type without a handler
-        fails so too.
+        `handlers` maps a job's type to a callable that takes the payload (and, if it wants, the
+        `Job`) and returns a JSON value or None; a `Handlers` registry or `Handler` objects add
+        policies. What it raises is the job's error: the job runs again `60 * 2**attempt` seconds
+        later, until `max_attempts` are used up and it is `failed`. `Delay` puts it off, `Fail`
+        ends it. A type without a handler fails like an error; with `only`, it is left alone.
+
+        With `linger` the pass stays for so many seconds, and picks up what becomes due within a
+        tenth of a second: cron with `linger=55` needs no daemon.
 
         Returns the counts `completed`, `failed`, `retried`, `delayed` and `recovered` (found
         `processing` under a pass that is dead). Ctrl-C raises KeyboardInterrupt, SIGTERM
@@ -171,8 +184,96 @@ class Queue:
             from dbbasic_queue import worker
 
         worker.check(handlers, max_attempts)
-        run = worker.Pass(self._store, handlers, max_attempts, self._clock, self.max_payload)
+        if isinstance(linger, bool) or not isinstance(linger, (int, float)) or not linger >= 0:
+            raise InvalidHandlers(f"linger {linger!r} is refused: it must be seconds, 0 or more")
+        return self._pass(handlers, max_attempts, only=only, linger=linger).run()
+
+    def run_until_complete(
+        self, handlers: Mapping[str, Callable[..., Any]], max_attempts: int = MAX_ATTEMPTS
+    ) -> dict[str, int]:
+        """Run jobs until none is pending or processing, retries and delays waited for.
+
+        Otherwise as `process_jobs`; returns its counts.
+        """
+        with loading:
+            from dbbasic_queue import worker
+
+        worker.check(handlers, max_attempts)
+        run = self._pass(handlers, max_attempts, linger=float("inf"), until_complete=True)
         return run.run()
+
+    def _pass(self, handlers: Any, max_attempts: int, **how: Any) -> Pass:
+        from dbbasic_queue.worker import Pass
+
+        return Pass(self._store, handlers, max_attempts, self._clock, self.max_payload, **how)
+
+    def wait(self, job_id: str, timeout: float) -> dict[str, Any] | None:
+        """Wait until the job is done, at most `timeout` seconds; return it as `get_job` does.
+
+        Returns None when time is up, or where there is no such job. Done is completed, failed or
+        cancelled.
+        """
+        end = time.monotonic() + timeout
+        pause = _FIRST_LOOK
+        while True:
+            job = self.get_job(job_id)
+            if job is None or job["status"] in FINISHED:
+                return job
+            left = end - time.monotonic()
+            if left <= 0:
+                return None
+            time.sleep(min(pause, left))
+            pause = min(pause * 1.5, _LONGEST_LOOK)
+
+    # -- living with the queue: each is one atomic change; none touches what is being run --
+
+    def requeue(self, job_id: str) -> bool:
+        """Make a failed or cancelled job pending again: attempts 0, due now. False if it is not."""
+        return is_id(job_id) and self._store.requeue(self._clock(), job_id=job_id) == 1
+
+    def requeue_failed(self, job_type: str | None = None) -> int:
+        """Requeue all failed jobs, or those of a type; return how many."""
+        return self._store.requeue(self._clock(), job_type=job_type)
+
+    def clear_failed(self, job_type: str | None = None) -> int:
+        """Take all failed jobs, or those of a type, out of the queue; return how many."""
+        return self._store.remove(
+            lambda row: row.state.status == FAILED and job_type in (None, row.type)
+        )
+
+    def remove_type(self, job_type: str) -> int:
+        """Take all jobs of a type out of the queue but those being run; return how many."""
+        return self._store.remove(lambda row: row.type == job_type)
+
+    def purge(
+        self,
+        older_than: float,
+        status: str | None = None,
+        *,
+        archive: str | os.PathLike[str] | None = None,
+    ) -> int:
+        """Take finished jobs out that were due more than `older_than` seconds ago; return how many.
+
+        Only those with this status (completed, failed or cancelled), if given. With `archive`,
+        their rows are on the disk at the end of that gzip'd TSV file before they leave the queue;
+        a crash between the two leaves them in both.
+        """
+        if (
+            isinstance(older_than, bool)
+            or not isinstance(older_than, (int, float))
+            or not older_than >= 0
+        ):
+            raise InvalidJob(f"older_than {older_than!r} is refused: it must be seconds, 0 or more")
+        if status is not None and status not in FINISHED:
+            raise InvalidJob(f"status {status!r} is refused: it must be one of {FINISHED}")
+        statuses = FINISHED if status is None else (status,)
+        path = None if archive is None else os.path.abspath(os.fspath(archive))
+        if path is not None and not path.endswith(".gz"):
+            raise InvalidJob(f"archive {archive!r} is refused: its name must end in .gz")
+        before = self._clock() - older_than
+        return self._store.remove(
+            lambda row: row.state.status in statuses and row.state.run_at < before, archive=path
+        )
 
     def jobs(
         self, status: str | None = None, job_type: str | None = None
@@ -268,10 +369,14 @@ def cancel_job(job_id: str) -> bool:
 
 
 def process_jobs(
-    handlers: Mapping[str, Callable[[Any], Any]], max_attempts: int = MAX_ATTEMPTS
+    handlers: Mapping[str, Callable[..., Any]],
+    max_attempts: int = MAX_ATTEMPTS,
+    *,
+    only: bool = False,
+    linger: float = 0,
 ) -> dict[str, int]:
     """Do as `Queue.process_jobs` does, in the default queue."""
-    return default_queue().process_jobs(handlers, max_attempts)
+    return default_queue().process_jobs(handlers, max_attempts, only=only, linger=linger)
 
 
 def jobs(status: str | None = None, job_type: str | None = None) -> Iterator[dict[str, Any]]:

@@ -271,7 +271,7 @@ for name, job_id in ids.items():
     assert job.pop("id") == job_id and len(job_id) == 16
     for instant in ("created_at", "run_at"):
         assert type(job[instant]) is int
-        if job[instant] > 1600000000 and name != "later":
+        if 1600000000 < job[instant] < 4000000000:
             job[instant] = "recent"
     sorted_out[name] = job
 print(json.dumps(sorted_out, indent=1))

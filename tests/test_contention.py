@@ -18,7 +18,7 @@ from processes import DEADLINE, QUEUE, Programs, is_free, note, notes, wait_for_
 
 from dbbasic_queue import Queue
 from dbbasic_queue.job import State
-from dbbasic_queue.store.claims import Claim, Claims
+from dbbasic_queue.store.claims import Claim, Claims, Terms
 from dbbasic_queue.store.store import Store
 
 if TYPE_CHECKING:
@@ -513,7 +513,11 @@ thread.join()
 
 def a_pass(queue: Queue) -> Claims:
     """Return a pass with descriptors and a view of its own, as another process would have them."""
-    return Claims(Store(queue.path, fsync=False), 3, time.time())
+    return Claims(
+        Store(queue.path, fsync=False),
+        Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True),
+        time.time(),
+    )
 
 
 def long_id(letter: str) -> str:
@@ -579,7 +583,7 @@ def test_jobs_that_a_pass_has_yet_to_give_back_stay_its_own_when_it_claims_again
     assert set(claimed(passing, 1)) == {"c"}
 
     other = a_pass(queue)
-    assert other.recovered == 0
+    assert other.take_recovered() == (0, [])
     passing.give_back([in_hand["b"]])
     assert set(claimed(other, 1)) == {"b"}
     found = queue.get_job("b")

@@ -21,10 +21,13 @@ from dbbasic_queue.job import (
     claim,
     clamp,
     complete,
+    delay,
     fail,
     give_back,
     later,
     recover,
+    requeue,
+    retry,
 )
 
 
@@ -74,15 +77,26 @@ def test_a_completed_job_keeps_its_result_and_loses_its_error() -> None:
     assert columns(after) == (COMPLETED, NOW - 100, NOW, 1, "", "0")
 
 
-def test_a_job_that_fails_with_attempts_left_waits_for_its_backoff() -> None:
-    after = fail(state(PROCESSING, attempts=2), "ValueError: no", 3, NOW + 5)
+def test_a_job_that_is_tried_again_keeps_its_attempts() -> None:
+    after = retry(state(PROCESSING, attempts=2), "ValueError: no", NOW + 245)
     assert columns(after) == (PENDING, NOW - 100, NOW + 245, 2, "ValueError: no", "")
 
 
-@pytest.mark.parametrize("attempts", [3, 4])
-def test_a_job_that_fails_without_an_attempt_left_is_failed(attempts: int) -> None:
-    after = fail(state(PROCESSING, attempts=attempts), "ValueError: no", 3, NOW)
-    assert columns(after) == (FAILED, NOW - 100, NOW, attempts, "ValueError: no", "")
+def test_a_job_that_fails_is_not_due_again() -> None:
+    after = fail(state(PROCESSING, attempts=3), "ValueError: no")
+    assert columns(after) == (FAILED, NOW - 100, NOW, 3, "ValueError: no", "")
+
+
+def test_a_delayed_job_has_its_attempt_back_and_says_why() -> None:
+    after = delay(state(PROCESSING, attempts=2), "not yet", NOW + 10)
+    assert columns(after) == (PENDING, NOW - 100, NOW + 10, 1, "delayed: not yet", "")
+    assert columns(delay(state(PROCESSING), "", NOW + 10))[4] == "delayed"
+
+
+@pytest.mark.parametrize("status", [FAILED, CANCELLED])
+def test_a_requeued_job_is_as_if_it_were_new_and_due(status: str) -> None:
+    after = requeue(state(status, attempts=3, error="no"), NOW + 7.9)
+    assert columns(after) == (PENDING, NOW - 100, NOW + 7, 0, "", "")
 
 
 def test_a_job_given_back_has_its_attempt_back() -> None:
@@ -114,17 +128,23 @@ def test_a_recovered_job_without_an_attempt_left_is_failed() -> None:
 
 def test_a_retry_that_no_backoff_explains_is_brought_near() -> None:
     years = 10 * 365 * 86400
-    after = clamp(state(PENDING, run_at=NOW + years, attempts=2, error="no"), NOW)
+    after = clamp(state(PENDING, run_at=NOW + years, attempts=2, error="no"), NOW + 240)
     assert columns(after) == (PENDING, NOW - 100, NOW + 240, 2, "no", "")
 
 
 @pytest.mark.parametrize(
-    ("run_at", "attempts"),
-    [(NOW + 240, 2), (NOW - 1, 2), (NOW + 10**9, 0)],
-    ids=["the backoff explains it", "it is due", "the caller asked for it"],
+    ("run_at", "attempts", "error"),
+    [
+        (NOW + 240, 2, "no"),
+        (NOW - 1, 2, "no"),
+        (NOW + 10**9, 0, ""),
+        (NOW + 10**9, 2, "delayed: not yet"),
+    ],
+    ids=["the backoff explains it", "it is due", "the caller asked for it", "its handler did"],
 )
-def test_other_waits_are_left_alone(run_at: int, attempts: int) -> None:
-    assert clamp(state(PENDING, run_at=run_at, attempts=attempts), NOW) is None
+def test_other_waits_are_left_alone(run_at: int, attempts: int, error: str) -> None:
+    waiting = state(PENDING, run_at=run_at, attempts=attempts, error=error)
+    assert clamp(waiting, NOW + 240) is None
 
 
 def test_a_cancelled_job_says_who_cancelled_it() -> None:
@@ -140,14 +160,19 @@ def test_each_change_starts_from_one_status_and_a_recorded_outcome_is_final(stat
         "cancel": cancel(before),
         "clamp": clamp(before, NOW),
         "complete": complete(before, ""),
-        "fail": fail(before, "no", 3, NOW),
+        "delay": delay(before, "no", NOW),
+        "fail": fail(before, "no"),
+        "retry": retry(before, "no", NOW),
+        "requeue": requeue(before, NOW),
         "give back": give_back(before),
         "recover": recover(before, 3, NOW),
     }
     legal = {name for name, after in changes.items() if after is not None}
     assert legal == {
         PENDING: {"claim", "cancel", "clamp"},
-        PROCESSING: {"complete", "fail", "give back", "recover"},
+        PROCESSING: {"complete", "delay", "fail", "give back", "recover", "retry"},
+        FAILED: {"requeue"},
+        CANCELLED: {"requeue"},
     }.get(status, set())
 
 
@@ -155,7 +180,9 @@ def test_no_change_touches_the_state_it_starts_from() -> None:
     before = state(PROCESSING, attempts=2, error="no")
     copy = columns(before)
     complete(before, "1")
-    fail(before, "other", 3, NOW)
+    fail(before, "other")
+    retry(before, "other", NOW)
+    delay(before, "other", NOW)
     give_back(before, "other")
     recover(before, 1, math.pi)
     assert columns(before) == copy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import subprocess
@@ -10,6 +11,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
+from dbbasic_queue import Queue
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -95,6 +98,23 @@ def test_the_crontab_line_of_the_readme_names_a_worker_that_exists() -> None:
     (line,) = [c for lang, _, c in BLOCK.findall(README) if lang == "crontab"]
     assert line.count("\n") == 1
     assert (ROOT / line.split()[-1]).is_file()
+
+
+def test_the_purge_in_the_crontab_of_the_readme_works(tmp_path: Path) -> None:
+    (line,) = [c for lang, _, c in BLOCK.findall(README) if lang == "cron"]
+    *when, command = line.strip().split(" ", 5)
+    assert when == ["0", "3", "1", "*", "*"] and "%" not in command  # which cron would cut at
+    assert "cd /srv/app && .venv/bin/python " in command
+    command = command.replace("/srv/app", str(tmp_path)).replace(".venv/bin/python", sys.executable)
+    with Queue(tmp_path / "data/queue.tsv") as queue:
+        queue.enqueue("old", {}, run_at=1, job_id="old")
+        queue.enqueue("new", {}, job_id="new")
+        queue.process_jobs({"old": len, "new": len})
+        done = subprocess.run(["sh", "-c", command], capture_output=True, encoding="utf-8")
+        assert (done.returncode, done.stdout + done.stderr) == (0, "")
+        assert [job["id"] for job in queue.jobs()] == ["new"]
+    archive = gzip.decompress((tmp_path / "data/archive.tsv.gz").read_bytes()).decode()
+    assert [line.split("\t")[0] for line in archive.splitlines()] == ["id", "old"]
 
 
 def test_ci_runs_the_two_commands_of_the_readme_as_written() -> None:

@@ -18,7 +18,7 @@ from conftest import NOW, Clock, add_lines, beside, job, line, python, row, rows
 from dbbasic_queue import InvalidJob, Queue, StoreError
 from dbbasic_queue.job import State
 from dbbasic_queue.rows import encode_record, encode_state
-from dbbasic_queue.store.claims import Claims
+from dbbasic_queue.store.claims import Claims, Terms
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -341,7 +341,8 @@ def test_an_outcome_of_an_old_attempt_does_not_overwrite_the_current_one(
     queue: Queue, path: Path, clock: Clock
 ) -> None:
     job_id = queue.enqueue("greet", {})
-    old = Claims(queue._store, 3, clock())
+    terms = Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True)
+    old = Claims(queue._store, terms, clock())
     (claim,) = old.claim(1)
     beside(path, "pass.1").unlink()  # it is taken for dead, and wakes up later
     with Queue(path, clock=clock) as other:

@@ -18,7 +18,7 @@ import pytest
 from conftest import NOW, Clock, add_lines, beside, job, line, python, row, rows
 
 from dbbasic_queue import InvalidHandlers, Queue, QueueBusy, StoreError
-from dbbasic_queue.store.claims import Claims
+from dbbasic_queue.store.claims import Claims, Terms
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -778,7 +778,8 @@ def test_the_dead_passs_jobs_that_were_not_begun_keep_their_attempts(
     queue: Queue, path: Path, clock: Clock
 ) -> None:
     ids = queue.enqueue_many("greet", range(3))
-    dead = Claims(queue._store, 1, clock())
+    terms = Terms(lambda _: 1, lambda _, attempt: 60, lambda _: True)
+    dead = Claims(queue._store, terms, clock())
     assert [claim.row.id for claim in dead.claim(8)] == ids
     dead.release()
     with Queue(path, clock=clock) as other:

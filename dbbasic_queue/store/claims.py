@@ -8,6 +8,7 @@ accepted only while the job's state is, byte for byte, the one that its claim wr
 from __future__ import annotations
 
 import errno
+import time
 from contextlib import suppress
 
 from dbbasic_queue import job
@@ -15,13 +16,16 @@ from dbbasic_queue.errors import StoreError
 from dbbasic_queue.rows import Row, decode_json, decode_state, encode_state
 from dbbasic_queue.store import slots
 from dbbasic_queue.store.store import CHEAP_IN_A_PASS, SHARE_OF_TIME, Store
+from dbbasic_queue.store.view import NEVER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 _BATCH_BYTES = 1 << 20
 _READ_AHEAD = 1 << 16
+_SURVEY_SECONDS = 1.0
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -38,24 +42,46 @@ class Claim:
         self.state = b""
 
 
+class Terms:
+    """What a pass's handlers say of jobs of a type."""
+
+    def __init__(
+        self,
+        limit: Callable[[str], int],
+        longest_wait: Callable[[str, int], float],
+        wants: Callable[[str], bool],
+    ) -> None:
+        self.limit = limit
+        self.longest_wait = longest_wait
+        self.wants = wants
+
+
 class Claims:
     """The dealings of one pass with the store. Safe from two threads of the pass."""
 
-    def __init__(self, store: Store, max_attempts: int, now: float) -> None:
-        """Take a slot and recover the jobs of dead passes: `recovered` says how many.
+    def __init__(self, store: Store, terms: Terms, now: float) -> None:
+        """Take a slot, and recover the jobs of dead passes.
 
         Raises QueueBusy if all slots are held.
         """
         self.store = store
+        self.terms = terms
+        self._recovered = 0
+        self._lost: list[Row] = []
         self.started_at = now
         self._due: list[int] = []
         self._numbering = -1
+        self._survey_at = time.monotonic() + _SURVEY_SECONDS
         self._held: dict[bytes, Claim] = {}
+        self._put_back: set[bytes] = set()
+        self._nothing_seen: object = None
+        self._nothing_at = now
+        self._next_at: int | None = None
         with store.lock:
             store.read_new()
             self.slot = slots.take(store.path)
             try:
-                self.recovered, self.lost = self._recover(max_attempts, now)
+                self._recover()
                 self.slot.write([])
             except BaseException:
                 self.release()
@@ -63,8 +89,54 @@ class Claims:
             # Rows that are added from now on are not this pass's.
             self._last = next(reversed(store.view.index), b"")
 
-    def _recover(self, max_attempts: int, now: float) -> tuple[int, list[Row]]:
-        """Recover the jobs of dead passes; return how many, and those that failed by it."""
+    def take_recovered(self) -> tuple[int, list[Row]]:
+        """Return how many jobs have been recovered since the last call, and which failed by it."""
+        taken = self._recovered, self._lost
+        self._recovered, self._lost = 0, []
+        return taken
+
+    def renew(self, now: float) -> bool:
+        """Take what has become due until `now` for due; tell whether there may be anything."""
+        self.started_at = now
+        with self.store.lock.reading:
+            view = self.store.view
+            view.refresh()
+            self._last = next(reversed(view.index), b"")
+            self._due = []
+            self._numbering = -1
+            if self._put_back:
+                self._put_back.clear()
+                self._nothing_seen = None
+            lost_passes = view.processing and time.monotonic() >= self._survey_at
+            if not lost_passes:
+                return view.soonest <= now and self._may_have_become_due()
+        self._survey_at = time.monotonic() + _SURVEY_SECONDS
+        with self.store.lock:
+            self.store.read_new()
+            self._recover()
+        return True
+
+    def _may_have_become_due(self) -> bool:
+        """Tell jobs that are new, or due only now, from those that are due and not wanted here."""
+        if self._nothing_seen != self._seen():
+            return True
+        if self._next_at is None:
+            times = self.store.view.when
+            self._next_at = min((at for at in times if at > self._nothing_at), default=NEVER)
+        return self._next_at <= self.started_at
+
+    def _seen(self) -> object:
+        """Return what changes with everything that is read anew."""
+        view = self.store.view
+        return view.generation, view.rows.end, view.journal.end
+
+    def _recover(self) -> None:
+        """Recover the jobs of dead passes.
+
+        One that was begun counts by its own handler's limit: where that is another pass's to
+        know, the job is left to that pass.
+        """
+        now = self.started_at
         view = self.store.view
         rows = {row.id: row for n in sorted(view.processing) if (row := view.row(n))}
 
@@ -72,32 +144,32 @@ class Claims:
             return job_id in rows and rows[job_id].state.attempts == attempt
 
         survey = slots.Survey(self.store.path, self.slot, is_open)
-        changes = self.store.unexplained(now)
-        recovered = 0
-        failed = []
+        changes = self.store.unexplained(now, self.terms.longest_wait)
         for row in rows.values():
             claim = (row.id, row.state.attempts)
             if claim in survey.alive:
                 continue
             if claim in survey.unbegun and claim not in survey.begun:
                 state = job.give_back(row.state)
+            elif not self.terms.wants(row.type):
+                continue
             else:
-                state = job.recover(row.state, max_attempts, now)
+                state = job.recover(row.state, self.terms.limit(row.type), now)
             assert state is not None
             row.state = state
             changes.append((row.id.encode(), encode_state(state)))
-            recovered += 1
+            self._recovered += 1
             if state.status == job.FAILED:
-                failed.append(row)
+                self._lost.append(row)
         if changes:
             self.store.change(changes)
         survey.clear()
-        return recovered, failed
 
     def claim(self, most: int) -> list[Claim]:
         """Claim up to `most` due jobs, earliest `run_at` first; recorded on return.
 
-        Due is what was so when the pass began: a job that enqueues itself waits for the next one.
+        Due is what was so when the pass began: a job that enqueues itself waits for the next one,
+        and so does one that this pass has put back, whatever the clock says since.
         """
         while candidates := self._candidates(most):
             with self.store.lock:
@@ -124,7 +196,7 @@ class Claims:
         row: Row | None = claim.row
         if claim.generation != view.generation or claim.key in view.records:
             row = view.row(number)
-            if row is not None and row.payload != claim.row.payload:
+            if row is not None and (row.type, row.payload) != (claim.row.type, claim.row.payload):
                 return False  # another job with the same id
         state = job.claim(row.state) if row else None
         if row is None or state is None:
@@ -143,13 +215,17 @@ class Claims:
             if not self._due or self._numbering != view.numbering:
                 view.refresh()
                 self._numbering = view.numbering
+                if self._last and self._last not in view.index:  # it was purged meanwhile
+                    self._last = next(reversed(view.index), b"")
                 self._due = view.due(self.started_at, view.index.get(self._last, -1) + 1)
             while self._due and len(found) < most and size < _BATCH_BYTES:
                 number = self._due.pop()
                 if number >= len(view.offsets) or view.when[number] > self.started_at:
                     continue
                 row = view.row(number, ahead=_READ_AHEAD)
-                if row is None:
+                if row is None or not self.terms.wants(row.type):
+                    continue
+                if self._put_back and row.id.encode() in self._put_back:
                     continue
                 size += len(row.payload)
                 try:
@@ -157,6 +233,9 @@ class Claims:
                 except ValueError:
                     view.when[number] = 1 << 62
                     view.unreadable.append(number)
+            if not found:
+                self._nothing_seen, self._next_at = self._seen(), None
+                self._nothing_at = self.started_at
         return found
 
     def settle(self, claim: Claim, state: job.State) -> job.State | None:
@@ -178,6 +257,8 @@ class Claims:
                     if e.errno not in _NO_ROOM or recorded is None:
                         raise
                     self.store.change([(claim.key, encode_state(recorded))])
+                if recorded.status == job.PENDING:
+                    self._put_back.add(claim.key)
             self._held.pop(claim.key, None)
             return recorded
 
@@ -223,8 +304,21 @@ class Claims:
         """Tell whether the file says what the journal says."""
         return self.store.view.journal.end == 0
 
+    def rest(self) -> None:
+        """Nothing is in hand: show what was done, and list nothing any more.
+
+        A job that was put back, or requeued, may be claimed by another pass under the attempt's
+        number that stands in the list, and be lost there.
+        """
+        self.show()
+        if self.slot.claims:
+            with self.store.lock:
+                self._list()
+
     def show(self) -> None:
         """Fold where that is cheap, so that `cat` shows what is running."""
+        if self.is_shown():
+            return
         with self.store.lock:
             self.store.fold_if_cheap(CHEAP_IN_A_PASS, SHARE_OF_TIME)
 

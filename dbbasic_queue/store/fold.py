@@ -8,13 +8,14 @@ that would stop grep are in `queue.tsv.rejected` before they leave the file.
 
 from __future__ import annotations
 
+import errno
 import os
 from array import array
 from bisect import bisect_left
 from contextlib import suppress
 from itertools import accumulate
 
-from dbbasic_queue.errors import StoreError
+from dbbasic_queue.errors import NotAQueue, StoreError
 from dbbasic_queue.rows import HEADER, is_binary, with_state
 from dbbasic_queue.store.files import (
     OpenFile,
@@ -29,21 +30,29 @@ from dbbasic_queue.store.files import (
 )
 from dbbasic_queue.store.view import View
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Set
+
 _ANCHOR = 64
+_READ = 1 << 16
 
 
-def fold(view: View, journal: OpenFile | None, *, fsync: bool) -> tuple[OpenFile, int]:
+def fold(
+    view: View, journal: OpenFile | None, *, fsync: bool, without: Set[int] = frozenset()
+) -> tuple[OpenFile, int]:
     """Rewrite the file with the journal's changes in it, then cut the journal. Under the lock.
 
-    `view` is up to date, and is so afterwards. Returns the new file, and how many lines were
-    rejected. Raises OSError, and has changed nothing, where the new file cannot be written.
+    The rows whose numbers are in `without` are left out. `view` is up to date, and is so
+    afterwards. Returns the new file, and how many lines were rejected. Raises OSError, and has
+    changed nothing, where the new file cannot be written.
     """
     old = view.rows.file
     assert old is not None
     new = _fresh(view.path + ".fold")
     try:
         replace_like(new.fd, os.fstat(old.fd))
-        rejected, offsets, end, anchor = _write_rows(view, new)
+        rejected, offsets, end, anchor = _write_rows(view, new, without)
         if rejected:
             _reject(view.path + ".rejected", rejected, fsync=fsync)
         if fsync:
@@ -66,7 +75,7 @@ def fold(view: View, journal: OpenFile | None, *, fsync: bool) -> tuple[OpenFile
         if isinstance(e, OSError):
             raise store_error(e, view.path, "nothing was lost") from e
         raise
-    if rejected:
+    if rejected or without:
         view.close()  # the rows have other numbers now
         view.refresh()
     else:
@@ -97,7 +106,57 @@ def _fresh(path: str) -> OpenFile:
         os.unlink(path)
 
 
-def _write_rows(view: View, new: OpenFile) -> tuple[list[bytes], array[int], int, bytes]:
+def archive(path: str, lines: list[bytes]) -> None:
+    """Append rows to a gzip'd TSV file, with a header where it is new; on the disk on return.
+
+    What is appended is a gzip member of its own (RFC 1952 lets a file have several), and when that
+    is on the disk an empty one, the seal: a file that ends with it is whole. What a crash has torn
+    is cut off, for its rows are still in the queue; behind it no program would read on.
+    """
+    import gzip
+
+    file = open_or_create(path, os.O_RDWR | os.O_APPEND)
+    seal = gzip.compress(b"", mtime=0)
+    size = os.fstat(file.fd).st_size
+    if size and os.pread(file.fd, len(seal), max(size - len(seal), 0)) != seal:
+        size = _whole_members(file)
+        os.ftruncate(file.fd, size)
+    content = b"\n".join(lines) + b"\n"
+    member = gzip.compress(content if size else HEADER + content)
+    append(file, size, member)
+    os.fsync(file.fd)
+    append(file, size + len(member), seal)
+    os.fsync(file.fd)
+    sync_directory(os.path.dirname(path))
+
+
+def _whole_members(file: OpenFile) -> int:
+    """Return where the last gzip member that is whole ends; refuse a file with anything else."""
+    import zlib
+
+    end = at = 0
+    member = zlib.decompressobj(31)
+    try:
+        while chunk := os.pread(file.fd, _READ, at):
+            at += len(chunk)
+            while chunk:
+                member.decompress(chunk)
+                chunk = member.unused_data
+                if member.eof:
+                    end = at - len(chunk)
+                    member = zlib.decompressobj(31)
+    except zlib.error as e:
+        raise NotAQueue(
+            errno.EINVAL,
+            f"the archive is no gzip file, or is damaged ({e}; nothing was done: move it away)",
+            file.path,
+        ) from e
+    return end
+
+
+def _write_rows(
+    view: View, new: OpenFile, without: Set[int]
+) -> tuple[list[bytes], array[int], int, bytes]:
     changed = sorted(
         (number, state)
         for job_id, state in view.records.items()
@@ -113,6 +172,8 @@ def _write_rows(view: View, new: OpenFile) -> tuple[list[bytes], array[int], int
         for i in range(bisect_left(numbers, first), bisect_left(numbers, first + len(lines))):
             number, state = changed[i]
             lines[number - first] = with_state(lines[number - first], state)
+        if without:
+            lines = [line for number, line in enumerate(lines, first) if number not in without]
         content = b"\n".join(lines) + b"\n" if lines else b""
         if view.binary and is_binary(content):
             rejected += [line for line in lines if is_binary(line)]

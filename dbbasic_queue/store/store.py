@@ -12,7 +12,7 @@ import weakref
 from contextlib import suppress
 
 from dbbasic_queue.errors import DuplicateJob
-from dbbasic_queue.job import backoff, cancel, clamp, later
+from dbbasic_queue.job import FAILED, PROCESSING, cancel, clamp, later, requeue
 from dbbasic_queue.rows import HEADER, encode_record, encode_state
 from dbbasic_queue.store import fold
 from dbbasic_queue.store.files import (
@@ -26,11 +26,11 @@ from dbbasic_queue.store.files import (
     sync_directory,
 )
 from dbbasic_queue.store.lock import QueueLock
-from dbbasic_queue.store.view import Follower, View, require_header
+from dbbasic_queue.store.view import NEVER, Follower, View, require_header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Set
 
     from dbbasic_queue.rows import Row
 
@@ -188,6 +188,78 @@ class Store:
             self.fold_if_cheap(CHEAP_OUTSIDE)
             return True
 
+    def requeue(self, now: float, *, job_id: str | None = None, job_type: str | None = None) -> int:
+        """Requeue one job, or all failed ones, or those of a type; on the disk on return.
+
+        The journal is folded first: a record from before can then not speak of the job again.
+        Several jobs are requeued by one rewrite, for an append may be torn between two records.
+        """
+        with self.lock:
+            self.read_new()
+            self._fold_and_sync_cut()
+            if job_id is not None:
+                row = self.view.find(job_id.encode())
+                rows = [] if row is None else [row]
+            else:
+                rows = [
+                    row
+                    for row in self.view.rows_as_they_stand()
+                    if row.state.status == FAILED and job_type in (None, row.type)
+                ]
+            changes = [
+                (row.id.encode(), encode_state(state))
+                for row in rows
+                if (state := requeue(row.state, now))
+            ]
+            if len(changes) == 1:
+                self.change(changes)
+                self.fold_if_cheap(CHEAP_OUTSIDE)
+            elif changes:
+                try:
+                    for key, new_state in changes:
+                        self.view.apply(key, new_state)
+                    self._rewrite()
+                except BaseException:
+                    self.view.close()  # it says what the files do not
+                    raise
+            return len(changes)
+
+    def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
+        """Take the jobs that are not wanted out of the file, by one rewrite; return how many.
+
+        Never a job that is being run. The journal is folded, and its cut on the disk, first: no
+        record is left that could meet a new job with the same id.
+        """
+        with self.lock:
+            self.read_new()
+            self._fold_and_sync_cut()
+            numbers = {
+                self.view.index[row.id.encode()]
+                for row in self.view.rows_as_they_stand()
+                if row.state.status != PROCESSING and unwanted(row)
+            }
+            if numbers:
+                if archive is not None:
+                    fold.archive(archive, [self.view.line(n) for n in sorted(numbers)])
+                self._rewrite(numbers)
+            return len(numbers)
+
+    def _fold_and_sync_cut(self) -> None:
+        """Fold so that no record is left, after a power cut neither."""
+        self.fold()
+        if self.fsync and self.view.journal.file:
+            try:
+                sync(self._journal_for_append().fd)
+            except OSError:
+                self._journal = None  # never synced again: the kernel may take it for clean
+                raise
+
+    def _rewrite(self, without: Set[int] = frozenset()) -> None:
+        """Rewrite the file, with no record in the journal."""
+        self._rows, _ = fold.fold(self.view, None, fsync=self.fsync, without=without)
+        self._ended_at = self.view.rows.end
+        self.lock.touch()
+
     def catch_up(self) -> None:
         """Read what others have changed; costs one read where that is nothing."""
         if not self.view.journal.is_current():
@@ -290,13 +362,15 @@ class Store:
         with self.lock.reading:
             self.view.refresh()
             view = self.view.snapshot()
-        for first, lines in view.chunks():
-            for number, line in enumerate(lines, first):
-                row = view.joined(number, line)
-                if row is not None:
-                    yield row
+        yield from view.rows_as_they_stand()
 
-    def has_work(self, now: float) -> bool:
+    def is_complete(self) -> bool:
+        """Tell whether no job is pending or being run."""
+        with self.lock.reading:
+            self.view.refresh()
+            return not self.view.processing and min(self.view.when, default=NEVER) == NEVER
+
+    def has_work(self, now: float, longest_wait: Callable[[str, int], float]) -> bool:
         """Tell, without the lock, whether a pass would have anything to do."""
         with self.lock.reading:
             view = self.view
@@ -305,18 +379,20 @@ class Store:
                 view.processing
                 or view.binary
                 or view.journal.size()
-                or self.unexplained(now)
-                or (view.when and min(view.when) <= now)
+                or self.unexplained(now, longest_wait)
+                or view.soonest <= now
             )
 
-    def unexplained(self, now: float) -> list[tuple[bytes, bytes]]:
-        """Return the changes for retries that wait longer than a backoff explains."""
+    def unexplained(
+        self, now: float, longest_wait: Callable[[str, int], float]
+    ) -> list[tuple[bytes, bytes]]:
+        """Return the changes for retries that wait longer than their backoff explains."""
         view = self.view
-        shortest = later(now, backoff(1))
         changes = []
         for number in view.retrying:
-            if view.when[number] > shortest and (row := view.row(number)):
-                state = clamp(row.state, now)
+            if view.when[number] > now and (row := view.row(number)):
+                latest = later(now, longest_wait(row.type, row.state.attempts))
+                state = clamp(row.state, latest)
                 if state is not None:
                     changes.append((row.id.encode(), encode_state(state)))
         return changes

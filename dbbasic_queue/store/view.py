@@ -124,6 +124,7 @@ class View:
 
     `index`       id -> number of the row (of the first one, where an id is there twice)
     `when`        number -> `run_at` of a pending job, NEVER for all others
+    `soonest`     no pending job is due before this instant
     `processing`  numbers of the jobs in that status
     `retrying`    numbers of the pending jobs with an attempt behind them
     `unreadable`  numbers of the lines that are no job
@@ -146,6 +147,7 @@ class View:
         self.index: dict[bytes, int] = {}
         self.offsets = array("q")
         self.when = array("q")
+        self.soonest = NEVER
         self.processing: set[int] = set()
         self.retrying: set[int] = set()
         self.unreadable: list[int] = []
@@ -246,6 +248,8 @@ class View:
             else:
                 index[job_id] = number
                 when.append(run_at if status == b"pending" else NEVER)
+                if run_at < self.soonest and status == b"pending":
+                    self.soonest = run_at
                 if status == b"processing":
                     self.processing.add(number)
                 elif begun and status == b"pending":
@@ -278,6 +282,7 @@ class View:
         self.when[number] = NEVER
         if status == b"pending":
             self.when[number] = int(run_at)
+            self.soonest = min(self.soonest, int(run_at))
             if attempts != b"0":
                 self.retrying.add(number)
         elif status == b"processing":
@@ -369,6 +374,14 @@ class View:
             yield number, lines
             number += len(lines)
 
+    def rows_as_they_stand(self) -> Iterator[Row]:
+        """Yield every job of the file that is open now, with what the journal says of it."""
+        for first, lines in self.chunks():
+            for number, line in enumerate(lines, first):
+                row = self.joined(number, line)
+                if row is not None:
+                    yield row
+
     def snapshot(self) -> View:
         """Return a view for `chunks` and `joined` that later changes do not touch."""
         view = View(self.path)
@@ -385,6 +398,8 @@ class View:
             for number, run_at in enumerate(self.when[:before])
             if run_at <= now
         ]
+        if not codes:
+            self.soonest = min(self.when, default=NEVER)
         codes.sort(reverse=True)
         return [code & 0xFF_FFFF_FFFF for code in codes]
 

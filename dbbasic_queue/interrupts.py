@@ -1,0 +1,59 @@
+"""SIGTERM and Ctrl-C while a pass runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any
+
+
+class Interrupts:
+    """Tells a pass that the program is asked to end.
+
+    The first SIGTERM lets the job in hand finish; Ctrl-C, or a second signal, interrupts it.
+    Outside of a handler both only end the pass after what it is doing. Handlers that the program
+    has installed itself are left alone, and so is every thread but the main one.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.in_handler = False
+        self._process = os.getpid()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                    self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a child that a handler has forked: as if we were not
+            signal.signal(number, self._before[number])
+            os.kill(os.getpid(), number)
+            return
+        self.stop(number)
+        if self.in_handler and (number == signal.SIGINT or len(self.received) > 1):
+            raise KeyboardInterrupt
+
+    def stop(self, number: int = 0) -> None:
+        """Ask the pass to end after the job in hand; safe from any thread."""
+        self.received.append(number)
+
+    def pass_on(self) -> None:
+        """After the pass: end the program as the signal asked."""
+        if signal.SIGINT in self.received:
+            raise KeyboardInterrupt
+        for number in self.received:
+            if number:
+                raise SystemExit(128 + number)

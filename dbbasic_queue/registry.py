@@ -1,0 +1,115 @@
+"""The registry: functions are declared as handlers, and put jobs of their type into the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from dbbasic_queue.errors import InvalidHandlers, InvalidJob
+from dbbasic_queue.handlers import Handler
+from dbbasic_queue.queue import Queue, default_queue
+from dbbasic_queue.rows import check_type
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from datetime import datetime
+    from typing import Any, overload
+
+    from dbbasic_queue.handlers import Backoff
+
+
+class Handlers(Mapping[str, Handler]):
+    """A registry of handlers, accepted wherever a dict of them is.
+
+    A type that is registered twice is an error. Look-up is exact, or without regard to case with
+    `ignore_case=True`. `enqueue` of a registered function acts on `queue`, by default on the
+    default queue.
+    """
+
+    def __init__(self, *, ignore_case: bool = False, queue: Queue | None = None) -> None:
+        self.ignore_case = ignore_case
+        self.queue = queue
+        self._handlers: dict[str, Handler] = {}
+
+    if TYPE_CHECKING:
+
+        @overload
+        def handler(self, function: Callable[..., Any], /) -> Registered: ...
+
+        @overload
+        def handler(
+            self,
+            job_type: str | None = None,
+            /,
+            *,
+            max_attempts: int | None = None,
+            backoff: Backoff | None = None,
+        ) -> Callable[[Callable[..., Any]], Registered]: ...
+
+    def handler(self, job_type: Any = None, /, **policy: Any) -> Any:
+        """Register a function: `@jobs.handler`, or `@jobs.handler("type", max_attempts=5)`.
+
+        The policy is that of `Handler`. The function stays callable as itself, and gets
+        `enqueue(payload, run_at=None, *, job_id=None)`. Raises InvalidHandlers if the type is
+        taken or cannot be a type.
+        """
+        if callable(job_type):
+            return self._register(None, job_type, policy)
+        return lambda function: self._register(job_type, function, policy)
+
+    def _register(
+        self, given: str | None, function: Callable[..., Any], policy: dict[str, Any]
+    ) -> Registered:
+        try:
+            job_type = check_type(getattr(function, "__name__", "") if given is None else given)
+        except InvalidJob as e:
+            raise InvalidHandlers(f'{e} (give another one: @handler("..."))') from None
+        key = self._key(job_type)
+        if key in self._handlers:
+            raise InvalidHandlers(
+                f"job type {job_type!r} is registered twice: give one of the functions another "
+                'type, @handler("...")'
+            )
+        registered = Registered(self, job_type, function, policy)
+        self._handlers[key] = registered
+        return registered
+
+    def _key(self, job_type: str) -> str:
+        return job_type.lower() if self.ignore_case else job_type
+
+    def __getitem__(self, job_type: str) -> Handler:
+        return self._handlers[self._key(job_type)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._handlers)
+
+    def __len__(self) -> int:
+        return len(self._handlers)
+
+
+class Registered(Handler):
+    """A handler that knows its type, and so can be put into the queue."""
+
+    def __init__(
+        self,
+        handlers: Handlers,
+        job_type: str,
+        function: Callable[..., Any],
+        policy: dict[str, Any],
+    ) -> None:
+        super().__init__(function, **policy)
+        self.type = job_type
+        self._handlers = handlers
+        self.__name__ = getattr(function, "__name__", job_type)
+        self.__doc__ = function.__doc__
+        self.__wrapped__ = function
+
+    def enqueue(
+        self,
+        payload: Any = None,
+        run_at: float | datetime | None = None,
+        *,
+        job_id: str | None = None,
+    ) -> str:
+        """Put a job of this type into the registry's queue; as `Queue.enqueue`."""
+        queue = self._handlers.queue or default_queue()
+        return queue.enqueue(self.type, payload, run_at, job_id=job_id)

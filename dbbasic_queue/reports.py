@@ -1,0 +1,91 @@
+"""One log record for each outcome, after it is on the disk; nothing where nobody listens.
+
+`logging` is not imported here: a pass that nobody watches need not pay for it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from dbbasic_queue.rows import escape
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from logging import Logger
+
+    from dbbasic_queue.job import State
+    from dbbasic_queue.store.store import Store
+
+INFO, WARNING, ERROR = 20, 30, 40
+_LEVELS = {"completed": INFO, "delayed": INFO, "retried": WARNING, "failed": ERROR}
+
+
+def logger() -> Logger | None:
+    """Return the package's logger; None where nobody has imported `logging`, so nobody listens."""
+    logging = sys.modules.get("logging")
+    if logging is None:
+        return None
+    log: Logger = logging.getLogger("dbbasic_queue")
+    if not log.handlers:
+        log.addHandler(logging.NullHandler())
+    return log
+
+
+def outcome(
+    log: Logger, name: str, job_id: str, job_type: str, state: State, seconds: float | None
+) -> None:
+    """Log how an attempt ended; an error beside a completed job is a warning."""
+    level = WARNING if name == "completed" and state.error else _LEVELS[name]
+    if not log.isEnabledFor(level):
+        return
+    log.log(
+        level,
+        "%s %s %s, attempt %d%s",
+        escape(job_type),
+        job_id,
+        name,
+        state.attempts,
+        f": {state.error}" if state.error else "",
+        extra={
+            "job_id": job_id,
+            "job_type": job_type,
+            "status": state.status,
+            "attempt": state.attempts,
+            "seconds": seconds,
+        },
+    )
+
+
+def late(log: Logger, job_id: str, job_type: str, attempt: int) -> None:
+    """Log that an attempt which is no longer the current one has ended."""
+    log.warning(
+        "%s %s: the outcome of attempt %d came too late and is not recorded",
+        escape(job_type),
+        job_id,
+        attempt,
+    )
+
+
+def not_folded(log: Logger, error: Exception) -> None:
+    """Log that the changes of a pass stay in the journal for now."""
+    log.error("the journal could not be folded, and nothing is lost: %s", error)
+
+
+def unreadable(log: Logger, store: Store) -> None:
+    """Log which lines are no jobs."""
+    rejected, store.rejected = store.rejected, 0
+    if rejected:
+        log.warning(
+            "%d lines with NULs and the like were moved to %s.rejected, and are no jobs",
+            rejected,
+            store.path,
+        )
+    lines = store.view.unreadable
+    if lines:
+        log.warning(
+            "%d lines of %s are no jobs, and are kept as they are: line %s%s",
+            len(lines),
+            store.path,
+            ", ".join(str(number + 2) for number in lines[:10]),
+            " ..." if len(lines) > 10 else "",
+        )

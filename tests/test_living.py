@@ -1,0 +1,806 @@
+"""Living with a queue: passes for some types, passes that stay, waiting, requeueing, purging."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import gzip
+import os
+import signal
+import stat
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from conftest import HEADER, NOW, Clock, add_lines, beside, job, line, row, rows
+from processes import Programs, notes, wait_for_notes
+
+from dbbasic_queue import (
+    Backoff,
+    Delay,
+    Fail,
+    Handler,
+    InvalidHandlers,
+    InvalidJob,
+    NotAQueue,
+    Queue,
+    StoreError,
+)
+from dbbasic_queue.job import CANCELLED, COMPLETED, FAILED, PENDING, PROCESSING, STATUSES
+from dbbasic_queue.store.claims import Claims, Terms
+from dbbasic_queue.store.view import View
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
+DAY = 86_400
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[Programs]:
+    with Programs(tmp_path) as programs:
+        yield programs
+
+
+class Night:
+    """Time as a pass that lingers sees it: it passes while the pass sleeps, and only then.
+
+    `at` says what happens at which look. The clock goes with it.
+    """
+
+    def __init__(self, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock = clock
+        self.at: dict[int, Callable[[], object]] = {}
+        self.looks = 0
+        self.asked = 0
+        self.seconds = 0.0
+        monkeypatch.setattr("dbbasic_queue.worker.time", self)
+
+    def monotonic(self) -> float:
+        self.asked += 1
+        assert self.asked < 20_000, "a pass that rests goes on without a sleep"
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.looks += 1
+        self.seconds += seconds
+        self.clock.now += seconds
+        self.at.get(self.looks, lambda: None)()
+
+
+@pytest.fixture
+def night(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Night:
+    return Night(clock, monkeypatch)
+
+
+# --- only
+
+
+def test_with_only_a_pass_leaves_the_jobs_of_other_types_as_they_are(
+    queue: Queue, path: Path
+) -> None:
+    add_lines(path, line("lost", type="other", status="processing", attempts=3))
+    queue.enqueue("other", {}, job_id="other")
+    queue.enqueue("none", {}, job_id="none")
+    queue.enqueue("mine", {}, job_id="mine")
+    before = {job_id: row(path, job_id) for job_id in ("lost", "other", "none")}
+    handlers: Any = {"mine": len, "none": None}
+    assert queue.process_jobs(handlers, only=True) == NONE | {"completed": 1}
+    assert {job_id: row(path, job_id) for job_id in before} == before
+    assert job(queue, "mine")["status"] == COMPLETED
+
+
+def test_without_only_they_fail_like_any_error(queue: Queue) -> None:
+    job_id = queue.enqueue("other", {})
+    assert queue.process_jobs({"mine": len}) == NONE | {"retried": 1}
+    assert job(queue, job_id)["error"] == "No handler for other"
+
+
+def test_a_dead_passs_jobs_that_were_not_begun_are_given_back_whatever_their_type(
+    queue: Queue, path: Path, clock: Clock
+) -> None:
+    ids = queue.enqueue_many("other", range(3))
+    terms = Terms(lambda _: 1, lambda _, attempt: 60, lambda _: True)
+    dead = Claims(queue._store, terms, clock())
+    dead.claim(8)
+    dead.release()
+    with Queue(path, clock=clock) as mine:
+        assert mine.process_jobs({"mine": len}, 1, only=True) == NONE | {"recovered": 2}
+        states = [(job(mine, i)["status"], job(mine, i)["attempts"]) for i in ids]
+        assert states == [(PROCESSING, 1), (PENDING, 0), (PENDING, 0)]
+        assert mine.process_jobs({"other": str}, 1) == NONE | {
+            "recovered": 1,
+            "failed": 1,
+            "completed": 2,
+        }
+
+
+# --- linger
+
+
+@pytest.mark.parametrize("linger", [-1, float("nan"), True, "55", None])
+def test_a_linger_that_is_no_time_is_refused(queue: Queue, linger: Any) -> None:
+    with pytest.raises(InvalidHandlers, match="linger"):
+        queue.process_jobs({"greet": len}, linger=linger)
+
+
+def test_a_lingering_pass_runs_what_is_enqueued_and_what_becomes_due_at_its_next_look(
+    queue: Queue, path: Path, night: Night
+) -> None:
+    ran: list[tuple[Any, float]] = []
+    queue.enqueue("greet", "later", NOW + 2)
+    with Queue(path, clock=night.clock) as other:
+        night.at[7] = lambda: other.enqueue("greet", "new")
+        done = queue.process_jobs({"greet": lambda p: ran.append((p, night.seconds))}, linger=5)
+    assert done == NONE | {"completed": 2}
+    assert [payload for payload, _ in ran] == ["new", "later"]
+    assert [at for _, at in ran] == pytest.approx([0.35, 2], abs=0.11)
+    assert 4.9 < night.seconds < 5.2
+
+
+def test_a_lingering_pass_runs_its_own_retries_and_delays_when_they_are_due(
+    queue: Queue, night: Night
+) -> None:
+    errors = [ValueError("no"), Delay(2), ValueError("no")]
+    ran: list[float] = []
+
+    def work(_: Any) -> None:
+        ran.append(night.seconds)
+        if errors:
+            raise errors.pop(0)
+
+    queue.enqueue("greet", {})
+    soon = Handler(work, backoff=Backoff(base=0.5))
+    done = queue.process_jobs({"greet": soon}, linger=20)
+    assert done == NONE | {"completed": 1, "retried": 2, "delayed": 1}
+    # `run_at` is in whole seconds, rounded up, and then comes the next look.
+    assert ran == pytest.approx([0, 1, 4, 7], abs=0.11)
+
+
+def test_an_idle_lingering_pass_looks_20_times_a_second_and_reads_no_row(
+    queue: Queue, night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.enqueue_many("other", range(50))
+    queue.enqueue_many("greet", range(50), NOW + DAY)
+    queue.enqueue_many("greet", range(50))
+    reads = 0
+    real = View.row
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return real(*args, **options)
+
+    def settled() -> None:
+        monkeypatch.setattr(View, "row", counted)
+
+    night.at[2] = settled
+    done = queue.process_jobs({"greet": str}, only=True, linger=10)
+    assert done == NONE | {"completed": 50}
+    assert night.looks <= 202
+    assert reads == 0
+
+
+def test_a_job_that_is_due_and_not_wanted_hides_none_that_is(queue: Queue, night: Night) -> None:
+    queue.enqueue("other", {})
+    queue.enqueue("other", {}, NOW + 1)
+    queue.enqueue("greet", "a", NOW + 2)
+    night.at[60] = lambda: queue.enqueue("greet", "b")
+    night.at[80] = lambda: queue.enqueue("other", "c")
+    night.at[81] = lambda: queue.enqueue("greet", "d")
+    assert queue.process_jobs({"greet": str}, only=True, linger=5) == NONE | {"completed": 3}
+
+
+def test_an_idle_lingering_pass_takes_hardly_any_of_the_processor(programs: Programs) -> None:
+    source = """
+    queue.enqueue_many("other", range(500))
+    handlers = {"greet": str}
+    queue.process_jobs(handlers, only=True, linger=0.1)
+    before = time.process_time()
+    queue.process_jobs(handlers, only=True, linger=2)
+    print(time.process_time() - before)
+    """
+    assert float(programs.run(source)) < 0.2
+
+
+LINGER = """
+def work(payload):
+    note("effects", payload)
+    if payload == "hang" and sys.argv[1] == "first":
+        note("hangs", payload)
+        time.sleep(60)
+    return "done"
+
+note("passes", sys.argv[1])
+queue.enqueue("other", {}, 9999999999)
+print(queue.process_jobs({"work": work}, linger=float(sys.argv[2])))
+"""
+
+
+def test_a_lingering_pass_picks_up_at_once_what_another_process_enqueues_and_sigterm_ends_it(
+    programs: Programs, tmp_path: Path
+) -> None:
+    child = programs.start(LINGER, "stays", "100")
+    wait_for_notes(tmp_path / "passes", 1)
+    with Queue(tmp_path / "data/queue.tsv") as queue:
+        for name in ("a", "b"):
+            job_id = queue.enqueue("work", name)
+            wait_for_notes(tmp_path / "effects", 1 + (name == "b"))
+            found = queue.wait(job_id, 20)
+            assert found is not None and found["status"] == COMPLETED
+    began = time.monotonic()
+    child.signal(signal.SIGTERM)
+    assert child.wait() == 143
+    assert time.monotonic() - began < 10  # of the hundred seconds that it would stay
+    assert notes(tmp_path / "effects") == ["a", "b"]
+
+
+def test_ctrl_c_ends_a_lingering_pass(programs: Programs, tmp_path: Path) -> None:
+    child = programs.start(LINGER, "stays", "100")
+    wait_for_notes(tmp_path / "passes", 1)
+    with Queue(tmp_path / "data/queue.tsv") as queue:
+        queue.wait(queue.enqueue("work", "a"), 20)
+    child.signal(signal.SIGINT)
+    assert child.wait() in (1, -signal.SIGINT)
+    assert "KeyboardInterrupt" in child.errors.read_text("utf-8")
+
+
+def test_a_lingering_pass_recovers_the_job_of_a_pass_that_dies_meanwhile(
+    programs: Programs, tmp_path: Path
+) -> None:
+    with Queue(tmp_path / "data/queue.tsv") as queue:
+        job_id = queue.enqueue("work", "hang")
+        dead = programs.start(LINGER, "first", "0")
+        wait_for_notes(tmp_path / "hangs", 1)
+        stays = programs.start(LINGER, "stays", "100")
+        wait_for_notes(tmp_path / "passes", 2)
+        dead.kill()
+        found = queue.wait(job_id, 20)
+        assert found is not None
+        assert (found["status"], found["attempts"]) == (COMPLETED, 2)
+        stays.signal(signal.SIGTERM)
+        assert stays.wait() == 143
+    assert notes(tmp_path / "effects") == ["hang", "hang"]
+
+
+# --- until complete
+
+
+def test_run_until_complete_waits_for_retries_and_delays(queue: Queue, night: Night) -> None:
+    errors = [ValueError("no"), Delay(3), ValueError("no"), Delay(1)]
+
+    def work(_: Any) -> None:
+        if errors:
+            raise errors.pop(0)
+
+    queue.enqueue("greet", {}, NOW + 5)
+    queue.enqueue("other", {})
+    handlers: dict[str, Any] = {"other": len}
+    handlers["greet"] = Handler(work, backoff=Backoff(base=2))
+    done = queue.run_until_complete(handlers)
+    assert done == NONE | {"completed": 2, "retried": 2, "delayed": 2}
+    assert 5 + 4 + 3 + 8 + 1 <= night.seconds < 5 + 4 + 3 + 8 + 1 + 5
+    assert queue.run_until_complete(handlers) == NONE
+
+
+def test_run_until_complete_waits_for_what_another_pass_is_running(
+    queue: Queue, path: Path, night: Night
+) -> None:
+    job_id = queue.enqueue("greet", {})
+    terms = Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True)
+    with Queue(path, clock=night.clock) as other:
+        elsewhere = Claims(other._store, terms, NOW)
+        (claim,) = elsewhere.claim(1)
+
+        def end() -> None:
+            elsewhere.give_back([claim])
+            elsewhere.finish()
+
+        night.at[30] = end
+        assert queue.run_until_complete({"greet": len}) == NONE | {"completed": 1}
+    assert night.looks >= 30
+    assert job(queue, job_id)["attempts"] == 1
+
+
+def test_run_until_complete_of_a_queue_that_is_not_there_ends_at_once(queue: Queue) -> None:
+    assert queue.run_until_complete({"greet": len}) == NONE
+    with pytest.raises(InvalidHandlers):
+        queue.run_until_complete({"greet": len}, 0)
+
+
+# --- wait
+
+
+@pytest.mark.parametrize("status", [COMPLETED, FAILED, CANCELLED])
+def test_wait_returns_a_job_that_is_done(queue: Queue, path: Path, status: str) -> None:
+    add_lines(path, line("a", status=status))
+    assert queue.wait("a", 0) == queue.get_job("a")
+
+
+@pytest.mark.parametrize("status", [PENDING, PROCESSING])
+def test_wait_returns_none_when_time_is_up(queue: Queue, path: Path, status: str) -> None:
+    add_lines(path, line("a", status=status))
+    assert queue.wait("a", 0) is None
+    assert queue.wait("a", 0.02) is None
+    assert queue.wait("a", -1) is None
+
+
+@pytest.mark.parametrize("job_id", ["unknown", "no id at all", ""])
+def test_wait_for_a_job_that_is_not_there_ends_at_once(queue: Queue, job_id: str) -> None:
+    assert queue.wait(job_id, 1000) is None
+
+
+def test_wait_sees_what_another_process_does(programs: Programs, tmp_path: Path) -> None:
+    with Queue(tmp_path / "data/queue.tsv") as queue:
+        job_id = queue.enqueue("greet", "ada")
+        programs.start("queue.process_jobs({'greet': str.upper})")
+        found = queue.wait(job_id, 30)
+    assert found is not None and found["result"] == "ADA"
+
+
+# --- requeue, clear, remove, purge: which jobs
+
+AGES = {"old": NOW - 10 * DAY, "new": NOW - 10}
+
+
+@pytest.fixture
+def full(queue: Queue, path: Path) -> Queue:
+    """A queue with an old and a new job of each status and of two types; `processing` is run."""
+    add_lines(
+        path,
+        *(
+            line(f"{status}-{age}-{job_type}", type=job_type, status=status, run_at=run_at)
+            for job_type in ("a", "b")
+            for status in STATUSES
+            for age, run_at in AGES.items()
+        ),
+    )
+    return queue
+
+
+def ids(queue: Queue) -> set[str]:
+    return {found["id"] for found in queue.jobs()}
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_requeue_takes_failed_and_cancelled_jobs_alone(
+    queue: Queue, path: Path, status: str
+) -> None:
+    add_lines(path, line("x", status=status, attempts=3, error="no", run_at=7))
+    before = row(path, "x")
+    legal = status in (FAILED, CANCELLED)
+    assert queue.requeue("x") is legal
+    again = before | {"status": PENDING, "attempts": "0", "error": "", "run_at": str(NOW)}
+    assert row(path, "x") == (again if legal else before)
+    assert queue.requeue("x") is False
+
+
+@pytest.mark.parametrize("job_id", ["unknown", "no id at all", "", None])
+def test_requeue_of_no_job_is_false(queue: Queue, job_id: Any) -> None:
+    assert queue.requeue(job_id) is False
+
+
+def test_requeue_failed_takes_all_failed_jobs_or_those_of_a_type(full: Queue, path: Path) -> None:
+    assert full.requeue_failed("b") == 2
+    assert full.requeue_failed("unknown") == 0
+    assert full.counts()[FAILED] == 2
+    assert full.requeue_failed() == 2
+    assert full.requeue_failed() == 0
+    assert full.counts() == dict.fromkeys(STATUSES, 4) | {FAILED: 0, PENDING: 8}
+    assert row(path, "failed-old-a")["run_at"] == str(NOW)
+
+
+def test_clear_failed_takes_all_failed_jobs_out_or_those_of_a_type(full: Queue) -> None:
+    before = ids(full)
+    assert full.clear_failed("b") == 2
+    assert before - ids(full) == {"failed-old-b", "failed-new-b"}
+    assert full.clear_failed() == 2
+    assert full.clear_failed() == 0
+    assert full.counts() == dict.fromkeys(STATUSES, 4) | {FAILED: 0}
+
+
+def test_remove_type_takes_a_types_jobs_out_but_those_being_run(full: Queue) -> None:
+    assert full.remove_type("b") == 8
+    assert {i for i in ids(full) if i.endswith("b")} == {"processing-old-b", "processing-new-b"}
+    assert len(ids(full)) == 12
+    assert full.remove_type("b") == full.remove_type("unknown") == 0
+
+
+@pytest.mark.parametrize("status", [None, COMPLETED, FAILED, CANCELLED])
+def test_purge_takes_old_finished_jobs_out(full: Queue, status: str | None) -> None:
+    before = ids(full)
+    statuses = [status] if status else [COMPLETED, FAILED, CANCELLED]
+    gone = {f"{s}-old-{t}" for s in statuses for t in "ab"}
+    assert full.purge(DAY, status) == len(gone)
+    assert before - ids(full) == gone
+    assert full.purge(DAY, status) == 0
+    assert full.purge(0, status) == len(gone)
+    assert full.counts()[PROCESSING] == full.counts()[PENDING] == 4
+
+
+@pytest.mark.parametrize("older_than", [-1, float("nan"), "1", None, True])
+def test_an_age_that_is_none_is_refused(full: Queue, older_than: Any) -> None:
+    with pytest.raises(InvalidJob, match="older_than"):
+        full.purge(older_than)
+    assert len(ids(full)) == 20
+
+
+@pytest.mark.parametrize("status", [PENDING, PROCESSING, "done", ""])
+def test_only_finished_jobs_can_be_purged(full: Queue, status: str) -> None:
+    with pytest.raises(InvalidJob, match="status"):
+        full.purge(0, status)
+    assert len(ids(full)) == 20
+
+
+def test_purge_keeps_lines_that_are_no_jobs_and_the_files_access(full: Queue, path: Path) -> None:
+    add_lines(path, "# a note\n", line("failed-old-a", type="twice"))
+    path.chmod(0o640)
+    full.purge(0)
+    text = path.read_text("utf-8")
+    assert "# a note\n" in text and "\ttwice\t" in text
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_a_purge_on_an_empty_queue_is_nothing(queue: Queue, path: Path) -> None:
+    assert queue.purge(0) == queue.clear_failed() == queue.remove_type("a") == 0
+    assert queue.requeue_failed() == 0
+    assert path.read_text("utf-8") == HEADER
+
+
+# --- ids that come back, outcomes that come late
+
+
+@pytest.mark.parametrize("folded", [True, False])
+def test_a_purged_id_can_be_enqueued_again_and_runs(
+    queue: Queue, path: Path, clock: Clock, folded: bool
+) -> None:
+    """Whether the journal still had records of it or not."""
+    with Queue(path, clock=clock) as reader:
+        queue.enqueue("greet", 1, job_id="x")
+        queue.process_jobs({"greet": lambda _: "first"})
+        if not folded:
+            path.with_name("other").write_bytes(path.read_bytes())
+            queue.enqueue("greet", 1, job_id="y")
+            with queue._store.lock:  # a cancel whose fold has to wait
+                queue._store.read_new()
+                state = b"cancelled\t%d\t%d\t0\tno\t" % (NOW, NOW)
+                queue._store.change([(b"y", state)])
+            assert beside(path, "journal").stat().st_size > 0
+        assert job(reader, "x")["result"] == "first"
+        clock.now += 5
+        assert queue.purge(1) == (1 if folded else 2)
+        assert beside(path, "journal").stat().st_size == 0
+        for job_id in ("x", "y"):
+            assert reader.get_job(job_id) is None
+            assert reader.enqueue("greet", 2, job_id=job_id) == job_id
+        assert queue.process_jobs({"greet": lambda _: "again"}) == NONE | {"completed": 2}
+        for job_id in ("x", "y"):
+            assert job(reader, job_id)["result"] == "again"
+            assert job(reader, job_id)["attempts"] == 1
+
+
+def test_an_outcome_from_before_a_requeue_is_refused(
+    queue: Queue, path: Path, clock: Clock
+) -> None:
+    job_id = queue.enqueue("greet", {})
+
+    def work(_: Any) -> str:
+        beside(path, "pass.1").unlink()  # a slot that was deleted: its pass is taken for dead
+        clock.now += 5
+        with Queue(path, clock=clock) as other:
+            assert other.process_jobs({"greet": len}, 1) == NONE | {"recovered": 1, "failed": 1}
+            assert other.requeue(job_id)
+        return "late"
+
+    assert queue.process_jobs({"greet": work}, 1) == NONE
+    found = job(queue, job_id)
+    assert (found["status"], found["attempts"], found["result"]) == (PENDING, 0, None)
+    assert queue.process_jobs({"greet": lambda _: "current"}, 1) == NONE | {"completed": 1}
+    assert job(queue, job_id)["result"] == "current"
+
+
+def test_a_requeued_job_that_another_pass_loses_is_recovered_while_its_first_pass_lingers(
+    queue: Queue, path: Path, night: Night
+) -> None:
+    errors = [Fail("no")]
+
+    def work(_: Any) -> None:
+        if errors:
+            raise errors.pop()
+
+    job_id = queue.enqueue("greet", {})
+    terms = Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True)
+
+    def lose() -> None:
+        with Queue(path, clock=night.clock) as other:
+            assert other.requeue(job_id)
+            dead = Claims(other._store, terms, night.clock())
+            assert len(dead.claim(1)) == 1
+            dead.release()
+        with Queue(path, clock=night.clock) as third:
+            done = third.process_jobs({"greet": work})
+            assert done == NONE | {"recovered": 1, "completed": 1}
+
+    night.at[3] = lose
+    assert queue.process_jobs({"greet": work}, linger=1) == NONE | {"failed": 1}
+    assert job(queue, job_id)["attempts"] == 2
+
+
+def test_a_purge_during_a_pass_takes_no_job_from_it(queue: Queue, path: Path) -> None:
+    ran: list[int] = []
+
+    def work(number: int) -> None:
+        ran.append(number)
+        with Queue(path, clock=queue._clock) as other:
+            if number == 1:
+                other.remove_type("last")
+            other.purge(0)
+
+    queue.enqueue_many("work", range(40))
+    queue.enqueue("last", {})
+    assert queue.process_jobs({"work": work}) == NONE | {"completed": 40}
+    assert ran == list(range(40))
+    assert {found["status"] for found in queue.jobs()} == {COMPLETED}
+
+
+def test_a_handler_may_purge_its_own_queue(queue: Queue, clock: Clock) -> None:
+    queue.enqueue_many("old", range(3), NOW - DAY)
+    queue.enqueue_many("purge", range(3))
+    handlers: dict[str, Any] = {"old": str, "purge": lambda _: queue.purge(3600)}
+    assert queue.process_jobs(handlers) == NONE | {"completed": 6}
+    assert [found["result"] for found in queue.jobs()] == [3, 0, 0]
+
+
+# --- the archive
+
+
+def zcat(archive: Path) -> list[str]:
+    """Return the lines of an archive, as the system's own zcat reads them."""
+    done = subprocess.run(["zcat", archive], capture_output=True, encoding="utf-8", check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert gzip.decompress(archive.read_bytes()).decode() == done.stdout
+    return done.stdout.splitlines()
+
+
+def test_purged_rows_go_to_the_end_of_a_gzipped_table_with_one_header(
+    full: Queue, path: Path, tmp_path: Path
+) -> None:
+    archive = tmp_path / "archive.tsv.gz"
+    lines = {columns[0]: "\t".join(columns) for columns in rows(path)}
+    assert full.purge(DAY, FAILED, archive=archive) == 2
+    assert full.purge(DAY, FAILED, archive=archive) == 0
+    assert full.purge(DAY, archive=str(archive)) == 4
+    header, *archived = zcat(archive)
+    assert header + "\n" == HEADER
+    gone = lines.keys() - ids(full)
+    assert sorted(archived) == sorted(lines[job_id] for job_id in gone)
+    assert archived[0].startswith("failed-old-a\t")
+    assert stat.S_IMODE(archive.stat().st_mode) == 0o600
+
+
+def test_an_archive_that_a_crash_has_torn_is_mended_and_stays_readable(
+    full: Queue, tmp_path: Path
+) -> None:
+    archive = tmp_path / "archive.tsv.gz"
+    full.purge(DAY, FAILED, archive=archive)
+    whole = archive.read_bytes()
+    before = zcat(archive)
+    member = gzip.compress(b"torn\n" * 1000)
+    for torn in (whole[:-1], whole + member[:5], whole + member[:-3], whole + member):
+        archive.write_bytes(torn)
+        complete = torn == whole + member
+        job_id = full.enqueue("a", {}, NOW - 5)
+        full.cancel_job(job_id)
+        assert full.purge(0, CANCELLED, archive=archive) > 0
+        after = zcat(archive)
+        assert after[: len(before)] == before
+        assert after.count("torn") == (1000 if complete else 0)
+        assert any(text.startswith(job_id) for text in after)
+
+
+def test_a_first_archive_that_is_torn_is_begun_anew(full: Queue, tmp_path: Path) -> None:
+    archive = tmp_path / "archive.tsv.gz"
+    archive.write_bytes(gzip.compress(HEADER.encode() + b"row\n")[:20])
+    assert full.purge(DAY, FAILED, archive=archive) == 2
+    assert [text.split("\t")[0] for text in zcat(archive)] == ["id", "failed-old-a", "failed-old-b"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"a person's notes\n", gzip.compress(b"x") + b"\0" * 100, b"\x1f\x8b\x08damaged" * 9],
+)
+def test_a_file_that_is_no_archive_is_left_alone_and_nothing_is_removed(
+    full: Queue, tmp_path: Path, content: bytes
+) -> None:
+    archive = tmp_path / "archive.tsv.gz"
+    archive.write_bytes(content)
+    with pytest.raises(NotAQueue, match="archive"):
+        full.purge(0, archive=archive)
+    assert archive.read_bytes() == content
+    assert len(ids(full)) == 20
+
+
+def test_an_archive_must_have_a_name_that_no_file_of_the_queue_has(full: Queue, path: Path) -> None:
+    for name in (path, beside(path, "journal"), beside(path, "lock"), path.with_name("a.tsv")):
+        with pytest.raises(InvalidJob, match=r"\.gz"):
+            full.purge(0, archive=name)
+    assert len(ids(full)) == 20
+
+
+def test_without_the_archives_directory_nothing_is_removed(full: Queue, tmp_path: Path) -> None:
+    with pytest.raises(StoreError) as caught:
+        full.purge(0, archive=tmp_path / "missing" / "archive.tsv.gz")
+    assert caught.value.errno == errno.ENOENT
+    assert len(ids(full)) == 20
+    assert full.purge(0) == 12
+
+
+def test_a_link_in_the_place_of_the_archive_is_refused(full: Queue, tmp_path: Path) -> None:
+    (tmp_path / "archive.tsv.gz").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(NotAQueue):
+        full.purge(0, archive=tmp_path / "archive.tsv.gz")
+    assert len(ids(full)) == 20
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("first", [True, False])
+def test_on_a_full_disk_nothing_is_removed_and_the_archive_stays_whole(
+    full: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    archive = tmp_path / "archive.tsv.gz"
+    if not first:
+        full.purge(DAY, FAILED, archive=archive)
+    kept = archive.read_bytes() if not first else b""
+    before = ids(full)
+    real = os.write
+
+    def write(fd: int, content: bytes) -> int:
+        if os.path.samestat(os.fstat(fd), archive.stat()):
+            if len(content) > 50:
+                return real(fd, content[:30])
+            raise OSError(errno.ENOSPC, "no space")
+        return real(fd, content)
+
+    with monkeypatch.context() as patch:
+        archive.touch()
+        patch.setattr(os, "write", write)
+        with pytest.raises(StoreError, match="full"):
+            full.purge(0, archive=archive)
+    assert archive.read_bytes() == kept
+    assert ids(full) == before
+    assert full.purge(0, archive=archive) == (12 if first else 10)
+    assert len(zcat(archive)) == 13
+
+
+# --- each is one change: killed or refused at each call
+
+CHANGING = ("write", "ftruncate", "rename", "unlink", "fsync", "fdatasync")
+
+
+class Killer:
+    """Kills this process, a forked child, at a changing call: before, half-way or after it."""
+
+    def __init__(self, number: int, phase: str) -> None:
+        self.number = number
+        self.phase = phase
+        for name in CHANGING:
+            setattr(os, name, self.wrapped(getattr(os, name), name))
+
+    def wrapped(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            self.number -= 1
+            if self.number:
+                return function(*args)
+            if self.phase == "half" and name == "write":
+                function(args[0], args[1][: len(args[1]) // 2])
+            elif self.phase == "after":
+                function(*args)
+            os.kill(os.getpid(), signal.SIGKILL)
+            return None
+
+        return call
+
+
+def killed(number: int, phase: str, work: Callable[[], object]) -> bool:
+    """Do the work in a forked child that is killed at its call `number`; tell if it was."""
+    pid = os.fork()
+    if not pid:
+        with suppress(BaseException):
+            Killer(number, phase)
+            work()
+            os._exit(0)
+        os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+OPERATIONS: dict[str, Callable[[Queue, Path], int]] = {
+    "requeue_failed": lambda queue, _: queue.requeue_failed(),
+    "clear_failed": lambda queue, _: queue.clear_failed(),
+    "remove_type": lambda queue, _: queue.remove_type("a"),
+    "purge": lambda queue, _: queue.purge(DAY),
+    "purge into an archive": lambda queue, archive: queue.purge(DAY, archive=archive),
+}
+
+
+def statuses(path: Path) -> dict[str, str]:
+    with Queue(path, clock=Clock()) as queue:
+        return {found["id"]: found["status"] for found in queue.jobs()}
+
+
+def fill(path: Path) -> None:
+    """Make a queue with jobs of all statuses; that three have failed is in its journal alone."""
+    path.parent.mkdir(0o700)
+    old = NOW - 10 * DAY
+    columns = {"run_at": old, "payload": '"' + "x" * 200 + '"'}
+    add_lines(
+        path,
+        *(
+            line(f"{status}-{job_type}-{n}", type=job_type, status=status, **columns)
+            for status in STATUSES
+            for job_type in ("a", "b")
+            for n in range(3)
+        ),
+    )
+    with Queue(path) as queue, queue._store.lock:
+        queue._store.read_new()
+        record = b"failed\t%d\t%d\t3\tno\t" % (old, old)
+        queue._store.change([(f"pending-b-{n}".encode(), record) for n in range(3)])
+
+
+@pytest.mark.parametrize("phase", ["before", "half", "after"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_killed_at_any_call_it_is_done_whole_or_not_at_all(
+    tmp_path: Path, name: str, phase: str
+) -> None:
+    def do(path: Path) -> int:
+        with Queue(path, clock=Clock()) as queue:
+            return OPERATIONS[name](queue, path.with_name("archive.tsv.gz"))
+
+    whole = tmp_path / "0" / "queue.tsv"
+    fill(whole)
+    before = statuses(whole)
+    count = do(whole)
+    done = statuses(whole)
+    assert count >= 9 and done != before
+
+    kills = 0
+    while True:
+        path = tmp_path / str(kills + 1) / "queue.tsv"
+        fill(path)
+        if not killed(kills + 1, phase, functools.partial(do, path)):
+            break
+        kills += 1
+        now = statuses(path)
+        assert now in (before, done)
+        assert do(path) == (count if now == before else 0)
+        assert statuses(path) == done
+        assert b"\nprocessing-a-0\ta\t" in path.read_bytes()
+        if name == "purge into an archive":
+            header, *archived = zcat(path.with_name("archive.tsv.gz"))
+            assert header + "\n" == HEADER and header not in archived
+            assert {text.split("\t")[0] for text in archived} == before.keys() - done.keys()
+    assert kills >= 5
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_what_the_disk_refuses_is_not_done_and_can_be_done_later(
+    full: Queue, path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    before = {found["id"]: found["status"] for found in full.jobs()}
+
+    def full_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)
+        with pytest.raises(StoreError, match="full"):
+            OPERATIONS[name](full, path.with_name("archive.tsv.gz"))
+    assert {found["id"]: found["status"] for found in full.jobs()} == before
+    assert OPERATIONS[name](full, path.with_name("archive.tsv.gz")) > 0
