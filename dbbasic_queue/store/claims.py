@@ -51,12 +51,14 @@ class Claims:
         self._due: list[int] = []
         self._numbering = -1
         self._held: dict[bytes, Claim] = {}
+        self._lists_own = False  # until then, the list is that of a dead pass
         with store.lock:
             store.read_new()
             self.slot = slots.take(store.path)
             try:
                 self.recovered, self.lost = self._recover(max_attempts, now)
                 self.slot.write([])
+                self._lists_own = True
             except BaseException:
                 self.release()
                 raise
@@ -238,4 +240,4 @@ class Claims:
 
     def release(self) -> None:
         """Let go of the slot: whatever is still claimed is for the next pass to recover."""
-        self.slot.release(clear=not self._held)
+        self.slot.release(clear=self._lists_own and not self._held)
