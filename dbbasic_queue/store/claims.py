@@ -77,12 +77,14 @@ class Claims:
         self._nothing_seen: object = None
         self._nothing_at = now
         self._next_at: int | None = None
+        self._lists_own = False  # until then, the list is that of a dead pass
         with store.lock:
             store.read_new()
             self.slot = slots.take(store.path)
             try:
                 self._recover()
                 self.slot.write([])
+                self._lists_own = True
             except BaseException:
                 self.release()
                 raise
@@ -332,4 +334,4 @@ class Claims:
 
     def release(self) -> None:
         """Let go of the slot: whatever is still claimed is for the next pass to recover."""
-        self.slot.release(clear=not self._held)
+        self.slot.release(clear=self._lists_own and not self._held)

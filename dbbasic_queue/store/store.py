@@ -292,7 +292,7 @@ class Store:
                 try:
                     os.ftruncate(file.fd, follower.end)
                 except OSError:
-                    consequence = "the change may have been made, and may not survive a power cut"
+                    consequence = "the change was made, but may not survive a power cut"
                 self._journal = None
                 self.view.close()
                 raise store_error(e, file.path, consequence) from e

@@ -274,6 +274,11 @@ def check_settled(disk: Disk, promises: Promises, junk: int, kills: int) -> list
         wrong.append(f"P8: {disk.records} records are not folded after a whole pass")
     if disk.partial:
         wrong.append(f"P8: a torn line is left: {disk.partial!r}")
+    ran = [job for job in disk.jobs if job.type != "nobody"]
+    charged = {job.key: job.attempts - promises.begun(job.key) for job in ran}
+    if sum(charged.values()) > kills:
+        unbegun = {key: count for key, count in charged.items() if count}
+        wrong.append(f"P5: {kills} kills cost more attempts that were never begun: {unbegun}")
     for job in disk.jobs:
         starts = promises.starts.get(job.key, 0)
         natural = min(NATURAL.get(job.type, 1), MAX_ATTEMPTS)
@@ -301,7 +306,7 @@ _RESULTS = {
 }
 
 
-_OWNS_UP = re.compile(r"were added and may run|may have been (added|made|changed)")
+_OWNS_UP = re.compile(r"were added and may run|may have been (added|made)|the change was made")
 """What an exception may say whose change could not be taken back."""
 
 

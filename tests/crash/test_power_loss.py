@@ -361,8 +361,6 @@ def test_after_a_power_loss_at_any_point_nothing_promised_is_gone(
     scratch: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    if work is kills and model == FREE:
-        pytest.skip("a kill between a rename and its sync needs a file system that keeps order")
     began = time.monotonic()
     rng = random.Random(f"{SEED} {work.__name__} {model}")
     (scratch / "live").mkdir()
