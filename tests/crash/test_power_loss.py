@@ -20,7 +20,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from power import FREE, MODELS, Facts, Killed, Recorder, State, crash_states, lay_out
+from power import MODELS, Facts, Killed, Recorder, State, crash_states, lay_out
 
 from dbbasic_queue import Queue
 from dbbasic_queue.rows import HEADER, decode_record, encode_record
