@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from test_kill_sweep import LONG, sweep
 from workloads import WORKLOADS
 
 from dbbasic_queue import Queue, StoreError
+from dbbasic_queue.store.store import Store
 
 EVERY = {"application": 5, "overlapping": 13}
 
@@ -197,3 +199,38 @@ def test_jobs_that_fill_the_disk_are_refused_whole_and_what_was_taken_is_run_onc
         queue.close()
     with capsys.disabled():
         print(f"\n  tmpfs of 64 kB: {len(kept)} jobs taken, {refused} refused", end=" ")
+
+
+def test_an_outcome_refused_twice_takes_back_no_change_that_was_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First the sync finds the disk full, and then, after room was made, the write does."""
+    monkeypatch.setattr(Store, "fold_if_cheap", lambda *_: None)  # as in a long queue
+    queue = Queue(tmp_path / "data" / "queue.tsv")
+    kept = queue.enqueue("work", {}, run_at=time.time() + 9999)
+    queue.enqueue_many("work", [1, 2, 3])
+    assert queue.cancel_job(kept)
+    refused: list[str] = []
+    real_sync, real_write = os.fdatasync, os.write
+
+    def sync(fd: int) -> None:
+        if refused == ["handler"]:
+            refused.append("sync")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real_sync(fd)
+
+    def write(fd: int, content: bytes) -> int:
+        if "sync" in refused and content.count(b"\t") == 7:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real_write(fd, content)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(StoreError):
+        queue.process_jobs({"work": lambda _: refused.append("handler")})
+    assert "sync" in refused
+    monkeypatch.setattr(os, "fdatasync", real_sync)
+    monkeypatch.setattr(os, "write", real_write)
+    job = Queue(queue.path).get_job(kept)
+    assert job is not None
+    assert job["status"] == "cancelled"
