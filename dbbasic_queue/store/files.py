@@ -15,6 +15,7 @@ import stat
 import sys
 import time
 import weakref
+from contextlib import suppress
 
 from dbbasic_queue.errors import NotAQueue, StoreError
 
@@ -200,16 +201,23 @@ def _create_directory(path: str) -> None:
         _create_directory(parent)
     try:
         _make_directory(path, os.stat(parent))
-    except FileExistsError:
-        if not os.path.isdir(path):
-            raise NotAQueue(errno.ENOTDIR, "not a directory (move it away)", path) from None
     except OSError as e:
+        if os.path.isdir(path):
+            return  # another process was first
+        if os.path.lexists(path):
+            raise NotAQueue(errno.ENOTDIR, "not a directory (move it away)", path) from e
         raise store_error(e, path, "the directory was not created") from e
 
 
 def _make_directory(path: str, parent: os.stat_result) -> None:
-    os.mkdir(path, 0o700)
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    """Create a directory with its access set, under another name until then.
+
+    A kill in between would leave it closed to the group for ever.
+    """
+    new = path + ".new"
+    with suppress(FileExistsError):  # left by a kill, or another process is at it
+        os.mkdir(new, 0o700)
+    fd = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if os.geteuid() == 0 and parent.st_uid != 0:
             os.fchown(fd, parent.st_uid, parent.st_gid)
@@ -218,6 +226,12 @@ def _make_directory(path: str, parent: os.stat_result) -> None:
         os.fchmod(fd, 0o2770 if shared else 0o755)
     finally:
         os.close(fd)
+    try:
+        os.rename(new, path)
+    except OSError:
+        with suppress(OSError):
+            os.rmdir(new)
+        raise
     sync_directory(os.path.dirname(path))
 
 

@@ -280,6 +280,8 @@ class Store:
         system refuses; then none has been made.
         """
         changes = list(changes)
+        if not self.view.loaded:
+            self.read_new()  # an error has made the view forget where the journal ends
         content = b"".join([encode_record(job_id, state) for job_id, state in changes])
         file = self._journal_for_append()
         follower = self.view.journal
