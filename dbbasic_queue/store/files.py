@@ -226,6 +226,7 @@ def _make_directory(path: str, parent: os.stat_result) -> None:
         os.fchmod(fd, 0o2770 if shared else 0o755)
     finally:
         os.close(fd)
+    sync_directory(os.path.dirname(path))  # what is renamed is there
     try:
         os.rename(new, path)
     except OSError:

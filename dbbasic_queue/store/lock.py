@@ -14,7 +14,7 @@ import threading
 import time
 from contextlib import suppress
 
-from dbbasic_queue.errors import QueueBusy, QueueError
+from dbbasic_queue.errors import QueueBusy, QueueError, StoreError
 from dbbasic_queue.store.files import (
     OpenFile,
     close_after_fork,
@@ -31,6 +31,7 @@ PATIENCE = 60.0
 _PAUSE = 0.00005
 _LONG_PAUSE = 0.0005
 _LONG = 0.02
+_TRIES = 10
 
 loading = threading.Lock()
 """Held while a module is loaded late, and across every fork: a child that is forked while another
@@ -107,10 +108,20 @@ class QueueLock:
 
         self._try_lock = lock_descriptor
         self._unlock = unlock_descriptor
-        prepare_directory(os.path.dirname(self.path))
-        self._file = open_or_create(self.path, os.O_RDWR)
+        self._file = self._open_in_directory()
         close_after_fork(self._file)
         return self._file
+
+    def _open_in_directory(self) -> OpenFile:
+        """Open the lock file; where its new directory was replaced meanwhile, in that one."""
+        for _ in range(_TRIES):
+            prepare_directory(os.path.dirname(self.path))
+            try:
+                return open_or_create(self.path, os.O_RDWR)
+            except StoreError as e:
+                if e.errno != errno.ENOENT:
+                    raise
+        return open_or_create(self.path, os.O_RDWR)
 
     def _wait(self, fd: int) -> None:
         begun = time.monotonic()
