@@ -12,6 +12,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -1065,3 +1066,28 @@ def test_a_first_look_up_reads_what_later_ones_do(queue: Queue, path: Path) -> N
     assert (job(queue, "a")["result"], job(queue, "a")["payload"]) == (7, 1)
     assert job(queue, "b")["status"] == "pending"
     assert queue.get_job("torn") is None
+
+
+def test_a_bulk_that_finds_room_for_a_part_only_leaves_no_row_of_it(path: Path) -> None:
+    program = """
+import resource, sys
+from dbbasic_queue import Queue, StoreError
+queue = Queue(sys.argv[1])
+queue.enqueue("greet", "first")
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+try:
+    queue.enqueue_many("greet", range(100))  # some 60 bytes each: a write of a part, then EFBIG
+except StoreError as e:
+    assert "nothing was added" in str(e), e
+    print(e.errno)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)],
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    )
+    assert done.stdout == f"{errno.EFBIG}\n", done
+    with Queue(path) as queue:
+        assert [job["payload"] for job in queue.jobs()] == ["first"]
+    assert path.read_bytes().count(b"\n") == 2
