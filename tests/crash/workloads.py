@@ -66,7 +66,7 @@ class _Outcomes(logging.Handler):
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        if hasattr(record, "job_id"):
+        if hasattr(record, "job_id") and hasattr(record, "status"):
             fields = record.__dict__
             self._log.say("outcome", fields["job_id"], fields["status"], fields["attempt"])
 
