@@ -233,7 +233,7 @@ class Claims:
                 try:
                     found.append(Claim(row, decode_json(row.payload or "{}"), view.generation))
                 except ValueError:
-                    view.when[number] = 1 << 62
+                    view.when[number] = NEVER
                     view.unreadable.append(number)
             if not found:
                 self._nothing_seen, self._next_at = self._seen(), None

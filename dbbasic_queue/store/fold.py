@@ -28,13 +28,12 @@ from dbbasic_queue.store.files import (
     sync_directory,
     write_all,
 )
-from dbbasic_queue.store.view import View
+from dbbasic_queue.store.view import Follower, View
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Set
 
-_ANCHOR = 64
 _READ = 1 << 16
 
 
@@ -52,7 +51,7 @@ def fold(
     new = _fresh(view.path + ".fold")
     try:
         replace_like(new.fd, os.fstat(old.fd))
-        rejected, offsets, end, anchor = _write_rows(view, new, without)
+        rejected, offsets, written = _write_rows(view, new, without)
         if rejected:
             _reject(view.path + ".rejected", rejected, fsync=fsync)
         if fsync:
@@ -79,7 +78,7 @@ def fold(
         view.close()  # the rows have other numbers now
         view.refresh()
     else:
-        view.adopt(new, end, anchor, offsets)
+        view.adopt(written, offsets)
     return new, len(rejected)
 
 
@@ -156,7 +155,7 @@ def _whole_members(file: OpenFile) -> int:
 
 def _write_rows(
     view: View, new: OpenFile, without: Set[int]
-) -> tuple[list[bytes], array[int], int, bytes]:
+) -> tuple[list[bytes], array[int], Follower]:
     changed = sorted(
         (number, state)
         for job_id, state in view.records.items()
@@ -165,9 +164,9 @@ def _write_rows(
     numbers = [number for number, _ in changed]
     rejected: list[bytes] = []
     offsets = array("q")
-    end = len(HEADER)
+    written = Follower(new)
     write_all(new.fd, HEADER)
-    anchor = HEADER[-_ANCHOR:]
+    written.passed(HEADER)
     for first, lines in view.chunks():
         for i in range(bisect_left(numbers, first), bisect_left(numbers, first + len(lines))):
             number, state = changed[i]
@@ -179,11 +178,11 @@ def _write_rows(
             rejected += [line for line in lines if is_binary(line)]
             lines = [line for line in lines if not is_binary(line)]
             content = b"\n".join(lines) + b"\n" if lines else b""
-        offsets.extend(accumulate([len(line) + 1 for line in lines], initial=end))
-        end = offsets.pop()
+        offsets.extend(accumulate([len(line) + 1 for line in lines], initial=written.end))
+        offsets.pop()
         write_all(new.fd, content)
-        anchor = (anchor + content[-_ANCHOR:])[-_ANCHOR:]
-    return rejected, offsets, end, anchor
+        written.passed(content)
+    return rejected, offsets, written
 
 
 def _reject(path: str, lines: list[bytes], *, fsync: bool) -> None:

@@ -405,16 +405,14 @@ class View:
 
     # -- following our own fold --
 
-    def adopt(self, file: OpenFile, end: int, anchor: bytes, offsets: array[int]) -> None:
+    def adopt(self, rows: Follower, offsets: array[int]) -> None:
         """Go on with the file that a fold of ours has put into place; the journal is empty now.
 
         The states of jobs in hand are kept: their outcomes are compared with them.
         """
         numbers = self.processing
         self.records = {k: v for k, v in self.records.items() if self.index.get(k) in numbers}
-        self.rows = Follower(file)
-        self.rows.end = end
-        self.rows.anchor = anchor
+        self.rows = rows
         self.offsets = offsets
         self.journal.end = 0
         self.journal.anchor = b""
