@@ -8,21 +8,35 @@ from dbbasic_queue.errors import (
     InvalidJob,
     NotAQueue,
     QueueBusy,
+    QueueDamaged,
     QueueError,
     StoreError,
 )
 from dbbasic_queue.handlers import Backoff, Delay, Fail, Handler, Job
 from dbbasic_queue.queue import (
     Queue,
+    aenqueue,
+    aget_job,
+    await_job,
     cancel_job,
+    clear_failed,
     counts,
     enqueue,
     enqueue_many,
     get_job,
     jobs,
+    pause,
     process_jobs,
+    purge,
+    remove_type,
+    requeue,
+    requeue_failed,
+    resume,
+    run_until_complete,
+    wait,
 )
 from dbbasic_queue.registry import Handlers
+from dbbasic_queue.service import Worker
 
 __version__ = "2.0.0"
 __all__ = [
@@ -38,13 +52,27 @@ __all__ = [
     "NotAQueue",
     "Queue",
     "QueueBusy",
+    "QueueDamaged",
     "QueueError",
     "StoreError",
+    "Worker",
+    "aenqueue",
+    "aget_job",
+    "await_job",
     "cancel_job",
+    "clear_failed",
     "counts",
     "enqueue",
     "enqueue_many",
     "get_job",
     "jobs",
+    "pause",
     "process_jobs",
+    "purge",
+    "remove_type",
+    "requeue",
+    "requeue_failed",
+    "resume",
+    "run_until_complete",
+    "wait",
 ]

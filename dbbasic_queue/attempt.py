@@ -7,13 +7,21 @@ from types import AsyncGeneratorType, CoroutineType, GeneratorType
 
 from dbbasic_queue import job
 from dbbasic_queue.handlers import Delay, Fail, Job
-from dbbasic_queue.rows import MAX_ERROR, check_instant, encode_json, escape
+from dbbasic_queue.rows import (
+    MAX_ERROR,
+    check_instant,
+    decode_state,
+    encode_json,
+    encode_state,
+    escape,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from dbbasic_queue.event_loop import OneLoop
     from dbbasic_queue.handlers import Handler
     from dbbasic_queue.interrupts import Interrupts
     from dbbasic_queue.rows import Row
@@ -21,7 +29,7 @@ if TYPE_CHECKING:
     Outcome = tuple[str, job.State | None]
 
 INTERRUPTED = "interrupted"
-_NOT_BEGUN = (AsyncGeneratorType, CoroutineType, GeneratorType)
+_NOT_BEGUN = (AsyncGeneratorType, GeneratorType)
 
 
 def describe(error: BaseException) -> str:
@@ -57,6 +65,7 @@ class Attempts:
         self.max_result = max_result
         self.clock = clock
         self.process = os.getpid()
+        self._loop: OneLoop | None = None
 
     def run(self, handler: Handler | None, row: Row, payload: Any) -> Outcome:
         """Run the handler; return the outcome's name and the job's next state.
@@ -67,35 +76,90 @@ class Attempts:
             return self.failed(handler, row.state, f"No handler for {escape(row.type)}")
         try:
             result = self._call(handler, row, payload)
-        except Delay as e:
-            return self._delayed(handler, row.state, e)
-        except Fail as e:
-            return "failed", job.fail(row.state, describe(e))
         except BaseException as e:  # noqa: BLE001 - SystemExit, too, is the job's error
-            if isinstance(e, KeyboardInterrupt) and self.interrupts.received:
-                return INTERRUPTED, None
-            return self.failed(handler, row.state, describe(e))
-        return "completed", self._completed(row.state, result)
+            return self._raised(handler, row.state, e)
+        return self._returned(row.state, result)
 
-    def _call(self, handler: Handler, row: Row, payload: Any) -> Any:
-        arguments = [payload]
-        if handler.takes_job:
-            arguments.append(Job(row.id, row.type, row.state.attempts, row.state.created_at))
+    def run_apart(
+        self, handler: Handler, row: Row, payload: Any, timeout: float, tick: Callable[[], None]
+    ) -> Outcome:
+        """Do as `run` does, in a process of its own that is killed after `timeout` seconds.
+
+        `tick` is called meanwhile, some ten times a second.
+        """
+        from dbbasic_queue import child
+
+        def work() -> bytes:
+            self.process = os.getpid()
+            self._loop = None
+            self.interrupts.received.clear()
+            outcome, after = self.run(handler, row, payload)
+            assert after is not None
+            return f"{outcome}\n".encode() + encode_state(after)
+
         try:
             self.interrupts.in_handler = True
-            result = handler.function(*arguments)
+            content = child.run(work, timeout, tick)
+        except child.Died as e:
+            return self.failed(handler, row.state, str(e))
+        except BaseException as e:  # noqa: BLE001 - a signal, or no process to be had
+            return self._raised(handler, row.state, e)
+        finally:
+            self.interrupts.in_handler = False
+        outcome, _, after = content.partition(b"\n")
+        return outcome.decode(), decode_state(after)
+
+    async def run_coroutine(self, handler: Handler, row: Row, payload: Any) -> Outcome:
+        """Do as `run` does, beside other jobs on one event loop."""
+        try:
+            result = await _begin(handler, row, payload)
+        except BaseException as e:  # noqa: BLE001
+            return self._raised(handler, row.state, e)
+        finally:
+            if os.getpid() != self.process:
+                _end_child(row.type)
+        return self._returned(row.state, result)
+
+    def _call(self, handler: Handler, row: Row, payload: Any) -> Any:
+        try:
+            self.interrupts.in_handler = True
+            result = _begin(handler, row, payload)
+            if isinstance(result, CoroutineType):
+                result = self._finish(result)
         finally:
             self.interrupts.in_handler = False
             if os.getpid() != self.process:
                 _end_child(row.type)
         if isinstance(result, _NOT_BEGUN):
-            if not isinstance(result, AsyncGeneratorType):
+            if isinstance(result, GeneratorType):
                 result.close()
             raise TypeError(
                 f"the handler returned a {type(result).__name__}, which has not begun: "
-                "give a plain function"
+                "give a function, or a coroutine function"
             )
         return result
+
+    def _finish(self, coroutine: CoroutineType[Any, Any, Any]) -> Any:
+        if self._loop is None:
+            from dbbasic_queue.event_loop import OneLoop
+
+            self._loop = OneLoop()
+        return self._loop.run(coroutine)
+
+    def close(self) -> None:
+        """Close the event loop, if a handler needed one."""
+        if self._loop is not None and os.getpid() == self.process:
+            self._loop.close()
+        self._loop = None
+
+    def _raised(self, handler: Handler, state: job.State, error: BaseException) -> Outcome:
+        if isinstance(error, Delay):
+            return self._delayed(handler, state, error)
+        if isinstance(error, Fail):
+            return "failed", job.fail(state, describe(error))
+        if self.interrupts.caused(error):
+            return INTERRUPTED, None
+        return self.failed(handler, state, describe(error))
 
     def failed(self, handler: Handler | None, state: job.State, error: str) -> Outcome:
         """Return what an error makes of the job: a retry, or the end."""
@@ -119,13 +183,27 @@ class Attempts:
             return self.failed(handler, state, describe(e))
         return "delayed", job.delay(state, escape(reason), run_at)
 
-    def _completed(self, state: job.State, result: object) -> job.State | None:
+    def _returned(self, state: job.State, result: object) -> Outcome:
         if result is None:
-            return job.complete(state, "")
+            return "completed", job.complete(state, "")
         try:
-            return job.complete(state, encode_json(result, self.max_result))
+            return "completed", job.complete(state, encode_json(result, self.max_result))
         except BaseException as e:  # noqa: BLE001 - the work is done: it must not run again
-            return job.complete(state, "", escape("result not kept: ") + describe(e))
+            error = escape("result not kept: ") + describe(e)
+            return "completed", job.complete(state, "", error)
+
+
+def _begin(handler: Handler, row: Row, payload: Any) -> Any:
+    """Call the function; a coroutine function has not begun when this returns."""
+    if handler.unpack:
+        if not isinstance(payload, dict):
+            raise TypeError(f"the payload is a {type(payload).__name__}, no object to unpack")
+        if handler.takes_job:
+            payload = payload | {"job": Job(row)}
+        return handler.function(**payload)
+    if handler.takes_job:
+        return handler.function(payload, Job(row))
+    return handler.function(payload)
 
 
 def _end_child(job_type: str) -> None:

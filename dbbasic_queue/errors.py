@@ -31,6 +31,13 @@ class NotAQueue(QueueError, OSError):
     """Raised if a file or directory is not one that the queue may use; it has not been touched."""
 
 
+class QueueDamaged(NotAQueue):
+    """Raised if a file of the queue has been damaged beyond reading; it has not been touched.
+
+    A damaged line is no reason: it is kept, reported and passed over.
+    """
+
+
 class StoreError(QueueError, OSError):
     """Raised if the system refuses a read or a write; `errno` and `filename` are the system's.
 

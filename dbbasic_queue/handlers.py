@@ -12,7 +12,7 @@ from types import FunctionType, MethodType
 from dbbasic_queue.errors import InvalidHandlers
 from dbbasic_queue.job import LATEST, backoff
 
-CO_VARARGS = 4  # of the module `inspect`, which takes long to load
+CO_VARARGS, CO_COROUTINE = 4, 128  # of the module `inspect`, which takes long to load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from logging import Logger
     from typing import Any
+
+    from dbbasic_queue.rows import Row
 
 
 class Delay(Exception):
@@ -102,11 +104,11 @@ class Job:
 
     __slots__ = ("attempt", "created_at", "id", "type")
 
-    def __init__(self, job_id: str, job_type: str, attempt: int, created_at: int) -> None:
-        self.id = job_id
-        self.type = job_type
-        self.attempt = attempt
-        self.created_at = created_at
+    def __init__(self, row: Row) -> None:
+        self.id = row.id
+        self.type = row.type
+        self.attempt = row.state.attempts
+        self.created_at = row.state.created_at
 
     @property
     def log(self) -> Logger:
@@ -119,9 +121,16 @@ class Job:
 
 
 class Handler:
-    """A function and its policy; None leaves it to the pass.
+    """A function, or coroutine function, and its policy; None leaves it to the pass.
 
-    `max_attempts` counts from 1. Calling it calls the function.
+    `max_attempts` counts from 1. `timeout` is in seconds, over 0: each attempt runs in a process
+    of its own, which is killed with all that it has started when the time is up, and when its pass
+    dies; so what it changes in memory is not seen by the pass. `concurrency` is how many jobs of
+    the type may be `processing` at once, over all passes and processes. With `unpack` the payload
+    is a JSON object whose members become the function's keyword arguments. Calling the Handler
+    calls the function.
+
+    Raises InvalidHandlers for what cannot work.
     """
 
     def __init__(
@@ -130,22 +139,42 @@ class Handler:
         *,
         max_attempts: int | None = None,
         backoff: Backoff | None = None,
+        timeout: float | None = None,
+        concurrency: int | None = None,
+        unpack: bool = False,
     ) -> None:
         if not callable(function):
             raise InvalidHandlers(
                 f"{function!r} cannot be called: give a function that takes the payload"
             )
         if max_attempts is not None:
-            check_max_attempts(max_attempts)
+            check_count(max_attempts, "max_attempts")
+        if concurrency is not None:
+            check_count(concurrency, "concurrency")
         if backoff is not None and not isinstance(backoff, Backoff):
             raise InvalidHandlers(f"backoff {backoff!r} is refused: give a Backoff(...)")
+        if timeout is not None and not is_seconds(timeout, above=0):
+            raise InvalidHandlers(f"timeout {timeout!r} is refused: it must be seconds, over 0")
         self.function = function
         self.max_attempts = max_attempts
         self.backoff = backoff
-        self.takes_job = _takes_job(function)
+        self.timeout = timeout
+        self.concurrency = concurrency
+        self.unpack = unpack
+        self.takes_job, self.is_coroutine = _look_at(function, unpack)
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> Handler:
+        """Return a handler as it is, and a function as a handler without a policy."""
+        return function if isinstance(function, Handler) else cls(function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
+
+    @property
+    def shares_loop(self) -> bool:
+        """Whether its jobs may run beside others on one event loop: a limit of time needs more."""
+        return self.is_coroutine and self.timeout is None
 
     def wait(self, attempt: int) -> float:
         """Return the seconds to wait after this attempt failed."""
@@ -156,25 +185,31 @@ class Handler:
         return backoff(attempt) if self.backoff is None else self.backoff.longest(attempt)
 
 
-def check_max_attempts(max_attempts: object) -> None:
+def check_count(count: object, name: str) -> None:
     """Raise InvalidHandlers unless it is an int of 1 or more."""
-    if type(max_attempts) is not int or max_attempts < 1:
-        raise InvalidHandlers(
-            f"max_attempts {max_attempts!r} is refused: it must be an int of 1 or more"
-        )
+    if type(count) is not int or count < 1:
+        raise InvalidHandlers(f"{name} {count!r} is refused: it must be an int of 1 or more")
 
 
-def _takes_job(function: Callable[..., Any]) -> bool:
-    """Tell whether a second argument is wanted: one without a default, or one named `job`.
+def is_seconds(seconds: object, *, above: float | None = None) -> bool:
+    """Tell whether it is a number of seconds: 0 or more, or more than `above`; never NaN."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        return False
+    return seconds >= 0 if above is None else seconds > above
 
-    Behind a decorator that passes on whatever it is given (functools.wraps), only the name tells:
-    another second argument may be the decorator's to give.
+
+def _look_at(function: Callable[..., Any], unpack: bool) -> tuple[bool, bool]:
+    """Tell whether a function wants the `Job`, and whether it is a coroutine function.
+
+    It wants the job in a second argument: one without a default, or one named `job`; of unpacked
+    arguments, in the one with that name. Behind a decorator that passes on whatever it is given
+    (functools.wraps), only the name tells: another argument may be the decorator's to give.
     """
     given = 0
     named: set[str] = set()
     while not isinstance(function, FunctionType):
         if isinstance(function, Handler):
-            return function.takes_job
+            return function.takes_job, function.is_coroutine
         if isinstance(function, partial):
             given += len(function.args)
             named.update(function.keywords)
@@ -186,7 +221,8 @@ def _takes_job(function: Callable[..., Any]) -> bool:
             given += 1
             function = type(function).__call__
         else:
-            return False
+            return False, False
+    is_coroutine = bool(function.__code__.co_flags & CO_COROUTINE)
     by_name_alone = False
     while function.__code__.co_flags & CO_VARARGS and isinstance(
         inner := getattr(function, "__wrapped__", None), FunctionType
@@ -194,8 +230,11 @@ def _takes_job(function: Callable[..., Any]) -> bool:
         by_name_alone = True
         function = inner
     code = function.__code__
-    names = code.co_varnames[given : code.co_argcount]
+    last = code.co_argcount + (code.co_kwonlyargcount if unpack else 0)
+    names = code.co_varnames[given:last]
+    if unpack:
+        return "job" in names and "job" not in named, is_coroutine
     if len(names) < 2 or names[1] in named:
-        return False
+        return False, is_coroutine
     required = code.co_argcount - len(function.__defaults__ or ())
-    return names[1] == "job" or (given + 1 < required and not by_name_alone)
+    return names[1] == "job" or (given + 1 < required and not by_name_alone), is_coroutine

@@ -18,11 +18,17 @@ class Interrupts:
     The first SIGTERM lets the job in hand finish; Ctrl-C, or a second signal, interrupts it.
     Outside of a handler both only end the pass after what it is doing. Handlers that the program
     has installed itself are left alone, and so is every thread but the main one.
+
+    In one of several forked passes (`supervisor` is the process that forked them) a second
+    SIGTERM says nothing new, for it may have been sent to both; and the supervisor's death is
+    like the first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, supervisor: int = 0) -> None:
         self.received: list[int] = []
         self.in_handler = False
+        self.cancelling = False
+        self._supervisor = supervisor
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
@@ -34,6 +40,10 @@ class Interrupts:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Give the signals back to whoever had them before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -43,8 +53,22 @@ class Interrupts:
             os.kill(os.getpid(), number)
             return
         self.stop(number)
-        if self.in_handler and (number == signal.SIGINT or len(self.received) > 1):
+        if self.in_handler and self.at_once():
             raise KeyboardInterrupt
+
+    def asked(self) -> bool:
+        """Tell whether the pass is to end."""
+        if self._supervisor and not self.received and os.getppid() != self._supervisor:
+            self.stop()
+        return bool(self.received)
+
+    def at_once(self) -> bool:
+        """Tell whether the job in hand is to be interrupted, too."""
+        return signal.SIGINT in self.received or (len(self.received) > 1 and not self._supervisor)
+
+    def caused(self, error: BaseException) -> bool:
+        """Tell whether what a handler raised is our doing, not its own."""
+        return self.cancelling or (isinstance(error, KeyboardInterrupt) and bool(self.received))
 
     def stop(self, number: int = 0) -> None:
         """Ask the pass to end after the job in hand; safe from any thread."""

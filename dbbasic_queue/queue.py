@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 
 from dbbasic_queue.errors import InvalidHandlers, InvalidJob
-from dbbasic_queue.job import FAILED, FINISHED, STATUSES
+from dbbasic_queue.handlers import is_seconds
+from dbbasic_queue.job import FAILED, FINISHED, PENDING, STATUSES
 from dbbasic_queue.rows import (
     MAX_PAYLOAD,
     Row,
@@ -24,15 +26,20 @@ from dbbasic_queue.rows import (
     unescape,
 )
 from dbbasic_queue.store.lock import loading
+from dbbasic_queue.store.paused import ALL
 from dbbasic_queue.store.store import Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from datetime import datetime
-    from typing import Any
+    from typing import Any, Concatenate, ParamSpec, TypeVar
 
+    from dbbasic_queue.crew import Crew
     from dbbasic_queue.worker import Pass
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
 
 QUEUE_FILE = os.environ.get("DBBASIC_QUEUE_FILE") or "data/queue.tsv"
 MAX_ATTEMPTS = 3
@@ -161,17 +168,22 @@ class Queue:
         *,
         only: bool = False,
         linger: float = 0,
+        workers: int = 1,
     ) -> dict[str, int]:
         """Make one pass: run what is due now, and record each outcome before the next job.
 
-        `handlers` maps a job's type to a callable that takes the payload (and, if it wants, the
-        `Job`) and returns a JSON value or None; a `Handlers` registry or `Handler` objects add
-        policies. What it raises is the job's error: the job runs again `60 * 2**attempt` seconds
-        later, until `max_attempts` are used up and it is `failed`. `Delay` puts it off, `Fail`
-        ends it. A type without a handler fails like an error; with `only`, it is left alone.
+        `handlers` maps a job's type to a function, or coroutine function, that takes the payload
+        (and, if it wants, the `Job`) and returns a JSON value or None; a `Handlers` registry or
+        `Handler` objects add policies. What it raises is the job's error: the job runs again
+        `60 * 2**attempt` seconds later, until `max_attempts` are used up and it is `failed`.
+        `Delay` puts it off, `Fail` ends it. A type without a handler fails like an error; with
+        `only`, it is left alone.
 
         With `linger` the pass stays for so many seconds, and picks up what becomes due within a
         tenth of a second: cron with `linger=55` needs no daemon.
+
+        With `workers` so many jobs run at a time: plain functions in as many forked passes,
+        coroutines together on one event loop.
 
         Returns the counts `completed`, `failed`, `retried`, `delayed` and `recovered` (found
         `processing` under a pass that is dead). Ctrl-C raises KeyboardInterrupt, SIGTERM
@@ -180,32 +192,52 @@ class Queue:
         Raises InvalidHandlers for arguments that cannot work, QueueBusy where 64 passes run
         already, NotAQueue and StoreError where the files cannot be used.
         """
-        with loading:
-            from dbbasic_queue import worker
-
-        worker.check(handlers, max_attempts)
-        if isinstance(linger, bool) or not isinstance(linger, (int, float)) or not linger >= 0:
+        if not is_seconds(linger):
             raise InvalidHandlers(f"linger {linger!r} is refused: it must be seconds, 0 or more")
-        return self._pass(handlers, max_attempts, only=only, linger=linger).run()
+        return self._worker(handlers, max_attempts, workers, only=only, linger=linger).run()
 
     def run_until_complete(
-        self, handlers: Mapping[str, Callable[..., Any]], max_attempts: int = MAX_ATTEMPTS
+        self,
+        handlers: Mapping[str, Callable[..., Any]],
+        max_attempts: int = MAX_ATTEMPTS,
+        *,
+        workers: int = 1,
     ) -> dict[str, int]:
         """Run jobs until none is pending or processing, retries and delays waited for.
 
         Otherwise as `process_jobs`; returns its counts.
         """
+        how = {"linger": math.inf, "until_complete": True}
+        return self._worker(handlers, max_attempts, workers, **how).run()
+
+    def _worker(
+        self, handlers: Any, max_attempts: int, workers: int = 1, **how: Any
+    ) -> Pass | Crew:
         with loading:
             from dbbasic_queue import worker
 
-        worker.check(handlers, max_attempts)
-        run = self._pass(handlers, max_attempts, linger=float("inf"), until_complete=True)
-        return run.run()
+            worker.check(handlers, max_attempts, workers)
+            if workers > 1:
+                from dbbasic_queue import crew
+        settings = self._store, handlers, max_attempts, self._clock, self.max_payload
+        if workers > 1:
+            return crew.several(workers, *settings, **how)
+        return worker.Pass(*settings, **how)
 
-    def _pass(self, handlers: Any, max_attempts: int, **how: Any) -> Pass:
-        from dbbasic_queue.worker import Pass
+    def pause(self, job_type: str | None = None) -> bool:
+        """Have passes claim no job of this type, or of any; what is being run goes on.
 
-        return Pass(self._store, handlers, max_attempts, self._clock, self.max_payload, **how)
+        On the disk, in the file `queue.tsv.paused`, on return. Returns False if it was so.
+        """
+        return self._store.pause(ALL if job_type is None else check_type(job_type))
+
+    def resume(self, job_type: str | None = None) -> bool:
+        """Take back the `pause` of this type; without a type, every pause.
+
+        On the disk on return. Returns False if nothing was paused so. What all types were paused
+        for is not resumed for one of them.
+        """
+        return self._store.resume(None if job_type is None else check_type(job_type))
 
     def wait(self, job_id: str, timeout: float) -> dict[str, Any] | None:
         """Wait until the job is done, at most `timeout` seconds; return it as `get_job` does.
@@ -213,17 +245,44 @@ class Queue:
         Returns None when time is up, or where there is no such job. Done is completed, failed or
         cancelled.
         """
-        end = time.monotonic() + timeout
-        pause = _FIRST_LOOK
-        while True:
+        for pause in _looks(timeout):
+            time.sleep(pause)
             job = self.get_job(job_id)
             if job is None or job["status"] in FINISHED:
                 return job
-            left = end - time.monotonic()
-            if left <= 0:
-                return None
-            time.sleep(min(pause, left))
-            pause = min(pause * 1.5, _LONGEST_LOOK)
+        return None
+
+    # -- for coroutines: the same, and the event loop goes on meanwhile --
+
+    async def aenqueue(
+        self,
+        job_type: str,
+        payload: Any,
+        run_at: float | datetime | None = None,
+        *,
+        job_id: str | None = None,
+    ) -> str:
+        """Do as `enqueue` does. A caller that is cancelled meanwhile may have put the job in."""
+        import asyncio
+
+        return await asyncio.to_thread(self.enqueue, job_type, payload, run_at, job_id=job_id)
+
+    async def aget_job(self, job_id: str) -> dict[str, Any] | None:
+        """Do as `get_job` does."""
+        import asyncio
+
+        return await asyncio.to_thread(self.get_job, job_id)
+
+    async def await_job(self, job_id: str, timeout: float) -> dict[str, Any] | None:
+        """Do as `wait` does."""
+        import asyncio
+
+        for pause in _looks(timeout):
+            await asyncio.sleep(pause)
+            job = await self.aget_job(job_id)
+            if job is None or job["status"] in FINISHED:
+                return job
+        return None
 
     # -- living with the queue: each is one atomic change; none touches what is being run --
 
@@ -258,11 +317,7 @@ class Queue:
         their rows are on the disk at the end of that gzip'd TSV file before they leave the queue;
         a crash between the two leaves them in both.
         """
-        if (
-            isinstance(older_than, bool)
-            or not isinstance(older_than, (int, float))
-            or not older_than >= 0
-        ):
+        if not is_seconds(older_than):
             raise InvalidJob(f"older_than {older_than!r} is refused: it must be seconds, 0 or more")
         if status is not None and status not in FINISHED:
             raise InvalidJob(f"status {status!r} is refused: it must be one of {FINISHED}")
@@ -295,11 +350,30 @@ class Queue:
                     yield job
 
     def counts(self) -> dict[str, int]:
-        """Return how many jobs have each of the five statuses."""
-        counts = dict.fromkeys(STATUSES, 0)
+        """Return how many jobs have each of the five statuses; `paused` of the pending are."""
+        counts = dict.fromkeys((*STATUSES, "paused"), 0)
+        paused = self._store.paused()
         for row in self._store.rows():
-            counts[row.state.status] += 1
+            status = row.state.status
+            counts[status] += 1
+            if status == PENDING and (ALL in paused or row.type in paused):
+                counts["paused"] += 1
         return counts
+
+
+def _looks(timeout: float) -> Iterator[float]:
+    """Yield how long to sleep before each look at a job, the first one at once.
+
+    The last look is when the time is up.
+    """
+    if not is_seconds(abs(timeout)):  # less than none is none: a deadline that has passed
+        raise InvalidJob(f"timeout {timeout!r} is refused: it must be seconds")
+    end = time.monotonic() + timeout
+    yield 0
+    pause = _FIRST_LOOK
+    while (left := end - time.monotonic()) > 0:
+        yield min(pause, left)
+        pause = min(pause * 1.5, _LONGEST_LOOK)
 
 
 def _as_dict(row: Row) -> dict[str, Any] | None:
@@ -340,50 +414,33 @@ def default_queue() -> Queue:
     return queue
 
 
-def enqueue(
-    job_type: str,
-    payload: Any,
-    run_at: float | datetime | None = None,
-    *,
-    job_id: str | None = None,
-) -> str:
-    """Do as `Queue.enqueue` does, in the default queue."""
-    return default_queue().enqueue(job_type, payload, run_at, job_id=job_id)
+def _of_default(method: Callable[Concatenate[Queue, P], R]) -> Callable[P, R]:
+    """Return a method as a function that acts on the default queue."""
+
+    def function(*args: P.args, **kwargs: P.kwargs) -> R:
+        return method(default_queue(), *args, **kwargs)
+
+    function.__name__ = function.__qualname__ = name = method.__name__
+    function.__doc__ = f"Do as `Queue.{name}` does, in the default queue."
+    return function
 
 
-def enqueue_many(
-    job_type: str, payloads: Iterable[Any], run_at: float | datetime | None = None
-) -> list[str]:
-    """Do as `Queue.enqueue_many` does, in the default queue."""
-    return default_queue().enqueue_many(job_type, payloads, run_at)
-
-
-def get_job(job_id: str) -> dict[str, Any] | None:
-    """Do as `Queue.get_job` does, in the default queue."""
-    return default_queue().get_job(job_id)
-
-
-def cancel_job(job_id: str) -> bool:
-    """Do as `Queue.cancel_job` does, in the default queue."""
-    return default_queue().cancel_job(job_id)
-
-
-def process_jobs(
-    handlers: Mapping[str, Callable[..., Any]],
-    max_attempts: int = MAX_ATTEMPTS,
-    *,
-    only: bool = False,
-    linger: float = 0,
-) -> dict[str, int]:
-    """Do as `Queue.process_jobs` does, in the default queue."""
-    return default_queue().process_jobs(handlers, max_attempts, only=only, linger=linger)
-
-
-def jobs(status: str | None = None, job_type: str | None = None) -> Iterator[dict[str, Any]]:
-    """Do as `Queue.jobs` does, in the default queue."""
-    return default_queue().jobs(status, job_type)
-
-
-def counts() -> dict[str, int]:
-    """Do as `Queue.counts` does, in the default queue."""
-    return default_queue().counts()
+enqueue = _of_default(Queue.enqueue)
+enqueue_many = _of_default(Queue.enqueue_many)
+get_job = _of_default(Queue.get_job)
+cancel_job = _of_default(Queue.cancel_job)
+process_jobs = _of_default(Queue.process_jobs)
+run_until_complete = _of_default(Queue.run_until_complete)
+pause = _of_default(Queue.pause)
+resume = _of_default(Queue.resume)
+wait = _of_default(Queue.wait)
+aenqueue = _of_default(Queue.aenqueue)
+aget_job = _of_default(Queue.aget_job)
+await_job = _of_default(Queue.await_job)
+requeue = _of_default(Queue.requeue)
+requeue_failed = _of_default(Queue.requeue_failed)
+clear_failed = _of_default(Queue.clear_failed)
+remove_type = _of_default(Queue.remove_type)
+purge = _of_default(Queue.purge)
+jobs = _of_default(Queue.jobs)
+counts = _of_default(Queue.counts)

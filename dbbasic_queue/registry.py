@@ -43,6 +43,9 @@ class Handlers(Mapping[str, Handler]):
             *,
             max_attempts: int | None = None,
             backoff: Backoff | None = None,
+            timeout: float | None = None,
+            concurrency: int | None = None,
+            unpack: bool = False,
         ) -> Callable[[Callable[..., Any]], Registered]: ...
 
     def handler(self, job_type: Any = None, /, **policy: Any) -> Any:
@@ -110,6 +113,30 @@ class Registered(Handler):
         *,
         job_id: str | None = None,
     ) -> str:
-        """Put a job of this type into the registry's queue; as `Queue.enqueue`."""
+        """Put a job of this type into the registry's queue; as `Queue.enqueue`.
+
+        Raises InvalidJob, too, for a payload to unpack that does not fit the function's signature.
+        """
+        self._check_fit(payload)
         queue = self._handlers.queue or default_queue()
         return queue.enqueue(self.type, payload, run_at, job_id=job_id)
+
+    def _check_fit(self, payload: Any) -> None:
+        if not self.unpack:
+            return
+        from inspect import signature
+
+        members = {} if payload is None else payload
+        if not isinstance(members, dict):
+            raise InvalidJob(
+                f"the payload is refused: it is a {type(payload).__name__}, and {self.type} "
+                "unpacks a dict of its arguments"
+            )
+        fit = signature(self.function)
+        try:
+            fit.bind(**members | ({"job": None} if self.takes_job else {}))
+        except TypeError as e:
+            raise InvalidJob(
+                f"the payload is refused: {e} (its members are the arguments of "
+                f"{self.__name__}{fit})"
+            ) from None

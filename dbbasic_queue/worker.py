@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import math
 import os
-import threading
+import sys
 import time
 from collections import deque
 
 from dbbasic_queue import job, reports
 from dbbasic_queue.attempt import INTERRUPTED, Attempts
 from dbbasic_queue.errors import InvalidHandlers
-from dbbasic_queue.handlers import Handler, check_max_attempts
+from dbbasic_queue.handlers import Handler, check_count
 from dbbasic_queue.interrupts import Interrupts
 from dbbasic_queue.store.claims import Claim, Claims, Terms
+from dbbasic_queue.watcher import Watcher
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,29 +35,47 @@ if TYPE_CHECKING:
 _BATCH_SECONDS = 0.05
 _BATCH_MOST = 1024
 _BATCH_GROWTH = 8
+LOOK = 0.05
 _SLOW = 0.2
-_WATCH = 0.1
-_LOOK = 0.05
+STOPPED = "interrupted: the pass was stopped"
+
+ALL, PLAIN, COROUTINES = "all", "plain", "coroutines"
+COUNTS = ("completed", "failed", "retried", "delayed", "recovered")
 
 
-def check(handlers: AnyHandlers, max_attempts: int) -> None:
+def check(handlers: AnyHandlers, max_attempts: int, workers: int = 1) -> None:
     """Raise InvalidHandlers if a pass could not work with these."""
     if not hasattr(handlers, "get") or not hasattr(handlers, "items"):
         raise InvalidHandlers(
             f"handlers must map job types to callables, and {type(handlers).__name__} does not: "
             'give a dict such as {"send_email": send_email}'
         )
+    asyncio = sys.modules.get("asyncio")
+    in_loop = asyncio is not None and asyncio._get_running_loop() is not None
     for job_type, handler in handlers.items():
         if handler is not None and not callable(handler):
             raise InvalidHandlers(
                 f"the handler for {job_type!r} is {type(handler).__name__}, which cannot be "
                 "called: give a function that takes the payload"
             )
-    check_max_attempts(max_attempts)
+        if in_loop and handler is not None and Handler.of(handler).is_coroutine:
+            raise InvalidHandlers(
+                f"the handler for {job_type!r} is a coroutine function, and an event loop runs in "
+                "this thread already: await asyncio.to_thread(process_jobs, handlers)"
+            )
+    check_count(max_attempts, "max_attempts")
+    check_count(workers, "workers")
 
 
 class Pass:
-    """One run of a worker over what is due."""
+    """One run of a worker over what is due.
+
+    `share` is which of the jobs it takes where several passes of one call divide them: all, those
+    of plain functions, or those of coroutine functions. `supervisor` is the process that has
+    forked this one for the pass, or 0.
+    """
+
+    parallel = 1
 
     def __init__(
         self,
@@ -69,20 +88,23 @@ class Pass:
         only: bool = False,
         linger: float = 0,
         until_complete: bool = False,
+        share: str = ALL,
+        supervisor: int = 0,
     ) -> None:
         self.store = store
         self.clock = clock
         self.linger = linger
         self.until_complete = until_complete
-        self.interrupts = Interrupts()
+        self.interrupts = Interrupts(supervisor)
         self.attempts = Attempts(self.interrupts, max_attempts, max_result, clock)
         self.batch: deque[Claim] = deque()
         self.begun_at = math.inf
         self.log: Logger | None = None
-        self.counts = dict.fromkeys(("completed", "failed", "retried", "delayed", "recovered"), 0)
+        self.counts = dict.fromkeys(COUNTS, 0)
         self._handlers = handlers
         self._policies: dict[str, Handler | None] = {}
         self._only = only
+        self._share = share
 
     # -- what the store has to know of the handlers --
 
@@ -90,8 +112,7 @@ class Pass:
         """Return the handler of a type with its policy, or None."""
         if job_type not in self._policies:
             found = self._handlers.get(job_type)
-            handler = found if isinstance(found, Handler) or found is None else Handler(found)
-            self._policies[job_type] = handler
+            self._policies[job_type] = None if found is None else Handler.of(found)
         return self._policies[job_type]
 
     def _limit(self, job_type: str) -> int:
@@ -104,19 +125,26 @@ class Pass:
         return handler.longest_wait(attempt)
 
     def _wants(self, job_type: str) -> bool:
-        return not self._only or self.handler(job_type) is not None
+        handler = self.handler(job_type)
+        if handler is None:
+            return not self._only and self._share != COROUTINES
+        return self._share == ALL or handler.shares_loop == (self._share == COROUTINES)
+
+    def _concurrency(self, job_type: str) -> int | None:
+        handler = self.handler(job_type)
+        return None if handler is None else handler.concurrency
 
     # -- the pass --
 
     def run(self) -> dict[str, int]:
         """Work through what is due; return how many jobs ended how."""
-        terms = Terms(self._limit, self._longest_wait, self._wants)
+        terms = Terms(self._limit, self._longest_wait, self._wants, self._concurrency)
         now = self.clock()
-        if not self.linger and not self.store.has_work(now, self._longest_wait):
+        if not self.linger and not self.has_work(now):
             self._report_unreadable()
             return self.counts
         with self.interrupts:
-            claims = Claims(self.store, terms, now)
+            claims = Claims(self.store, terms, now, self.parallel)
             try:
                 self._report_recovered(claims)
                 self._work(claims)
@@ -124,6 +152,8 @@ class Pass:
                 if os.getpid() == self.attempts.process:
                     claims.release()
                 raise
+            finally:
+                self.attempts.close()
             unfolded = claims.finish()
         self._report_unreadable()
         if unfolded is not None and (log := reports.logger()):
@@ -131,12 +161,26 @@ class Pass:
         self.interrupts.pass_on()
         return self.counts
 
+    def has_work(self, now: float) -> bool:
+        """Tell, without the lock, whether there is anything to do."""
+        return self.store.has_work(now, self._longest_wait)
+
+    def count_due(self) -> int:
+        """Return how many jobs are due now; 1 where there is none, but something else to do."""
+        now = self.clock()
+        if not self.has_work(now):
+            return 0
+        with self.store.lock.reading:
+            view = self.store.view
+            view.refresh()
+            return max(len(view.due(now, len(view.when))), 1)
+
     def _work(self, claims: Claims) -> None:
         end = time.monotonic() + self.linger
-        watcher = Watcher(self, claims)
+        watcher = Watcher(lambda: self.look(claims))
         try:
             self._work_off(claims, watcher)
-            while not self.interrupts.received and time.monotonic() < end:
+            while not self.interrupts.asked() and time.monotonic() < end:
                 if self.until_complete and self.store.is_complete():
                     break
                 if claims.renew(self.clock()):
@@ -144,7 +188,7 @@ class Pass:
                     self._work_off(claims, watcher)
                 else:
                     claims.rest()
-                    time.sleep(_LOOK)
+                    time.sleep(LOOK)
         finally:
             watcher.stop()
         self.give_back(claims)
@@ -152,21 +196,31 @@ class Pass:
     def _work_off(self, claims: Claims, watcher: Watcher) -> None:
         """Claim and run until nothing that was due is left."""
         size = 1
-        while not self.interrupts.received and (batch := claims.claim(size)):
+        while not self.interrupts.asked() and (batch := claims.claim(size)):
             began = time.monotonic()
             self.batch.extend(batch)
             self.log = reports.logger()
-            if len(batch) > 1 or not claims.is_shown():
-                watcher.start_once()
-            while self.batch and not self.interrupts.received:
+            watched = len(batch) > 1 or not claims.is_shown()
+            while self.batch and not self.interrupts.asked():
                 try:
                     claim = self.batch.popleft()
                 except IndexError:  # the watcher has just given it back
                     break
-                self._execute(claims, claim)
+                if watched:
+                    watcher.start_once()
+                self._execute(claims, watcher, claim)
             seconds = max(time.monotonic() - began, 1e-6) / len(batch)
             most = min(_BATCH_MOST, size * _BATCH_GROWTH)
             size = max(1, min(int(_BATCH_SECONDS / seconds), most))
+
+    def look(self, claims: Claims) -> None:
+        """While a job takes long: give back what has not been begun, and fold.
+
+        So other passes share the work, and `cat` shows what is running.
+        """
+        if time.monotonic() - self.begun_at >= _SLOW:
+            self.give_back(claims)
+            claims.show()
 
     def give_back(self, claims: Claims) -> None:
         """Give back the claims that have not been begun."""
@@ -182,21 +236,33 @@ class Pass:
             self.batch.extendleft(reversed(unbegun))
             raise
 
-    def _execute(self, claims: Claims, claim: Claim) -> None:
+    def _execute(self, claims: Claims, watcher: Watcher, claim: Claim) -> None:
         row = claim.row
+        handler = self.handler(row.type)
         self.begun_at = began = time.monotonic()
         try:
-            outcome, after = self.attempts.run(self.handler(row.type), row, claim.payload)
+            if handler is not None and handler.timeout is not None:
+                watcher.stop()  # no thread beside a fork: we watch ourselves
+                outcome, after = self.attempts.run_apart(
+                    handler, row, claim.payload, handler.timeout, watcher.look
+                )
+            else:
+                outcome, after = self.attempts.run(handler, row, claim.payload)
         finally:
             self.begun_at = math.inf
         if outcome == INTERRUPTED or after is None:
-            claims.give_back([claim], "interrupted: the pass was stopped")
+            claims.give_back([claim], STOPPED)
             return
-        recorded = claims.settle(claim, after)
+        self.report(claim, outcome, claims.settle(claim, after), time.monotonic() - began)
+
+    def report(
+        self, claim: Claim, outcome: str, recorded: job.State | None, seconds: float
+    ) -> None:
+        """Count and log how an attempt ended; nothing was recorded where it came too late."""
+        row = claim.row
         if recorded is not None:
             self.counts[outcome] += 1
             if self.log is not None:
-                seconds = time.monotonic() - began
                 reports.outcome(self.log, outcome, row.id, row.type, recorded, seconds)
         elif self.log is not None:
             reports.late(self.log, row.id, row.type, row.state.attempts)
@@ -212,35 +278,3 @@ class Pass:
     def _report_unreadable(self) -> None:
         if log := reports.logger():
             reports.unreadable(log, self.store)
-
-
-class Watcher:
-    """While a job takes long: gives back what its pass has not begun, and folds."""
-
-    def __init__(self, running: Pass, claims: Claims) -> None:
-        self._pass = running
-        self._claims = claims
-        self._stopped = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start_once(self) -> None:
-        """Begin to watch, at the first batch."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._watch, name="queue-watcher", daemon=True)
-            self._thread.start()
-
-    def stop(self) -> None:
-        """End the watch; nothing is done in its name afterwards."""
-        self._stopped.set()
-        if self._thread is not None and os.getpid() == self._pass.attempts.process:
-            self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._stopped.wait(_WATCH):
-            if time.monotonic() - self._pass.begun_at < _SLOW:
-                continue
-            try:
-                self._pass.give_back(self._claims)
-                self._claims.show()
-            except OSError:
-                return  # the pass meets the same error itself, where it can be raised

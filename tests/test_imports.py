@@ -19,14 +19,16 @@ LAYERS = [
     {"cli"},
     {"demo"},
     {"__init__"},
-    {"registry"},
+    {"registry", "service"},
     {"queue"},
+    {"crew"},
+    {"together"},
     {"worker"},
     {"attempt"},
-    {"interrupts", "reports"},
+    {"interrupts", "reports", "watcher", "event_loop", "child"},
     {"store.claims"},
     {"store.store"},
-    {"store.slots", "store.fold"},
+    {"store.slots", "store.fold", "store.paused"},
     {"store.view"},
     {"store.lock"},
     {"store.files"},
@@ -96,7 +98,9 @@ DANGEROUS_CALLS = {"eval", "exec", "compile", "__import__", "system", "popen"}
 @pytest.mark.parametrize("name", MODULES)
 def test_nothing_is_unpickled_evaluated_or_given_to_a_shell(name: str) -> None:
     tree = TREES[name]
-    assert {full.split(".")[0] for _, full in imported(tree)}.isdisjoint(DANGEROUS_MODULES)
+    # prctl(2) has no other way in.
+    dangerous = DANGEROUS_MODULES - ({"ctypes"} if name == "child" else set())
+    assert {full.split(".")[0] for _, full in imported(tree)}.isdisjoint(dangerous)
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue

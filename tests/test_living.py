@@ -390,7 +390,7 @@ def test_requeue_failed_takes_all_failed_jobs_or_those_of_a_type(full: Queue, pa
     assert full.counts()[FAILED] == 2
     assert full.requeue_failed() == 2
     assert full.requeue_failed() == 0
-    assert full.counts() == dict.fromkeys(STATUSES, 4) | {FAILED: 0, PENDING: 8}
+    assert full.counts() == dict.fromkeys(STATUSES, 4) | {FAILED: 0, PENDING: 8, "paused": 0}
     assert row(path, "failed-old-a")["run_at"] == str(NOW)
 
 
@@ -400,7 +400,7 @@ def test_clear_failed_takes_all_failed_jobs_out_or_those_of_a_type(full: Queue) 
     assert before - ids(full) == {"failed-old-b", "failed-new-b"}
     assert full.clear_failed() == 2
     assert full.clear_failed() == 0
-    assert full.counts() == dict.fromkeys(STATUSES, 4) | {FAILED: 0}
+    assert full.counts() == dict.fromkeys(STATUSES, 4) | {FAILED: 0, "paused": 0}
 
 
 def test_remove_type_takes_a_types_jobs_out_but_those_being_run(full: Queue) -> None:

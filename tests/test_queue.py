@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 UTC = timezone.utc
-NONE = dict.fromkeys(("pending", "processing", "completed", "failed", "cancelled"), 0)
+NONE = dict.fromkeys(("pending", "processing", "completed", "failed", "cancelled", "paused"), 0)
 
 
 # --- enqueue
@@ -460,7 +460,7 @@ def test_counts_name_all_five_statuses_and_agree_with_the_file(queue: Queue, pat
     queue.process_jobs({"greet": lambda n: None if n < 3 else 1 / 0, "other": None}, 1)  # type: ignore[dict-item]
     assert queue.counts() == NONE | {"cancelled": 1, "completed": 2, "failed": 3}
     statuses = [columns[3] for columns in rows(path)]
-    assert queue.counts() == {status: statuses.count(status) for status in NONE}
+    assert queue.counts() == {name: statuses.count(name) for name in NONE}
 
 
 # --- where the queue is

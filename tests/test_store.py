@@ -894,7 +894,7 @@ for i in range(25):
 for pid in pids:
     assert os.waitpid(pid, 0)[1] == 0
 assert queue.counts() == {"pending": 101, "processing": 0, "completed": 0, "failed": 0,
-                          "cancelled": 126}, queue.counts()
+                          "cancelled": 126, "paused": 0}, queue.counts()
 """,
     )
     assert len(rows(tmp_path / "data" / "queue.tsv")) == 227
@@ -967,8 +967,10 @@ def handler(_):
     global pid
     pid = os.fork()
     if not pid:
+        os.write(w, b"x")
         os.read(r2, 1)
         os._exit(0)
+    os.read(r, 1)  # the child has closed by now what it must not keep
     return "done"
 import warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # a process with threads forks

@@ -152,6 +152,7 @@ def test_a_line_appended_by_others_during_a_rewrite_is_not_lost(queue: Queue, pa
     assert queue.counts() == {
         "pending": 60,
         "processing": 0,
+        "paused": 0,
         "completed": 0,
         "failed": 0,
         "cancelled": 60,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import json
@@ -325,15 +326,13 @@ def test_a_result_that_raises_while_it_is_encoded_is_not_kept(queue: Queue) -> N
     assert found["error"] == "result not kept: SystemExit: from within the encoder"
 
 
-def test_a_coroutine_function_is_told_off_and_leaves_no_warning(queue: Queue) -> None:
-    async def handler(_: Any) -> None:
-        raise AssertionError
+def test_a_coroutine_function_is_run_to_its_end(queue: Queue) -> None:
+    async def handler(payload: Any) -> Any:
+        await asyncio.sleep(0)
+        return payload
 
     found = outcome(queue, handler)
-    assert found["status"] == "pending"
-    assert found["error"] == (
-        "TypeError: the handler returned a coroutine, which has not begun: give a plain function"
-    )
+    assert (found["status"], found["result"]) == ("completed", found["payload"])
 
 
 def test_a_generator_function_has_done_nothing_and_is_no_success(queue: Queue) -> None:
@@ -346,7 +345,7 @@ def test_a_generator_function_has_done_nothing_and_is_no_success(queue: Queue) -
     for function in (handler, asynchronous):
         found = outcome(queue, function)
         assert found["status"] == "pending"
-        assert "generator, which has not begun: give a plain function" in found["error"]
+        assert "generator, which has not begun: give a function" in found["error"]
 
 
 # --- handlers that use the queue
@@ -765,7 +764,7 @@ def test_nothing_is_left_of_an_old_list_once_a_new_pass_has_the_slot(
     queue.process_jobs({"look": look})
     listed = job(queue, "mine")["result"]
     assert listed[:2] == ["pass", str(os.getpid())]
-    assert listed[3:] == ["mine", "1"]
+    assert listed[3:] == ["1", "mine", "1"]
 
 
 def test_a_job_of_a_dead_pass_is_recovered_at_once(queue: Queue, path: Path) -> None:

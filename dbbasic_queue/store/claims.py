@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import errno
 import time
+from collections import deque
 from contextlib import suppress
 
 from dbbasic_queue import job
 from dbbasic_queue.errors import StoreError
 from dbbasic_queue.rows import Row, decode_json, decode_state, encode_state
-from dbbasic_queue.store import slots
+from dbbasic_queue.store import paused, slots
 from dbbasic_queue.store.store import CHEAP_IN_A_PASS, SHARE_OF_TIME, Store
 from dbbasic_queue.store.view import NEVER
 
@@ -50,26 +51,32 @@ class Terms:
         limit: Callable[[str], int],
         longest_wait: Callable[[str, int], float],
         wants: Callable[[str], bool],
+        concurrency: Callable[[str], int | None] = lambda _: None,
     ) -> None:
         self.limit = limit
         self.longest_wait = longest_wait
         self.wants = wants
+        self.concurrency = concurrency
 
 
 class Claims:
     """The dealings of one pass with the store. Safe from two threads of the pass."""
 
-    def __init__(self, store: Store, terms: Terms, now: float) -> None:
+    def __init__(self, store: Store, terms: Terms, now: float, parallel: int = 1) -> None:
         """Take a slot, and recover the jobs of dead passes.
 
-        Raises QueueBusy if all slots are held.
+        Of what the pass claims, `parallel` jobs may be begun at once. Raises QueueBusy if all
+        slots are held.
         """
         self.store = store
         self.terms = terms
+        self.parallel = parallel
         self._recovered = 0
         self._lost: list[Row] = []
         self.started_at = now
         self._due: list[int] = []
+        self._aside: dict[str, deque[int]] = {}
+        self._paused: frozenset[str] = frozenset()
         self._numbering = -1
         self._survey_at = time.monotonic() + _SURVEY_SECONDS
         self._held: dict[bytes, Claim] = {}
@@ -80,7 +87,7 @@ class Claims:
         self._lists_own = False  # until then, the list is that of a dead pass
         with store.lock:
             store.read_new()
-            self.slot = slots.take(store.path)
+            self.slot = slots.take(store.path, parallel)
             try:
                 self._recover()
                 self.slot.write([])
@@ -103,6 +110,7 @@ class Claims:
         with self.store.lock.reading:
             view = self.store.view
             view.refresh()
+            self._paused = paused.read(self.store.path)
             self._last = next(reversed(view.index), b"")
             self._due = []
             self._numbering = -1
@@ -130,7 +138,7 @@ class Claims:
     def _seen(self) -> object:
         """Return what changes with everything that is read anew."""
         view = self.store.view
-        return view.generation, view.rows.end, view.journal.end
+        return view.generation, view.rows.end, view.journal.end, self._paused
 
     def _recover(self) -> None:
         """Recover the jobs of dead passes.
@@ -176,7 +184,9 @@ class Claims:
         while candidates := self._candidates(most):
             with self.store.lock:
                 self.store.read_new()
-                claims = [claim for claim in candidates if self._is_due(claim)]
+                self._paused = paused.read(self.store.path)
+                room: dict[str, int] = {}
+                claims = [c for c in candidates if self._is_due(c) and self._fits(c, room)]
                 if claims:
                     # First what will be begun first; then what the watcher is giving back.
                     self._held = {claim.key: claim for claim in claims} | self._held
@@ -194,6 +204,8 @@ class Claims:
         view = self.store.view
         number = view.index.get(claim.key)
         if number is None or view.when[number] > self.started_at:
+            return False
+        if self._paused and self._is_paused(claim.row.type):
             return False
         row: Row | None = claim.row
         if claim.generation != view.generation or claim.key in view.records:
@@ -214,12 +226,17 @@ class Claims:
         size = 0
         view = self.store.view
         with self.store.lock.reading:
-            if not self._due or self._numbering != view.numbering:
+            if (not self._due and not self._aside) or self._numbering != view.numbering:
                 view.refresh()
                 self._numbering = view.numbering
+                self._paused = paused.read(self.store.path)
                 if self._last and self._last not in view.index:  # it was purged meanwhile
                     self._last = next(reversed(view.index), b"")
                 self._due = view.due(self.started_at, view.index.get(self._last, -1) + 1)
+                self._aside.clear()
+            room: dict[str, int] = {}
+            if self._aside:
+                self._bring_back(room)
             while self._due and len(found) < most and size < _BATCH_BYTES:
                 number = self._due.pop()
                 if number >= len(view.offsets) or view.when[number] > self.started_at:
@@ -228,6 +245,10 @@ class Claims:
                 if row is None or not self.terms.wants(row.type):
                     continue
                 if self._put_back and row.id.encode() in self._put_back:
+                    continue
+                if self._paused and self._is_paused(row.type):
+                    continue
+                if not self._has_room(row.type, number, room):
                     continue
                 size += len(row.payload)
                 try:
@@ -239,6 +260,56 @@ class Claims:
                 self._nothing_seen, self._next_at = self._seen(), None
                 self._nothing_at = self.started_at
         return found
+
+    def _is_paused(self, job_type: str) -> bool:
+        return job_type in self._paused or paused.ALL in self._paused
+
+    # -- how many of a type may be processing --
+
+    def _has_room(self, job_type: str, number: int, room: dict[str, int]) -> bool:
+        """Tell whether one more of the type may be claimed; if not, put it aside until one may.
+
+        `room` is how many more may be, by type, as far as it has been counted in this batch.
+        """
+        limit = self.terms.concurrency(job_type)
+        if limit is None:
+            return True
+        if job_type not in room:
+            room[job_type] = self._room(job_type, limit)
+        if room[job_type] <= 0:
+            self._aside.setdefault(job_type, deque()).append(number)
+            return False
+        room[job_type] -= 1
+        return True
+
+    def _room(self, job_type: str, limit: int) -> int:
+        """Count how many more may be claimed now.
+
+        A pass that runs one job at a time claims one only: another would take up another pass's
+        place until its turn comes.
+        """
+        view = self.store.view
+        rows = [view.row(number) for number in view.processing]
+        room = limit - sum(row is not None and row.type == job_type for row in rows)
+        return min(room, self.parallel)
+
+    def _fits(self, claim: Claim, room: dict[str, int]) -> bool:
+        """Look again, under the lock, whether one more of the type may be claimed."""
+        job_type = claim.row.type
+        if self.terms.concurrency(job_type) is None:
+            return True
+        return self._has_room(job_type, self.store.view.index[claim.key], room)
+
+    def _bring_back(self, room: dict[str, int]) -> None:
+        """Make due again what was put aside, as far as there is room for it now."""
+        for job_type, numbers in list(self._aside.items()):
+            limit = self.terms.concurrency(job_type)
+            assert limit is not None
+            room[job_type] = self._room(job_type, limit)
+            count = max(min(room[job_type], len(numbers)), 0)
+            self._due += reversed([numbers.popleft() for _ in range(count)])
+            if not numbers:
+                del self._aside[job_type]
 
     def settle(self, claim: Claim, state: job.State) -> job.State | None:
         """Record an attempt's outcome: on the disk on return.
@@ -259,10 +330,35 @@ class Claims:
                     if e.errno not in _NO_ROOM or recorded is None:
                         raise
                     self.store.change([(claim.key, encode_state(recorded))])
-                if recorded.status == job.PENDING:
-                    self._put_back.add(claim.key)
-            self._held.pop(claim.key, None)
+            self._forget(claim, recorded)
             return recorded
+
+    def settle_all(self, ended: list[tuple[Claim, job.State]]) -> list[job.State | None]:
+        """Record several outcomes by one write; otherwise as `settle`."""
+        with self.store.lock:
+            self.store.catch_up()
+            recorded = [state if self._is_current(claim) else None for claim, state in ended]
+            try:
+                self._write(
+                    [
+                        (c.key, encode_state(s))
+                        for (c, _), s in zip(ended, recorded, strict=True)
+                        if s
+                    ]
+                )
+            except StoreError as e:
+                if e.errno not in _NO_ROOM:
+                    raise
+                recorded = []
+            else:
+                for (claim, _), state in zip(ended, recorded, strict=True):
+                    self._forget(claim, state)
+        return recorded or [self.settle(claim, state) for claim, state in ended]
+
+    def _forget(self, claim: Claim, recorded: job.State | None) -> None:
+        if recorded is not None and recorded.status == job.PENDING:
+            self._put_back.add(claim.key)
+        self._held.pop(claim.key, None)
 
     def give_back(self, claims: list[Claim], error: str = "") -> None:
         """Put jobs back as they were, their attempts returned, for whoever claims them next.

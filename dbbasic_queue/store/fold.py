@@ -15,7 +15,7 @@ from bisect import bisect_left
 from contextlib import suppress
 from itertools import accumulate
 
-from dbbasic_queue.errors import NotAQueue, StoreError
+from dbbasic_queue.errors import QueueDamaged, StoreError
 from dbbasic_queue.rows import HEADER, is_binary, with_state
 from dbbasic_queue.store.files import (
     OpenFile,
@@ -145,7 +145,7 @@ def _whole_members(file: OpenFile) -> int:
                     end = at - len(chunk)
                     member = zlib.decompressobj(31)
     except zlib.error as e:
-        raise NotAQueue(
+        raise QueueDamaged(
             errno.EINVAL,
             f"the archive is no gzip file, or is damaged ({e}; nothing was done: move it away)",
             file.path,

@@ -6,7 +6,8 @@ under the queue's lock, before the claims are recorded, in the order in which th
 It is not synced: after a power cut no lock is held, and what is left of it decides no more than
 whose attempt counts.
 
-    pass <process id> <Unix seconds>     who holds the slot, for a person who looks
+    pass <process id> <Unix seconds> <n> who holds the slot, for a person who looks; and how many
+                                         of the claims may have been begun at once
     <job id> <attempt>                   one line a claim
     (empty lines)                        room on the disk that is given up when the disk is full
 
@@ -47,9 +48,9 @@ def _path(queue: str, number: int) -> str:
 class Slot:
     """The slot of a pass that is alive: this one."""
 
-    def __init__(self, file: OpenFile) -> None:
+    def __init__(self, file: OpenFile, parallel: int) -> None:
         self.file = file
-        self._head = f"pass\t{os.getpid()}\t{int(time.time())}\n"
+        self._head = f"pass\t{os.getpid()}\t{int(time.time())}\t{parallel}\n"
         self._listed = 0
         self._size = os.fstat(file.fd).st_size  # all of it is written over
         self.claims = 0
@@ -88,7 +89,7 @@ class Slot:
         self.file.close()
 
 
-def take(queue: str) -> Slot:
+def take(queue: str, parallel: int = 1) -> Slot:
     """Lock a free slot; its list still is what a dead pass may have left. Under the queue's lock.
 
     Raises QueueBusy if all are held: a job that hangs must not make cron pile up processes.
@@ -99,7 +100,7 @@ def take(queue: str) -> Slot:
         file = open_or_create(_path(queue, number), os.O_RDWR)
         close_after_fork(file)
         if lock_descriptor(file.fd, blocking=False):
-            return Slot(file)
+            return Slot(file, parallel)
     raise QueueBusy(
         errno.EAGAIN,
         f"all {SLOTS} passes that may overlap are running: nothing was done "
@@ -113,7 +114,7 @@ class Survey:
 
     `alive` are the claims of the other passes that are alive. `begun` and `unbegun` are those of
     dead ones: a pass works through its list in order, so of its claims that are still open only
-    the first can have been begun.
+    the first can have been begun, or as many of the first as the pass has run at once.
     """
 
     def __init__(self, queue: str, own: Slot, is_open: Callable[[str, int], bool]) -> None:
@@ -123,24 +124,26 @@ class Survey:
         self.begun: set[tuple[str, int]] = set()
         self.unbegun: set[tuple[str, int]] = set()
         self._left: list[OpenFile] = []
-        self._note_dead(_read(own.file), is_open)
+        self._note_dead(*_read(own.file), is_open)
         for number in range(1, SLOTS + 1):
             file = open_file(_path(queue, number), os.O_RDWR)
             if file is None or file.identity == own.file.identity:
                 continue
             close_after_fork(file)
             if not lock_descriptor(file.fd, blocking=False):
-                self.alive.update(_read(file))
-            elif claims := _read(file):
-                self._note_dead(claims, is_open)
+                self.alive.update(_read(file)[0])
+                continue
+            claims, parallel = _read(file)
+            if claims:
+                self._note_dead(claims, parallel, is_open)
                 self._left.append(file)  # locked until it is cleared
 
     def _note_dead(
-        self, claims: list[tuple[str, int]], is_open: Callable[[str, int], bool]
+        self, claims: list[tuple[str, int]], parallel: int, is_open: Callable[[str, int], bool]
     ) -> None:
         still = [claim for claim in claims if is_open(*claim)]
-        self.begun.update(still[:1])
-        self.unbegun.update(still[1:])
+        self.begun.update(still[:parallel])
+        self.unbegun.update(still[parallel:])
 
     def clear(self) -> None:
         """Empty the lists of dead passes: their jobs have been recovered, and are on the disk."""
@@ -149,11 +152,14 @@ class Survey:
         self._left.clear()
 
 
-def _read(file: OpenFile) -> list[tuple[str, int]]:
+def _read(file: OpenFile) -> tuple[list[tuple[str, int]], int]:
+    """Return the claims that a slot lists, and how many of them may have been begun at once."""
     content = os.pread(file.fd, os.fstat(file.fd).st_size, 0).decode("utf-8", "replace")
+    head, *lines = content.split("\n")
     claims = []
-    for line in content.split("\n")[1:]:
+    for line in lines:
         job_id, _, attempt = line.partition("\t")
         if attempt.isdecimal():
             claims.append((job_id, int(attempt)))
-    return claims
+    columns = head.split("\t")
+    return claims, int(columns[3]) if len(columns) > 3 and columns[3].isdecimal() else 1

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dbbasic_queue.errors import DuplicateJob
 from dbbasic_queue.job import FAILED, PROCESSING, cancel, clamp, later, requeue
 from dbbasic_queue.rows import HEADER, encode_record, encode_state
-from dbbasic_queue.store import fold
+from dbbasic_queue.store import fold, paused
 from dbbasic_queue.store.files import (
     OpenFile,
     append,
@@ -243,6 +243,30 @@ class Store:
                     fold.archive(archive, [self.view.line(n) for n in sorted(numbers)])
                 self._rewrite(numbers)
             return len(numbers)
+
+    # -- pausing --
+
+    def paused(self) -> frozenset[str]:
+        """Return the paused types; `paused.ALL` among them stands for all."""
+        return paused.read(self.path)
+
+    def pause(self, job_type: str) -> bool:
+        """Pause a type, or `paused.ALL`; on the disk on return. False if it was paused so."""
+        with self.lock:
+            types = paused.read(self.path)
+            if job_type in types:
+                return False
+            paused.write(self.path, types | {job_type}, fsync=self.fsync)
+            return True
+
+    def resume(self, job_type: str | None) -> bool:
+        """Take back the pause of a type, or of everything; on the disk on return."""
+        with self.lock:
+            types = paused.read(self.path)
+            gone = types if job_type is None else types & {job_type}
+            if gone:
+                paused.write(self.path, types - gone, fsync=self.fsync)
+            return bool(gone)
 
     def _fold_and_sync_cut(self) -> None:
         """Fold so that no record is left, after a power cut neither."""

@@ -17,7 +17,7 @@ import re
 from array import array
 from itertools import accumulate
 
-from dbbasic_queue.errors import NotAQueue
+from dbbasic_queue.errors import NotAQueue, QueueDamaged
 from dbbasic_queue.rows import (
     HEADER,
     Row,
@@ -102,6 +102,13 @@ class Follower:
 def require_header(line: bytes, path: str) -> None:
     """Raise NotAQueue unless a file's first line is the header."""
     if not is_header(line):
+        if b"\0" in line or parse_row(line) is not None:
+            raise QueueDamaged(
+                errno.EINVAL,
+                "the header is lost: the first line is a job, or has NULs (the file was left "
+                "untouched; put the header's nine names back as its first line)",
+                path,
+            )
         raise NotAQueue(
             errno.EINVAL,
             "the first line is not the header of a queue (it was left untouched; "

@@ -26,7 +26,7 @@ from dbbasic_queue import Queue
 from dbbasic_queue.rows import HEADER, decode_record, encode_record
 from dbbasic_queue.store import files
 from dbbasic_queue.store.store import Store
-from dbbasic_queue.worker import Watcher
+from dbbasic_queue.watcher import Watcher
 
 LONG = bool(os.environ.get("DBBASIC_QUEUE_LONG"))
 SEED = int(os.environ.get("DBBASIC_QUEUE_SEED", "1"))

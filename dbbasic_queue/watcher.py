@@ -1,0 +1,43 @@
+"""A thread that looks after a job which takes long."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_WATCH = 0.1
+
+
+class Watcher:
+    """Calls `look` ten times a second, from a thread of its own, while it is started."""
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        self.look = look
+        self._process = os.getpid()
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start_once(self) -> None:
+        """Begin to watch, where it has not begun."""
+        if self._thread is None:
+            self._stopped.clear()
+            self._thread = threading.Thread(target=self._watch, name="queue-watcher", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the watch; nothing is done in its name afterwards, until it is started again."""
+        self._stopped.set()
+        if self._thread is not None and os.getpid() == self._process:
+            self._thread.join()
+            self._thread = None
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(_WATCH):
+            try:
+                self.look()
+            except OSError:
+                return  # the pass meets the same error itself, where it can be raised

@@ -1,0 +1,334 @@
+"""Jobs in a process of their own: their time limit, their death, and what they leave behind."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+from conftest import NOW, Clock, job, row
+from processes import Programs, notes, wait_for, wait_for_notes
+
+from dbbasic_queue import Delay, Fail, Handler, InvalidHandlers, Job, Queue
+from dbbasic_queue.handlers import Backoff
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SHORT = 0.3
+LONG = 30.0
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[Programs]:
+    with Programs(tmp_path) as programs:
+        yield programs
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def spin_in_c(_: Any) -> None:
+    re.match(r"(a+)+$", "a" * 64 + "b")  # does not look at signals before the end of time
+
+
+def ignore_sigterm(_: Any) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        time.sleep(1)
+
+
+def wait_for_a_stuck_program(_: Any) -> None:
+    subprocess.run(["sh", "-c", "trap '' TERM; while :; do sleep 1; done"], check=True)
+
+
+def crash(_: Any) -> None:
+    ctypes.string_at(0)
+
+
+def eat_memory(_: Any) -> None:
+    limit = 512 << 20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    hoard = []
+    while True:
+        hoard.append(bytearray(1 << 20))
+
+
+def be_killed_for_want_of_memory(_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)  # what the kernel does then
+
+
+def leave_at_once(_: Any) -> None:
+    os._exit(3)
+
+
+@pytest.mark.parametrize(
+    ("handler", "timeout", "error"),
+    [
+        (spin_in_c, SHORT, "timed out after 0.3 s"),
+        (ignore_sigterm, SHORT, "timed out after 0.3 s"),
+        (wait_for_a_stuck_program, SHORT, "timed out after 0.3 s"),
+        (crash, LONG, "the handler's process was killed by SIGSEGV"),
+        (eat_memory, LONG, "MemoryError"),
+        (be_killed_for_want_of_memory, LONG, "the handler's process was killed by SIGKILL"),
+        (leave_at_once, LONG, "the handler's process ended with exit code 3"),
+    ],
+)
+def test_whatever_becomes_of_its_process_the_job_ends_as_an_error_and_the_pass_goes_on(
+    queue: Queue, path: Path, handler: Any, timeout: float, error: str
+) -> None:
+    bad = queue.enqueue("bad", {}, NOW - 1)
+    good = queue.enqueue("good", 5)
+    counts = queue.process_jobs({"bad": Handler(handler, timeout=timeout), "good": lambda n: n})
+    assert (counts["retried"], counts["completed"]) == (1, 1)
+    assert row(path, bad) | {"id": "", "payload": ""} == {
+        "id": "",
+        "type": "bad",
+        "payload": "",
+        "status": "pending",
+        "created_at": str(NOW),
+        "run_at": str(NOW + 120),
+        "attempts": "1",
+        "error": error,
+        "result": "",
+    }
+    assert job(queue, good)["result"] == 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux's subreaper finds all of them")
+@pytest.mark.parametrize("ending", ["timed out", "done", "crashed"])
+def test_nothing_that_a_job_has_started_outlives_it(
+    queue: Queue, tmp_path: Path, ending: str
+) -> None:
+    """Not even what has made itself a daemon: another session, its parent dead."""
+
+    def start_daemons(_: Any) -> str:
+        script = "echo $$ >> pids; setsid sh -c 'echo $$ >> pids; sleep 1000' & sleep 1000"
+        subprocess.Popen(["setsid", "sh", "-c", script], cwd=tmp_path, stdout=subprocess.DEVNULL)
+        wait_for_notes(tmp_path / "pids", 2)
+        if ending == "crashed":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if ending == "timed out":
+            time.sleep(1000)
+        return "done"
+
+    queue.enqueue("start", {})
+    timeout = 3.0 if ending == "timed out" else LONG
+    counts = queue.process_jobs({"start": Handler(start_daemons, timeout=timeout)})
+    assert counts["completed" if ending == "done" else "retried"] == 1
+    pids = [int(pid) for pid in notes(tmp_path / "pids")]
+    assert len(pids) == 2
+    assert not any(is_alive(pid) for pid in pids)
+
+
+def test_a_job_that_is_killed_may_clean_up_first(queue: Queue, tmp_path: Path) -> None:
+    def clean_up(*_: object) -> NoReturn:
+        (tmp_path / "cleaned").touch()
+        sys.exit()
+
+    def work(_: Any) -> None:
+        signal.signal(signal.SIGTERM, clean_up)
+        time.sleep(1000)
+
+    queue.enqueue("work", {})
+    queue.process_jobs({"work": Handler(work, timeout=SHORT)})
+    assert (tmp_path / "cleaned").exists()
+    (found,) = queue.jobs()
+    assert found["error"] == "timed out after 0.3 s"
+
+
+KILLED = """
+    import subprocess
+    from dbbasic_queue import Handler
+
+    def work(_):
+        sleeper = subprocess.Popen(["setsid", "sleep", "1000"])
+        note("pids", os.getpid()), note("pids", sleeper.pid)
+        time.sleep(1000)
+
+    note("pass", os.getpid())
+    queue.process_jobs({"work": Handler(work, timeout=900)})
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux's subreaper finds all of them")
+def test_the_job_does_not_go_on_unnoticed_when_its_pass_is_killed(
+    programs: Programs, tmp_path: Path
+) -> None:
+    queue = Queue(tmp_path / "data/queue.tsv")
+    job_id = queue.enqueue("work", {})
+    program = programs.start(KILLED)
+    wait_for_notes(tmp_path / "pids", 2)
+    program.kill()
+    wait_for(
+        lambda: not any(is_alive(int(pid)) for pid in notes(tmp_path / "pids")),
+        "the job's processes to end",
+    )
+    assert queue.process_jobs({}, 2)["recovered"] == 1
+    assert job(queue, job_id)["error"] == "No handler for work"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+def test_the_job_does_not_go_on_unnoticed_when_its_guardian_is_killed(
+    programs: Programs, tmp_path: Path
+) -> None:
+    queue = Queue(tmp_path / "data/queue.tsv")
+    job_id = queue.enqueue("work", {})
+    program = programs.start(
+        """
+        from dbbasic_queue import Handler
+
+        def work(_):
+            note("guardian", os.getppid()), note("pids", os.getpid())
+            time.sleep(1000)
+
+        queue.process_jobs({"work": Handler(work, timeout=900)})
+        """
+    )
+    wait_for_notes(tmp_path / "pids", 1)
+    os.kill(int(notes(tmp_path / "guardian")[0]), signal.SIGKILL)
+    program.succeed()
+    wait_for(lambda: not is_alive(int(notes(tmp_path / "pids")[0])), "the job's process to end")
+    found = job(queue, job_id)
+    assert (found["status"], found["attempts"]) == ("pending", 1)
+    assert found["error"] == "the handler's process was lost: its guardian was killed"
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "attempts", "code"),
+    [(signal.SIGTERM, "completed", 1, 143), (signal.SIGINT, "pending", 0, -signal.SIGINT)],
+)
+def test_a_pass_that_is_told_to_end_lets_the_job_finish_or_on_ctrl_c_kills_it(
+    programs: Programs, tmp_path: Path, number: int, status: str, attempts: int, code: int
+) -> None:
+    queue = Queue(tmp_path / "data/queue.tsv")
+    job_id = queue.enqueue("work", {})
+    program = programs.start(
+        """
+        from dbbasic_queue import Handler
+
+        def work(_):
+            note("pids", os.getpid())
+            wait_for(lambda: Path("go").exists(), "the word", 600)
+
+        queue.process_jobs({"work": Handler(work, timeout=900)})
+        """
+    )
+    wait_for_notes(tmp_path / "pids", 1)
+    program.signal(number)
+    if number == signal.SIGTERM:
+        (tmp_path / "go").touch()
+    assert program.wait() in (code, 130 if code < 0 else code)
+    assert not is_alive(int(notes(tmp_path / "pids")[0]))
+    found = job(queue, job_id)
+    assert (found["status"], found["attempts"]) == (status, attempts)
+
+
+def test_all_that_a_handler_may_say_comes_through(queue: Queue, clock: Clock) -> None:
+    def say(payload: Any, about: Job) -> Any:
+        if payload == "delay":
+            raise Delay(7, "not yet")
+        if payload == "fail":
+            raise Fail("never")
+        if payload == "raise":
+            raise ValueError("a\tb\nc\udcff")
+        if payload == "exit":
+            sys.exit(4)
+        if payload == "unfit":
+            return object()
+        return [about.id, about.attempt, "x" * 300_000] if payload == "long" else payload
+
+    ids = {
+        p: queue.enqueue("say", p)
+        for p in ("delay", "fail", "raise", "exit", "unfit", "long", 0, "")
+    }
+    handlers = {"say": Handler(say, timeout=LONG, backoff=Backoff(base=5, factor=1))}
+    queue.process_jobs(handlers)
+    found = {p: job(queue, job_id) for p, job_id in ids.items()}
+    assert (found["delay"]["run_at"], found["delay"]["attempts"]) == (NOW + 7, 0)
+    assert found["delay"]["error"] == "delayed: not yet"
+    assert (found["fail"]["status"], found["fail"]["error"]) == ("failed", "never")
+    assert (found["raise"]["run_at"], found["raise"]["error"]) == (
+        NOW + 5,
+        "ValueError: a\tb\nc\udcff",
+    )
+    assert found["exit"]["error"] == "SystemExit: 4"
+    assert found["unfit"]["status"] == "completed"
+    assert "result not kept" in found["unfit"]["error"]
+    assert found["long"]["result"] == [ids["long"], 1, "x" * 300_000]
+    assert [found[0]["result"], found[""]["result"]] == [0, ""]
+
+
+def test_what_a_handler_prints_is_there_once(
+    queue: Queue, capfd: pytest.CaptureFixture[str]
+) -> None:
+    queue.enqueue("work", {})
+    with open(os.dup(1), "w", encoding="utf-8") as out, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        print("before")  # still in the buffer when the process is forked
+        queue.process_jobs({"work": Handler(lambda _: print("in the job"), timeout=LONG)})
+    assert capfd.readouterr().out == "before\nin the job\n"
+
+
+def test_a_coroutine_with_a_time_limit_has_a_process_of_its_own(queue: Queue) -> None:
+    import asyncio
+
+    async def work(_: Any) -> int:
+        await asyncio.sleep(0)
+        return os.getpid()
+
+    async def hang(_: Any) -> None:
+        await asyncio.sleep(1000)
+
+    ids = [queue.enqueue("work", {}), queue.enqueue("hang", {})]
+    queue.process_jobs(
+        {"work": Handler(work, timeout=LONG), "hang": Handler(hang, timeout=SHORT)}, workers=2
+    )
+    assert job(queue, ids[0])["result"] not in (None, os.getpid())
+    assert job(queue, ids[1])["error"] == "timed out after 0.3 s"
+
+
+def test_while_a_job_with_a_time_limit_takes_long_others_can_have_the_rest(
+    programs: Programs, tmp_path: Path
+) -> None:
+    queue = Queue(tmp_path / "data/queue.tsv")
+    queue.enqueue_many("quick", range(50), 1)
+    slow = queue.enqueue("slow", {}, 2)
+    last = queue.enqueue_many("quick", range(3), 3)
+    programs.start(
+        """
+        from dbbasic_queue import Handler
+
+        def slow(_):
+            note("slow", "begun")
+            wait_for(lambda: Path("go").exists(), "the word", 600)
+
+        queue.process_jobs({"quick": str, "slow": Handler(slow, timeout=900)})
+        """
+    )
+    wait_for_notes(tmp_path / "slow", 1)
+    file = tmp_path / "data/queue.tsv"
+    wait_for(lambda: row(file, slow)["status"] == "processing", "the file to say what runs")
+    wait_for(lambda: all(job(queue, i)["status"] == "pending" for i in last), "the rest")
+    assert queue.process_jobs({"quick": str})["completed"] == len(last)
+    assert row(file, slow)["status"] == "processing"
+    (tmp_path / "go").touch()
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), "30", True])
+def test_a_time_limit_that_is_none_is_refused(timeout: Any) -> None:
+    with pytest.raises(InvalidHandlers, match="timeout"):
+        Handler(len, timeout=timeout)
