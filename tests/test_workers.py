@@ -1,0 +1,627 @@
+"""Several jobs at a time: forked passes, coroutines on one loop, and limits by type."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from conftest import NOW, Clock, job, row
+from processes import Programs, note, notes, wait_for, wait_for_notes
+
+import dbbasic_queue
+from dbbasic_queue import Delay, Fail, Handler, Handlers, InvalidHandlers, Queue, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[Programs]:
+    with Programs(tmp_path) as programs:
+        yield programs
+
+
+# --- plain functions in forked passes
+
+
+def test_plain_functions_run_side_by_side_in_as_many_processes(
+    queue: Queue, tmp_path: Path
+) -> None:
+    """All of them are at work at the same time: each waits until it sees the others."""
+
+    def meet(n: int) -> int:
+        note(tmp_path / "here", str(n))
+        wait_for_notes(tmp_path / "here", 8)
+        return os.getpid()
+
+    ids = queue.enqueue_many("meet", range(8))
+    assert queue.process_jobs({"meet": meet}, workers=8) == NONE | {"completed": 8}
+    pids = {job(queue, i)["result"] for i in ids}
+    assert len(pids) == 8
+    assert os.getpid() not in pids
+
+
+def test_forked_passes_share_many_quick_jobs_and_run_each_once(
+    queue: Queue, tmp_path: Path
+) -> None:
+    ids = queue.enqueue_many("mark", range(400))
+    counts = queue.process_jobs({"mark": lambda n: note(tmp_path / "ran", str(n))}, workers=4)
+    assert counts == NONE | {"completed": 400}
+    assert sorted(map(int, notes(tmp_path / "ran"))) == list(range(400))
+    assert {job(queue, i)["attempts"] for i in ids} == {1}
+
+
+def test_what_went_wrong_in_a_forked_pass_is_counted_like_the_rest(queue: Queue) -> None:
+    def work(name: str) -> None:
+        if name == "raise":
+            raise ValueError
+        if name == "delay":
+            raise Delay(5)
+        if name == "fail":
+            raise Fail
+
+    queue.enqueue_many("work", ["raise", "delay", "fail", "return"])
+    queue.enqueue("unknown", {})
+    assert queue.process_jobs({"work": work}, 3, workers=3) == {
+        "completed": 1,
+        "failed": 1,
+        "retried": 2,
+        "delayed": 1,
+        "recovered": 0,
+    }
+
+
+def test_no_process_is_forked_for_what_is_not_there(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fork() -> int:
+        raise AssertionError
+
+    monkeypatch.setattr(os, "fork", fork)
+    assert queue.process_jobs({"greet": len}, workers=8) == NONE
+    queue.enqueue("greet", "ada")
+    assert queue.process_jobs({"greet": len}, workers=8) == NONE | {"completed": 1}
+
+
+def test_an_error_of_the_system_in_a_forked_pass_is_raised_by_the_call(
+    queue: Queue, path: Path
+) -> None:
+    ids = queue.enqueue_many("breaks", range(2))
+
+    def breaks(_: Any) -> None:
+        journal = path.with_name("queue.tsv.journal")
+        journal.unlink(missing_ok=True)
+        journal.mkdir()
+
+    with pytest.raises(dbbasic_queue.NotAQueue, match="stands where a file of the queue belongs"):
+        queue.process_jobs({"breaks": breaks}, workers=2)
+    path.with_name("queue.tsv.journal").rmdir()
+    assert queue.get_job(ids[0]) is not None
+
+
+def test_a_forked_pass_that_is_killed_is_reported_and_its_job_recovered(queue: Queue) -> None:
+    bad = queue.enqueue("die", {})
+    queue.enqueue_many("greet", range(5))
+
+    def die(_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    handlers: dict[str, Any] = {"die": die, "greet": str}
+    with pytest.raises(dbbasic_queue.QueueError, match="killed before it could report"):
+        queue.process_jobs(handlers, workers=2)
+    assert queue.process_jobs({"greet": str}, 1)["recovered"] <= 1
+    found = job(queue, bad)
+    assert (found["status"], found["error"]) == ("failed", "worker died in attempt 1")
+
+
+SLOW = """
+    def work(n):
+        note("begun", f"{os.getpid()} {n}")
+        wait_for(lambda: Path("go").exists(), "the word", 600)
+        return n
+
+    note("supervisor", os.getpid())
+    queue.process_jobs({"work": work}, workers=3)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_what_the_supervisor_is_told_its_passes_do(
+    programs: Programs, tmp_path: Path, number: int, code: int
+) -> None:
+    queue = Queue(tmp_path / "data/queue.tsv")
+    queue.enqueue_many("work", range(5))
+    program = programs.start(SLOW)
+    wait_for_notes(tmp_path / "begun", 3)
+    program.signal(number)
+    if number == signal.SIGTERM:
+        # They may have been told already, by whoever tells all processes of a group.
+        for line in notes(tmp_path / "begun"):
+            os.kill(int(line.split()[0]), number)
+        (tmp_path / "go").touch()
+    assert program.wait() in (code, -number)
+    statuses = [found["status"] for found in queue.jobs()]
+    finished = 3 if number == signal.SIGTERM else 0
+    assert statuses.count("completed") == finished
+    assert statuses.count("pending") == 5 - finished
+    assert {found["attempts"] for found in queue.jobs(status="pending")} == {0}
+
+
+def test_passes_whose_supervisor_is_killed_end_after_the_job_in_hand(
+    programs: Programs, tmp_path: Path
+) -> None:
+    queue = Queue(tmp_path / "data/queue.tsv")
+    queue.enqueue_many("work", range(9))
+    program = programs.start(SLOW)
+    wait_for_notes(tmp_path / "begun", 3)
+    program.kill()
+    (tmp_path / "go").touch()
+    wait_for(lambda: queue.counts()["processing"] == 0, "the passes to end")
+    assert queue.counts()["completed"] == 3
+    assert queue.process_jobs({"work": str})["completed"] == 6
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1.5, True, "2", None])
+def test_a_number_of_workers_that_is_none_is_refused(queue: Queue, workers: Any) -> None:
+    with pytest.raises(InvalidHandlers, match="workers"):
+        queue.process_jobs({}, workers=workers)
+
+
+# --- coroutines
+
+
+async def meet_all(n: int, here: set[int], count: int) -> int:
+    here.add(n)
+    while len(here) < count:
+        await asyncio.sleep(0.001)
+    return n
+
+
+def test_coroutines_run_together_on_one_loop(queue: Queue) -> None:
+    here: set[int] = set()
+
+    async def meet(n: int) -> int:
+        return await meet_all(n, here, 50)
+
+    ids = queue.enqueue_many("meet", range(50))
+    assert queue.process_jobs({"meet": meet}, workers=50) == NONE | {"completed": 50}
+    assert [job(queue, i)["result"] for i in ids] == list(range(50))
+
+
+def test_no_more_coroutines_run_at_a_time_than_workers(queue: Queue) -> None:
+    running, most = set(), []
+
+    async def work(n: int) -> None:
+        running.add(n)
+        most.append(len(running))
+        await asyncio.sleep(0)
+        running.discard(n)
+
+    queue.enqueue_many("work", range(40))
+    assert queue.process_jobs({"work": work}, workers=7)["completed"] == 40
+    assert max(most) == 7
+
+
+def test_a_pass_runs_coroutines_and_plain_functions_one_after_the_other(queue: Queue) -> None:
+    seen = []
+    loops = set()
+
+    async def asynchronous(n: int) -> None:
+        loops.add(asyncio.get_running_loop())
+        await asyncio.sleep(0)
+        seen.append(n)
+
+    for n in range(6):
+        queue.enqueue("async" if n % 2 else "plain", n, NOW - 100 + n)
+    handlers = {"async": asynchronous, "plain": seen.append}
+    assert queue.process_jobs(handlers) == NONE | {"completed": 6}
+    assert seen == [0, 1, 2, 3, 4, 5]
+    assert len(loops) == 1  # so that a client can be kept open between jobs
+
+
+def test_what_a_coroutine_leaves_running_ends_with_its_job(queue: Queue) -> None:
+    ended = []
+
+    async def linger() -> None:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            ended.append("linger")
+
+    async def work(n: int) -> None:
+        task = asyncio.ensure_future(linger())
+        await asyncio.sleep(0)
+        assert not task.done()
+        ended.append(str(n))
+
+    queue.enqueue("work", 1, NOW - 2)
+    queue.enqueue("work", 2, NOW - 1)
+    queue.process_jobs({"work": work})
+    assert ended == ["1", "linger", "2", "linger"]
+
+
+def test_coroutines_and_plain_functions_are_shared_out_to_passes_of_their_own(
+    queue: Queue, tmp_path: Path
+) -> None:
+    here: set[int] = set()
+
+    async def asynchronous(n: int) -> int:
+        await meet_all(n, here, 3)
+        return os.getpid()
+
+    def plain(n: int) -> int:
+        note(tmp_path / "here", str(n))
+        wait_for_notes(tmp_path / "here", 3)
+        return os.getpid()
+
+    together = queue.enqueue_many("async", range(3))
+    apart = queue.enqueue_many("plain", range(3))
+    unknown = queue.enqueue("unknown", {})
+    handlers = {"async": asynchronous, "plain": plain}
+    counts = queue.process_jobs(handlers, workers=3)
+    assert counts == NONE | {"completed": 6, "retried": 1}
+    assert len({job(queue, i)["result"] for i in together}) == 1
+    assert len({job(queue, i)["result"] for i in apart}) == 3
+    assert job(queue, unknown)["error"] == "No handler for unknown"
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_coroutine_ends_as_a_function_does(queue: Queue, clock: Clock, workers: int) -> None:
+    async def work(name: str) -> Any:
+        await asyncio.sleep(0)
+        if name == "raise":
+            raise ValueError("no")
+        if name == "delay":
+            raise Delay(5, "later")
+        if name == "fail":
+            raise Fail("never")
+        if name == "exit":
+            raise SystemExit(3)
+        if name == "cancelled":
+            raise asyncio.CancelledError
+        return 0
+
+    names = ["raise", "delay", "fail", "exit", "cancelled", "return"]
+    ids = dict(zip(names, queue.enqueue_many("work", names), strict=True))
+    counts = queue.process_jobs({"work": work}, workers=workers)
+    assert counts == NONE | {"completed": 1, "failed": 1, "retried": 3, "delayed": 1}
+    found = {name: job(queue, i) for name, i in ids.items()}
+    assert {name: found[name]["error"] for name in names} == {
+        "raise": "ValueError: no",
+        "delay": "delayed: later",
+        "fail": "never",
+        "exit": "SystemExit: 3",
+        "cancelled": "CancelledError",
+        "return": None,
+    }
+    assert found["return"]["result"] == 0
+    assert found["raise"]["run_at"] == NOW + 120
+
+
+TOGETHER = """
+    import asyncio
+
+    async def work(n):
+        note("begun", n)
+        while not Path("go").exists():
+            await asyncio.sleep(0.01)
+
+    queue.process_jobs({"work": work}, workers=3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "completed"), [(signal.SIGTERM, 143, 3), (signal.SIGINT, 130, 0)]
+)
+def test_coroutines_in_hand_finish_or_on_ctrl_c_are_given_back(
+    programs: Programs, tmp_path: Path, number: int, code: int, completed: int
+) -> None:
+    queue = Queue(tmp_path / "data/queue.tsv")
+    queue.enqueue_many("work", range(8))
+    program = programs.start(TOGETHER)
+    wait_for_notes(tmp_path / "begun", 3)
+    program.signal(number)
+    if completed:
+        (tmp_path / "go").touch()
+    assert program.wait() in (code, -number)
+    assert queue.counts()["completed"] == completed
+    assert queue.counts()["pending"] == 8 - completed
+    assert {found["attempts"] for found in queue.jobs(status="pending")} == {0}
+
+
+def test_a_kill_costs_each_of_the_coroutines_in_hand_an_attempt(
+    programs: Programs, tmp_path: Path
+) -> None:
+    queue = Queue(tmp_path / "data/queue.tsv")
+    ids = queue.enqueue_many("work", range(5))
+    program = programs.start(TOGETHER)
+    wait_for_notes(tmp_path / "begun", 3)
+    program.kill()
+    assert queue.process_jobs({}, 1, only=True)["recovered"] == 0  # its handler's limit counts
+    assert queue.process_jobs({"work": str}, 1) == NONE | {
+        "completed": 2,
+        "failed": 3,
+        "recovered": 3,
+    }
+    lost = [job(queue, i)["error"] for i in ids]
+    assert lost == ["worker died in attempt 1"] * 3 + [None] * 2
+
+
+def test_new_jobs_are_picked_up_while_coroutines_run(queue: Queue) -> None:
+    async def first(_: Any) -> None:
+        second = queue.enqueue("second", {})
+        while job(queue, second)["status"] != "completed":
+            await asyncio.sleep(0.001)
+
+    async def second(_: Any) -> None:
+        pass
+
+    queue.enqueue("first", {})
+    counts = queue.run_until_complete({"first": first, "second": second}, workers=2)
+    assert counts == NONE | {"completed": 2}
+
+
+def test_a_pass_for_coroutines_inside_a_running_loop_is_refused_with_the_way_out(
+    queue: Queue,
+) -> None:
+    async def work(_: Any) -> int:
+        return 5
+
+    job_id = queue.enqueue("work", {})
+
+    async def app() -> dict[str, int]:
+        with pytest.raises(InvalidHandlers, match=r"asyncio\.to_thread"):
+            queue.process_jobs({"work": work})
+        return await asyncio.to_thread(queue.process_jobs, {"work": work})
+
+    assert asyncio.run(app()) == NONE | {"completed": 1}
+    assert job(queue, job_id)["result"] == 5
+
+
+# --- at most so many of a type
+
+
+def test_a_limit_by_type_holds_over_passes_and_processes(
+    programs: Programs, tmp_path: Path
+) -> None:
+    """Each handler counts, while it runs, how many others do."""
+    queue = Queue(tmp_path / "data/queue.tsv", fsync=False)
+    queue.enqueue_many("limited", range(60))
+    queue.enqueue_many("free", range(60))
+    source = """
+        import fcntl
+        from dbbasic_queue import Handler
+
+        def limited(n):
+            places = [os.open(f"place-{k}", os.O_CREAT | os.O_RDWR) for k in range(8)]
+            taken = None
+            for k, fd in enumerate(places):
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                taken = k
+                break
+            note("places", taken)
+            time.sleep(0.002)
+            for fd in places:
+                os.close(fd)
+
+        wait_for(lambda: Path("go").exists(), "the word")
+        while queue.counts()["pending"]:
+            queue.process_jobs({"limited": Handler(limited, concurrency=2), "free": str})
+    """
+    started = [programs.start(source) for _ in range(4)]
+    (tmp_path / "go").touch()
+    for program in started:
+        program.succeed()
+    assert queue.counts()["completed"] == 120
+    places = notes(tmp_path / "places")
+    assert len(places) == 60
+    assert set(places) <= {"0", "1"}
+
+
+def test_a_limit_by_type_does_not_hold_up_the_other_types(queue: Queue) -> None:
+    running: set[int] = set()
+    most = []
+    here: set[int] = set()
+
+    async def limited(n: int) -> None:
+        running.add(n)
+        most.append(len(running))
+        await asyncio.sleep(0.001)
+        running.discard(n)
+
+    async def free(n: int) -> int:
+        return await meet_all(n, here, 5)
+
+    jobs = Handlers()
+    jobs.handler("limited", concurrency=2)(limited)
+    jobs.handler("free")(free)
+    queue.enqueue_many("limited", range(20), NOW - 5)
+    queue.enqueue_many("free", range(5))
+    assert queue.process_jobs(jobs, workers=10)["completed"] == 25
+    assert max(most) == 2
+
+
+def test_one_pass_alone_works_through_a_limited_type(queue: Queue) -> None:
+    order: list[int] = []
+    queue.enqueue_many("limited", range(30), NOW - 5)
+    queue.enqueue_many("free", range(100, 130))
+    limited = Handler(order.append, concurrency=1)
+    handlers: dict[str, Any] = {"limited": limited, "free": order.append}
+    assert queue.process_jobs(handlers)["completed"] == 60
+    assert [n for n in order if n < 100] == list(range(30))
+
+
+def test_what_a_limit_holds_back_is_taken_when_there_is_room(queue: Queue, path: Path) -> None:
+    """Another pass, stopped in a handler, has the only place of its type."""
+    queue.enqueue("limited", "first")
+    handlers: dict[str, Any] = {"limited": Handler(str, concurrency=1)}
+
+    def look(_: Any) -> dict[str, int]:
+        waiting = queue.enqueue("limited", "second")
+        with Queue(path, clock=queue._clock) as other:
+            counts = other.process_jobs({"limited": Handler(str, concurrency=1)})
+            assert job(other, waiting)["status"] == "pending"
+        return counts
+
+    handlers["limited"] = Handler(look, concurrency=1)
+    queue.process_jobs(handlers)
+    (first, second) = queue.jobs()
+    assert first["result"] == NONE
+    assert second["status"] == "pending"
+    assert queue.process_jobs({"limited": Handler(str, concurrency=1)})["completed"] == 1
+
+
+# --- a worker that stays
+
+
+def test_a_worker_in_a_thread_runs_what_comes_until_it_is_stopped(queue: Queue) -> None:
+    with Worker(queue, {"greet": str.upper}) as worker:
+        found = queue.wait(queue.enqueue("greet", "ada"), 30)
+        assert found is not None
+        assert found["result"] == "ADA"
+        worker.start()  # it has: nothing
+        found = queue.wait(queue.enqueue("greet", "bob"), 30)
+        assert found is not None
+    late = queue.enqueue("greet", "late")
+    assert worker.stop()
+    assert job(queue, late)["status"] == "pending"
+    worker.start()
+    assert queue.wait(late, 30) is not None
+    assert worker.stop()
+
+
+def test_a_worker_that_is_stopped_lets_the_job_in_hand_finish(queue: Queue) -> None:
+    import threading
+
+    begun, go = threading.Event(), threading.Event()
+
+    def work(_: Any) -> str:
+        begun.set()
+        assert go.wait(30)
+        return "done"
+
+    job_id = queue.enqueue("work", {})
+    worker = Worker(queue, {"work": work})
+    worker.start()
+    assert begun.wait(30)
+    assert worker.stop(0.01) is False
+    go.set()
+    assert worker.stop()
+    assert job(queue, job_id)["result"] == "done"
+
+
+def test_a_worker_goes_on_after_the_system_has_refused(
+    queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dbbasic_queue.service._PAUSE", 0.01)
+    queue.enqueue("greet", "ada")
+    path.chmod(0)
+    moved = path.with_name("moved")
+    path.rename(moved)
+    path.mkdir()  # in the place of the file
+    worker = Worker(queue, {"greet": str.upper})
+    with pytest.raises(dbbasic_queue.NotAQueue):
+        worker.run_forever()  # that is no matter of waiting
+    path.rmdir()
+    moved.chmod(0o600)
+    moved.rename(path)
+    slots = [path.with_name(f"queue.tsv.pass.{n}") for n in range(1, 65)]
+    import fcntl
+
+    held = [slot.open("w") for slot in slots]
+    for file in held:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    with worker:
+        wait_for(lambda: "begins again" in caplog.text, "the log to say so")
+        for file in held:
+            file.close()
+        wait_for(lambda: queue.counts()["completed"], "the job")
+
+
+def test_a_worker_is_refused_at_once_what_could_not_work(queue: Queue) -> None:
+    with pytest.raises(InvalidHandlers):
+        Worker(queue, {"greet": 5})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_run_forever_drains_and_ends_well_on_sigterm(
+    programs: Programs, tmp_path: Path, workers: int
+) -> None:
+    queue = Queue(tmp_path / "data/queue.tsv")
+    program = programs.start(
+        f"""
+        from dbbasic_queue import Worker
+
+        def work(n):
+            note("begun", n)
+            wait_for(lambda: Path("go").exists(), "the word")
+
+        Worker(queue, {{"work": work}}, workers={workers}).run_forever()
+        print("ended well")
+        """
+    )
+    ids = [queue.enqueue("work", n) for n in range(workers)]
+    wait_for_notes(tmp_path / "begun", workers)
+    program.signal(signal.SIGTERM)
+    (tmp_path / "go").touch()
+    assert program.succeed() == "ended well"
+    assert {job(queue, i)["status"] for i in ids} == {"completed"}
+
+
+# --- for async web apps
+
+
+def test_the_calls_for_coroutines_leave_the_loop_running(queue: Queue) -> None:
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    async def app() -> None:
+        ticking = asyncio.ensure_future(tick())
+        job_id = await queue.aenqueue("greet", "ada", NOW - 5, job_id="mine")
+        assert job_id == "mine"
+        assert (await queue.aget_job("mine")) == queue.get_job("mine")
+        assert await queue.await_job("mine", 0.02) is None
+        before = ticks
+        waiting = asyncio.ensure_future(queue.await_job("mine", 30))
+        await asyncio.sleep(0.01)
+        await asyncio.to_thread(queue.process_jobs, {"greet": str.upper})
+        found = await waiting
+        assert found is not None
+        assert (found["result"], ticks > before) == ("ADA", True)
+        assert await queue.await_job("unknown", 30) is None
+        ticking.cancel()
+
+    asyncio.run(app())
+
+
+def test_the_module_has_every_call_for_the_default_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dbbasic_queue.queue.QUEUE_FILE", str(tmp_path / "data/queue.tsv"))
+    job_id = dbbasic_queue.enqueue("greet", "ada")
+    assert dbbasic_queue.pause("greet")
+    assert dbbasic_queue.counts()["paused"] == 1
+    assert dbbasic_queue.resume()
+    assert dbbasic_queue.run_until_complete({"greet": str.upper}, 1)["completed"] == 1
+    found = dbbasic_queue.wait(job_id, 0)
+    assert found is not None
+    assert asyncio.run(dbbasic_queue.await_job(job_id, 0)) == found
+    assert (dbbasic_queue.requeue(job_id), dbbasic_queue.requeue_failed()) == (False, 0)
+    assert (dbbasic_queue.clear_failed(), dbbasic_queue.remove_type("other")) == (0, 0)
+    assert row(tmp_path / "data/queue.tsv", job_id)["status"] == "completed"
+    assert dbbasic_queue.purge(3600, "completed") == 0
+    assert dbbasic_queue.get_job.__doc__ == "Do as `Queue.get_job` does, in the default queue."
