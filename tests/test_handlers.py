@@ -88,7 +88,15 @@ def test_a_factor_under_one_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "policy", [{"max_attempts": 0}, {"max_attempts": 2.0}, {"max_attempts": True}, {"backoff": 60}]
+    "policy",
+    [
+        {"max_attempts": 0},
+        {"max_attempts": 2.0},
+        {"max_attempts": True},
+        {"backoff": 60},
+        {"concurrency": 0},
+        {"concurrency": "2"},
+    ],
 )
 def test_a_policy_that_cannot_work_is_refused_when_it_is_declared(policy: Any) -> None:
     with pytest.raises(InvalidHandlers):

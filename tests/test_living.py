@@ -267,6 +267,20 @@ def test_a_lingering_pass_recovers_the_job_of_a_pass_that_dies_meanwhile(
     assert notes(tmp_path / "effects") == ["hang", "hang"]
 
 
+def test_a_job_that_comes_between_a_passes_beginning_and_its_first_look_is_picked_up(
+    queue: Queue,
+) -> None:
+    """It was not there when the pass began, so it is not due; but it must be at the next look."""
+    queue.cancel_job("create the files")
+    terms = Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True)
+    claims = Claims(queue._store, terms, NOW)
+    queue.enqueue("greet", {})
+    assert claims.claim(1) == []
+    assert claims.renew(NOW)
+    assert len(claims.claim(1)) == 1
+    claims.release()
+
+
 # --- until complete
 
 

@@ -177,3 +177,61 @@ def test_a_policy_that_cannot_work_is_refused_and_nothing_is_registered(jobs: Ha
     with pytest.raises(InvalidHandlers, match="cannot be called"):
         jobs.handler("greet")("print")  # type: ignore[arg-type]
     assert len(jobs) == 0
+
+
+# --- arguments by name
+
+
+def test_an_unpacked_payload_becomes_the_functions_arguments(jobs: Handlers, queue: Queue) -> None:
+    @jobs.handler(unpack=True)
+    def add(a: int, b: int = 10, *, job: Job) -> list[Any]:
+        return [a + b, job.attempt]
+
+    @jobs.handler(unpack=True)
+    async def everything(**members: Any) -> Any:
+        return members
+
+    @jobs.handler(unpack=True)
+    def nothing() -> str:
+        return "ran"
+
+    ids = [add.enqueue({"a": 1}), add.enqueue({"a": 1, "b": 2}), everything.enqueue({"x": [1]})]
+    ids.append(nothing.enqueue())
+    assert queue.process_jobs(jobs)["completed"] == 4
+    assert [job(queue, i)["result"] for i in ids] == [[11, 1], [3, 1], {"x": [1]}, "ran"]
+
+
+@pytest.mark.parametrize(
+    ("payload", "why"),
+    [
+        ({}, "missing a required argument: 'a'"),
+        ({"a": 1, "c": 2}, "unexpected keyword argument 'c'"),
+        ({"a": 1, "job": 2}, "job"),
+        ([1], "it is a list, and add unpacks a dict"),
+        (None, "missing a required argument: 'a'"),
+    ],
+)
+def test_a_payload_that_does_not_fit_the_signature_is_refused_at_enqueue(
+    jobs: Handlers, queue: Queue, payload: Any, why: str
+) -> None:
+    @jobs.handler(unpack=True)
+    def add(a: int, b: int = 0) -> int:
+        return a + b
+
+    with pytest.raises(InvalidJob, match=why):
+        add.enqueue(payload)
+    assert list(queue.jobs()) == []
+
+
+def test_a_payload_from_elsewhere_that_cannot_be_unpacked_is_the_jobs_error(
+    jobs: Handlers, queue: Queue
+) -> None:
+    @jobs.handler(unpack=True)
+    def add(a: int, b: int = 0) -> int:
+        return a + b
+
+    ids = [queue.enqueue("add", [1, 2]), queue.enqueue("add", {"c": 1})]
+    queue.process_jobs(jobs)
+    errors = [job(queue, i)["error"] for i in ids]
+    assert errors[0] == "TypeError: the payload is a list, no object to unpack"
+    assert "unexpected keyword argument 'c'" in errors[1]

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_ATTEMPTS = 3
+LINGER = 0  # seconds to stay and pick up what becomes due; 60 leaves no gap until cron's next pass
+WORKERS = 1  # jobs at a time
 EX_TEMPFAIL = 75  # of sysexits.h
 STDERR_TAIL = 4096
 USAGE = "usage: queue_worker.py [-v]"
@@ -312,7 +314,7 @@ def main(arguments: list[str]) -> int:
         print(f"{USAGE}\nQUEUE_LOG_LEVEL is no level: {level!r}", file=sys.stderr)
         return 2
     try:
-        process_jobs(HANDLERS, max_attempts=MAX_ATTEMPTS)
+        process_jobs(HANDLERS, MAX_ATTEMPTS, linger=LINGER, workers=WORKERS)
     except KeyboardInterrupt:
         return 130
     except (QueueError, OSError) as error:

@@ -138,7 +138,7 @@ class Claims:
     def _seen(self) -> object:
         """Return what changes with everything that is read anew."""
         view = self.store.view
-        return view.generation, view.rows.end, view.journal.end, self._paused
+        return view.generation, view.rows.end, view.journal.end, self._last, self._paused
 
     def _recover(self) -> None:
         """Recover the jobs of dead passes.
