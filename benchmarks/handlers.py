@@ -1,0 +1,111 @@
+"""What running handlers costs: several at a time, time limits, pick-up while a pass lingers.
+
+    python benchmarks/handlers.py
+
+Prints one line a measure: what was measured, the figure, and what it would be without any cost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from dbbasic_queue import Handler, Queue
+
+LINGERING = """
+import os, sys, time
+from dbbasic_queue import Queue
+def stamp(sent):
+    return time.time() - sent
+queue = Queue(sys.argv[1])
+queue.process_jobs({"stamp": stamp}, linger=float(sys.argv[2]))
+print(sum(os.times()[:2]))
+"""
+
+
+def say(what: str, figure: str, ideal: str) -> None:
+    print(f"{what:<62}{figure:>12}   ({ideal})", flush=True)
+
+
+def run(queue: Queue, handlers: dict[str, Any], payloads: list[Any], workers: int) -> float:
+    queue.enqueue_many("work", payloads)
+    began = time.perf_counter()
+    counts = queue.process_jobs(handlers, 1, workers=workers)
+    seconds = time.perf_counter() - began
+    assert counts["completed"] + counts["failed"] == len(payloads), counts
+    return seconds
+
+
+async def sleep_together(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+def spin(_: Any) -> None:
+    import re
+
+    re.match(r"(a+)+$", "a" * 64 + "b")
+
+
+def pick_up(path: Path, seconds: int) -> tuple[list[float], float, float]:
+    """Return the pick-up latencies, and the CPU share of a pass that lingers, busy and idle."""
+    shares = []
+    latencies: list[float] = []
+    for jobs in (100, 0):
+        command = [sys.executable, "-c", LINGERING, str(path), str(seconds)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            queue = Queue(path)
+            time.sleep(0.5)
+            for _ in range(jobs):
+                queue.enqueue("stamp", time.time())
+                time.sleep((seconds - 1) / jobs)
+            output, _ = process.communicate()
+        shares.append(float(output) / seconds)
+        latencies += [job["result"] for job in queue.jobs(status="completed")]
+        queue.close()
+    return latencies[:100], shares[0], shares[1]
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", ".")) as home:
+        queue = Queue(Path(home, "queue.tsv"))
+        handlers = {"work": sleep_together}
+        seconds = run(queue, handlers, [0.1] * 1000, 100)
+        say("1,000 coroutines of 0.1 s, workers=100", f"{seconds:.2f} s", "1.00 s")
+        seconds = run(queue, {"work": time.sleep}, [1] * 8, 8)
+        say("8 plain functions of 1 s, workers=8", f"{seconds:.2f} s", "1.00 s")
+        plain = run(queue, {"work": str}, [1] * 100, 1)
+        apart = run(queue, {"work": Handler(str, timeout=30)}, [1] * 100, 1)
+        say("a job in a process of its own", f"{(apart - plain) * 10:.1f} ms", "0 ms")
+        late = [run(queue, {"work": Handler(spin, timeout=0.5)}, [1], 1) - 0.5 for _ in range(10)]
+        say(
+            "an endless C loop ends after its limit, median",
+            f"{statistics.median(late) * 1e3:.0f} ms",
+            "0 ms",
+        )
+        latencies, busy, idle = pick_up(Path(home, "pick.tsv"), 20)
+        cuts = statistics.quantiles(latencies, n=100)
+        say(
+            "pick-up while a pass lingers, median",
+            f"{cuts[49] * 1e3:.0f} ms",
+            "25 ms: it looks each 50 ms",
+        )
+        say("the same, p99", f"{cuts[98] * 1e3:.0f} ms", "50 ms")
+        say("CPU of a pass that lingers, idle, with its start", f"{idle:.2%}", "0 %")
+        say("the same, 5 jobs a second", f"{busy:.2%}", "0 %")
+        say(
+            "most memory",
+            f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB",
+            "Python alone: 10 MiB",
+        )
+
+
+if __name__ == "__main__":
+    main()
