@@ -46,6 +46,9 @@ def control(place: Path, tell: Any) -> None:
     fd = os.open(place / "control", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     directory = os.open(place, os.O_RDONLY)
     os.fsync(directory)
+    # What the last cut has torn is ended first, as the queue does: a line that crosses a page may
+    # be left in part, and the next one, though it was synced, would be a part of that.
+    os.write(fd, b"\n")
     for n in range(10**9):
         os.write(fd, f"line {os.getpid()} {n}\n".encode())
         os.fsync(fd)
