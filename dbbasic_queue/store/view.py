@@ -181,18 +181,17 @@ class View:
                     self._scan(content)
                 if not self.rows.end:
                     self._require_header_begun()
+                if self.rows.file is None or self.rows.file.is_at_path():
+                    for job_id, state in records:
+                        self.apply(job_id, state)
+                    self.loaded = True
+                    return
             except Rewritten:
-                self._forget()
-                continue
+                pass
             except BaseException:
-                self._forget()  # what was read half may not be taken for read
+                self._forget()  # what was read half, or not applied, may not be taken for read
                 raise
-            if self.rows.file is None or self.rows.file.is_at_path():
-                break
             self._forget()
-        self.loaded = True
-        for job_id, state in records:
-            self.apply(job_id, state)
 
     def _open(self) -> None:
         if self.rows.file is None or not self.rows.file.is_at_path():
