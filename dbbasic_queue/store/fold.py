@@ -43,8 +43,8 @@ def fold(
     """Rewrite the file with the journal's changes in it, then cut the journal. Under the lock.
 
     The rows whose numbers are in `without` are left out. `view` is up to date, and is so
-    afterwards. Returns the new file, and how many lines were rejected. Raises OSError, and has
-    changed nothing, where the new file cannot be written.
+    afterwards; where rows were left out, it is closed. Returns the new file, and how many lines
+    were rejected. Raises OSError, and has changed nothing, where the new file cannot be written.
     """
     old = view.rows.file
     assert old is not None
@@ -72,9 +72,12 @@ def fold(
     except BaseException as e:
         view.close()
         if isinstance(e, OSError):
-            raise store_error(e, view.path, "nothing was lost") from e
+            made = "the change was made, but may not survive a power cut"
+            raise store_error(e, view.path, made if journal is None else "nothing was lost") from e
         raise
-    if rejected or without:
+    if without:
+        view.close()  # not read anew here: an error of that would deny what is done
+    elif rejected:
         view.close()  # the rows have other numbers now
         view.refresh()
     else:
