@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import functools
 import gzip
 import os
 import signal
 import stat
 import subprocess
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -623,9 +621,32 @@ def test_a_first_archive_that_is_torn_is_begun_anew(full: Queue, tmp_path: Path)
     assert [text.split("\t")[0] for text in zcat(archive)] == ["id", "failed-old-a", "failed-old-b"]
 
 
+SEAL = gzip.compress(b"", mtime=0)
+
+
+@pytest.mark.parametrize("torn", [b"\0" * 20, SEAL[:9], SEAL[:9] + b"\0" * 11])
+def test_what_a_power_cut_leaves_of_a_new_archive_is_begun_anew(
+    full: Queue, tmp_path: Path, torn: bytes
+) -> None:
+    archive = tmp_path / "archive.tsv.gz"
+    archive.write_bytes(torn)
+    assert full.purge(DAY, FAILED, archive=archive) == 2
+    assert len(zcat(archive)) == 3
+    with archive.open("ab") as file:
+        file.write(b"\0" * 700)
+    assert full.purge(DAY, archive=archive) == 4
+    assert len(zcat(archive)) == 7
+
+
 @pytest.mark.parametrize(
     "content",
-    [b"a person's notes\n", gzip.compress(b"x") + b"\0" * 100, b"\x1f\x8b\x08damaged" * 9],
+    [
+        b"a person's notes\n",
+        b"notes",
+        gzip.compress(b"x") + b"\0" * 9,
+        b"\x1f\x8b\x08damaged" * 9,
+        SEAL + b"damaged" + SEAL + b"torn",
+    ],
 )
 def test_a_file_that_is_no_archive_is_left_alone_and_nothing_is_removed(
     full: Queue, tmp_path: Path, content: bytes
@@ -689,132 +710,3 @@ def test_on_a_full_disk_nothing_is_removed_and_the_archive_stays_whole(
     assert ids(full) == before
     assert full.purge(0, archive=archive) == (12 if first else 10)
     assert len(zcat(archive)) == 13
-
-
-# --- each is one change: killed or refused at each call
-
-CHANGING = ("write", "ftruncate", "rename", "unlink", "fsync", "fdatasync")
-
-
-class Killer:
-    """Kills this process, a forked child, at a changing call: before, half-way or after it."""
-
-    def __init__(self, number: int, phase: str) -> None:
-        self.number = number
-        self.phase = phase
-        for name in CHANGING:
-            setattr(os, name, self.wrapped(getattr(os, name), name))
-
-    def wrapped(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            self.number -= 1
-            if self.number:
-                return function(*args)
-            if self.phase == "half" and name == "write":
-                function(args[0], args[1][: len(args[1]) // 2])
-            elif self.phase == "after":
-                function(*args)
-            os.kill(os.getpid(), signal.SIGKILL)
-            return None
-
-        return call
-
-
-def killed(number: int, phase: str, work: Callable[[], object]) -> bool:
-    """Do the work in a forked child that is killed at its call `number`; tell if it was."""
-    pid = os.fork()
-    if not pid:
-        with suppress(BaseException):
-            Killer(number, phase)
-            work()
-            os._exit(0)
-        os._exit(1)
-    _, status = os.waitpid(pid, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
-
-
-OPERATIONS: dict[str, Callable[[Queue, Path], int]] = {
-    "requeue_failed": lambda queue, _: queue.requeue_failed(),
-    "clear_failed": lambda queue, _: queue.clear_failed(),
-    "remove_type": lambda queue, _: queue.remove_type("a"),
-    "purge": lambda queue, _: queue.purge(DAY),
-    "purge into an archive": lambda queue, archive: queue.purge(DAY, archive=archive),
-}
-
-
-def statuses(path: Path) -> dict[str, str]:
-    with Queue(path, clock=Clock()) as queue:
-        return {found["id"]: found["status"] for found in queue.jobs()}
-
-
-def fill(path: Path) -> None:
-    """Make a queue with jobs of all statuses; that three have failed is in its journal alone."""
-    path.parent.mkdir(0o700)
-    old = NOW - 10 * DAY
-    columns = {"run_at": old, "payload": '"' + "x" * 200 + '"'}
-    add_lines(
-        path,
-        *(
-            line(f"{status}-{job_type}-{n}", type=job_type, status=status, **columns)
-            for status in STATUSES
-            for job_type in ("a", "b")
-            for n in range(3)
-        ),
-    )
-    with Queue(path) as queue, queue._store.lock:
-        queue._store.read_new()
-        record = b"failed\t%d\t%d\t3\tno\t" % (old, old)
-        queue._store.change([(f"pending-b-{n}".encode(), record) for n in range(3)])
-
-
-@pytest.mark.parametrize("phase", ["before", "half", "after"])
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_killed_at_any_call_it_is_done_whole_or_not_at_all(
-    tmp_path: Path, name: str, phase: str
-) -> None:
-    def do(path: Path) -> int:
-        with Queue(path, clock=Clock()) as queue:
-            return OPERATIONS[name](queue, path.with_name("archive.tsv.gz"))
-
-    whole = tmp_path / "0" / "queue.tsv"
-    fill(whole)
-    before = statuses(whole)
-    count = do(whole)
-    done = statuses(whole)
-    assert count >= 9 and done != before
-
-    kills = 0
-    while True:
-        path = tmp_path / str(kills + 1) / "queue.tsv"
-        fill(path)
-        if not killed(kills + 1, phase, functools.partial(do, path)):
-            break
-        kills += 1
-        now = statuses(path)
-        assert now in (before, done)
-        assert do(path) == (count if now == before else 0)
-        assert statuses(path) == done
-        assert b"\nprocessing-a-0\ta\t" in path.read_bytes()
-        if name == "purge into an archive":
-            header, *archived = zcat(path.with_name("archive.tsv.gz"))
-            assert header + "\n" == HEADER and header not in archived
-            assert {text.split("\t")[0] for text in archived} == before.keys() - done.keys()
-    assert kills >= 5
-
-
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_what_the_disk_refuses_is_not_done_and_can_be_done_later(
-    full: Queue, path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    before = {found["id"]: found["status"] for found in full.jobs()}
-
-    def full_disk(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "no space")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full_disk)
-        with pytest.raises(StoreError, match="full"):
-            OPERATIONS[name](full, path.with_name("archive.tsv.gz"))
-    assert {found["id"]: found["status"] for found in full.jobs()} == before
-    assert OPERATIONS[name](full, path.with_name("archive.tsv.gz")) > 0
