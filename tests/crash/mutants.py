@@ -55,6 +55,11 @@ def errors(workload: str) -> str:
     return f"{ERRORS}::{name}[{workload}]"
 
 
+def power(work: str, model: str) -> str:
+    name = "test_after_a_power_loss_at_any_point_nothing_promised_is_gone"
+    return f"{POWER}::{name}[{work}-{model}]"
+
+
 @dataclass(frozen=True)
 class Mutant:
     """`old`, which stands in `file` exactly once, becomes `new`; `tests` are to notice."""
@@ -366,6 +371,109 @@ MUTANTS = (
         "    if state.status != PENDING:\n        return None\n    return State(CANCELLED",
         "    return State(CANCELLED",
         ("tests/test_job.py", "tests/test_queue.py"),
+    ),
+    Mutant(
+        "requeue does not fold first",
+        "store/store.py",
+        "            self._fold_and_sync_cut()\n            if job_id is not None:\n",
+        "            if job_id is not None:\n",
+        (kill("requeue"),),
+    ),
+    Mutant(
+        "several jobs requeued by an append",
+        "store/store.py",
+        "            if len(changes) == 1:\n",
+        "            if changes:\n",
+        (kill("requeue"),),
+    ),
+    Mutant(
+        "purge does not fold first",
+        "store/store.py",
+        "            self._fold_and_sync_cut()\n            numbers = {\n",
+        "            numbers = {\n",
+        (kill("purge"),),
+    ),
+    Mutant(
+        "purge whose cut is not on the disk",
+        "store/store.py",
+        "        if self.fsync and self.view.journal.file:\n",
+        "        if False:\n",
+        (power("purges", "free"),),
+    ),
+    Mutant(
+        "purge takes what is being run",
+        "store/store.py",
+        "                if row.state.status != PROCESSING and unwanted(row)\n",
+        "                if unwanted(row)\n",
+        (kill("purge"),),
+    ),
+    Mutant(
+        "rows leave before they are archived",
+        "store/store.py",
+        "                if archive is not None:\n"
+        "                    fold.archive(archive, [self.view.line(n) for n in sorted(numbers)])\n"
+        "                self._rewrite(numbers)\n",
+        "                lines = [self.view.line(n) for n in sorted(numbers)]\n"
+        "                self._rewrite(numbers)\n"
+        "                if archive is not None:\n"
+        "                    fold.archive(archive, lines)\n",
+        (kill("purge"),),
+    ),
+    Mutant(
+        "archive not synced before the rows leave",
+        "store/fold.py",
+        "    append(file, size, member)\n    os.fsync(file.fd)\n",
+        "    append(file, size, member + seal)\n    return\n",
+        (power("purges", "ordered"),),
+    ),
+    Mutant(
+        "archive sealed before it is synced",
+        "store/fold.py",
+        "    os.fsync(file.fd)\n    append(file, size + len(member), seal)\n",
+        "    append(file, size + len(member), seal)\n",
+        (power("purges", "ordered"),),
+    ),
+    Mutant(
+        "what a power cut leaves of an archive is refused",
+        "store/fold.py",
+        "        is_torn = seal not in rest if is_sealed else ",
+        "        is_torn = False if is_sealed else ",
+        (power("purges", "ordered"),),
+    ),
+    Mutant(
+        "a removal that is made is denied",
+        "store/fold.py",
+        'made if journal is None else "nothing was lost"',
+        '"nothing was lost"',
+        (errors("purge"),),
+    ),
+    Mutant(
+        "what was read half is taken for read",
+        "store/view.py",
+        "                self._forget()  # what was read half",
+        "                pass  # what was read half",
+        (errors("requeue"), errors("purge")),
+    ),
+    Mutant(
+        "a delay costs an attempt",
+        "job.py",
+        "run_at, max(state.attempts - 1, 0), error",
+        "run_at, state.attempts, error",
+        (kill("policies"),),
+    ),
+    Mutant(
+        "a recovery asks no type's own limit",
+        "worker.py",
+        "        return self.attempts.limit(self.handler(job_type))\n",
+        "        return self.attempts.max_attempts\n",
+        (kill("policies"),),
+    ),
+    Mutant(
+        "a job that failed for good is tried again",
+        "attempt.py",
+        '            return "failed", job.fail(row.state, describe(e))\n',
+        "            return self.failed(handler, row.state, describe(e))\n",
+        (kill("policies"),),
     ),
 )
 

@@ -32,13 +32,17 @@ SECTOR = 512
 SLOT = ".pass."
 NOTHING, EVERYTHING = 0, 1
 CHOICES = EVERYTHING  # and seven more: which of the last three names and truncations are lost
-NO_CONTENT, RANDOM, NO_NAMES = 9, 10, 11
-PLANNED = 12
+NO_CONTENT, RANDOM, NO_NAMES, FIRST_LOST = 9, 10, 11, 12
+PLANNED = 13
+IN_ORDER = (NOTHING, EVERYTHING, FIRST_LOST, *range(2, FIRST_LOST), *range(PLANNED, 400))
 
 
 @dataclass
 class Facts:
-    """What was promised by a point of the recording; each only ever grows."""
+    """What was promised by a point of the recording.
+
+    Each grows, but for what a requeue or a removal takes back before it begins.
+    """
 
     begun: dict[int, dict[str, Any]] = field(default_factory=dict)
     """number in the payload -> type, payload and run_at of an enqueue that was called"""
@@ -47,7 +51,17 @@ class Facts:
     final: dict[str, dict[str, Any]] = field(default_factory=dict)
     """id -> the job, as a reader saw it completed, failed or cancelled"""
     attempts: dict[str, int] = field(default_factory=dict)
-    """id -> the highest attempt in which its handler was entered"""
+    """id -> the highest attempt in which its handler was entered, and that is not returned"""
+    when: dict[int, list[int]] = field(default_factory=dict)
+    """number -> the instants to which it may have been put off, or requeued"""
+    requeued: dict[str, int] = field(default_factory=dict)
+    """id -> the instant of a requeue that returned"""
+    loose: set[str] = field(default_factory=set)
+    """ids of which nothing but their rows is sure: a requeue of them was called"""
+    leaving: set[int] = field(default_factory=set)
+    """numbers of jobs whose archiving was called: they are in the queue, or in the archive"""
+    removed: set[int] = field(default_factory=set)
+    """numbers of jobs whose removal returned"""
     lines: list[bytes] = field(default_factory=list)
     """lines that are no job and must be kept, in the file or beside it"""
 
@@ -57,6 +71,11 @@ class Facts:
             dict(self.kept),
             dict(self.final),
             dict(self.attempts),
+            {number: list(when) for number, when in self.when.items()},
+            dict(self.requeued),
+            set(self.loose),
+            set(self.leaving),
+            set(self.removed),
             list(self.lines),
         )
 
@@ -363,21 +382,22 @@ def crash_states(
 ) -> Iterator[State]:
     """Yield at most `budget` different states, spread over all points of a recording.
 
-    At each point come first: nothing but what is sure; everything; each choice among the last
-    three names and truncations; every size but no content; a random one; all content but no names.
-    Then random ones.
+    At each point come first: nothing but what is sure; everything; all but the first write, whose
+    place holds zeros; each choice among the last three names and truncations; every size but no
+    content; a random one; all content but no names. Then random ones.
     """
     seen: set[int] = set()
     points = list(_points(recorder, model))
-    for nth in range(400):
+    for nth in IN_ORDER:
         for point, sure, pending, facts in points:
             if nth and not pending:
                 continue
             how, disk = _left(sure, pending, model, nth, recorder.slots, rng)
             tree = disk.tree()
             told = (len(facts.kept), len(facts.final), sum(facts.attempts.values()))
+            gone = (len(facts.requeued), len(facts.leaving), len(facts.removed))
             files = tree if nth >= PLANNED else _without_slots(tree)
-            key = hash((repr(files), told, len(facts.lines)))
+            key = hash((repr(files), told, gone, len(facts.lines)))
             if key in seen:
                 continue
             if len(seen) >= budget:
@@ -456,6 +476,9 @@ def _left(
         first_lost = min((i for i in logged if i not in keep), default=len(pending))
         keep = {i for i in logged if i < first_lost}
     cut_lost: set[int] = set()
+    zeroed = next(
+        (i for i, c in enumerate(pending) if isinstance(c, Write) and c.file not in slots), -1
+    )
     for i, change in enumerate(pending):
         if not isinstance(change, Write):
             if i in keep:
@@ -464,7 +487,7 @@ def _left(
                 cut_lost.add(change.file)
             how.append(f"{change} {'kept' if i in keep else 'lost'}")
             continue
-        part = _part(change, nth, rng)
+        part = _part(change, NO_CONTENT if nth == FIRST_LOST and i == zeroed else nth, rng)
         if part is None or (model == ORDERED and change.file in cut_lost):
             how.append(f"file {change.file}: write lost")
         else:

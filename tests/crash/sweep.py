@@ -6,7 +6,9 @@
     python tests/crash/sweep.py meetings WORKLOAD [EVERY]  let others act at each call
     python tests/crash/sweep.py errors WORKLOAD [EVERY]    refuse each call
 
-EVERY is the step through the points (1: all of them). The last line printed is a JSON object with
+EVERY is the step through the points (1: all of them); of each kind of call, told by its name, its
+file and who makes it, there is one at least for each moment of a kill, and one for the errors. The
+last line printed is a JSON object with
 the counts and with what is wrong; with DBBASIC_QUEUE_STOP=1 the sweep ends at the first of that.
 The files lie in memory where the machine has /dev/shm: a kill does not ask what is on the disk
 (`power.py` does), and so a run takes milliseconds.
@@ -33,17 +35,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from checks import (
-    Disk,
-    Promises,
-    check_crashed,
-    check_errors,
-    check_recovered,
-    check_settled,
-    read_disk,
-)
+from bench import DAY, Bench, Log
+from checks import check_crashed, check_errors, check_recovered, check_settled
+from disk import FINAL, Disk, archive_of, read_disk
+from promises import Promises
 from shim import PRESENT_IN, Call, Plan, Shim
-from workloads import MEANWHILE, WORKLOADS, Bench, Log, Workload, tear
+from workloads import MEANWHILE, WORKLOADS, Workload, tear
 
 import dbbasic_queue.store.slots
 import dbbasic_queue.worker
@@ -221,12 +218,22 @@ class Attack:
 
     def look(self, events: int = 1) -> Disk:
         """Check the files as they are; remember what is final."""
+        self.see_what_is_made()
         disk = read_disk(self.path)
         self.wrong += check_crashed(disk, self.promises(), self.workload.junk, events)
         for job in disk.jobs:
-            if job.status in ("completed", "failed", "cancelled"):
+            if job.status in FINAL:
                 self.log.say("final", job.id, job.status)
         return disk
+
+    def see_what_is_made(self) -> None:
+        """Note of the changes in which a process was killed whether they are made: all, or none."""
+        disk = read_disk(self.path)
+        for operation, keys in self.promises().underway.values():
+            made = disk.made(operation, keys)
+            if len(made) > 1:
+                self.wrong.append(f"P2: {operation} of {keys} is half made")
+            self.log.say("made", " ".join(keys), operation, True in made)
 
     def recover(self, plan: Plan | None = None) -> None:
         """Let a fresh process make one pass, at the time of the crash."""
@@ -256,7 +263,10 @@ class Attack:
         def work() -> None:
             bench = self.bench
             bench.queue = bench.open()
+            bench.now = now
             bench.enqueue("last")  # a torn last line must not tear this one
+            if os.path.exists(archive_of(self.path)):
+                bench.archive(DAY)  # what is torn of it is mended by this
             for n in range(1, ROUNDS + 1):
                 bench.set_clock(now + n * JUMP)
                 bench.work()
@@ -277,6 +287,8 @@ class Attack:
         for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
             with open(os.path.join(directory, name), "rb") as file:
                 content = re.sub(rb"[0-9a-f]{16}", b"I", file.read())
+            if name.endswith(".gz"):  # the seconds of its making are in it
+                content = repr(len(content)).encode()
             content = re.sub(rb"pass\t.*|\b[0-9a-f]{8}\n|\.[0-9]{2,7}\.", b"", content)
             digest.update(name.encode() + b"\0" + content + b"\0")
         return digest.hexdigest()
@@ -323,12 +335,24 @@ def _kill_plans(trace: list[Call]) -> Iterator[tuple[Call, Plan]]:
             yield call, Plan(number, phase)
 
 
+def sample(plans: list[tuple[Call, Plan]], every: int) -> list[tuple[Call, Plan]]:
+    """Return about one in `every`, of each kind of call at least one."""
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    for number, (call, plan) in enumerate(plans):
+        phase = "" if plan.error else plan.phase
+        kinds.setdefault((call.name, call.file, call.site, phase), []).append(number)
+    chosen: list[int] = []
+    for turn, numbers in enumerate(kinds.values()):
+        chosen += numbers[turn % min(every, len(numbers)) :: every]
+    return [plans[number] for number in sorted(chosen)]
+
+
 def sweep_kills(base: str, workload: Workload, every: int) -> Result:
     """Kill at every call; recover; check."""
     result = Result()
     trace = trace_of(base, workload)
     result.points = len(trace)
-    for call, plan in list(_kill_plans(trace))[::every]:
+    for call, plan in sample(list(_kill_plans(trace)), every):
         attack = Attack(base, workload)
         attack.lay()
         attack.attack(workload.script, plan)
@@ -368,6 +392,7 @@ def sweep_double_kills(base: str, workload: Workload, every: int) -> Result:
             attack = Attack(base, workload)
             attack.lay()
             attack.attack(workload.script, plan)
+            attack.see_what_is_made()
             attack.recover(second)
             result.runs += 1
             result.kills += attack.kills
@@ -458,7 +483,7 @@ def sweep_errors(base: str, workload: Workload, every: int) -> Result:
     result = Result()
     trace = trace_of(base, workload)
     result.points = len(trace)
-    for call, plan in list(_error_plans(trace))[::every]:
+    for call, plan in sample(list(_error_plans(trace)), every):
         attack = Attack(base, workload)
         attack.lay()
         attack.attack(workload.script, plan, error=True)
@@ -473,7 +498,8 @@ def sweep_errors(base: str, workload: Workload, every: int) -> Result:
         attack.recover()
         disk = attack.settle(1)
         result.states.add(attack.state())
-        attack.wrong += check_errors(disk, promises, attack.root, plan.error, plan.lasting)
+        numbers = (plan.error,) if plan.error else ()
+        attack.wrong += check_errors(disk, promises, attack.root, numbers, plan.lasting)
         result.note(plan, f"{call.name} {call.file} in {call.site}", attack.wrong)
     return result
 

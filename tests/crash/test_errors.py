@@ -23,14 +23,12 @@ from workloads import WORKLOADS
 from dbbasic_queue import Queue, StoreError
 from dbbasic_queue.store.store import Store
 
-EVERY = {"application": 5, "overlapping": 13}
-
 
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_a_refused_call_says_so_and_does_nothing_and_all_works_when_the_cause_is_gone(
     workload: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep(capsys, "errors", workload, 1 if LONG else EVERY.get(workload, 11))
+    sweep(capsys, "errors", workload, 1 if LONG else 23)
 
 
 # -- a real disk that fills ----------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """kill -9 before, half-way through and after every file call: nothing is lost, or run again.
 
-The default takes a sample of the points that changes nothing in what kinds of calls are met;
-DBBASIC_QUEUE_LONG=1 takes all of them. What is promised, and how it is checked: `checks.py`.
+The default takes a sample of the points in which every kind of call is met; DBBASIC_QUEUE_LONG=1
+takes all of them. What is promised, and how it is checked: `checks.py`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checks import check_crashed, check_settled, read_disk
+from bench import START, Bench
+from checks import check_crashed, check_settled
+from disk import HEADER, read_disk
 from sweep import Attack, scratch
-from workloads import HEADER, START, WORKLOADS, Bench, record
+from workloads import WORKLOADS, record
 
 LONG = os.environ.get("DBBASIC_QUEUE_LONG") == "1"
 HERE = Path(__file__).parent
@@ -55,15 +57,14 @@ def environment() -> dict[str, str]:
 def test_a_kill_at_any_file_call_loses_nothing_and_runs_nothing_recorded(
     workload: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    every = {"application": 1, "overlapping": 3, "slow": 3}.get(workload, 2)
-    sweep(capsys, "kill", workload, 1 if LONG else every)
+    sweep(capsys, "kill", workload, 1 if LONG else 8)
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_a_second_kill_in_the_recovery_loses_nothing_either(
     workload: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep(capsys, "double", workload, 3 if LONG else 59)
+    sweep(capsys, "double", workload, 3 if LONG else 97)
 
 
 def test_a_kill_while_a_file_is_created_locks_no_other_user_out(
@@ -76,7 +77,7 @@ def test_a_kill_while_a_file_is_created_locks_no_other_user_out(
 def test_what_others_do_at_any_moment_without_the_lock_is_seen_and_respected(
     workload: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep(capsys, "meetings", workload, 1 if LONG else 4)  # not 3: there are three actions
+    sweep(capsys, "meetings", workload, 1 if LONG else 5)  # not 4: there are four actions
 
 
 # -- a write that a kill, or a power cut, tears at any byte --------------------------------------
@@ -155,7 +156,8 @@ def _record_of(bench: Bench, operation: str) -> bytes:
 FROM_OUTSIDE = """
 import sys
 sys.path.insert(0, {here!r})
-from workloads import WORKLOADS, Bench, Log
+from bench import Bench, Log
+from workloads import WORKLOADS
 bench = Bench({path!r}, Log({log!r}))
 bench.ids = {ids!r}
 WORKLOADS["passes"].script(bench)

@@ -8,6 +8,8 @@ DBBASIC_QUEUE_SEED chooses other ones.
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import random
 import shutil
@@ -22,7 +24,7 @@ from unittest.mock import patch
 import pytest
 from power import MODELS, Facts, Killed, Recorder, State, crash_states, lay_out
 
-from dbbasic_queue import Queue
+from dbbasic_queue import Backoff, Delay, Fail, Handler, Queue
 from dbbasic_queue.rows import HEADER, decode_record, encode_record
 from dbbasic_queue.store import files
 from dbbasic_queue.store.store import Store
@@ -35,6 +37,7 @@ NOW = 1_700_000_000
 MONTH = 30 * 86_400
 FINAL = ("completed", "failed", "cancelled")
 MAX_ATTEMPTS = 3
+ARCHIVE = "archive.tsv.gz"
 
 
 def done(payload: dict[str, Any]) -> dict[str, Any]:
@@ -104,13 +107,72 @@ class Session:
         assert self.queue.cancel_job(job_id)
         self.look()
 
+    def chosen(self, *statuses: str) -> dict[str, int]:
+        """Return id -> number of the jobs that have one of these statuses now."""
+        with self.recorder.paused():
+            jobs = [job for job in self.reader.jobs() if job["status"] in statuses]
+        return {job["id"]: job["payload"]["n"] for job in jobs}
+
+    def requeue(self, *statuses: str) -> None:
+        """Requeue the only cancelled job, or all failed ones."""
+        jobs = self.chosen(*statuses)
+        facts = self.recorder.facts
+        for job_id, number in jobs.items():
+            facts.final.pop(job_id, None)
+            facts.attempts.pop(job_id, None)
+            facts.loose.add(job_id)
+            facts.when.setdefault(number, []).append(int(self.now))
+        self.recorder.tell()
+        if statuses == ("failed",):
+            assert self.queue.requeue_failed() == len(jobs) > 1
+        else:
+            (job_id,) = jobs
+            assert self.queue.requeue(job_id)
+        facts.requeued.update(dict.fromkeys(jobs, int(self.now)))
+        self.recorder.tell()
+
+    def remove(self, *statuses: str, archive: bool) -> list[str]:
+        """Take all jobs with these statuses out; return their ids."""
+        jobs = self.chosen(*statuses)
+        facts = self.recorder.facts
+        for job_id, number in jobs.items():
+            for promised in (facts.kept, facts.final, facts.attempts, facts.requeued):
+                promised.pop(job_id, None)
+            if archive:
+                facts.leaving.add(number)
+        self.recorder.tell()
+        if archive:
+            assert statuses == FINAL
+            place = self.path.with_name(ARCHIVE)
+            assert self.queue.purge(0, archive=place) == len(jobs) > 1
+        else:
+            assert statuses == ("failed",)
+            assert self.queue.clear_failed() == len(jobs) > 1
+        facts.removed.update(jobs.values())
+        self.recorder.tell()
+        return list(jobs)
+
+    def put_off(self, job_id: str, payload: dict[str, Any], seconds: int) -> None:
+        """Raise Delay: from here on the attempt may be returned."""
+        facts = self.recorder.facts
+        facts.attempts[job_id] -= 1
+        facts.when.setdefault(payload["n"], []).append(int(self.now) + seconds)
+        self.recorder.tell()
+        raise Delay(seconds, "too\tearly")
+
     def step(self, payload: dict[str, Any]) -> Any:
         facts = self.recorder.facts
+        own_id = ""
         with self.recorder.paused():
             for job in self.reader.jobs():
                 if isinstance(job["payload"], dict) and job["payload"].get("n") == payload["n"]:
-                    facts.attempts[job["id"]] = job["attempts"]
+                    own_id = job["id"]
+                    facts.attempts[own_id] = job["attempts"]
         self.look()  # the outcomes of the jobs before are on the disk by now
+        if payload["do"] == "give up":
+            raise Fail(f"never {payload['n']}")
+        if payload["do"] == "delay" and self.now < NOW + 100:
+            self.put_off(own_id, payload, 120)
         if payload["do"] == "fail":
             raise ValueError(f"no\tsuch\nuser {payload['n']}")
         if payload["do"] == "nest":
@@ -119,10 +181,11 @@ class Session:
             self.recorder.calls_until_death = 0
         return done(payload)
 
-    def run_pass(self, queue: Queue | None = None) -> None:
+    def run_pass(self, queue: Queue | None = None, handler: Handler | None = None) -> None:
+        handlers = {"step": handler or self.step}
         # On a busy machine a second thread would write while the recorder is paused.
         with patch.object(Watcher, "start_once", lambda _: None):
-            (queue or self.queue).process_jobs({"step": self.step}, max_attempts=MAX_ATTEMPTS)
+            (queue or self.queue).process_jobs(handlers, max_attempts=MAX_ATTEMPTS)
         self.look()
 
     def killed_in(self, act: Callable[[], object]) -> None:
@@ -238,7 +301,78 @@ def by_hand(s: Session) -> None:
     s.run_pass()
 
 
-WORKLOADS = [first_steps, bulk, two_processes, journal_only, kills, by_hand]
+def policies(s: Session) -> None:
+    """Handlers put off, give up, and try again by a policy of their own."""
+    policy = Handler(s.step, max_attempts=2, backoff=Backoff(base=5))
+    s.enqueue_many("delay", 2)
+    s.enqueue("give up")
+    s.enqueue("fail")
+    s.run_pass(handler=policy)
+    s.now += 60
+    s.enqueue("delay")
+    s.run_pass(handler=policy)
+    s.now += 200
+    s.run_pass(handler=policy)
+
+
+def requeues(s: Session) -> None:
+    """What has failed or was cancelled, in the file or in the journal alone, is requeued."""
+    s.enqueue_many("give up", 2, text="r" * 300)
+    s.enqueue_many("ok", 2)
+    waiting = s.enqueue("ok", run_at=NOW + MONTH)
+    with patch.object(Store, "fold_if_cheap", lambda *_: None):
+        s.run_pass()
+        s.cancel(waiting)
+        s.now += 60
+        s.requeue("cancelled")
+        s.enqueue("give up")
+        s.run_pass()
+        s.now += 60
+        s.requeue("failed")
+        s.run_pass()
+        s.enqueue("ok")
+        s.cancel(s.enqueue("ok", run_at=NOW + MONTH))
+        s.now += 60
+        s.requeue("failed")
+        s.requeue("cancelled")
+
+
+def purges(s: Session) -> None:
+    """What is finished leaves, into an archive or for good, and ids come back."""
+    with patch.object(Store, "fold_if_cheap", lambda *_: None):
+        for n in range(4):
+            s.enqueue("ok", job_id=f"own.{n}", text="p" * 200)
+        waiting = s.enqueue("ok", run_at=NOW + 10)
+        s.run_pass()
+        s.cancel(waiting)
+        s.now += 60
+        gone = s.remove(*FINAL, archive=True)
+        s.enqueue("ok", job_id=gone[0])
+        s.enqueue_many("give up", 2)
+        s.run_pass()
+        s.now += 60
+        gone = s.remove("failed", archive=False)
+        s.enqueue("ok", job_id=gone[1])
+        s.enqueue("fail")
+        s.run_pass()
+        s.cancel(s.enqueue("ok", run_at=NOW + 130))
+        s.now += 60
+        s.remove(*FINAL, archive=True)
+        s.enqueue("ok", job_id="own.2")
+        s.run_pass()
+
+
+WORKLOADS = [
+    first_steps,
+    bulk,
+    two_processes,
+    journal_only,
+    kills,
+    by_hand,
+    policies,
+    requeues,
+    purges,
+]
 
 
 def record(work: Callable[[Session], None], root: Path) -> Recorder:
@@ -265,7 +399,7 @@ def check(root: Path, facts: Facts) -> None:
         number = payload["n"]
         assert number in facts.begun, f"{payload} runs, and was never enqueued"
         assert facts.begun[number]["payload"] == payload, f"{payload} runs, changed"
-        due = facts.begun[number]["run_at"]
+        due = min([facts.begun[number]["run_at"], *facts.when.get(number, ())])
         assert due <= clock, f"{number} runs at {clock} and is due at {due}"
         return done(payload)
 
@@ -282,11 +416,15 @@ def check(root: Path, facts: Facts) -> None:
         assert job["status"] in FINAL, f"never done: {job}"
     for job_id, number in facts.kept.items():
         times = ran[number]
+        was = found[job_id]["status"]
         assert times <= 1, f"{jobs[job_id]} ran {times} times"
         assert not times or job_id not in facts.final, f"{facts.final[job_id]} ran again"
-        if job_id not in facts.attempts and found[job_id]["status"] != "cancelled":
+        if job_id in facts.loose and was in FINAL:
+            assert not times, f"{found[job_id]} ran again"
+        elif job_id not in facts.attempts and was != "cancelled":
             spent = jobs[job_id]["attempts"] == MAX_ATTEMPTS  # all by crashes right after a claim
             assert times == 1 or spent, f"never run: {jobs[job_id]}"
+    check_archive(queue, facts, jobs)
     queue.close()
     file = path.read_bytes()
     assert file.startswith(HEADER) and file.endswith(b"\n")
@@ -296,6 +434,21 @@ def check(root: Path, facts: Facts) -> None:
     for line in facts.lines:
         assert line in lines or line in aside, f"the line {line!r} is gone"
     assert not any(b"\0" in line for line in lines), "a NUL stays in the file"
+
+
+def check_archive(queue: Queue, facts: Facts, jobs: dict[str, dict[str, Any]]) -> None:
+    """What was to be archived is in the queue or in the archive; that is whole after a purge."""
+    archive = Path(queue.path).with_name(ARCHIVE)
+    if not facts.leaving:
+        assert not archive.exists() or not facts.kept, "there is an archive of nothing"
+        return
+    there = {job["payload"]["n"] for job in jobs.values() if job["type"] != "new"}
+    queue.purge(0, archive=archive)
+    header, *lines = gzip.decompress(archive.read_bytes()).split(b"\n")
+    assert header + b"\n" == HEADER and lines.pop() == b""
+    numbers = {n for line in lines if (n := json.loads(line.split(b"\t")[2]).get("n"))}
+    lost = facts.leaving - numbers
+    assert not lost, f"neither in the queue nor in the archive: {lost}; in the queue {there}"
 
 
 def holds(queue: Queue, facts: Facts, when: str) -> dict[str, dict[str, Any]]:
@@ -312,11 +465,15 @@ def holds(queue: Queue, facts: Facts, when: str) -> dict[str, dict[str, Any]]:
         if job["status"] == "completed":
             assert job["result"] == done(job["payload"]), f"{when}: {job} has another result"
         if job["attempts"] == 0:
-            assert job["run_at"] == begun["run_at"], f"{when}: {job} was for {begun['run_at']}"
+            instants = [begun["run_at"], *facts.when.get(number, ())]
+            assert job["run_at"] in instants, f"{when}: {job} was for {instants}"
+        assert number not in facts.removed, f"{when}: {job} was removed"
     for job_id, number in facts.kept.items():
         assert job_id in jobs, f"{when}: {job_id} is lost: {facts.begun[number]}"
         assert jobs[job_id]["payload"]["n"] == number
         assert queue.get_job(job_id) == jobs[job_id]
+    for job_id, instant in facts.requeued.items():
+        assert jobs[job_id]["run_at"] >= instant, f"{when}: {jobs[job_id]} was requeued"
     for job_id, job in facts.final.items():
         # Whoever was not told that a job is there may have seen it finish all the same.
         found = jobs.get(job_id)

@@ -1,227 +1,18 @@
-"""What the attacked processes do: scripts over a queue, and a log of every call and effect.
+"""What the attacked processes do: scripts over a queue.
 
-The log is one file outside of the queue, one JSON line an event, each appended with one write as
-it happens: what stands in it was so before the process died, in this order among all processes.
-
-    call     key operation run_at     it is about to be called
-    done     key operation value      it has returned
-    raised   key operation type errno filename is-a-QueueError message
-    start    key clock                its handler is entered
-    end      key                      its handler is left
-    outcome  id status attempt        the pass has reported it
-    had      key attempts             attempts that were begun before the log was
-    clock    seconds                  the clock has been set
-    error    site                     the planned error is met for the first time
-    gone                              the cause of the error is gone
-    dead     pid                      that process has ended (written by its parent)
-    wrong    what                     the script itself has seen something wrong
-
-A job's key is in its payload. New workloads (a purge, a requeue) are one function more in
-`WORKLOADS`, and one operation more in `checks`.
+A new workload is one function more in `WORKLOADS`.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from shim import REAL
-
-from dbbasic_queue import Queue, QueueError
-
-START = 1_000_000
-MAX_ATTEMPTS = 3
-WATCHED = 10
-RETRY_AT = START + 500
-HEADER = "id\ttype\tpayload\tstatus\tcreated_at\trun_at\tattempts\terror\tresult\n"
-
-
-class Log:
-    """The log of one run."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.fd = REAL["open"](path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-    def say(self, what: str, *rest: Any) -> None:
-        line = json.dumps([os.getpid(), what, *rest]) + "\n"
-        REAL["write"](self.fd, line.encode())
-
-    def events(self) -> list[list[Any]]:
-        with open(self.path, encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
-
-
-class _Outcomes(logging.Handler):
-    """The pass reports an outcome when it is recorded: from there on it is a promise."""
-
-    def __init__(self, log: Log) -> None:
-        super().__init__()
-        self._log = log
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if hasattr(record, "job_id") and hasattr(record, "status"):
-            fields = record.__dict__
-            self._log.say("outcome", fields["job_id"], fields["status"], fields["attempt"])
-
-
-class Bench:
-    """A queue, a clock, handlers, and the log that all of them are written to."""
-
-    def __init__(self, path: str, log: Log, now: float = START) -> None:
-        self.path = path
-        self.log = log
-        self.now = now
-        self.ids: dict[str, str] = {}
-        self.pipes = (-1, -1)
-        self.ticks: float | None = None
-        """what the monotonic clock shows, in an attacked process"""
-        self._nested = 0
-        self.queue = self.open()
-        self.handlers: dict[str, Callable[[Any], Any]] = {
-            name.removeprefix("job_"): self._handler(getattr(self, name))
-            for name in dir(self)
-            if name.startswith("job_")
-        }
-        logger = logging.getLogger("dbbasic_queue")
-        logger.setLevel(logging.DEBUG)
-        logger.propagate = False
-        logger.handlers[:] = [_Outcomes(log)]
-
-    def open(self) -> Queue:
-        return Queue(self.path, clock=lambda: self.now)
-
-    def set_clock(self, now: float) -> None:
-        self.now = now
-        self.log.say("clock", now)
-
-    # -- calls --
-
-    def _try(self, operation: str, key: str, call: Callable[[], Any]) -> Any:
-        try:
-            value = call()
-        except Exception as e:  # noqa: BLE001 - whatever it is, the checks judge it
-            error, name = (e.errno, e.filename) if isinstance(e, OSError) else (None, None)
-            known = isinstance(e, QueueError)
-            text = f"{type(e).__name__}: {e}"
-            self.log.say("raised", key, operation, type(e).__name__, error, name, known, text)
-            return None
-        self.log.say("done", key, operation, value)
-        return value
-
-    def enqueue(
-        self, key: str, job_type: str = "ok", run_at: float | None = None, own_id: str | None = None
-    ) -> None:
-        self.log.say("call", key, "enqueue", run_at)
-        job_id = self._try(
-            "enqueue",
-            key,
-            lambda: self.queue.enqueue(job_type, {"k": key}, run_at, job_id=own_id),
-        )
-        if job_id is not None:
-            self.ids[key] = job_id
-
-    def enqueue_many(self, keys: list[str], job_type: str = "ok") -> None:
-        for key in keys:
-            self.log.say("call", key, "enqueue", None)
-        ids = self._try(
-            "enqueue_many",
-            " ".join(keys),
-            lambda: self.queue.enqueue_many(job_type, [{"k": key} for key in keys]),
-        )
-        self.ids.update(zip(keys, ids or [], strict=False))
-
-    def cancel(self, key: str) -> bool | None:
-        if key not in self.ids:
-            return None
-        self.log.say("call", key, "cancel", None)
-        done: bool | None = self._try("cancel", key, lambda: self.queue.cancel_job(self.ids[key]))
-        return done
-
-    def status(self, key: str) -> None:
-        if key in self.ids:
-            self._try("status", key, lambda: _status(self.queue, self.ids[key]))
-
-    def work(self) -> dict[str, int] | None:
-        counts: dict[str, int] | None = self._try(
-            "pass", "", lambda: self.queue.process_jobs(self.handlers, MAX_ATTEMPTS)
-        )
-        return counts
-
-    # -- handlers, by the job's type --
-
-    def _handler(self, function: Callable[[str], Any]) -> Callable[[Any], Any]:
-        def run(payload: Any) -> Any:
-            key = payload["k"]
-            self.log.say("start", key, self.now)
-            try:
-                return function(key)
-            finally:
-                self.log.say("end", key)
-
-        return run
-
-    def job_ok(self, _: str) -> Any:
-        return 0
-
-    def job_text(self, _: str) -> Any:
-        return {"text": "tab\t newline\n \u2028", "list": []}
-
-    def job_odd(self, _: str) -> Any:
-        return object()
-
-    def job_flaky(self, _: str) -> Any:
-        if self.now < RETRY_AT:
-            raise ValueError("not\tyet\nx\ty\tz\tpending\t0\t0\t0\t\t")
-        return ""
-
-    def job_bad(self, _: str) -> Any:
-        raise RuntimeError("never")
-
-    def job_nest(self, key: str) -> Any:
-        self._nested += 1
-        self.enqueue(f"{key}.{os.getpid()}.{self._nested}")
-        return False
-
-    def job_cancels(self, key: str) -> Any:
-        return self.cancel(key + ".victim")
-
-    def job_inner(self, _: str) -> Any:
-        """Make a whole pass, of another worker, while this job's pass is alive."""
-        queue, self.queue = self.queue, self.open()
-        try:
-            return self.work() is not None
-        finally:
-            self.queue = queue
-
-    def job_slow(self, _: str) -> Any:
-        """Take so long that the watcher gives back and folds."""
-        if self.ticks is not None:
-            pause = threading.Event()
-            before = REAL["stat"](self.path).st_ino
-            self.ticks += 1
-            while REAL["stat"](self.path).st_ino == before and self.ticks < WATCHED:
-                pause.wait(0.001)
-                self.ticks += 0.01
-        return 1
-
-    def job_waits(self, _: str) -> Any:
-        """Tell the partner that it runs, and wait until it may end."""
-        wake, ready = self.pipes
-        REAL["write"](ready, b"!")
-        REAL["read"](wake, 1)
-        return 1
-
-
-def _status(queue: Queue, job_id: str) -> str | None:
-    job = queue.get_job(job_id)
-    return job["status"] if job else None
+from bench import DAY, MAX_ATTEMPTS, START, Bench
+from disk import FINAL, HEADER
 
 
 @dataclass(frozen=True)
@@ -260,10 +51,12 @@ def _application(bench: Bench) -> None:
 
 
 def _row(
-    key: str, job_type: str, status: str = "pending", run_at: int = 0, attempts: int = 0
+    key: str, job_type: str, status: str = "pending", run_at: int = START, attempts: int = 0
 ) -> str:
     payload = json.dumps({"k": key})
-    return f"{key}\t{job_type}\t{payload}\t{status}\t{START}\t{run_at or START}\t{attempts}\t\t\n"
+    error, result = {"failed": ("no", ""), "completed": ("", "0")}.get(status, ("", ""))
+    state = f"{status}\t{START}\t{run_at}\t{attempts}\t{error}\t{result}"
+    return f"{key}\t{job_type}\t{payload}\t{state}\n"
 
 
 def _lay_file(bench: Bench, rows: str) -> None:
@@ -275,11 +68,13 @@ def _lay_file(bench: Bench, rows: str) -> None:
 
 def _tell_rows(bench: Bench, rows: str) -> None:
     for row in rows.splitlines():
-        job_id, _, _, _, _, run_at, attempts, *_ = row.split("\t")
+        job_id, _, _, status, _, run_at, attempts, *_ = row.split("\t")
         bench.ids[job_id] = job_id
         bench.log.say("call", job_id, "enqueue", int(run_at))
         bench.log.say("done", job_id, "enqueue", job_id)
         bench.log.say("had", job_id, int(attempts))
+        if status in FINAL:
+            bench.log.say("final", job_id, status)
 
 
 def _lay_passes(bench: Bench) -> None:
@@ -384,6 +179,108 @@ def _calls_and_passes(bench: Bench) -> None:
     bench.work()
 
 
+# -- F: handlers with policies, that put off, and that give up ------------------------------------
+
+
+def _lay_policies(bench: Bench) -> None:
+    rows = [
+        _row("f1", "delays", run_at=START - 9),
+        _row("f2", "fails", run_at=START - 8),
+        _row("f3", "twice", run_at=START - 7),
+        _row("f4", "often", run_at=START - 6),
+        _row("f5", "delays", run_at=START - 5, attempts=1),
+        # Under no pass that is alive: in the last attempt, and not yet.
+        _row("f6", "twice", "processing", run_at=START - 4, attempts=2),
+        _row("f7", "often", "processing", run_at=START - 3, attempts=3),
+        _row("f8", "ok", run_at=START - 2),
+    ]
+    _lay_file(bench, "".join(rows))
+
+
+def _policies(bench: Bench) -> None:
+    bench.work()
+    bench.set_clock(START + 100)
+    bench.work()
+    bench.set_clock(START + 1000)
+    bench.work()
+
+
+# -- G: what has failed or was cancelled is requeued ----------------------------------------------
+
+
+def _lay_failed(bench: Bench) -> None:
+    rows = [
+        _row("g1", "ok", "failed", attempts=3),
+        _row("g2", "ok", "cancelled"),
+        _row("g3", "twice", "failed", attempts=2),
+        _row("g4", "text", "failed", attempts=1),
+        _row("g5", "text", run_at=START - 9, attempts=3),
+        _row("g6", "ok", "completed", attempts=1),
+        _row("g7", "fails", run_at=START - 8),
+        _row("g8", "revives", run_at=START - 7),
+        _row("g8.victim", "ok", "cancelled"),
+        _row("g9", "flaky", run_at=START + 50_000),
+    ]
+    _lay_file(bench, "".join(rows))
+    # That one has failed, the journal alone says.
+    _append(bench.path + ".journal", record("g5", f"failed\t{START}\t{START - 9}\t3\tno\t"))
+    bench.log.say("final", "g5", "failed")
+
+
+def _requeue(bench: Bench) -> None:
+    bench.requeue_failed("text")
+    bench.requeue("g1")
+    bench.requeue("g6")
+    bench.cancel("g9")
+    bench.requeue("g9")
+    bench.work()
+    bench.requeue_failed()
+    bench.requeue("g2")
+    bench.set_clock(START + 1000)
+    bench.work()
+
+
+# -- H: what is finished leaves, into an archive or for good, and ids come back -------------------
+
+
+def _lay_finished(bench: Bench) -> None:
+    old = START - 10 * DAY
+    rows = [
+        _row("h1", "ok", "completed", run_at=old, attempts=1),
+        _row("h2", "bad", "failed", run_at=old, attempts=3),
+        _row("h3", "ok", "cancelled", run_at=old),
+        _row("h4", "ok", "completed", attempts=1),
+        _row("h5", "bad", "failed", attempts=3),
+        _row("h6", "ok", run_at=START - 9),
+        _row("h7", "text", run_at=START - 8),
+        _row("h8", "tidies", run_at=START - 7),
+        _row("h9", "tidies", run_at=START + 50_000),
+        _row("h10", "ok", run_at=old),
+        _row("h11", "ok", run_at=START + 50_000),
+    ]
+    _lay_file(bench, "".join(rows))
+    state = f"cancelled\t{START}\t{old}\t0\tCancelled by user\t"
+    _append(bench.path + ".journal", record("h10", state))
+    bench.log.say("final", "h10", "cancelled")
+
+
+def _purge(bench: Bench) -> None:
+    bench.archive(DAY)
+    bench.cancel("h11")
+    bench.enqueue("h1.again", own_id="h1")
+    bench.enqueue("h10.again", "text", own_id="h10")
+    bench.clear_failed("bad")
+    bench.cancel("h7")
+    bench.remove_type("text")
+    bench.enqueue("h7.again", own_id="h7")
+    bench.work()
+    bench.purge(DAY)
+    bench.set_clock(START + 2 * DAY)
+    bench.archive(DAY)
+    bench.enqueue("h6.again", own_id="h6")
+    bench.work()
+
+
 # -- what another process does meanwhile -----------------------------------------------------------
 
 
@@ -409,7 +306,17 @@ def tear(bench: Bench) -> None:
         _append(bench.path + ".journal", b"torn\tcompl")
 
 
-MEANWHILE = (cancel_all, make_a_pass, tear)
+def tidy(bench: Bench) -> None:
+    """Requeue what has failed or was cancelled, and purge the rest of what is finished."""
+    queue, bench.queue = bench.queue, bench.open()
+    bench.requeue_failed()
+    for key in list(bench.ids):
+        bench.requeue(key)
+    bench.purge(0)
+    bench.queue = queue
+
+
+MEANWHILE = (cancel_all, make_a_pass, tear, tidy)
 
 WORKLOADS = {
     workload.name: workload
@@ -419,5 +326,8 @@ WORKLOADS = {
         Workload("overlapping", _overlapping_passes, _lay_partner, _ruin, junk=1),
         Workload("slow", _one_pass, _lay_slow),
         Workload("unfolded", _calls_and_passes, _lay_passes, dear=True),
+        Workload("policies", _policies, _lay_policies),
+        Workload("requeue", _requeue, _lay_failed, dear=True),
+        Workload("purge", _purge, _lay_finished, dear=True),
     )
 }

@@ -1,0 +1,320 @@
+"""A queue as the attacked processes use it, and the log of every call and effect.
+
+The log is one file outside of the queue, one JSON line an event, each appended with one write as
+it happens: what stands in it was so before the process died, in this order among all processes.
+
+    call     keys operation run_at    it is about to be called
+    done     keys operation value     it has returned
+    raised   keys operation type errno filename is-a-QueueError message
+    made     keys operation whether   it has raised and is made all the same; or was killed
+    start    key clock                its handler is entered
+    end      key                      its handler is left
+    puts off key                      its handler raises Delay: this attempt may be returned
+    outcome  id name status attempt   the pass has reported it
+    final    id status                a reader has seen it so
+    had      key attempts             attempts that were begun before the log was
+    clock    seconds                  the clock has been set
+    error    site                     the planned error is met for the first time
+    gone                              the cause of the error is gone
+    dead     pid                      that process has ended (written by its parent)
+    wrong    what                     the script itself has seen something wrong
+
+A job's key is in its payload. The operations on finished jobs are `requeue`, `remove` and
+`archive`; their keys are those of the jobs that they should change, as the files are at the call.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from disk import FINAL, Job, archive_of, read_disk
+from shim import REAL
+
+from dbbasic_queue import Backoff, Delay, Fail, Handler, Queue, QueueError
+
+START = 1_000_000
+DAY = 86_400
+MAX_ATTEMPTS = 3
+WATCHED = 10
+RETRY_AT = START + 500
+POLICIES: dict[str, dict[str, Any]] = {
+    "twice": {"max_attempts": 2, "backoff": Backoff(base=10)},
+    "often": {"max_attempts": 5, "backoff": Backoff(base=1, factor=1)},
+}
+"""type -> the policy of its handler"""
+
+
+class Log:
+    """The log of one run."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.fd = REAL["open"](path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def say(self, what: str, *rest: Any) -> None:
+        line = json.dumps([os.getpid(), what, *rest]) + "\n"
+        REAL["write"](self.fd, line.encode())
+
+    def events(self) -> list[list[Any]]:
+        with open(self.path, encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+
+class _Outcomes(logging.Handler):
+    """The pass reports an outcome when it is recorded: from there on it is a promise."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if hasattr(record, "job_id") and hasattr(record, "status"):
+            fields = record.__dict__
+            name = record.args[2] if isinstance(record.args, tuple) else None
+            job_id, status, attempt = fields["job_id"], fields["status"], fields["attempt"]
+            self._log.say("outcome", job_id, name, status, attempt)
+
+
+class Bench:
+    """A queue, a clock, handlers, and the log that all of them are written to."""
+
+    def __init__(self, path: str, log: Log, now: float = START) -> None:
+        self.path = path
+        self.log = log
+        self.now = now
+        self.ids: dict[str, str] = {}
+        self.pipes = (-1, -1)
+        self.ticks: float | None = None
+        """what the monotonic clock shows, in an attacked process"""
+        self._nested = 0
+        self.queue = self.open()
+        self.handlers: dict[str, Callable[..., Any]] = {
+            name.removeprefix("job_"): self._handler(name)
+            for name in dir(self)
+            if name.startswith("job_")
+        }
+        logger = logging.getLogger("dbbasic_queue")
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
+        logger.handlers[:] = [_Outcomes(log)]
+
+    def open(self) -> Queue:
+        return Queue(self.path, clock=lambda: self.now)
+
+    def set_clock(self, now: float) -> None:
+        self.now = now
+        self.log.say("clock", now)
+
+    # -- calls --
+
+    def _try(self, operation: str, key: str, call: Callable[[], Any]) -> Any:
+        try:
+            value = call()
+        except Exception as e:  # noqa: BLE001 - whatever it is, the checks judge it
+            error, name = (e.errno, e.filename) if isinstance(e, OSError) else (None, None)
+            known = isinstance(e, QueueError)
+            text = f"{type(e).__name__}: {e}"
+            self.log.say("raised", key, operation, type(e).__name__, error, name, known, text)
+            return None
+        self.log.say("done", key, operation, value)
+        return value
+
+    def enqueue(
+        self, key: str, job_type: str = "ok", run_at: float | None = None, own_id: str | None = None
+    ) -> None:
+        self.log.say("call", key, "enqueue", run_at)
+        job_id = self._try(
+            "enqueue",
+            key,
+            lambda: self.queue.enqueue(job_type, {"k": key}, run_at, job_id=own_id),
+        )
+        if job_id is not None:
+            self.ids[key] = job_id
+
+    def enqueue_many(self, keys: list[str], job_type: str = "ok") -> None:
+        for key in keys:
+            self.log.say("call", key, "enqueue", None)
+        ids = self._try(
+            "enqueue_many",
+            " ".join(keys),
+            lambda: self.queue.enqueue_many(job_type, [{"k": key} for key in keys]),
+        )
+        self.ids.update(zip(keys, ids or [], strict=False))
+
+    def cancel(self, key: str) -> bool | None:
+        if key not in self.ids:
+            return None
+        self.log.say("call", key, "cancel", None)
+        done: bool | None = self._try("cancel", key, lambda: self.queue.cancel_job(self.ids[key]))
+        return done
+
+    def status(self, key: str) -> None:
+        if key in self.ids:
+            self._try("status", key, lambda: _status(self.queue, self.ids[key]))
+
+    # -- calls that change what is finished --
+
+    def _change(
+        self, operation: str, chosen: Callable[[Job], bool], call: Callable[[], Any]
+    ) -> None:
+        keys = read_disk(self.path).keys(chosen)
+        text = " ".join(keys)
+        self.log.say("call", text, operation, None)
+        if self._try(operation, text, call) is None:
+            made = read_disk(self.path).made(operation, keys)
+            if len(made) > 1:
+                self.log.say("wrong", f"P6: {operation} of {keys} raised, and is half made")
+            elif True in made:
+                self.log.say("made", text, operation, True)
+
+    def requeue(self, key: str) -> None:
+        if key in self.ids:
+            self._change(
+                "requeue",
+                lambda job: job.key == key and job.status in ("failed", "cancelled"),
+                lambda: self.queue.requeue(self.ids[key]),
+            )
+
+    def requeue_failed(self, job_type: str | None = None) -> None:
+        self._change(
+            "requeue",
+            lambda job: job.status == "failed" and job_type in (None, job.type),
+            lambda: self.queue.requeue_failed(job_type),
+        )
+
+    def clear_failed(self, job_type: str | None = None) -> None:
+        self._change(
+            "remove",
+            lambda job: job.status == "failed" and job_type in (None, job.type),
+            lambda: self.queue.clear_failed(job_type),
+        )
+
+    def remove_type(self, job_type: str) -> None:
+        self._change(
+            "remove",
+            lambda job: job.status != "processing" and job.type == job_type,
+            lambda: self.queue.remove_type(job_type),
+        )
+
+    def purge(self, seconds: float) -> None:
+        self._change("remove", self._older(seconds), lambda: self.queue.purge(seconds))
+
+    def archive(self, seconds: float) -> None:
+        archive = archive_of(self.path)
+        self._change(
+            "archive",
+            self._older(seconds),
+            lambda: self.queue.purge(seconds, archive=archive),
+        )
+
+    def _older(self, seconds: float) -> Callable[[Job], bool]:
+        return lambda job: job.status in FINAL and job.run_at < self.now - seconds
+
+    # -- passes --
+
+    def work(self) -> dict[str, int] | None:
+        counts: dict[str, int] | None = self._try(
+            "pass", "", lambda: self.queue.process_jobs(self.handlers, MAX_ATTEMPTS)
+        )
+        return counts
+
+    # -- handlers, by the job's type --
+
+    def _handler(self, name: str) -> Callable[..., Any]:
+        function: Callable[[str], Any] = getattr(self, name)
+
+        def run(payload: Any) -> Any:
+            key = payload["k"]
+            self.log.say("start", key, self.now)
+            try:
+                return function(key)
+            except Delay:
+                self.log.say("puts off", key)
+                raise
+            finally:
+                self.log.say("end", key)
+
+        policy = POLICIES.get(name.removeprefix("job_"))
+        return run if policy is None else Handler(run, **policy)
+
+    def job_ok(self, _: str) -> Any:
+        return 0
+
+    def job_text(self, _: str) -> Any:
+        return {"text": "tab\t newline\n \u2028", "list": []}
+
+    def job_odd(self, _: str) -> Any:
+        return object()
+
+    def job_flaky(self, _: str) -> Any:
+        if self.now < RETRY_AT:
+            raise ValueError("not\tyet\nx\ty\tz\tpending\t0\t0\t0\t\t")
+        return ""
+
+    def job_bad(self, _: str) -> Any:
+        raise RuntimeError("never")
+
+    def job_fails(self, _: str) -> Any:
+        raise Fail("of no use")
+
+    def job_delays(self, _: str) -> Any:
+        if self.now < RETRY_AT:
+            raise Delay(300, "too early")
+        return 0
+
+    def job_twice(self, _: str) -> Any:
+        raise ValueError("never")
+
+    def job_often(self, _: str) -> Any:
+        raise ValueError("never")
+
+    def job_revives(self, key: str) -> Any:
+        self.requeue(key + ".victim")
+
+    def job_tidies(self, _: str) -> Any:
+        """Take all other jobs of this type out."""
+        self.remove_type("tidies")
+
+    def job_nest(self, key: str) -> Any:
+        self._nested += 1
+        self.enqueue(f"{key}.{os.getpid()}.{self._nested}")
+        return False
+
+    def job_cancels(self, key: str) -> Any:
+        return self.cancel(key + ".victim")
+
+    def job_inner(self, _: str) -> Any:
+        """Make a whole pass, of another worker, while this job's pass is alive."""
+        queue, self.queue = self.queue, self.open()
+        try:
+            return self.work() is not None
+        finally:
+            self.queue = queue
+
+    def job_slow(self, _: str) -> Any:
+        """Take so long that the watcher gives back and folds."""
+        if self.ticks is not None:
+            pause = threading.Event()
+            before = REAL["stat"](self.path).st_ino
+            self.ticks += 1
+            while REAL["stat"](self.path).st_ino == before and self.ticks < WATCHED:
+                pause.wait(0.001)
+                self.ticks += 0.01
+        return 1
+
+    def job_waits(self, _: str) -> Any:
+        """Tell the partner that it runs, and wait until it may end."""
+        wake, ready = self.pipes
+        REAL["write"](ready, b"!")
+        REAL["read"](wake, 1)
+        return 1
+
+
+def _status(queue: Queue, job_id: str) -> str | None:
+    job = queue.get_job(job_id)
+    return job["status"] if job else None

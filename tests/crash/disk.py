@@ -1,0 +1,147 @@
+"""The queue's files, read by a parser of the tests' own.
+
+So no mistake of the package's reader can hide behind itself.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+HEADER = "id\ttype\tpayload\tstatus\tcreated_at\trun_at\tattempts\terror\tresult\n"
+FINAL = ("completed", "failed", "cancelled")
+STATUSES = ("pending", "processing", *FINAL)
+
+
+@dataclass
+class Job:
+    """A job as the files have it."""
+
+    id: str
+    type: str
+    key: str
+    status: str
+    run_at: int
+    attempts: int
+    error: str
+    result: str
+
+
+@dataclass
+class Disk:
+    """The files, read once, while nobody writes."""
+
+    jobs: list[Job] = field(default_factory=list)
+    in_file: dict[str, str] = field(default_factory=dict)
+    """id -> the status that `cat` shows"""
+    junk: list[bytes] = field(default_factory=list)
+    partial: bytes = b""
+    wrong: list[str] = field(default_factory=list)
+    records: int = 0
+    archived: list[str] = field(default_factory=list)
+    """keys, as far as the archive can be read"""
+    archive_is_torn: bool = False
+
+    def by_key(self, key: str) -> list[Job]:
+        return [job for job in self.jobs if job.key == key]
+
+    def keys(self, chosen: Callable[[Job], bool]) -> list[str]:
+        return [job.key for job in self.jobs if chosen(job)]
+
+    def made(self, operation: str, keys: list[str]) -> set[bool]:
+        """Tell for which of the keys a requeue or removal is made: both, if it is half made."""
+        if operation == "requeue":
+            return {job.status not in FINAL for key in keys for job in self.by_key(key)}
+        return {not self.by_key(key) for key in keys}
+
+
+def read_disk(path: str) -> Disk:
+    """Read the queue file as `cat` shows it, the journal over it, and the archive beside it."""
+    disk = Disk()
+    content = _content(path)
+    if content is None:
+        return disk
+    *lines, disk.partial = content.split(b"\n")
+    if not lines or lines.pop(0).decode() + "\n" != HEADER:
+        disk.wrong.append(f"P8: the file begins with {content[:40]!r}, not with its header")
+        return disk
+    if re.search(rb"[\0-\x08\x0b-\x1f\x7f]", content):
+        disk.wrong.append("P8: the file holds a control character")
+    states = _journal(path + ".journal", disk)
+    for line in lines:
+        job = _job(line)
+        if job is None:
+            disk.junk.append(line)
+            continue
+        disk.in_file[job.id] = job.status
+        if job.id in states:
+            job.status, _, run_at, attempts, job.error, job.result = states[job.id]
+            job.run_at, job.attempts = int(run_at), int(attempts)
+        disk.jobs.append(job)
+    _read_archive(archive_of(path), disk)
+    return disk
+
+
+def archive_of(path: str) -> str:
+    """Return where the workloads' purges put the rows of this queue."""
+    return path.removesuffix("queue.tsv") + "archive.tsv.gz"
+
+
+# Not `os.path.exists`: in an attacked process that would be a call like the package's own.
+def _content(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def _journal(path: str, disk: Disk) -> dict[str, list[str]]:
+    states: dict[str, list[str]] = {}
+    # The last one, too: the next writer ends the line, and then it counts if it is whole.
+    for line in (_content(path) or b"").split(b"\n"):
+        body, _, checksum = line.rpartition(b"\t")
+        if checksum == b"%08x" % zlib.crc32(body):
+            job_id, *state = body.decode().split("\t")
+            states[job_id] = state
+            disk.records += 1
+    return states
+
+
+def _job(line: bytes) -> Job | None:
+    columns = line.decode("utf-8", "replace").split("\t")
+    if len(columns) != 9 or columns[3] not in STATUSES:
+        return None
+    try:
+        key = json.loads(columns[2])["k"]
+        run_at, attempts = int(columns[5]), int(columns[6])
+    except ValueError:
+        return None
+    return Job(columns[0], columns[1], key, columns[3], run_at, attempts, columns[7], columns[8])
+
+
+def _read_archive(path: str, disk: Disk) -> None:
+    left = _content(path) or b""
+    text = b""
+    while left:
+        member = zlib.decompressobj(31)
+        part = member.decompress(left)
+        disk.archive_is_torn = not member.eof
+        if disk.archive_is_torn:
+            break
+        text += part
+        left = member.unused_data
+    header, *lines = text.split(b"\n")
+    if not text:
+        return
+    if header.decode() + "\n" != HEADER or lines.pop():
+        disk.wrong.append(f"P8: the archive begins with {header!r}, or its last line is torn")
+    for line in lines:
+        job = _job(line)
+        if job is None or job.status not in FINAL:
+            disk.wrong.append(f"P8: the archive holds {line!r}")
+        else:
+            disk.archived.append(job.key)

@@ -1,0 +1,162 @@
+"""What the log of a run promises: what was asked, acknowledged, begun and reported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench import START
+from disk import FINAL
+
+CHANGES = ("requeue", "remove", "archive")
+"""The operations that a finished job may meet."""
+
+
+class Promises:
+    """The log, read: what was asked, acknowledged, begun and reported."""
+
+    def __init__(self, events: list[list[Any]]) -> None:
+        self.events = events
+        self.called: dict[str, Any] = {}
+        self.kept: dict[str, str] = {}
+        self.key_of: dict[str, str] = {}
+        self.removed: set[str] = set()
+        self.archived: set[str] = set()
+        self.revived: dict[str, int] = {}
+        """key -> how often it was requeued"""
+        self.underway: dict[int, tuple[str, list[str]]] = {}
+        """pid -> a change of finished jobs that was called, and its end is not known"""
+        self.made_all_the_same: list[tuple[str, str]] = []
+        """(operation, message) of such changes that raised"""
+        self.cancelled: set[str] = set()
+        self.raised: list[tuple[list[str], str, list[Any]]] = []
+        self.had: dict[str, int] = {}
+        self.returned: dict[str, int] = {}
+        self.put_off: dict[str, int] = {}
+        self.starts: dict[str, int] = {}
+        self.starts_under_error: dict[str, int] = {}
+        self.starts_by: dict[int, set[str]] = {}
+        self.outcomes: dict[str, tuple[str, int]] = {}
+        self.now: float = START
+        self.gone = False
+        self.wrong: list[str] = []
+        self._running: dict[str, int] = {}
+        self._under_error = False
+        for pid, what, *rest in events:
+            read = getattr(self, "_read_" + what.replace(" ", "_"), None)
+            if read is not None:
+                read(pid, *rest)
+
+    def _read_call(self, pid: int, keys: str, operation: str, run_at: float | None) -> None:
+        if operation == "enqueue":
+            self.called[keys] = run_at
+        elif operation in CHANGES:
+            self.underway[pid] = operation, keys.split()
+
+    def _read_done(self, pid: int, keys: str, operation: str, value: Any) -> None:
+        if operation == "enqueue":
+            self._keep(keys, value)
+        elif operation == "enqueue_many":
+            for key, job_id in zip(keys.split(" "), value, strict=True):
+                self._keep(key, job_id)
+        elif operation == "cancel" and value is True:
+            self.cancelled.add(keys)
+        elif operation in CHANGES:
+            if value != len(keys.split()):
+                self.wrong.append(f"P2: {operation} of {keys!r} returned {value!r}")
+            self.underway.pop(pid, None)
+            self._change(keys, operation)
+
+    def _keep(self, key: str, job_id: str) -> None:
+        self.kept[key] = job_id
+        self.key_of[job_id] = key
+
+    def _read_raised(self, pid: int, keys: str, operation: str, *error: Any) -> None:
+        self.raised.append((keys.split(" "), operation, list(error)))
+        if operation in CHANGES:
+            self.underway.pop(pid, None)
+
+    def _read_made(self, _: int, keys: str, operation: str, made: bool) -> None:
+        killed = [pid for pid, what in self.underway.items() if what == (operation, keys.split())]
+        for pid in killed:
+            del self.underway[pid]
+        if not killed:
+            self.made_all_the_same.append((operation, self.raised[-1][2][-1]))
+        if made:
+            self._change(keys, operation)
+
+    def _change(self, keys: str, operation: str) -> None:
+        """Take back what was promised of jobs that are requeued or removed."""
+        for key in keys.split():
+            self.outcomes.pop(self.kept.get(key, key), None)
+            self.cancelled.discard(key)
+            if operation == "requeue":
+                self.called[key] = None  # it is due now
+                self.had[key] = self.had.get(key, 0) - self.begun(key)
+                self.put_off.pop(key, None)
+                self.revived[key] = self.revived.get(key, 0) + 1
+            else:
+                self.kept.pop(key, None)
+                self.removed.add(key)
+            if operation == "archive":
+                self.archived.add(key)
+
+    def _read_start(self, pid: int, key: str, now: float) -> None:
+        self.starts[key] = self.starts.get(key, 0) + 1
+        self.starts_by.setdefault(pid, set()).add(key)
+        if self._under_error:
+            self.starts_under_error[key] = self.starts_under_error.get(key, 0) + 1
+        if key in self._running:
+            self.wrong.append(f"P4: {key} is begun by {pid} while {self._running[key]} runs it")
+        self._running[key] = pid
+        if key in self.cancelled:
+            self.wrong.append(f"P2: {key} is begun after its acknowledged cancel")
+        job_id = self.kept.get(key, key)
+        if self.outcomes.get(job_id, ("", 0))[0] in FINAL:
+            self.wrong.append(f"P2: {key} is begun after its reported {self.outcomes[job_id][0]}")
+        if key in self.removed:
+            self.wrong.append(f"P2: {key} is begun after its removal")
+        if now < (self.called.get(key) or 0):
+            self.wrong.append(f"P1: {key} is begun before its time")
+
+    def _read_had(self, _: int, key: str, attempts: int) -> None:
+        self.had[key] = attempts
+
+    def begun(self, key: str) -> int:
+        """Return how many attempts of a job have been begun, and not returned for sure."""
+        return self.had.get(key, 0) + self.starts.get(key, 0) - self.returned.get(key, 0)
+
+    def begun_at_least(self, key: str) -> int:
+        """Return the same, without the attempts that may have been returned."""
+        return self.begun(key) - self.put_off.get(key, 0)
+
+    def _read_puts_off(self, _: int, key: str) -> None:
+        self.put_off[key] = self.put_off.get(key, 0) + 1
+
+    def _read_end(self, _: int, key: str) -> None:
+        self._running.pop(key, None)
+
+    def _read_outcome(self, _: int, job_id: str, name: str, status: str, attempt: int) -> None:
+        self.outcomes[job_id] = (status, attempt)
+        key = self.key_of.get(job_id, job_id)
+        if name == "delayed":
+            self.returned[key] = self.returned.get(key, 0) + 1
+            self.put_off[key] -= 1
+
+    def _read_final(self, _: int, job_id: str, status: str) -> None:
+        self.outcomes[job_id] = (status, -1)
+
+    def _read_clock(self, _: int, now: float) -> None:
+        self.now = now
+
+    def _read_dead(self, _: int, pid: int) -> None:
+        self._running = {key: who for key, who in self._running.items() if who != pid}
+
+    def _read_error(self, _: int, __: str) -> None:
+        self._under_error = True
+
+    def _read_gone(self, _: int) -> None:
+        self._under_error = False
+        self.gone = True
+
+    def _read_wrong(self, _: int, text: str) -> None:
+        self.wrong.append(text)
