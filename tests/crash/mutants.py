@@ -232,10 +232,9 @@ MUTANTS = (
     Mutant(
         "slot lock not held",
         "store/slots.py",
-        "        if lock_descriptor(file.fd, blocking=False):\n            return Slot(file)\n",
-        "        if lock_descriptor(file.fd, blocking=False):\n"
+        "            return Slot(file, parallel)\n",
         "            __import__('filelock').unlock_descriptor(file.fd)\n"
-        "            return Slot(file)\n",
+        "            return Slot(file, parallel)\n",
         (kill("overlapping"),),
     ),
     Mutant(
@@ -255,8 +254,8 @@ MUTANTS = (
     Mutant(
         "a claim not checked again under the lock",
         "store/claims.py",
-        "                claims = [claim for claim in candidates if self._is_due(claim)]\n",
-        "                claims = [c for c in candidates if self._is_due(c) or True]\n",
+        "c for c in candidates if self._is_due(c) and self._fits(c, room)",
+        "c for c in candidates if (self._is_due(c) or True) and self._fits(c, room)",
         (meetings("passes"), meetings("overlapping"), CONTENTION),
     ),
     Mutant(
@@ -361,8 +360,8 @@ MUTANTS = (
     Mutant(
         "a job whose result is not JSON runs again",
         "attempt.py",
-        '            return job.complete(state, "", escape("result not kept: ") + describe(e))\n',
-        "            return job.retry(state, describe(e), 0)\n",
+        '            return "completed", job.complete(state, "", error)\n',
+        '            return "retried", job.retry(state, error, 0)\n',
         (WORKER, kill("passes")),
     ),
     Mutant(
@@ -471,8 +470,8 @@ MUTANTS = (
     Mutant(
         "a job that failed for good is tried again",
         "attempt.py",
-        '            return "failed", job.fail(row.state, describe(e))\n',
-        "            return self.failed(handler, row.state, describe(e))\n",
+        "        if isinstance(error, Fail):\n",
+        "        if False:\n",
         (kill("policies"),),
     ),
 )
