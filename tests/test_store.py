@@ -25,7 +25,17 @@ from conftest import HEADER, NOW, Clock, add_lines, beside, job, line, python, r
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dbbasic_queue import DuplicateJob, NotAQueue, Queue, QueueBusy, StoreError
+from dbbasic_queue import (
+    DuplicateJob,
+    InvalidHandlers,
+    InvalidJob,
+    NotAQueue,
+    Queue,
+    QueueBusy,
+    QueueDamaged,
+    QueueError,
+    StoreError,
+)
 from dbbasic_queue.job import State
 from dbbasic_queue.rows import encode_record, encode_state, parse_row
 from dbbasic_queue.store import lock
@@ -600,6 +610,43 @@ def test_one_who_waits_for_a_deleted_lock_file_takes_the_new_one(queue: Queue, p
             assert len(rows(path)) == 1
         thread.join(10)
     assert len(rows(path)) == 2
+
+
+# --- what is damaged beyond reading
+
+
+@pytest.mark.parametrize(
+    "start", [line("a").encode(), b"\0" * 62 + b"\n", b"id\ttype\0\0\0\n" + line("a").encode()]
+)
+def test_a_queue_whose_header_is_lost_is_said_to_be_damaged_and_left_as_it_is(
+    queue: Queue, path: Path, start: bytes
+) -> None:
+    path.parent.mkdir()
+    path.write_bytes(start + line("b").encode())
+    calls: list[Callable[[], object]] = [
+        lambda: queue.enqueue("greet", {}),
+        lambda: queue.get_job("a"),
+        lambda: queue.process_jobs(HANDLERS),
+        queue.counts,
+    ]
+    for call in calls:
+        with pytest.raises(QueueDamaged, match=r"header is lost.*put the header"):
+            call()
+    assert path.read_bytes() == start + line("b").encode()
+
+
+def test_each_error_is_also_the_built_in_that_a_caller_would_expect() -> None:
+    for error, built_in in {
+        InvalidJob: ValueError,
+        DuplicateJob: ValueError,
+        InvalidHandlers: TypeError,
+        QueueBusy: OSError,
+        NotAQueue: OSError,
+        QueueDamaged: OSError,
+        StoreError: OSError,
+    }.items():
+        assert issubclass(error, built_in)
+        assert issubclass(error, QueueError)
 
 
 # --- who gets in
