@@ -31,6 +31,7 @@ setup(
             "flask>=3",
             "gunicorn>=22",
             "hypothesis>=6.100",
+            "prometheus-client>=0.20",
         ],
         "lint": ["ruff>=0.12", "mypy>=1.16"],
     },

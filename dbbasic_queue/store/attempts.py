@@ -1,0 +1,244 @@
+r"""The history: a row for each attempt that has ended, in `queue.tsv.attempts`.
+
+    id type attempt outcome due_at ended_at seconds error traceback
+
+Nothing depends on it: it may be deleted at any time, and a row that cannot be written is lost, not
+waited for. Rows are kept in memory until there are some kilobytes of them or the oldest is a
+second old, and are appended by one unsynced write, without the lock: a kill loses what is in
+memory, a power cut what the kernel has not written by itself. The lock is taken to begin a file,
+and to rename a full one to `queue.tsv.attempts.1`, so that two passes do neither at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import threading
+import time
+
+from dbbasic_queue.job import LATEST
+from dbbasic_queue.rows import escape, unescape
+from dbbasic_queue.store.files import OpenFile, open_file, open_or_create
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dbbasic_queue.rows import Row
+    from dbbasic_queue.store.lock import QueueLock
+    from dbbasic_queue.store.slots import Slot
+
+HEADER = b"id\ttype\tattempt\toutcome\tdue_at\tended_at\tseconds\terror\ttraceback\n"
+LARGEST = 16 << 20
+"""Bytes after which the file is rotated; with the one before it, twice as much is kept."""
+
+_MOST_BYTES = 1 << 16
+_MOST_SECONDS = 1.0
+_PAUSE = 60.0  # after an error: to find out that it is still there may take a while each time
+
+
+def _path(queue: str) -> str:
+    return queue + ".attempts"
+
+
+class AttemptLog:
+    """Writes the history of one pass; safe from two of its threads.
+
+    Nothing is written while the slot's room on the disk is given up: that is for the outcomes of
+    jobs that have run. No method raises OSError, and none may be called under the queue's lock.
+    """
+
+    def __init__(self, queue: str, lock: QueueLock, slot: Slot) -> None:
+        self._path = _path(queue)
+        self._lock = lock
+        self._slot = slot
+        self._lines: list[str] = []
+        self._size = 0
+        self._oldest_at = 0.0
+        self._ended_ms = -1
+        self._ended = ""
+        self._mutex = threading.Lock()
+        self._file: OpenFile | None = None
+        self._next_try = 0.0
+        self._failing = False
+        self._error: OSError | None = None
+
+    def note(
+        self,
+        row: Row,
+        outcome: str,
+        error: str,
+        ended_at: float,
+        seconds: float | None,
+        traceback: str = "",
+    ) -> None:
+        """Add a row to what is written before long.
+
+        `row` is the job as its claim left it. `error` and `traceback` are escaped. `ended_at` is
+        in Unix seconds. `seconds` is how long the handler ran, None where nobody knows.
+        """
+        state = row.state
+        job_type = row.type if row.type.isprintable() else escape(row.type)
+        due_at = state.run_at if state.run_at > state.created_at else state.created_at
+        if (ms := int(ended_at * 1000)) != self._ended_ms:  # to format it is a third of the cost
+            self._ended_ms = ms
+            self._ended = f"{ms / 1000:.3f}"
+        took = "" if seconds is None else f"{seconds:.6f}"
+        line = (
+            f"{row.id}\t{job_type}\t{state.attempts}\t{outcome}\t{due_at}\t{self._ended}"
+            f"\t{took}\t{error}\t{traceback}\n"
+        )
+        if not self._lines:
+            self._oldest_at = ended_at
+        self._lines.append(line)
+        self._size += len(line)
+        age = ended_at - self._oldest_at
+        if self._size > _MOST_BYTES or not 0 <= age < _MOST_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand what is noted to the kernel; what it refuses is lost."""
+        if not self._lines or not self._slot.has_room():
+            return
+        with self._mutex:
+            lines = self._lines[:]
+            del self._lines[: len(lines)]
+            self._size = 0
+            if time.monotonic() < self._next_try:
+                return
+            try:
+                self._append("".join(lines).encode())
+                self._failing = False
+            except OSError as e:
+                self._file = None
+                self._next_try = time.monotonic() + _PAUSE
+                if not self._failing:
+                    self._failing, self._error = True, e
+
+    def take_error(self) -> OSError | None:
+        """Return why rows were lost; once, until some have been written again."""
+        error, self._error = self._error, None
+        return error
+
+    def close(self) -> None:
+        """Write what is noted, and close the file."""
+        self.flush()
+        self._file = None
+
+    def _append(self, content: bytes) -> None:
+        """Append whole rows by one write, so that they do not mix with those of other passes.
+
+        What an interrupted one leaves cannot be cut off, for others may have written since: the
+        next writer ends the torn line.
+        """
+        file = self._current()
+        size = os.fstat(file.fd).st_size
+        if size and os.pread(file.fd, 1, size - 1) != b"\n":
+            content = b"\n" + content
+        if os.write(file.fd, content) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
+
+    def _current(self) -> OpenFile:
+        """Return the file that is at the path, begun and not full."""
+        file = self._file
+        if file is None or not file.is_at_path():
+            file = self._file = open_or_create(self._path, os.O_RDWR | os.O_APPEND)
+        if len(HEADER) <= os.fstat(file.fd).st_size < LARGEST:
+            return file
+        with self._lock:
+            file = open_or_create(self._path, os.O_RDWR | os.O_APPEND)
+            size = os.fstat(file.fd).st_size
+            if size >= LARGEST:  # else another pass has rotated it meanwhile
+                open_file(self._path + ".1", os.O_RDONLY)  # refuses what is not ours to replace
+                os.rename(self._path, self._path + ".1")
+                file = open_or_create(self._path, os.O_RDWR | os.O_APPEND)
+                size = 0
+            if size < len(HEADER):
+                os.ftruncate(file.fd, 0)
+                os.write(file.fd, HEADER)
+        self._file = file
+        return file
+
+
+# -- reading: without the lock -----------------------------------------------------------------
+
+
+class Attempt:
+    """One row of the history; `error` and `traceback` are escaped as in the file."""
+
+    __slots__ = (
+        "attempt",
+        "due_at",
+        "ended_at",
+        "error",
+        "id",
+        "outcome",
+        "seconds",
+        "traceback",
+        "type",
+    )
+
+    def __init__(self, line: str) -> None:
+        """Raises ValueError for a line that is no row."""
+        (
+            self.id,
+            self.type,
+            attempt,
+            self.outcome,
+            due_at,
+            ended_at,
+            seconds,
+            self.error,
+            self.traceback,
+        ) = line.split("\t")
+        self.attempt = int(attempt)
+        self.due_at = int(due_at)
+        self.ended_at = float(ended_at)
+        self.seconds = float(seconds) if seconds else None
+        if not (0 <= self.ended_at <= LATEST and 0 <= (self.seconds or 0) <= LATEST):
+            raise ValueError(line)  # NaN, too
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the columns with Python values."""
+        return {
+            "id": self.id,
+            "type": self.type,
+            "attempt": self.attempt,
+            "outcome": self.outcome,
+            "due_at": self.due_at,
+            "ended_at": self.ended_at,
+            "seconds": self.seconds,
+            "error": unescape(self.error) or None,
+            "traceback": unescape(self.traceback) or None,
+        }
+
+
+def read(queue: str, job_id: str = "", since: float = -math.inf) -> Iterator[Attempt]:
+    """Yield the history, or that of one job, in the files' order; lines that are no rows are not.
+
+    What ended before `since` is passed over, but for the first row of a file, which says how far
+    back that goes. Raises NotAQueue or StoreError where a file cannot be used.
+    """
+    prefix = f"{job_id}\t".encode() if job_id else b""
+    for file in _files(_path(queue)):
+        first = True
+        with open(file.fd, "rb", closefd=False) as lines:
+            for line in lines:
+                if not line.startswith(prefix) or line[-1:] != b"\n" or b"\0" in line:
+                    continue
+                try:
+                    if first or float(line.split(b"\t", 6)[5]) >= since:
+                        yield Attempt(line[:-1].decode())
+                        first = False
+                except (ValueError, IndexError):
+                    continue
+
+
+def _files(path: str) -> list[OpenFile]:
+    """Return the older file and the current one, as far as they are there."""
+    while True:
+        current = open_file(path, os.O_RDONLY)
+        older = open_file(path + ".1", os.O_RDONLY)
+        if current is None or current.is_at_path():  # else it was rotated in between
+            return [file for file in (older, current) if file is not None]
