@@ -17,6 +17,7 @@ from dbbasic_queue.queue import (
     Queue,
     aenqueue,
     aget_job,
+    attempts,
     await_job,
     cancel_job,
     clear_failed,
@@ -25,6 +26,7 @@ from dbbasic_queue.queue import (
     enqueue_many,
     get_job,
     jobs,
+    metrics,
     pause,
     process_jobs,
     purge,
@@ -34,6 +36,7 @@ from dbbasic_queue.queue import (
     resume,
     run_until_complete,
     wait,
+    write_metrics,
 )
 from dbbasic_queue.registry import Handlers
 from dbbasic_queue.service import Worker
@@ -58,6 +61,7 @@ __all__ = [
     "Worker",
     "aenqueue",
     "aget_job",
+    "attempts",
     "await_job",
     "cancel_job",
     "clear_failed",
@@ -66,6 +70,7 @@ __all__ = [
     "enqueue_many",
     "get_job",
     "jobs",
+    "metrics",
     "pause",
     "process_jobs",
     "purge",
@@ -75,4 +80,5 @@ __all__ = [
     "resume",
     "run_until_complete",
     "wait",
+    "write_metrics",
 ]

@@ -15,6 +15,7 @@ from dbbasic_queue.rows import (
     encode_state,
     escape,
 )
+from dbbasic_queue.tracebacks import format_traceback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.interrupts import Interrupts
     from dbbasic_queue.rows import Row
 
-    Outcome = tuple[str, job.State | None]
+    Outcome = tuple[str, job.State | None, str]
 
 INTERRUPTED = "interrupted"
 _NOT_BEGUN = (AsyncGeneratorType, GeneratorType)
@@ -68,7 +69,7 @@ class Attempts:
         self._loop: OneLoop | None = None
 
     def run(self, handler: Handler | None, row: Row, payload: Any) -> Outcome:
-        """Run the handler; return the outcome's name and the job's next state.
+        """Run the handler; return the outcome's name, the job's next state and the traceback.
 
         INTERRUPTED, without a state, where the pass was asked to stop at once.
         """
@@ -93,9 +94,9 @@ class Attempts:
             self.process = os.getpid()
             self._loop = None
             self.interrupts.received.clear()
-            outcome, after = self.run(handler, row, payload)
+            outcome, after, trace = self.run(handler, row, payload)
             assert after is not None
-            return f"{outcome}\n".encode() + encode_state(after)
+            return f"{outcome}\n{trace}\n".encode() + encode_state(after)
 
         try:
             self.interrupts.in_handler = True
@@ -106,8 +107,8 @@ class Attempts:
             return self._raised(handler, row.state, e)
         finally:
             self.interrupts.in_handler = False
-        outcome, _, after = content.partition(b"\n")
-        return outcome.decode(), decode_state(after)
+        outcome, trace, after = content.split(b"\n", 2)
+        return outcome.decode(), decode_state(after), trace.decode()
 
     async def run_coroutine(self, handler: Handler, row: Row, payload: Any) -> Outcome:
         """Do as `run` does, beside other jobs on one event loop."""
@@ -156,17 +157,19 @@ class Attempts:
         if isinstance(error, Delay):
             return self._delayed(handler, state, error)
         if isinstance(error, Fail):
-            return "failed", job.fail(state, describe(error))
+            return "failed", job.fail(state, describe(error)), format_traceback(error)
         if self.interrupts.caused(error):
-            return INTERRUPTED, None
-        return self.failed(handler, state, describe(error))
+            return INTERRUPTED, None, ""
+        return self.failed(handler, state, describe(error), format_traceback(error))
 
-    def failed(self, handler: Handler | None, state: job.State, error: str) -> Outcome:
+    def failed(
+        self, handler: Handler | None, state: job.State, error: str, trace: str = ""
+    ) -> Outcome:
         """Return what an error makes of the job: a retry, or the end."""
         if state.attempts >= self.limit(handler):
-            return "failed", job.fail(state, error)
+            return "failed", job.fail(state, error), trace
         seconds = handler.wait(state.attempts) if handler else job.backoff(state.attempts)
-        return "retried", job.retry(state, error, job.later(self.clock(), seconds))
+        return "retried", job.retry(state, error, job.later(self.clock(), seconds)), trace
 
     def limit(self, handler: Handler | None) -> int:
         """Return how many attempts a job of this handler has."""
@@ -181,16 +184,16 @@ class Attempts:
             run_at = max(check_instant(when, "Delay"), job.later(now, 0))
         except BaseException as e:  # noqa: BLE001 - what it carries is the handler's, too
             return self.failed(handler, state, describe(e))
-        return "delayed", job.delay(state, escape(reason), run_at)
+        return "delayed", job.delay(state, escape(reason), run_at), ""
 
     def _returned(self, state: job.State, result: object) -> Outcome:
         if result is None:
-            return "completed", job.complete(state, "")
+            return "completed", job.complete(state, ""), ""
         try:
-            return "completed", job.complete(state, encode_json(result, self.max_result))
+            return "completed", job.complete(state, encode_json(result, self.max_result)), ""
         except BaseException as e:  # noqa: BLE001 - the work is done: it must not run again
             error = escape("result not kept: ") + describe(e)
-            return "completed", job.complete(state, "", error)
+            return "completed", job.complete(state, "", error), ""
 
 
 def _begin(handler: Handler, row: Row, payload: Any) -> Any:

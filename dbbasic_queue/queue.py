@@ -360,6 +360,58 @@ class Queue:
                 counts["paused"] += 1
         return counts
 
+    # -- the history, `queue.tsv.attempts`: a row for each attempt that has ended --
+
+    def attempts(self, job_id: str) -> list[dict[str, Any]]:
+        """Return the attempts of a job that have ended, as far as the history goes; oldest first.
+
+        The keys are the history's columns: `id`, `type`, `attempt` (counted from 1; one that was
+        delayed or interrupted is given back, and its number comes again), `outcome` (completed,
+        failed, retried, delayed, interrupted; died, with its pass; late, and so not recorded),
+        `due_at` and `ended_at` (Unix seconds), `seconds` (how long the handler ran; None if it
+        died), `error` and `traceback` (a str or None). A pass writes them up to a second later.
+
+        Raises NotAQueue or StoreError where the files cannot be used.
+        """
+        from dbbasic_queue.store.attempts import read
+
+        found = read(self.path, job_id) if is_id(job_id) else ()
+        return [attempt.as_dict() for attempt in sorted(found, key=lambda a: a.ended_at)]
+
+    def metrics(self, window: float = 3600) -> dict[str, Any]:
+        """Return figures about the queue as it is, and about the attempts of the last `window` s.
+
+        `jobs`: how many have each status; `paused`: how many pending ones are of a paused type.
+        `oldest_pending`: how many seconds the job that is
+        overdue the longest has waited, 0 where none is due. `window`: how many seconds the rest is
+        about; less than was asked for where the history is shorter. `types` has for each type
+        `attempts` (how many ended, by outcome), `rate` (the same a second), `waiting` (from due to
+        begun; due is in whole seconds) and `running` (the handler's run time), both with `p50`,
+        `p95`, `p99` (None where there is no attempt), `sum` and `count`, and `oldest_pending`.
+
+        Raises NotAQueue or StoreError where the files cannot be used.
+        """
+        from dbbasic_queue import figures
+        from dbbasic_queue.store.attempts import read
+
+        if not is_seconds(window, above=0):
+            raise InvalidJob(f"window {window!r} is refused: it must be seconds, over 0")
+        rows, paused, now = self._store.rows(), self._store.paused(), self._clock()
+        attempts = read(self.path, since=now - window)
+        return figures.measure(rows, paused, attempts, now, window)
+
+    def write_metrics(self, path: str | os.PathLike[str], window: float = 3600) -> None:
+        """Write what `metrics` returns as a file for Prometheus' node_exporter.
+
+        Its textfile collector reads the files in its directory whose names end in `.prom`. The
+        file is replaced in one step, and readable by all.
+
+        Raises StoreError if the system refuses; then the old file is as it was.
+        """
+        from dbbasic_queue import figures
+
+        figures.write(os.path.abspath(os.fspath(path)), figures.to_text(self.metrics(window)))
+
 
 def _looks(timeout: float) -> Iterator[float]:
     """Yield how long to sleep before each look at a job, the first one at once.
@@ -444,3 +496,6 @@ remove_type = _of_default(Queue.remove_type)
 purge = _of_default(Queue.purge)
 jobs = _of_default(Queue.jobs)
 counts = _of_default(Queue.counts)
+attempts = _of_default(Queue.attempts)
+metrics = _of_default(Queue.metrics)
+write_metrics = _of_default(Queue.write_metrics)

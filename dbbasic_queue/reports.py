@@ -71,6 +71,11 @@ def not_folded(log: Logger, error: Exception) -> None:
     log.error("the journal could not be folded, and nothing is lost: %s", error)
 
 
+def history_lost(log: Logger, error: Exception) -> None:
+    """Log that attempts are not in the history."""
+    log.error("attempts could not be written to the history, and the queue is well: %s", error)
+
+
 def unreadable(log: Logger, store: Store) -> None:
     """Log which lines are no jobs."""
     rejected, store.rejected = store.rejected, 0

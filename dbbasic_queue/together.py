@@ -14,7 +14,7 @@ from dbbasic_queue import job, reports
 from dbbasic_queue.attempt import INTERRUPTED
 from dbbasic_queue.event_loop import cancel_all
 from dbbasic_queue.watcher import Watcher
-from dbbasic_queue.worker import LOOK, STOPPED, Pass
+from dbbasic_queue.worker import LOOK, Pass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,21 +83,22 @@ class Together(Pass):
         if not done:
             claims.show()
         ended: list[tuple[Claim, job.State]] = []
-        outcomes: list[tuple[str, float]] = []
+        outcomes: list[tuple[str, str, float]] = []
         for task in done:
             claim, began = self._running.pop(task)
-            outcome, after = task.result()
+            seconds = time.monotonic() - began
+            outcome, after, trace = task.result()
             if outcome == INTERRUPTED or after is None:
-                claims.give_back([claim], STOPPED)
+                self.interrupted(claims, claim, seconds)
             else:
                 ended.append((claim, after))
-                outcomes.append((outcome, time.monotonic() - began))
+                outcomes.append((outcome, trace, seconds))
         if ended:
             recorded = claims.settle_all(ended)
-            for (claim, _), state, (outcome, seconds) in zip(
+            for (claim, after), state, (outcome, trace, seconds) in zip(
                 ended, recorded, outcomes, strict=True
             ):
-                self.report(claim, outcome, state, seconds)
+                self.note(claims, claim, outcome, after, trace, seconds, state)
 
     def _cancel(self) -> None:
         self.interrupts.cancelling = True

@@ -12,7 +12,9 @@ MAX_TRACEBACK = 8192
 _MOST_CHARACTERS = 8000
 _MANY_FRAMES = 30
 _LEFT_OUT = "\n  [... {} characters are left out ...]\n"
-_OURS = frozenset(f"dbbasic_queue.{name}" for name in ("attempt", "child", "handlers", "loop"))
+_OURS = frozenset(
+    f"dbbasic_queue.{name}" for name in ("attempt", "child", "event_loop", "handlers")
+)
 
 
 def format_traceback(error: BaseException) -> str:

@@ -155,6 +155,7 @@ class Pass:
             finally:
                 self.attempts.close()
             unfolded = claims.finish()
+            self._report_lost_history(claims)
         self._report_unreadable()
         if unfolded is not None and (log := reports.logger()):
             reports.not_folded(log, unfolded)
@@ -201,6 +202,8 @@ class Pass:
             self.batch.extend(batch)
             self.log = reports.logger()
             watched = len(batch) > 1 or not claims.is_shown()
+            if not watched:
+                claims.attempts.flush()  # what ended before may be looked at, as in the queue
             while self.batch and not self.interrupts.asked():
                 try:
                     claim = self.batch.popleft()
@@ -243,23 +246,41 @@ class Pass:
         try:
             if handler is not None and handler.timeout is not None:
                 watcher.stop()  # no thread beside a fork: we watch ourselves
-                outcome, after = self.attempts.run_apart(
+                outcome, after, trace = self.attempts.run_apart(
                     handler, row, claim.payload, handler.timeout, watcher.look
                 )
             else:
-                outcome, after = self.attempts.run(handler, row, claim.payload)
+                outcome, after, trace = self.attempts.run(handler, row, claim.payload)
         finally:
             self.begun_at = math.inf
+        took = time.monotonic() - began
         if outcome == INTERRUPTED or after is None:
-            claims.give_back([claim], STOPPED)
+            self.interrupted(claims, claim, took)
             return
-        self.report(claim, outcome, claims.settle(claim, after), time.monotonic() - began)
+        self.note(claims, claim, outcome, after, trace, took, claims.settle(claim, after))
 
-    def report(
-        self, claim: Claim, outcome: str, recorded: job.State | None, seconds: float
+    def interrupted(self, claims: Claims, claim: Claim, seconds: float) -> None:
+        """Give back a job that was not allowed to end."""
+        claims.give_back([claim], STOPPED)
+        claims.attempts.note(claim.row, INTERRUPTED, STOPPED, self.clock(), seconds)
+
+    def note(
+        self,
+        claims: Claims,
+        claim: Claim,
+        outcome: str,
+        after: job.State,
+        trace: str,
+        seconds: float,
+        recorded: job.State | None,
     ) -> None:
-        """Count and log how an attempt ended; nothing was recorded where it came too late."""
+        """Count, log and keep in the history how an attempt ended.
+
+        Nothing was recorded where it came too late.
+        """
         row = claim.row
+        ended, state = ("late", after) if recorded is None else (outcome, recorded)
+        claims.attempts.note(row, ended, state.error, self.clock(), seconds, trace)
         if recorded is not None:
             self.counts[outcome] += 1
             if self.log is not None:
@@ -268,12 +289,20 @@ class Pass:
             reports.late(self.log, row.id, row.type, row.state.attempts)
 
     def _report_recovered(self, claims: Claims) -> None:
-        recovered, lost = claims.take_recovered()
+        recovered, died = claims.take_recovered()
         self.counts["recovered"] += recovered
+        for row in died:
+            claims.attempts.note(row, "died", row.state.error, claims.started_at, None)
+        lost = [row for row in died if row.state.status == job.FAILED]
         self.counts["failed"] += len(lost)
         if lost and (log := reports.logger()):
             for row in lost:
                 reports.outcome(log, "failed", row.id, row.type, row.state, None)
+        self._report_lost_history(claims)
+
+    def _report_lost_history(self, claims: Claims) -> None:
+        if (error := claims.attempts.take_error()) and (log := reports.logger()):
+            reports.history_lost(log, error)
 
     def _report_unreadable(self) -> None:
         if log := reports.logger():

@@ -25,7 +25,7 @@ LAYERS = [
     {"together"},
     {"worker"},
     {"attempt"},
-    {"interrupts", "reports", "watcher", "event_loop", "child", "metrics", "tracebacks"},
+    {"interrupts", "reports", "watcher", "event_loop", "child", "figures", "tracebacks"},
     {"store.claims"},
     {"store.attempts"},
     {"store.store"},

@@ -763,7 +763,9 @@ def use_all_files(path: Path) -> None:
         assert queue.process_jobs(HANDLERS) == NONE | {"completed": 1}
 
 
-ALL_FILES = ["queue.tsv"] + [f"queue.tsv.{s}" for s in ("journal", "lock", "pass.1", "rejected")]
+ALL_FILES = ["queue.tsv"] + [
+    f"queue.tsv.{s}" for s in ("attempts", "journal", "lock", "pass.1", "rejected")
+]
 
 
 @pytest.mark.parametrize("mask", [0o077, 0o000])

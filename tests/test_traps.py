@@ -401,9 +401,8 @@ def test_the_umask_of_roots_cron_does_not_shut_the_web_server_out(path: Path, ma
     finally:
         os.umask(before)
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
-    assert modes == dict.fromkeys(
-        ("queue.tsv", "queue.tsv.lock", "queue.tsv.journal", "queue.tsv.pass.1"), 0o660
-    )
+    files = ["queue.tsv", *(f"queue.tsv.{s}" for s in ("attempts", "journal", "lock", "pass.1"))]
+    assert modes == dict.fromkeys(files, 0o660)
 
 
 # --- full disks, for which a limit on the size of files stands here

@@ -16,6 +16,7 @@ from dbbasic_queue import job
 from dbbasic_queue.errors import StoreError
 from dbbasic_queue.rows import Row, decode_json, decode_state, encode_state
 from dbbasic_queue.store import paused, slots
+from dbbasic_queue.store.attempts import AttemptLog
 from dbbasic_queue.store.store import CHEAP_IN_A_PASS, SHARE_OF_TIME, Store
 from dbbasic_queue.store.view import NEVER
 
@@ -72,7 +73,7 @@ class Claims:
         self.terms = terms
         self.parallel = parallel
         self._recovered = 0
-        self._lost: list[Row] = []
+        self._died: list[Row] = []
         self.started_at = now
         self._due: list[int] = []
         self._aside: dict[str, deque[int]] = {}
@@ -88,6 +89,7 @@ class Claims:
         with store.lock:
             store.read_new()
             self.slot = slots.take(store.path, parallel)
+            self.attempts = AttemptLog(store.path, store.lock, self.slot)
             try:
                 self._recover()
                 self.slot.write([])
@@ -99,9 +101,9 @@ class Claims:
             self._last = next(reversed(store.view.index), b"")
 
     def take_recovered(self) -> tuple[int, list[Row]]:
-        """Return how many jobs have been recovered since the last call, and which failed by it."""
-        taken = self._recovered, self._lost
-        self._recovered, self._lost = 0, []
+        """Return how many jobs have been recovered since the last call, and which were begun."""
+        taken = self._recovered, self._died
+        self._recovered, self._died = 0, []
         return taken
 
     def renew(self, now: float) -> bool:
@@ -165,12 +167,11 @@ class Claims:
                 continue
             else:
                 state = job.recover(row.state, self.terms.limit(row.type), now)
+                self._died.append(row)
             assert state is not None
             row.state = state
             changes.append((row.id.encode(), encode_state(state)))
             self._recovered += 1
-            if state.status == job.FAILED:
-                self._lost.append(row)
         if changes:
             self.store.change(changes)
         survey.clear()
@@ -414,7 +415,8 @@ class Claims:
                 self._list()
 
     def show(self) -> None:
-        """Fold where that is cheap, so that `cat` shows what is running."""
+        """Fold where that is cheap, so that `cat` shows what is running, and write the history."""
+        self.attempts.flush()
         if self.is_shown():
             return
         with self.store.lock:
@@ -430,4 +432,5 @@ class Claims:
 
     def release(self) -> None:
         """Let go of the slot: whatever is still claimed is for the next pass to recover."""
+        self.attempts.close()
         self.slot.release(clear=self._lists_own and not self._held)

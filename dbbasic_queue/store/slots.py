@@ -73,6 +73,10 @@ class Slot:
         self._listed = len(content)
         self.claims = len(claims)
 
+    def has_room(self) -> bool:
+        """Tell whether the room on the disk is there: it has not been given up."""
+        return self._size > self._listed
+
     def give_up_room(self) -> None:
         """Free the room on the disk: an outcome has found it full."""
         os.ftruncate(self.file.fd, self._listed)

@@ -8,16 +8,16 @@ from contextlib import suppress
 from dbbasic_queue.job import PENDING, STATUSES
 from dbbasic_queue.rows import escape
 from dbbasic_queue.store.files import store_error, write_all
+from dbbasic_queue.store.paused import ALL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Set
     from typing import Any
 
     from dbbasic_queue.rows import Row
     from dbbasic_queue.store.attempts import Attempt
 
-WINDOW = 3600
 _QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
@@ -32,7 +32,11 @@ class _Type:
 
 
 def measure(
-    rows: Iterable[Row], attempts: Iterable[Attempt], now: float, window: float = WINDOW
+    rows: Iterable[Row],
+    paused: Set[str],
+    attempts: Iterable[Attempt],
+    now: float,
+    window: float,
 ) -> dict[str, Any]:
     """Return the figures at the instant `now`, of attempts that ended at most `window` ago.
 
@@ -42,6 +46,7 @@ def measure(
     """
     types: dict[str, _Type] = {}
     counts = dict.fromkeys(STATUSES, 0)
+    paused_jobs = 0
     for row in rows:
         state = row.state
         counts[state.status] += 1
@@ -49,6 +54,7 @@ def measure(
             of_type = types.setdefault(escape(row.type), _Type())
             waits = now - max(state.run_at, state.created_at)
             of_type.oldest_pending = max(of_type.oldest_pending, waits)
+            paused_jobs += ALL in paused or row.type in paused
     begins_at = now - 1
     for attempt in attempts:
         ended_at = attempt.ended_at
@@ -63,6 +69,7 @@ def measure(
     window = min(window, now - begins_at)
     return {
         "jobs": counts,
+        "paused": paused_jobs,
         "oldest_pending": max((found.oldest_pending for found in types.values()), default=0.0),
         "window": window,
         "types": {
@@ -113,6 +120,8 @@ def to_text(figures: dict[str, Any]) -> str:
     text.family("jobs", "gauge", "Jobs in the queue, by status.")
     for status, count in figures["jobs"].items():
         text.sample("jobs", count, status=status)
+    text.family("paused_jobs", "gauge", "Pending jobs whose type is paused.")
+    text.sample("paused_jobs", figures["paused"])
     text.family(
         "oldest_pending_seconds", "gauge", "How long the oldest job that is due has waited."
     )
