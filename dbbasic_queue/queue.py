@@ -381,13 +381,13 @@ class Queue:
     def metrics(self, window: float = 3600) -> dict[str, Any]:
         """Return figures about the queue as it is, and about the attempts of the last `window` s.
 
-        `jobs`: how many have each status; `paused`: how many pending ones are of a paused type.
-        `oldest_pending`: how many seconds the job that is
-        overdue the longest has waited, 0 where none is due. `window`: how many seconds the rest is
-        about; less than was asked for where the history is shorter. `types` has for each type
-        `attempts` (how many ended, by outcome), `rate` (the same a second), `waiting` (from due to
-        begun; due is in whole seconds) and `running` (the handler's run time), both with `p50`,
-        `p95`, `p99` (None where there is no attempt), `sum` and `count`, and `oldest_pending`.
+        `jobs`: how many have each status. `paused`: how many pending ones are of a paused type.
+        `oldest_pending`: how many seconds the job that is overdue the longest has waited, 0 where
+        none is due. `window`: how many seconds the rest is about; less than was asked for where the
+        history is shorter. `types` has for each type `attempts` (how many ended, by outcome),
+        `rate` (the same a second), `waiting` (from due to begun; due is in whole seconds) and
+        `running` (the handler's run time), both with `p50`, `p95`, `p99` (None where there is no
+        attempt), `sum` and `count`, and `oldest_pending`.
 
         Raises NotAQueue or StoreError where the files cannot be used.
         """
