@@ -360,8 +360,8 @@ MUTANTS = (
     Mutant(
         "a job whose result is not JSON runs again",
         "attempt.py",
-        '            return "completed", job.complete(state, "", error)\n',
-        '            return "retried", job.retry(state, error, 0)\n',
+        '            return "completed", job.complete(state, "", error), ""\n',
+        '            return "retried", job.retry(state, error, 0), ""\n',
         (WORKER, kill("passes")),
     ),
     Mutant(
