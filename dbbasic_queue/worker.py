@@ -92,6 +92,7 @@ class Pass:
         supervisor: int = 0,
     ) -> None:
         self.store = store
+        self.open_claims = getattr(store, "open_claims", Claims)  # an engine's own, if it has
         self.clock = clock
         self.linger = linger
         self.until_complete = until_complete
@@ -144,7 +145,7 @@ class Pass:
             self._report_unreadable()
             return self.counts
         with self.interrupts:
-            claims = Claims(self.store, terms, now, self.parallel)
+            claims: Claims = self.open_claims(self.store, terms, now, self.parallel)
             try:
                 self._report_recovered(claims)
                 self._work(claims)
