@@ -28,7 +28,10 @@ class QueueBusy(QueueError, OSError):
 
 
 class NotAQueue(QueueError, OSError):
-    """Raised if a file or directory is not one that the queue may use; it has not been touched."""
+    """Raised if a file or directory is not one that the queue may use; it has not been touched.
+
+    Or if no engine has a URL's scheme.
+    """
 
 
 class QueueDamaged(NotAQueue):

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from typing import Any, Concatenate, ParamSpec, TypeVar
 
     from dbbasic_queue.crew import Crew
+    from dbbasic_queue.engines.protocol import Engine
     from dbbasic_queue.worker import Pass
 
     P = ParamSpec("P")
@@ -68,6 +69,22 @@ class Queue:
         self.max_payload = max_payload
         self._clock = clock
         self._store = Store(self.path, fsync=fsync)
+
+    @staticmethod
+    def open(url_or_path: str | os.PathLike[str], **options: Any) -> Engine:
+        """Return the queue at a path or URL; `options` are its engine's, such as `clock`.
+
+        A path, or `file:PATH`, is a `Queue`; `memory:` a fresh queue in this process's memory, and
+        `memory:NAME` one that all in the process share. Other schemes are those of installed
+        packages (see `dbbasic_queue.engines`). Raises NotAQueue where no engine has the scheme.
+        """
+        with loading:
+            from dbbasic_queue import engines
+
+        scheme = engines.scheme_of(url_or_path)
+        if scheme == "file":
+            return Queue(engines.path_of(url_or_path), **options)
+        return engines.find(scheme)(url_or_path, **options)
 
     def close(self) -> None:
         """Close the files; the queue may be used again, and then opens them anew."""

@@ -1,0 +1,204 @@
+"""What a pass runs, when, and in which order; passes that stay; waiting."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dbbasic_queue import Delay, Fail, InvalidHandlers, Job
+from dbbasic_queue.engines.conformance.case import (
+    DAY,
+    EMPTY,
+    NONE,
+    NOW,
+    EngineCase,
+    at_once,
+    job,
+    raises,
+)
+from dbbasic_queue.testing import Clock
+
+if TYPE_CHECKING:
+    from dbbasic_queue.engines.protocol import Engine
+
+
+class PassTests(EngineCase):
+    """What `process_jobs`, `run_until_complete` and `wait` promise of jobs before they end."""
+
+    def test_jobs_run_earliest_first_and_in_the_order_of_enqueueing_within_a_second(
+        self, queue: Engine
+    ) -> None:
+        for payload, run_at in [("c", NOW), ("a", 5), ("d", NOW), ("b", 6), ("e", NOW)]:
+            queue.enqueue("greet", payload, run_at)
+        ran: list[str] = []
+        queue.process_jobs({"greet": ran.append})
+        assert ran == ["a", "b", "c", "d", "e"]
+
+    def test_a_job_runs_when_it_is_due_and_not_before(self, queue: Engine, clock: Clock) -> None:
+        job_id = queue.enqueue("greet", {}, NOW + 60)
+        clock.move(59.99)
+        assert queue.process_jobs({"greet": raises()}) == NONE
+        clock.move(0.01)
+        assert queue.process_jobs({"greet": raises()}) == NONE | {"completed": 1}
+        assert queue.process_jobs({"greet": raises()}) == NONE
+        assert job(queue, job_id)["status"] == "completed"
+
+    def test_a_job_that_is_added_by_a_handler_waits_for_the_next_pass(self, queue: Engine) -> None:
+        def handler(payload: int) -> None:
+            queue.enqueue("greet", payload + 1)
+
+        queue.enqueue("greet", 1)
+        for ran in (1, 2, 3):
+            assert queue.process_jobs({"greet": handler}) == NONE | {"completed": 1}
+            assert queue.counts() == EMPTY | {"completed": ran, "pending": 1}
+
+    def test_passes_at_the_same_moment_share_the_jobs_and_run_each_once(
+        self, queue: Engine
+    ) -> None:
+        queue.enqueue_many("greet", range(300))
+        ran: list[int] = []
+        counts: list[dict[str, int]] = []
+
+        def handler(payload: int) -> None:
+            time.sleep(0)
+            ran.append(payload)
+
+        at_once(*[lambda: counts.append(queue.process_jobs({"greet": handler}))] * 4)
+        assert sorted(ran) == list(range(300))
+        assert sum(done["completed"] for done in counts) == 300
+
+    def test_a_pass_within_a_handler_leaves_the_job_in_hand_alone(self, queue: Engine) -> None:
+        within: list[dict[str, int]] = []
+        queue.enqueue("outer", {})
+
+        def outer(_: Any) -> None:
+            queue.enqueue("inner", {})
+            within.append(queue.process_jobs({"outer": raises(), "inner": raises()}))
+
+        assert queue.process_jobs({"outer": outer}) == NONE | {"completed": 1}
+        assert within == [NONE | {"completed": 1}]
+
+    def test_each_outcome_is_recorded_before_the_next_handler_begins(self, queue: Engine) -> None:
+        ids = queue.enqueue_many("greet", range(20))
+        seen: list[list[str]] = []
+
+        def handler(number: int) -> int:
+            seen.append([job(queue, job_id)["status"] for job_id in ids[: number + 1]])
+            return number
+
+        queue.process_jobs({"greet": handler})
+        assert seen == [["completed"] * number + ["processing"] for number in range(20)]
+
+    def test_with_only_the_jobs_of_other_types_are_left_alone(self, queue: Engine) -> None:
+        other = queue.enqueue("other", {})
+        queue.enqueue("greet", {})
+        before = job(queue, other)
+        assert queue.process_jobs({"greet": raises()}, only=True) == NONE | {"completed": 1}
+        assert job(queue, other) == before
+
+    def test_a_handler_is_told_of_its_job(self, queue: Engine, clock: Clock) -> None:
+        told: list[tuple[str, str, int, int]] = []
+
+        def handler(_: Any, job: Job) -> None:
+            told.append((job.id, job.type, job.attempt, job.created_at))
+            raise ValueError("again")
+
+        job_id = queue.enqueue("greet", {})
+        for _ in range(2):
+            queue.process_jobs({"greet": handler})
+            clock.move(DAY)
+        assert told == [(job_id, "greet", 1, NOW), (job_id, "greet", 2, NOW)]
+
+    @pytest.mark.parametrize(
+        ("handlers", "max_attempts", "linger"),
+        [
+            ([], 3, 0),
+            ({"greet": "no"}, 3, 0),
+            ({}, 0, 0),
+            ({}, True, 0),
+            ({}, "3", 0),
+            ({}, 3, -1),
+            ({}, 3, math.nan),
+        ],
+    )
+    def test_arguments_that_cannot_work_are_refused_before_anything_runs(
+        self, queue: Engine, handlers: Any, max_attempts: Any, linger: Any
+    ) -> None:
+        job_id = queue.enqueue("greet", {})
+        before = job(queue, job_id)
+        with pytest.raises(InvalidHandlers):
+            queue.process_jobs(handlers, max_attempts, linger=linger)
+        if not linger:
+            with pytest.raises(InvalidHandlers):
+                queue.run_until_complete(handlers, max_attempts)
+        assert job(queue, job_id) == before
+
+    # --- staying, waiting
+
+    def test_a_lingering_pass_runs_what_becomes_due_meanwhile(
+        self, queue: Engine, clock: Clock
+    ) -> None:
+        queue.enqueue("greet", "now")
+        queue.enqueue("greet", "later", NOW + 60)
+        ran: list[str] = []
+
+        def handler(payload: str) -> None:
+            ran.append(payload)
+            clock.move(60)
+
+        assert queue.process_jobs({"greet": handler}, linger=0.3) == NONE | {"completed": 2}
+        assert ran == ["now", "later"]
+
+    def test_run_until_complete_waits_for_retries_and_delays(
+        self, queue: Engine, clock: Clock
+    ) -> None:
+        errors: list[Exception] = [ValueError("no"), Delay(5), ValueError("no")]
+
+        def handler(_: Any) -> None:
+            clock.move(DAY)
+            if errors:
+                raise errors.pop(0)
+
+        def let_time_pass() -> None:
+            while not done.wait(0.01):
+                clock.move(60)
+
+        done = threading.Event()
+        queue.enqueue("greet", {}, NOW + 60)
+        passing = threading.Thread(target=let_time_pass)
+        passing.start()
+        try:
+            counts = queue.run_until_complete({"greet": handler})
+        finally:
+            done.set()
+            passing.join()
+        assert counts == NONE | {"completed": 1, "retried": 2, "delayed": 1}
+        assert queue.run_until_complete({}) == NONE
+
+    def test_wait_returns_a_job_that_is_done_and_none_for_one_that_is_not(
+        self, queue: Engine
+    ) -> None:
+        ends = {"completed": raises(), "failed": raises(Fail())}
+        for status in ("completed", "failed", "cancelled", "pending"):
+            queue.enqueue(status, {}, job_id=status)
+        queue.cancel_job("cancelled")
+        queue.process_jobs(ends, only=True)
+        for status in ("completed", "failed", "cancelled"):
+            found = queue.wait(status, 1000)
+            assert found is not None and found["status"] == status
+            assert found == queue.get_job(status)
+        assert queue.wait("pending", 0.02) is None
+        assert queue.wait("unknown", 1000) is None
+
+    def test_wait_sees_what_a_pass_does_meanwhile(self, queue: Engine) -> None:
+        job_id = queue.enqueue("greet", {})
+        found: list[dict[str, Any] | None] = []
+        at_once(
+            lambda: found.append(queue.wait(job_id, 60)),
+            lambda: queue.process_jobs({"greet": raises()}),
+        )
+        assert found == [queue.get_job(job_id)]

@@ -1,0 +1,136 @@
+"""For the tests of programs that use a queue: a clock that a test moves, and a queue on it.
+
+`JobQueue` is what the pytest fixture `job_queue` gives; it needs no pytest.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dbbasic_queue.job import PENDING
+from dbbasic_queue.queue import MAX_ATTEMPTS, Queue
+from dbbasic_queue.rows import MAX_PAYLOAD, decode_json, encode_json
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Mapping
+
+MOST_PASSES = 1000
+_SHOWN = 20
+
+
+class Clock:
+    """Unix seconds that pass only when a test says so; calling it gives `now`."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def move(self, seconds: float) -> None:
+        """Let so many seconds pass; with a negative number the clock is set back."""
+        self.now += seconds
+
+
+class JobQueue(Queue):
+    """A queue in a text file, with a clock that stands still, and assertions about its jobs.
+
+    It lies on the disk like any other, but does not wait for it (`fsync=False`).
+    """
+
+    def __init__(self, path: str | os.PathLike[str], clock: Clock) -> None:
+        super().__init__(path, fsync=False, clock=clock)
+        self.clock = clock
+
+    def run_all(
+        self,
+        handlers: Mapping[str, Callable[..., Any]],
+        max_attempts: int = MAX_ATTEMPTS,
+        *,
+        only: bool = False,
+    ) -> dict[str, int]:
+        """Run jobs until none is left that can run, through retries and delays, without waiting.
+
+        Where nothing is due, the clock is moved to the next `run_at`. Returns the sums of what
+        `process_jobs` returns. Raises AssertionError, with the jobs that are left, if they go on
+        for more than 1,000 passes.
+        """
+        sums: dict[str, int] = {}
+        for _ in range(MOST_PASSES):
+            done = self.process_jobs(handlers, max_attempts, only=only)
+            sums = {name: sums.get(name, 0) + n for name, n in done.items()}
+            if any(done.values()):
+                continue
+            later = [job["run_at"] for job in self.jobs(PENDING) if job["run_at"] > self.clock.now]
+            if not later:
+                return sums
+            self.clock.now = min(later)
+        raise AssertionError(
+            f"the jobs go on for ever: after {MOST_PASSES} passes these are left, and one of them "
+            f"puts itself off, or enqueues another, each time:\n{_listed(self.jobs(PENDING))}"
+        )
+
+    def enqueued(self, job_type: str, /, *payload: Any, **members: Any) -> list[dict[str, Any]]:
+        """Return the jobs of a type that were enqueued, whatever has become of them.
+
+        Only those with this payload, if it is given, and whose payload is an object with these
+        members among others.
+        """
+        if len(payload) > 1:
+            raise TypeError("give one payload, or members of it by name")
+        whole = [_as_kept(value) for value in payload]
+        wanted = {name: _as_kept(value) for name, value in members.items()}
+        return [
+            job
+            for job in self.jobs(job_type=job_type)
+            if whole in ([], [job["payload"]])
+            and (not wanted or _has_members(job["payload"], wanted))
+        ]
+
+    def assert_enqueued(self, job_type: str, /, *payload: Any, **members: Any) -> dict[str, Any]:
+        """Return the first job that `enqueued` finds; raises AssertionError if there is none."""
+        found = self.enqueued(job_type, *payload, **members)
+        if not found:
+            raise AssertionError(
+                f"no job {_call(job_type, payload, members)} was enqueued; "
+                f"what was:\n{_listed(self.jobs())}"
+            )
+        return found[0]
+
+    def assert_not_enqueued(self, job_type: str, /, *payload: Any, **members: Any) -> None:
+        """Raise AssertionError if `enqueued` finds a job."""
+        found = self.enqueued(job_type, *payload, **members)
+        if found:
+            raise AssertionError(
+                f"a job {_call(job_type, payload, members)} was enqueued:\n{_listed(found)}"
+            )
+
+
+def _as_kept(value: Any) -> Any:
+    """Return what a payload reads back as: a tuple is a list."""
+    return decode_json(encode_json(value, MAX_PAYLOAD))
+
+
+def _has_members(payload: Any, wanted: dict[str, Any]) -> bool:
+    return isinstance(payload, dict) and all(
+        name in payload and payload[name] == value for name, value in wanted.items()
+    )
+
+
+def _call(job_type: str, payload: tuple[Any, ...], members: dict[str, Any]) -> str:
+    arguments = [repr(value) for value in payload]
+    arguments += [f"{name}={value!r}" for name, value in members.items()]
+    return f"{job_type}({', '.join(arguments)})"
+
+
+def _listed(jobs: Any) -> str:
+    lines = []
+    for job in jobs:
+        payload = repr(job["payload"])
+        shown = payload if len(payload) <= 200 else payload[:200] + "..."
+        error = f" {job['error']}" if job["error"] else ""
+        lines.append(f"  {job['type']} {shown} {job['status']} at {job['run_at']}{error}")
+    if len(lines) > _SHOWN:
+        lines[_SHOWN:] = [f"  and {len(lines) - _SHOWN} more"]
+    return "\n".join(lines) or "  nothing"

@@ -1,0 +1,279 @@
+"""Every engine passes the conformance suite, the suite can fail, and `Queue.open` finds engines."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import planted_engines
+import pytest
+from conftest import NOW, PROJECT, job, python
+
+from dbbasic_queue import NotAQueue, Queue
+from dbbasic_queue.engines import protocol
+from dbbasic_queue.engines.conformance import (
+    Archives,
+    EngineTests,
+    OutlivesItsProcess,
+    SharesItsJobs,
+)
+from dbbasic_queue.engines.memory import MemoryQueue
+from dbbasic_queue.testing import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from dbbasic_queue.engines.protocol import Engine
+
+
+class TestTextFile(EngineTests, SharesItsJobs, OutlivesItsProcess, Archives):
+    def engine(self, clock: Clock, directory: Path) -> Engine:
+        return Queue.open(directory / "data" / "queue.tsv", clock=clock, fsync=False)
+
+    def url(self, directory: Path) -> str:
+        return f"file://{directory}/data/queue.tsv"
+
+
+class TestMemory(EngineTests, SharesItsJobs, Archives):
+    def engine(self, clock: Clock, directory: Path) -> Engine:
+        return Queue.open(f"memory:{directory}", clock=clock)
+
+    @pytest.fixture(autouse=True)
+    def nothing_is_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.chdir(tmp_path)
+        yield
+        assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} <= {"archive"}
+
+
+def test_the_suite_catches_every_planted_bug_and_passes_the_engine_without_one(
+    tmp_path: Path,
+) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "tests/planted_engines.py", "-q", "--tb=no", "-rA"),
+            *("-p", "no:cacheprovider", f"--basetemp={tmp_path / 'suites'}"),
+        ],
+        cwd=PROJECT,
+        env={key: value for key, value in os.environ.items() if key != "PYTEST_ADDOPTS"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+    ended: defaultdict[str, set[str]] = defaultdict(set)
+    for end, engine in re.findall(r"^([A-Z]+) \S+::Test(\w+)::test_", done.stdout, re.MULTILINE):
+        ended[engine].add(end)
+    assert ended.pop("Sound") == {"PASSED"}, done.stdout[-5000:]
+    caught = {engine for engine, ends in ended.items() if "FAILED" in ends and "ERROR" not in ends}
+    assert {planted.__name__ for planted in planted_engines.CAUGHT} - caught == set()
+
+
+# --- the protocol
+
+BEYOND = {"open", "path", "max_payload", "aenqueue", "aget_job", "await_job"}
+"""What `Queue` has beside: how it is made, and threads around other calls."""
+
+
+def test_the_protocol_has_every_call_of_a_queue() -> None:
+    calls = {name for name in vars(protocol.Engine) if not name.startswith("_")}
+    ours = {name for name in vars(Queue) if not name.startswith("_")}
+    assert calls == ours - BEYOND
+
+
+def test_a_queue_in_memory_is_typed_as_an_engine_and_so_is_a_text_file() -> None:
+    engines: list[Engine] = [Queue("queue.tsv"), MemoryQueue()]
+    assert len(engines) == 2
+
+
+# --- Queue.open
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("data/queue.tsv", "data/queue.tsv"),
+        ("a%20b.tsv", "a%20b.tsv"),
+        ("./memory:.tsv", "memory:.tsv"),
+        ("file:data/queue.tsv", "data/queue.tsv"),
+        ("FILE:a%20b.tsv", "a b.tsv"),
+        ("file:{tmp}/queue.tsv", "queue.tsv"),
+        ("file://{tmp}/queue.tsv", "queue.tsv"),
+        ("file://localhost{tmp}/queue.tsv", "queue.tsv"),
+    ],
+)
+def test_a_path_or_file_url_is_a_text_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, path: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Queue.open(url.format(tmp=tmp_path), clock=lambda: NOW, fsync=False) as queue:
+        assert type(queue) is Queue
+        assert queue.path == str(tmp_path / path)
+        found = queue.get_job(queue.enqueue("greet", {}))
+        assert found is not None and found["created_at"] == NOW
+    assert (tmp_path / path).read_text("utf-8").count("greet") == 1
+
+
+def test_a_path_object_is_never_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Queue.open((tmp_path / "memory:x").relative_to(tmp_path)) as queue:
+        queue.enqueue("greet", {})
+    assert (tmp_path / "memory:x").is_file()
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("redis://user:secret@host/0", "'redis' is refused.* file, memory;.* ./redis:"),
+        ("data:x.tsv", "'data' is refused"),
+        ("file://other/queue.tsv", "machine 'other'"),
+        ("file:", "names no file"),
+        ("file://localhost", "names no file"),
+    ],
+)
+def test_a_url_without_an_engine_is_refused_and_no_password_is_shown(url: str, text: str) -> None:
+    with pytest.raises(NotAQueue, match=text) as refusal:
+        Queue.open(url)
+    assert "secret" not in str(refusal.value)
+
+
+def test_memory_is_fresh_each_time_and_a_name_is_shared() -> None:
+    with Queue.open("memory:") as one, Queue.open("memory:") as two:
+        one.enqueue("greet", {})
+        assert (one.counts()["pending"], two.counts()["pending"]) == (1, 0)
+    with Queue.open("memory:test_engines") as named:
+        named.enqueue("greet", {}, job_id="shared")
+    with Queue.open("MEMORY:test_engines") as again:
+        assert again.get_job("shared") is not None
+        again.remove_type("greet")
+
+
+def test_an_option_that_an_engine_does_not_have_is_an_error() -> None:
+    with pytest.raises(TypeError, match="fsync"):
+        Queue.open("memory:", fsync=False)
+
+
+ENGINE = """
+from dbbasic_queue.engines.memory import MemoryQueue
+
+class TheirQueue(MemoryQueue):
+    def __init__(self, url, **options):
+        self.url = url
+        super().__init__(**options)
+"""
+
+
+def install(directory: Path, package: str, scheme: str) -> None:
+    """Install a package as pip does, as far as Python looks: a module and its metadata."""
+    directory.mkdir(exist_ok=True)
+    (directory / f"{package}.py").write_text(ENGINE, encoding="utf-8")
+    metadata = directory / f"{package}-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Name: {package}\nVersion: 1.0\n", encoding="utf-8")
+    (metadata / "entry_points.txt").write_text(
+        f"[dbbasic_queue.engines]\n{scheme} = {package}:TheirQueue\n", encoding="utf-8"
+    )
+
+
+OPEN = """
+import sys
+from dbbasic_queue import Queue, QueueError
+try:
+    with Queue.open(sys.argv[1], max_payload=9) as queue:
+        queue.enqueue("greet", 1)
+        print(type(queue).__module__, queue.url, queue.counts()["pending"])
+        queue.enqueue("greet", "1234567890")
+except QueueError as e:
+    print(e)
+"""
+
+
+def test_a_package_brings_an_engine_by_an_entry_point(tmp_path: Path) -> None:
+    install(tmp_path / "site", "their_engine", "theirs")
+    done = python(OPEN, "theirs://host/1", env={"PYTHONPATH": f"{tmp_path / 'site'}:{PROJECT}"})
+    assert done.stderr == ""
+    opened, refused = done.stdout.splitlines()
+    assert opened == "their_engine theirs://host/1 1"
+    assert "it takes 12 bytes, and 9 are allowed" in refused
+    done = python(OPEN, "unknown:", env={"PYTHONPATH": f"{tmp_path / 'site'}:{PROJECT}"})
+    assert "there are file, memory, theirs;" in done.stdout
+
+
+def test_a_scheme_that_two_packages_claim_is_refused(tmp_path: Path) -> None:
+    install(tmp_path / "site", "their_engine", "theirs")
+    install(tmp_path / "site", "other_engine", "theirs")
+    done = python(OPEN, "theirs:", env={"PYTHONPATH": f"{tmp_path / 'site'}:{PROJECT}"})
+    assert "other_engine:TheirQueue, their_engine:TheirQueue" in done.stdout
+
+
+def test_no_package_can_take_our_own_schemes(tmp_path: Path) -> None:
+    install(tmp_path / "site", "their_engine", "memory")
+    code = "from dbbasic_queue import Queue; print(type(Queue.open('memory:')).__module__)"
+    done = python(code, env={"PYTHONPATH": f"{tmp_path / 'site'}:{PROJECT}"})
+    assert (done.stdout, done.stderr) == ("dbbasic_queue.engines.memory\n", "")
+
+
+# --- memory's own limits
+
+
+def test_a_forked_child_is_refused_the_jobs_that_it_has_but_a_copy_of() -> None:
+    code = """
+import os
+from dbbasic_queue import Queue, StoreError
+with Queue.open("memory:") as queue:
+    queue.enqueue("greet", {})
+    if os.fork() == 0:
+        for call in (lambda: queue.enqueue("greet", {}), queue.counts, lambda: queue.get_job("x"),
+                     lambda: queue.process_jobs({"greet": print})):
+            try:
+                call()
+            except StoreError as e:
+                assert "has but a copy" in str(e)
+            else:
+                os._exit(1)
+        queue.close()
+        os._exit(7)
+    print(os.waitstatus_to_exitcode(os.wait()[1]), queue.counts()["pending"])
+"""
+    done = python(code)
+    assert (done.stdout, done.stderr) == ("7 1\n", "")
+
+
+def test_an_error_of_a_pass_itself_gives_back_what_it_holds() -> None:
+    clock = Clock(NOW)
+    queue = MemoryQueue(clock=clock)
+    ids = queue.enqueue_many("greet", range(20))
+
+    def broken() -> float:
+        raise OSError("the clock has stopped")
+
+    def handler(number: int) -> None:
+        if number == 11:
+            queue._clock = broken
+            raise ValueError
+
+    class Running(threading.Thread):
+        error: BaseException | None = None
+
+        def run(self) -> None:
+            try:
+                queue.process_jobs({"greet": handler})
+            except OSError as e:
+                self.error = e
+
+    def stopping() -> float:
+        return broken() if queue._clock is broken else clock()
+
+    queue._clock = stopping
+    running = Running()
+    running.start()
+    running.join()
+    assert str(running.error) == "the clock has stopped"
+    queue._clock = clock
+    assert [job(queue, i)["status"] for i in ids] == ["completed"] * 11 + ["pending"] * 9
+    assert queue.process_jobs({"greet": str})["completed"] == 9
+    assert {found["attempts"] for found in queue.jobs()} == {1}
