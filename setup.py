@@ -26,6 +26,7 @@ setup(
         "dbbasic_queue.store",
         "dbbasic_queue.workers",
     ],
+    py_modules=["pytest_dbbasic_queue"],
     package_dir={"dbbasic_queue.workers": "workers"},
     package_data={"dbbasic_queue": ["py.typed", "*.tsv"]},
     install_requires=["filelock>=3.30"],
@@ -41,7 +42,10 @@ setup(
         ],
         "lint": ["ruff>=0.12", "mypy>=1.16"],
     },
-    entry_points={"console_scripts": ["dbbasic-queue = dbbasic_queue.cli:main"]},
+    entry_points={
+        "console_scripts": ["dbbasic-queue = dbbasic_queue.cli:main"],
+        "pytest11": ["dbbasic_queue = pytest_dbbasic_queue"],
+    },
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Developers",

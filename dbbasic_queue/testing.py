@@ -43,6 +43,9 @@ class JobQueue(Queue):
         super().__init__(path, fsync=False, clock=clock)
         self.clock = clock
 
+    def __enter__(self) -> JobQueue:
+        return self
+
     def run_all(
         self,
         handlers: Mapping[str, Callable[..., Any]],

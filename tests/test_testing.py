@@ -1,0 +1,299 @@
+"""For users' tests: the fixture `job_queue`, in runs of pytest as users start them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from conftest import NOW, PROJECT
+
+from dbbasic_queue import Backoff, Delay, Handler
+from dbbasic_queue.testing import Clock, JobQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytest_plugins = ["pytester"]
+
+NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
+DAY = 86_400
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Iterator[JobQueue]:
+    with JobQueue(tmp_path / "queue.tsv", Clock(NOW)) as jobs:
+        yield jobs
+
+
+# --- the clock, and running all
+
+
+def test_time_passes_when_the_test_says_so(jobs: JobQueue) -> None:
+    jobs.enqueue("greet", {}, NOW + 60)
+    assert jobs.process_jobs({"greet": str}) == NONE
+    jobs.clock.move(60)
+    assert jobs.process_jobs({"greet": str}) == NONE | {"completed": 1}
+    jobs.clock.move(-DAY)
+    assert jobs.clock() == jobs.clock.now == NOW + 60 - DAY
+
+
+def test_run_all_runs_retries_delays_and_what_handlers_enqueue_at_their_time(
+    jobs: JobQueue,
+) -> None:
+    errors = [ValueError("no"), Delay(DAY), ValueError("no")]
+    ran: list[tuple[Any, float]] = []
+
+    def greet(payload: Any) -> None:
+        ran.append((payload, jobs.clock.now - NOW))
+        if payload == "ada" and errors:
+            raise errors.pop(0)
+        if payload == "bob":
+            jobs.enqueue("greet", "from bob")
+
+    jobs.enqueue("greet", "ada")
+    jobs.enqueue("greet", "bob", NOW + 300)
+    done = jobs.run_all({"greet": Handler(greet, backoff=Backoff(base=100, factor=1))})
+    assert done == NONE | {"completed": 3, "retried": 2, "delayed": 1}
+    assert ran == [
+        ("ada", 0),
+        ("ada", 100),
+        ("bob", 300),
+        ("from bob", 300),
+        ("ada", 100 + DAY),
+        ("ada", 200 + DAY),
+    ]
+    assert jobs.run_all({}) == NONE
+
+
+def test_run_all_ends_with_what_no_attempt_is_left_for(jobs: JobQueue) -> None:
+    jobs.enqueue("greet", {})
+    assert jobs.run_all({}, 2) == NONE | {"retried": 1, "failed": 1}
+    assert jobs.clock.now == NOW + 120
+
+
+def test_run_all_leaves_what_it_is_told_to_leave(jobs: JobQueue) -> None:
+    jobs.enqueue("other", {})
+    jobs.enqueue("other", {}, NOW + 60)
+    jobs.enqueue("greet", {}, NOW + 30)
+    assert jobs.run_all({"greet": str}, only=True) == NONE | {"completed": 1}
+    assert jobs.counts()["pending"] == 2
+
+
+def test_jobs_that_go_on_for_ever_are_an_error_that_names_them(jobs: JobQueue) -> None:
+    def put_off(_: Any) -> None:
+        raise Delay(60, "not yet")
+
+    jobs.enqueue("greet", {"to": "ada"})
+    with pytest.raises(AssertionError, match="go on for ever") as error:
+        jobs.run_all({"greet": put_off})
+    assert "  greet {'to': 'ada'} pending at " in str(error.value)
+    assert str(error.value).endswith(" delayed: not yet")
+
+
+# --- assertions
+
+
+def test_an_assertion_finds_jobs_by_type_payload_and_members(jobs: JobQueue) -> None:
+    first = jobs.enqueue("send_email", {"to": "ada", "tags": ["a", "b"], "cc": None})
+    jobs.enqueue("send_email", {"to": "bob"})
+    jobs.enqueue("resize", "cat.png", NOW + 60)
+    assert jobs.assert_enqueued("send_email") == jobs.get_job(first)
+    assert jobs.assert_enqueued("send_email", to="bob")["payload"] == {"to": "bob"}
+    assert jobs.assert_enqueued("send_email", tags=("a", "b"), cc=None)["id"] == first
+    assert jobs.assert_enqueued("send_email", {"to": "bob"})["payload"] == {"to": "bob"}
+    assert jobs.assert_enqueued("resize", "cat.png")["run_at"] == NOW + 60
+    assert len(jobs.enqueued("send_email")) == 2
+    for nothing in (
+        jobs.enqueued("send_email", {"to": "ada"}),
+        jobs.enqueued("send_email", to="ada", cc="bob"),
+        jobs.enqueued("send_email", subject=None),
+        jobs.enqueued("resize", to="ada"),
+        jobs.enqueued("unknown"),
+    ):
+        assert nothing == []
+    jobs.assert_not_enqueued("send_email", to="eve")
+
+
+def test_what_was_enqueued_is_found_whatever_became_of_it(jobs: JobQueue) -> None:
+    jobs.enqueue("greet", {"to": "ada"})
+    jobs.cancel_job(jobs.enqueue("greet", {"to": "bob"}))
+    jobs.run_all({"greet": str})
+    assert jobs.assert_enqueued("greet", to="ada")["status"] == "completed"
+    assert jobs.assert_enqueued("greet", to="bob")["status"] == "cancelled"
+
+
+def test_an_assertion_that_fails_says_what_there_is(jobs: JobQueue) -> None:
+    with pytest.raises(AssertionError) as error:
+        jobs.assert_enqueued("greet", to="ada")
+    assert str(error.value) == "no job greet(to='ada') was enqueued; what was:\n  nothing"
+    jobs.enqueue("greet", {"to": "bob", "text": "x" * 1000})
+    jobs.enqueue("broken", 1)
+    with pytest.raises(AssertionError) as error:
+        jobs.run_all({"greet": str, "broken": Handler(lambda n: 1 / 0, max_attempts=1)})
+        jobs.assert_enqueued("greet", 5)
+    assert str(error.value).splitlines() == [
+        "no job greet(5) was enqueued; what was:",
+        f"  greet {str({'to': 'bob', 'text': 'x' * 1000})[:200]}... completed at {NOW}",
+        f"  broken 1 failed at {NOW} ZeroDivisionError: division by zero",
+    ]
+    with pytest.raises(AssertionError) as error:
+        jobs.assert_not_enqueued("broken")
+    assert str(error.value).startswith("a job broken() was enqueued:\n  broken 1 failed")
+    jobs.enqueue_many("greet", range(30))
+    with pytest.raises(AssertionError, match=r"and 12 more$"):
+        jobs.assert_enqueued("other")
+
+
+def test_two_payloads_are_one_too_many(jobs: JobQueue) -> None:
+    with pytest.raises(TypeError, match="one payload"):
+        jobs.assert_enqueued("greet", 1, 2)
+
+
+# --- the plugin
+
+
+@pytest.fixture
+def installed(
+    pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> pytest.Pytester:
+    """A directory for a user's tests, where the plugin is found as setup.py registers it."""
+    metadata = tmp_path / "site" / "dbbasic_queue-0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Name: dbbasic-queue\nVersion: 0\n", encoding="utf-8")
+    (metadata / "entry_points.txt").write_text(entry_points(), encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", f"{metadata.parent}:{PROJECT}")
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    return pytester
+
+
+def entry_points() -> str:
+    """Return setup.py's entry points in the form of an installed package's."""
+    (call,) = [
+        node.value
+        for node in ast.parse((PROJECT / "setup.py").read_text("utf-8")).body
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    ]
+    (groups,) = [ast.literal_eval(k.value) for k in call.keywords if k.arg == "entry_points"]
+    assert groups["pytest11"] == ["dbbasic_queue = pytest_dbbasic_queue"]
+    return "".join(f"[{name}]\n" + "\n".join(lines) + "\n" for name, lines in groups.items())
+
+
+def test_the_fixture_is_there_without_a_line_of_configuration(installed: pytest.Pytester) -> None:
+    installed.makepyfile(
+        """
+        import os, subprocess, sys
+        import dbbasic_queue
+        from dbbasic_queue import Handlers, Queue, enqueue, get_job, process_jobs
+
+        jobs = Handlers()
+
+        @jobs.handler
+        def greet(name):
+            if not enqueued:
+                enqueued.append(name)
+                raise ValueError("once")
+            return "hello " + name
+
+        enqueued = []
+
+        def test_functions_and_registries_act_on_it(job_queue):
+            first, second = enqueue("greet", "ada"), greet.enqueue("bob")
+            job_queue.assert_enqueued("greet", "ada")
+            assert job_queue.run_all(jobs)["retried"] == 1
+            assert get_job(first)["result"] == "hello ada"
+            assert get_job(second)["result"] == "hello bob"
+
+        def test_each_test_has_its_own(job_queue, tmp_path):
+            assert job_queue.counts()["pending"] == 0
+            assert isinstance(job_queue, Queue) and str(tmp_path) in job_queue.path
+            job_queue.assert_not_enqueued("greet")
+
+        def test_programs_that_are_started_act_on_it_too(job_queue):
+            code = "import dbbasic_queue; dbbasic_queue.enqueue('greet', 'eve')"
+            subprocess.run([sys.executable, "-c", code], check=True)
+            job_queue.assert_enqueued("greet", "eve")
+
+        def test_the_clock_begins_now_and_stands_still(job_queue):
+            import time
+            assert abs(job_queue.clock() - time.time()) < 3600
+            assert job_queue.clock() == job_queue.clock()
+
+        def test_afterwards_all_is_as_before():
+            assert "DBBASIC_QUEUE_FILE" not in os.environ
+            assert dbbasic_queue.queue.QUEUE_FILE == "data/queue.tsv"
+            assert dbbasic_queue.queue.default_queue().path == os.path.abspath("data/queue.tsv")
+            assert not os.path.exists("data")
+        """
+    )
+    done = installed.runpytest_subprocess("-Werror", "-p", "no:cacheprovider")
+    done.assert_outcomes(passed=5)
+
+
+def test_where_the_fixture_is_not_used_the_package_is_not_even_imported(
+    installed: pytest.Pytester,
+) -> None:
+    installed.makepyfile(
+        """
+        import sys
+
+        def test_nothing_is_loaded(pytestconfig):
+            assert pytestconfig.pluginmanager.hasplugin("dbbasic_queue")
+            assert [name for name in sys.modules if name.startswith("dbbasic_queue")] == []
+            assert "filelock" not in sys.modules
+        """
+    )
+    installed.runpytest_subprocess("-Werror").assert_outcomes(passed=1)
+
+
+def test_a_failing_assertion_shows_the_jobs_in_pytests_own_report(
+    installed: pytest.Pytester,
+) -> None:
+    installed.makepyfile(
+        """
+        def test_a_mail_is_sent(job_queue):
+            job_queue.enqueue("send_email", {"to": "bob"})
+            job_queue.assert_enqueued("send_email", to="ada")
+        """
+    )
+    done = installed.runpytest_subprocess()
+    done.assert_outcomes(failed=1)
+    done.stdout.fnmatch_lines(
+        [
+            "E * no job send_email(to='ada') was enqueued; what was:",
+            "E * send_email {'to': 'bob'} pending at *",
+        ]
+    )
+
+
+def test_a_third_partys_run_of_the_conformance_suite_explains_its_failures(
+    installed: pytest.Pytester,
+) -> None:
+    installed.makepyfile(
+        """
+        from dbbasic_queue.engines.conformance import EngineTests
+        from dbbasic_queue.engines.memory import MemoryQueue
+
+        class Silent(MemoryQueue):
+            def get_job(self, job_id):
+                found = super().get_job(job_id)
+                return found and found | {"result": None}
+
+        class TestSilent(EngineTests):
+            def engine(self, clock, directory):
+                return Silent(clock=clock)
+        """
+    )
+    done = installed.runpytest_subprocess("-k", "no_error_left")
+    done.assert_outcomes(failed=1, deselected=done.parseoutcomes()["deselected"])
+    done.stdout.fnmatch_lines(["E * assert (None, None, 2) == (None, 'done', 2)"])
+
+
+def test_the_test_in_the_readme_passes(installed: pytest.Pytester) -> None:
+    readme = (PROJECT / "README.md").read_text("utf-8")
+    (code,) = re.findall(r"^```python file=tests/test_signup.py\n(.*?)^```$", readme, re.M | re.S)
+    installed.makepyfile(code)
+    done = installed.runpytest_subprocess("-Werror")
+    done.assert_outcomes(passed=code.count("def test_"))
