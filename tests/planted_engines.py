@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dbbasic_queue import job
 from dbbasic_queue.engines.conformance import Archives, EngineTests, SharesItsJobs
 from dbbasic_queue.engines.memory import (
+    Kept,
     Memory,
     MemoryClaims,
     MemoryQueue,
@@ -165,6 +166,25 @@ class RecordsOutcomesAtTheEnd(Planted):
                 super().settle(claim, state)
 
 
+class RunsWhatIsPaused(Planted):
+    class claims(MemoryClaims):
+        def _is_due(self, row: Kept) -> bool:
+            with self.store.lock:
+                paused = self.store.paused()
+                self.store.resume(None)
+                try:
+                    return super()._is_due(row)
+                finally:
+                    for job_type in paused:
+                        self.store.pause(job_type)
+
+
+class KnowsNoLimit(Planted):
+    class claims(MemoryClaims):
+        def _has_room(self, job_type: str, room: dict[str, int]) -> bool:
+            return True
+
+
 # --- how it ends
 
 
@@ -259,6 +279,8 @@ CAUGHT: dict[type[Planted], str] = {
     CancelsWhatIsBeingRun: "a_job_that_is_being_run_or_done_cannot_be_cancelled",
     RunsWhatItAddedItself: "a_job_that_is_added_by_a_handler_waits_for_the_next_pass",
     RecordsOutcomesAtTheEnd: "each_outcome_is_recorded_before_the_next_handler_begins",
+    RunsWhatIsPaused: "a_paused_type_is_left_alone_and_counted_until_it_is_resumed",
+    KnowsNoLimit: "of_a_type_with_a_limit_no_more_jobs_are_run_at_once_by_all_passes",
     CountsADelay: "a_delay_puts_a_job_off_and_spends_no_attempt",
     TriesOnceMore: ("a_job_that_fails_is_tried_again_after_its_backoff_until_no_attempt_is_left"),
     KeepsTheOldError: "a_job_that_succeeds_in_the_end_has_no_error_left",

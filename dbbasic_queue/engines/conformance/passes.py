@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 import time
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dbbasic_queue import Delay, Fail, InvalidHandlers, Job
+from dbbasic_queue import Delay, Fail, Handler, InvalidHandlers, InvalidJob, Job
 from dbbasic_queue.engines.conformance.case import (
     DAY,
     EMPTY,
@@ -112,6 +113,89 @@ class PassTests(EngineCase):
             queue.process_jobs({"greet": handler})
             clock.move(DAY)
         assert told == [(job_id, "greet", 1, NOW), (job_id, "greet", 2, NOW)]
+
+    def test_of_a_type_with_a_limit_no_more_jobs_are_run_at_once_by_all_passes(
+        self, queue: Engine
+    ) -> None:
+        queue.enqueue_many("narrow", range(60))
+        queue.enqueue_many("wide", range(60))
+        seen: list[int] = []
+        most = 2
+
+        def narrow(_: Any) -> None:
+            seen.append(sum(1 for _ in queue.jobs("processing", "narrow")))
+
+        handlers: dict[str, Any] = {"narrow": Handler(narrow, concurrency=most), "wide": raises()}
+        at_once(*[lambda: queue.process_jobs(handlers)] * 4)
+        assert queue.process_jobs(handlers)["failed"] == 0
+        assert queue.counts()["completed"] == 120
+        assert (len(seen), max(seen) <= most) == (60, True)
+
+    def test_coroutines_run_beside_each_other_with_workers(self, queue: Engine) -> None:
+        queue.enqueue_many("greet", range(20))
+        running: list[int] = []
+        together: list[int] = []
+
+        async def handler(number: int) -> int:
+            running.append(number)
+            await asyncio.sleep(0.01)
+            together.append(len(running))
+            running.remove(number)
+            return number
+
+        done = queue.process_jobs({"greet": handler}, workers=10)
+        assert done == NONE | {"completed": 20}
+        assert [found["result"] for found in queue.jobs()] == list(range(20))
+        assert max(together) <= 10
+
+    # --- pausing
+
+    def test_a_paused_type_is_left_alone_and_counted_until_it_is_resumed(
+        self, queue: Engine, clock: Clock
+    ) -> None:
+        queue.enqueue_many("a", range(3))
+        queue.enqueue("b", {}, NOW + 60)
+        queue.enqueue("c", {})
+        queue.cancel_job(queue.enqueue("a", {}))
+        before = list(queue.jobs(job_type="a"))
+        assert (queue.pause("a"), queue.pause("a"), queue.pause("b")) == (True, False, True)
+        assert queue.counts() == EMPTY | {"pending": 5, "cancelled": 1, "paused": 4}
+        clock.move(60)
+        handlers = dict.fromkeys("abc", raises())
+        assert queue.process_jobs(handlers) == NONE | {"completed": 1}
+        assert list(queue.jobs(job_type="a")) == before
+        assert (queue.resume("a"), queue.resume("a"), queue.resume("c")) == (True, False, False)
+        assert queue.counts()["paused"] == 1
+        assert queue.process_jobs(handlers) == NONE | {"completed": 3}
+        assert queue.resume("b") is True
+        assert queue.process_jobs(handlers) == NONE | {"completed": 1}
+
+    def test_all_types_can_be_paused_and_are_resumed_together(self, queue: Engine) -> None:
+        queue.enqueue("a", {})
+        assert (queue.pause(), queue.pause(), queue.pause("a")) == (True, False, True)
+        queue.enqueue("b", {})
+        assert queue.counts()["paused"] == 2
+        assert queue.process_jobs({}) == NONE
+        assert (queue.resume("a"), queue.process_jobs({})) == (True, NONE)
+        assert (queue.resume(), queue.resume()) == (True, False)
+        assert queue.process_jobs({}) == NONE | {"retried": 2}
+
+    def test_what_is_being_run_goes_on_when_its_type_is_paused_and_nothing_after_it(
+        self, queue: Engine
+    ) -> None:
+        queue.enqueue_many("greet", range(3))
+
+        def handler(number: int) -> None:
+            assert queue.pause("greet") is True
+
+        assert queue.process_jobs({"greet": handler}) == NONE | {"completed": 1}
+        assert queue.counts() == EMPTY | {"completed": 1, "pending": 2, "paused": 2}
+
+    @pytest.mark.parametrize("job_type", ["", "a b", "*", 7])
+    def test_what_can_be_no_type_cannot_be_paused(self, queue: Engine, job_type: Any) -> None:
+        for call in (queue.pause, queue.resume):
+            with pytest.raises(InvalidJob, match="is refused"):
+                call(job_type)
 
     @pytest.mark.parametrize(
         ("handlers", "max_attempts", "linger"),
