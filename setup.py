@@ -31,10 +31,12 @@ setup(
     package_data={"dbbasic_queue": ["py.typed", "*.tsv"]},
     install_requires=["filelock>=3.30"],
     extras_require={
+        "pickle": ["cloudpickle>=3"],
         "test": [
             "pytest>=8",
             "pytest-cov>=7",
             "aiosmtpd>=1.4",
+            "cloudpickle>=3",
             "flask>=3",
             "gunicorn>=22",
             "hypothesis>=6.100",

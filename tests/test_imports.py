@@ -24,7 +24,7 @@ LAYERS = [
     {"engines.conformance.case"},
     {"__init__"},
     {"registry", "service"},
-    {"engines.memory", "testing"},
+    {"engines.memory", "pickled", "testing"},
     {"queue"},
     {"engines.__init__"},
     {"engines.protocol"},
@@ -95,6 +95,8 @@ def test_imports_point_downward_only(name: str) -> None:
 
 def extra(name: str) -> set[str]:
     """Return what a module may use that no other may: what comes with an extra."""
+    if name == "pickled":
+        return {"cloudpickle"}
     return {"pytest"} if name.startswith("engines.conformance.") else set()
 
 
@@ -104,15 +106,25 @@ def test_only_the_standard_library_and_filelock_are_used(name: str) -> None:
     assert {full.split(".")[0] for _, full in imported(TREES[name])} <= allowed
 
 
-DANGEROUS_MODULES = {"pickle", "marshal", "shelve", "dill", "ctypes", "code", "runpy"}
+DANGEROUS_MODULES = {
+    "pickle",
+    "cloudpickle",
+    "marshal",
+    "shelve",
+    "dill",
+    "ctypes",
+    "code",
+    "runpy",
+}
 DANGEROUS_CALLS = {"eval", "exec", "compile", "__import__", "system", "popen"}
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_nothing_is_unpickled_evaluated_or_given_to_a_shell(name: str) -> None:
     tree = TREES[name]
-    # prctl(2) has no other way in.
-    dangerous = DANGEROUS_MODULES - ({"ctypes"} if name == "child" else set())
+    # prctl(2) has no other way in; what `pickled` unpickles is signed.
+    excepted = {"child": {"ctypes"}, "pickled": {"cloudpickle"}}
+    dangerous = DANGEROUS_MODULES - excepted.get(name, set())
     assert {full.split(".")[0] for _, full in imported(tree)}.isdisjoint(dangerous)
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
@@ -129,6 +141,17 @@ def test_nothing_is_unpickled_evaluated_or_given_to_a_shell(name: str) -> None:
             ]
             is_binary = any("b" in mode.strip("'") for mode in modes)
             assert is_binary or any(k.arg == "encoding" for k in node.keywords), ast.unparse(node)
+
+
+def test_only_who_wants_pickles_imports_the_module_that_unpickles() -> None:
+    assert "pickled" in MODULES
+    importers = [
+        name
+        for name, tree in TREES.items()
+        if any(own_module(full) == "pickled" for _, full in imported(tree))
+        or "pickled" in {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
+    ]
+    assert importers == []
 
 
 LOADED = "import sys; before = set(sys.modules); {0}; print(*sorted(set(sys.modules) - before))"
