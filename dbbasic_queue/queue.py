@@ -435,7 +435,7 @@ def _looks(timeout: float) -> Iterator[float]:
 
     The last look is when the time is up.
     """
-    if not is_seconds(abs(timeout)):  # less than none is none: a deadline that has passed
+    if not is_seconds(timeout, above=-math.inf):  # less than none: a deadline that has passed
         raise InvalidJob(f"timeout {timeout!r} is refused: it must be seconds")
     end = time.monotonic() + timeout
     yield 0
