@@ -10,12 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dbbasic_queue import job
 from dbbasic_queue.engines.conformance import Archives, EngineTests, SharesItsJobs
-from dbbasic_queue.engines.memory import (
-    Kept,
-    Memory,
-    MemoryClaims,
-    MemoryQueue,
-)
+from dbbasic_queue.engines.memory import MemoryQueue
+from dbbasic_queue.engines.memory_store import Kept, Memory, MemoryClaims
 from dbbasic_queue.errors import DuplicateJob
 
 if TYPE_CHECKING:

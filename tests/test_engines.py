@@ -14,7 +14,7 @@ import planted_engines
 import pytest
 from conftest import NOW, PROJECT, job, python
 
-from dbbasic_queue import NotAQueue, Queue
+from dbbasic_queue import Handler, NotAQueue, Queue, Worker
 from dbbasic_queue.engines import protocol
 from dbbasic_queue.engines.conformance import (
     Archives,
@@ -241,6 +241,30 @@ with Queue.open("memory:") as queue:
 """
     done = python(code)
     assert (done.stdout, done.stderr) == ("7 1\n", "")
+
+
+def test_a_handler_in_a_process_of_its_own_is_told_that_its_jobs_would_be_lost() -> None:
+    with MemoryQueue() as queue:
+        job_id = queue.enqueue("greet", {})
+        handler = Handler(lambda _: queue.enqueue("other", {}), timeout=60)
+        assert queue.process_jobs({"greet": handler}, 1)["failed"] == 1
+        assert "has but a copy" in job(queue, job_id)["error"]
+        assert queue.counts()["pending"] == 0
+
+
+def test_with_workers_plain_functions_run_one_at_a_time_in_the_process_that_has_the_jobs() -> None:
+    ran: list[int] = []
+    with MemoryQueue() as queue:
+        queue.enqueue_many("greet", range(20))
+        assert queue.process_jobs({"greet": ran.append}, workers=8)["completed"] == 20
+        assert queue.run_until_complete({}, workers=8)["failed"] == 0
+    assert ran == list(range(20))
+
+
+def test_a_worker_that_stays_runs_jobs_in_memory_too() -> None:
+    with MemoryQueue() as queue, Worker(queue, {"greet": str.upper}):
+        found = queue.wait(queue.enqueue("greet", "ada"), 60)
+        assert found is not None and found["result"] == "ADA"
 
 
 def test_an_error_of_a_pass_itself_gives_back_what_it_holds() -> None:

@@ -33,6 +33,8 @@ LAYERS = [
     {"worker"},
     {"attempt"},
     {"interrupts", "reports", "watcher", "event_loop", "child", "figures", "tracebacks"},
+    {"interrupts", "reports", "watcher", "event_loop", "child"},
+    {"engines.memory_store"},
     {"store.claims"},
     {"store.attempts"},
     {"store.store"},

@@ -80,6 +80,10 @@ def test_run_all_leaves_what_it_is_told_to_leave(jobs: JobQueue) -> None:
     jobs.enqueue("greet", {}, NOW + 30)
     assert jobs.run_all({"greet": str}, only=True) == NONE | {"completed": 1}
     assert jobs.counts()["pending"] == 2
+    jobs.pause("other")
+    assert jobs.run_all({"other": str}) == NONE
+    jobs.resume()
+    assert jobs.run_all({"other": str}) == NONE | {"completed": 2}
 
 
 def test_jobs_that_go_on_for_ever_are_an_error_that_names_them(jobs: JobQueue) -> None:

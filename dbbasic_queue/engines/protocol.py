@@ -102,8 +102,8 @@ class Engine(Protocol):
         A retry whose `run_at` is later than its backoff can explain was set by a clock that ran
         ahead: it is brought near. With `linger`, in seconds, the call goes on with what becomes due
         meanwhile. With `workers`, so many run at a time where the engine can; never more.
-        Of a handler with a `concurrency` never more than that run, over all passes. What is paused
-        is left alone.
+        Of a handler with a `concurrency` never more than that run, over all passes; one that takes
+        longer than its `timeout` is ended, as if it had raised. What is paused is left alone.
 
         Returns the counts `completed`, `failed`, `retried`, `delayed` and `recovered` (begun by a
         worker that is dead). Raises InvalidHandlers for arguments that cannot work.
@@ -133,7 +133,8 @@ class Engine(Protocol):
     def wait(self, job_id: str, timeout: float) -> dict[str, Any] | None:
         """Return the job once it is completed, failed or cancelled.
 
-        None after `timeout` seconds of real time, and at once where there is no such job.
+        None after `timeout` seconds of real time, and at once where there is no such job. Raises
+        InvalidJob for a `timeout` that is no number of seconds.
         """
 
     def requeue(self, job_id: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -132,6 +133,18 @@ class OutcomeTests(EngineCase):
         }
         found = job(queue, job_id)
         assert (found["status"], found["error"]) == ("failed", "no such user")
+
+    def test_a_job_that_takes_longer_than_its_timeout_is_ended_and_fails_like_any_error(
+        self, queue: Engine
+    ) -> None:
+        slow, quick = queue.enqueue("slow", {}), queue.enqueue("quick", {"n": 1})
+        handlers: dict[str, Any] = {
+            "slow": Handler(lambda _: time.sleep(600), timeout=0.1),
+            "quick": Handler(lambda payload: payload, timeout=600),
+        }
+        assert queue.process_jobs(handlers) == NONE | {"retried": 1, "completed": 1}
+        assert job(queue, slow)["error"] == "timed out after 0.1 s"
+        assert job(queue, quick)["result"] == {"n": 1}
 
     def test_a_retry_set_by_a_clock_that_ran_ahead_is_brought_near(
         self, queue: Engine, clock: Clock

@@ -278,6 +278,12 @@ class PassTests(EngineCase):
         assert queue.wait("pending", 0.02) is None
         assert queue.wait("unknown", 1000) is None
 
+    @pytest.mark.parametrize("timeout", [math.nan, "1", True, None])
+    def test_a_timeout_that_is_no_time_is_refused(self, queue: Engine, timeout: Any) -> None:
+        job_id = queue.enqueue("greet", {})
+        with pytest.raises(InvalidJob, match="timeout"):
+            queue.wait(job_id, timeout)
+
     def test_wait_sees_what_a_pass_does_meanwhile(self, queue: Engine) -> None:
         job_id = queue.enqueue("greet", {})
         found: list[dict[str, Any] | None] = []

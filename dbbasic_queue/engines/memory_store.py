@@ -1,0 +1,300 @@
+"""Jobs in a dict: what `Queue` asks of a `Store`, and what `Pass` asks of `Claims`.
+
+A state is never altered, only replaced; so whoever holds an old one can see that it is old, and an
+outcome is accepted only while the state is the one that its claim made.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from dbbasic_queue import job
+from dbbasic_queue.errors import DuplicateJob, StoreError
+from dbbasic_queue.rows import Row, decode_json, encode_state, parse_row
+from dbbasic_queue.store import fold
+from dbbasic_queue.store.claims import Claim, Terms
+from dbbasic_queue.store.paused import ALL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class Kept(Row):
+    """A job in memory; `number` is its place in the order of enqueueing."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, row: Row, number: int) -> None:
+        super().__init__(row.id, row.type, row.payload, row.state)
+        self.number = number
+
+
+def _copy(row: Row) -> Row:
+    return Row(row.id, row.type, row.payload, row.state)
+
+
+class Memory:
+    """What `Queue` and `Pass` ask of a `Store`; each method is one atomic change or look."""
+
+    rejected = 0
+
+    class view:
+        """What a pass reports of lines that are no jobs: there are none."""
+
+        unreadable = ()
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.kept: dict[str, Kept] = {}
+        self.added = 0
+        self._paused: frozenset[str] = frozenset()
+        self._mutex = threading.RLock()
+        self._process = os.getpid()
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Hold this to read or change; raises StoreError in a forked child."""
+        if os.getpid() != self._process:
+            raise StoreError(
+                f"nothing was done: the jobs of {self.path} are in the memory of process "
+                f"{self._process}, and process {os.getpid()} has but a copy "
+                "(a queue for several processes is a text file)"
+            )
+        return self._mutex
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def add(self, rows: str, own_id: str | None = None) -> None:
+        """Add the jobs of these lines; raises DuplicateJob if a job has the id `own_id`."""
+        parsed = [parse_row(line.encode()) for line in rows.split("\n")[:-1]]
+        with self.lock:
+            if own_id in self.kept:
+                raise DuplicateJob(
+                    f"job_id {own_id!r} is refused: that job is in the queue already "
+                    "(get_job shows it; choose another id, or purge the old job first)"
+                )
+            for row in parsed:
+                assert row is not None
+                self.added += 1
+                self.kept[row.id] = Kept(row, self.added)
+
+    def find(self, job_id: str) -> Row | None:
+        """Return the job as it stands, or None."""
+        with self.lock:
+            row = self.kept.get(job_id)
+            return _copy(row) if row else None
+
+    def rows(self) -> Iterator[Row]:
+        """Yield every job as it stood at the first step, in the order of enqueueing."""
+        with self.lock:
+            rows = [_copy(row) for row in self.kept.values()]
+        yield from rows
+
+    def cancel(self, job_id: str) -> bool:
+        """Cancel a job if it is pending."""
+        with self.lock:
+            row = self.kept.get(job_id)
+            state = job.cancel(row.state) if row else None
+            if row is None or state is None:
+                return False
+            row.state = state
+            return True
+
+    def requeue(self, now: float, *, job_id: str | None = None, job_type: str | None = None) -> int:
+        """Requeue one job, or all failed ones, or those of a type; return how many."""
+        requeued = 0
+        with self.lock:
+            for row in self.kept.values():
+                if job_id is not None:
+                    wanted = row.id == job_id
+                else:
+                    wanted = row.state.status == job.FAILED and job_type in (None, row.type)
+                state = job.requeue(row.state, now) if wanted else None
+                if state is not None:
+                    row.state = state
+                    requeued += 1
+        return requeued
+
+    def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
+        """Take the jobs that are not wanted out, but those being run; return how many."""
+        with self.lock:
+            removed = [
+                row
+                for row in self.kept.values()
+                if row.state.status != job.PROCESSING and unwanted(row)
+            ]
+            if removed and archive is not None:
+                fold.archive(archive, [_line(row) for row in removed])
+            for row in removed:
+                del self.kept[row.id]
+        return len(removed)
+
+    def paused(self) -> frozenset[str]:
+        """Return the paused types; `ALL` among them stands for all."""
+        with self.lock:
+            return self._paused
+
+    def pause(self, job_type: str) -> bool:
+        """Pause a type, or `ALL`; False if it was paused so."""
+        with self.lock:
+            before = self._paused
+            self._paused = before | {job_type}
+            return self._paused != before
+
+    def resume(self, job_type: str | None) -> bool:
+        """Take back the pause of a type, or of everything; False if there was none."""
+        with self.lock:
+            before = self._paused
+            self._paused = frozenset() if job_type is None else before - {job_type}
+            return self._paused != before
+
+    @staticmethod
+    def open_claims(store: Memory, *how: Any) -> MemoryClaims:
+        """Return what a pass deals with."""
+        return MemoryClaims(store, *how)
+
+    def has_work(self, *_: object) -> bool:
+        """Tell whether a pass might have anything to do."""
+        return bool(self.kept)
+
+    def is_complete(self) -> bool:
+        """Tell whether no job is pending or being run."""
+        with self.lock:
+            return all(row.state.status in job.FINISHED for row in self.kept.values())
+
+
+def _line(row: Row) -> bytes:
+    return f"{row.id}\t{row.type}\t{row.payload}\t".encode() + encode_state(row.state)
+
+
+class MemoryClaims:
+    """What `Pass` asks of `Claims`."""
+
+    def __init__(self, store: Memory, terms: Terms, now: float, parallel: int) -> None:
+        self.store = store
+        self.terms = terms
+        self.parallel = parallel
+        self._held: dict[str, tuple[Kept, job.State]] = {}
+        with store.lock:
+            for row in store.kept.values():
+                if row.state.status != job.PENDING or not row.state.attempts:
+                    continue
+                longest = terms.longest_wait(row.type, row.state.attempts)
+                row.state = job.clamp(row.state, job.later(now, longest)) or row.state
+            self.renew(now)
+
+    def take_recovered(self) -> tuple[int, list[Row]]:
+        """Nothing is ever recovered here."""
+        return 0, []
+
+    def renew(self, now: float) -> bool:
+        """Take what is due at `now` for due; tell whether there is anything."""
+        with self.store.lock:
+            self.started_at = now
+            self._last = self.store.added  # jobs that are added from now on are not this pass's
+            self._put_back: set[str] = set()
+            return self._look()
+
+    def _look(self) -> bool:
+        """Find what this pass may claim, the next one last."""
+        self._due = sorted(
+            (row for row in self.store.kept.values() if self._is_due(row)),
+            key=lambda row: (row.state.run_at, row.number),
+            reverse=True,
+        )
+        return bool(self._due)
+
+    def _is_due(self, row: Kept) -> bool:
+        return (
+            row.state.status == job.PENDING
+            and row.state.run_at <= self.started_at
+            and row.number <= self._last
+            and row.id not in self._put_back
+            and self.terms.wants(row.type)
+            and self.store.paused().isdisjoint((row.type, ALL))
+        )
+
+    def claim(self, most: int) -> list[Claim]:
+        """Claim up to `most` due jobs, earliest `run_at` first."""
+        with self.store.lock:
+            return self._take(most) or (self._take(most) if self._look() else [])
+
+    def _take(self, most: int) -> list[Claim]:
+        claims: list[Claim] = []
+        without_room: list[Kept] = []
+        room: dict[str, int] = {}
+        while self._due and len(claims) < most:
+            row = self._due.pop()
+            if not self._is_due(row) or self.store.kept.get(row.id) is not row:
+                continue  # cancelled, removed, paused or claimed by another pass meanwhile
+            if not self._has_room(row.type, room):
+                without_room.append(row)
+                continue
+            state = job.claim(row.state)
+            assert state is not None
+            row.state = state
+            self._held[row.id] = row, state
+            claims.append(Claim(_copy(row), decode_json(row.payload), 0))
+        self._due += reversed(without_room)
+        return claims
+
+    def _has_room(self, job_type: str, room: dict[str, int]) -> bool:
+        """Tell whether one more of the type may be claimed; `room` is what is known of that."""
+        limit = self.terms.concurrency(job_type)
+        if limit is None:
+            return True
+        if job_type not in room:
+            processing = sum(
+                row.state.status == job.PROCESSING and row.type == job_type
+                for row in self.store.kept.values()
+            )
+            room[job_type] = min(limit - processing, self.parallel)
+        room[job_type] -= 1
+        return room[job_type] >= 0
+
+    def settle(self, claim: Claim, state: job.State) -> job.State | None:
+        """Record an outcome; None, and nothing recorded, where the attempt is not current."""
+        with self.store.lock:
+            row, claimed = self._held.pop(claim.row.id)
+            if row.state is not claimed:
+                return None
+            row.state = state
+            if state.status == job.PENDING:
+                self._put_back.add(row.id)
+            return state
+
+    def settle_all(self, ended: list[tuple[Claim, job.State]]) -> list[job.State | None]:
+        """Record several outcomes."""
+        return [self.settle(claim, state) for claim, state in ended]
+
+    def give_back(self, claims: list[Claim], error: str = "") -> None:
+        """Put jobs back as they were, their attempts returned, for whoever claims them next."""
+        with self.store.lock:
+            for claim in claims:
+                row, claimed = self._held.pop(claim.row.id)
+                if row.state is claimed:
+                    row.state = job.give_back(claimed, error) or claimed
+
+    def is_shown(self) -> bool:
+        """Whoever looks sees every change at once."""
+        return True
+
+    def rest(self) -> None:
+        """Nothing is left to be done."""
+
+    def show(self) -> None:
+        """Nothing is left to be shown."""
+
+    def finish(self) -> None:
+        """The pass has ended."""
+
+    def release(self) -> None:
+        """The pass was ended by an error: give back what it holds."""
+        with self.store.lock:
+            for row, claimed in self._held.values():
+                if row.state is claimed:
+                    row.state = job.give_back(claimed) or claimed
+            self._held.clear()
