@@ -72,6 +72,29 @@ class PassTests(EngineCase):
         assert sorted(ran) == list(range(300))
         assert sum(done["completed"] for done in counts) == 300
 
+    def test_while_one_job_takes_long_another_pass_runs_the_others(self, queue: Engine) -> None:
+        queue.enqueue_many("greet", range(50))
+        begun, may_end = threading.Event(), threading.Event()
+        seen: list[int] = []
+
+        def handler(number: int) -> None:
+            if number == 30:
+                begun.set()
+                assert may_end.wait(60)
+
+        def run_the_others() -> None:
+            assert begun.wait(60)
+            end = time.monotonic() + 30
+            while queue.counts()["completed"] < 49 and time.monotonic() < end:
+                queue.process_jobs({"greet": handler})
+                time.sleep(0.01)
+            seen.append(queue.counts()["completed"])
+            may_end.set()
+
+        at_once(lambda: queue.process_jobs({"greet": handler}), run_the_others)
+        assert seen == [49]
+        assert {found["attempts"] for found in queue.jobs("completed")} == {1}
+
     def test_a_pass_within_a_handler_leaves_the_job_in_hand_alone(self, queue: Engine) -> None:
         within: list[dict[str, int]] = []
         queue.enqueue("outer", {})
