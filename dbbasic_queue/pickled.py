@@ -23,7 +23,7 @@ import stat
 from base64 import b64decode, b64encode
 from typing import TYPE_CHECKING, Any
 
-from dbbasic_queue.errors import InvalidJob, QueueError
+from dbbasic_queue.errors import InvalidHandlers, InvalidJob, QueueError
 from dbbasic_queue.handlers import Fail, Handler
 from dbbasic_queue.queue import default_queue
 from dbbasic_queue.rows import check_type
@@ -104,10 +104,15 @@ class Pickles:
     def unpickled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Decorate a handler: it is called with the object in the place of the payload.
 
-        Below `@jobs.handler(...)`. It may take the `Job` as a second argument, and may be a
-        coroutine function.
+        It stands below `@jobs.handler(...)`; InvalidHandlers is raised where it stands above. The
+        handler may take the `Job` as a second argument, and may be a coroutine function.
         """
-        handler = Handler.of(function)
+        if isinstance(function, Handler):
+            raise InvalidHandlers(
+                "unpickled cannot decorate a handler that is registered already: put "
+                "@pickles.unpickled below @jobs.handler"
+            )
+        handler = Handler(function)
 
         @functools.wraps(function)
         def plain(payload: Any, job: Job) -> Any:

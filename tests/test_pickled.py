@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import Clock, beside, job, python, row
 
-from dbbasic_queue import Fail, Handlers, InvalidJob, Job, Queue, QueueError
+from dbbasic_queue import Fail, Handlers, InvalidHandlers, InvalidJob, Job, Queue, QueueError
 from dbbasic_queue.pickled import Pickles, UnsafeKey
 
 if TYPE_CHECKING:
@@ -127,6 +127,12 @@ def test_a_handler_may_be_registered_take_the_job_and_be_a_coroutine_function(
     assert job(queue, one)["result"] == [[1, 2], one, 1]
     assert job(queue, two)["result"] == [3, 4]
     assert (plain.max_attempts, plain.__name__, plain.__doc__) == (5, "plain", "What it does.")
+
+
+def test_the_decorators_in_the_wrong_order_are_refused(pickles: Pickles) -> None:
+    jobs = Handlers()
+    with pytest.raises(InvalidHandlers, match=r"below @jobs\.handler"):
+        pickles.unpickled(jobs.handler("greet")(str))
 
 
 def test_an_error_of_unpickling_what_is_signed_is_tried_again(
