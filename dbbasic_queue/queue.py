@@ -390,9 +390,7 @@ class Queue:
 
         Raises NotAQueue or StoreError where the files cannot be used.
         """
-        from dbbasic_queue.store.attempts import read
-
-        found = read(self.path, job_id) if is_id(job_id) else ()
+        found = self._store.history(job_id) if is_id(job_id) else ()
         return [attempt.as_dict() for attempt in sorted(found, key=lambda a: a.ended_at)]
 
     def metrics(self, window: float = 3600) -> dict[str, Any]:
@@ -409,12 +407,11 @@ class Queue:
         Raises NotAQueue or StoreError where the files cannot be used.
         """
         from dbbasic_queue import figures
-        from dbbasic_queue.store.attempts import read
 
         if not is_seconds(window, above=0):
             raise InvalidJob(f"window {window!r} is refused: it must be seconds, over 0")
         rows, paused, now = self._store.rows(), self._store.paused(), self._clock()
-        attempts = read(self.path, since=now - window)
+        attempts = self._store.history(since=now - window)
         return figures.measure(rows, paused, attempts, now, window)
 
     def write_metrics(self, path: str | os.PathLike[str], window: float = 3600) -> None:

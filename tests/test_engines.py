@@ -75,8 +75,12 @@ def test_the_suite_catches_every_planted_bug_and_passes_the_engine_without_one(
 
 # --- the protocol
 
-BEYOND = {"open", "path", "max_payload", "aenqueue", "aget_job", "await_job"}
-"""What `Queue` has beside: how it is made, and threads around other calls."""
+BEYOND = {"open", "path", "max_payload", "aenqueue", "aget_job", "await_job"} | {
+    "attempts",
+    "metrics",
+    "write_metrics",
+}
+"""What `Queue` has beside: how it is made, threads around other calls, and its history."""
 
 
 def test_the_protocol_has_every_call_of_a_queue() -> None:
@@ -88,6 +92,20 @@ def test_the_protocol_has_every_call_of_a_queue() -> None:
 def test_a_queue_in_memory_is_typed_as_an_engine_and_so_is_a_text_file() -> None:
     engines: list[Engine] = [Queue("queue.tsv"), MemoryQueue()]
     assert len(engines) == 2
+
+
+def test_a_queue_in_memory_has_a_history_too() -> None:
+    with MemoryQueue(clock=lambda: 1_800_000_000.5) as queue:
+        good, bad = queue.enqueue("greet", "ada"), queue.enqueue("fail", {})
+        queue.process_jobs({"greet": str, "fail": lambda _: 1 / 0})
+        (attempt,) = queue.attempts(bad)
+        assert (attempt["outcome"], attempt["error"]) == (
+            "retried",
+            "ZeroDivisionError: division by zero",
+        )
+        assert "1 / 0" in str(attempt["traceback"])
+        assert [found["outcome"] for found in queue.attempts(good)] == ["completed"]
+        assert queue.metrics()["types"]["greet"]["attempts"] == {"completed": 1}
 
 
 # --- Queue.open

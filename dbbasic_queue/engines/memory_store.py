@@ -6,14 +6,17 @@ outcome is accepted only while the state is the one that its claim made.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from dbbasic_queue import job
 from dbbasic_queue.errors import DuplicateJob, StoreError
 from dbbasic_queue.rows import Row, decode_json, encode_state, parse_row
 from dbbasic_queue.store import fold
+from dbbasic_queue.store.attempts import Attempt
 from dbbasic_queue.store.claims import Claim, Terms
 from dbbasic_queue.store.paused import ALL
 
@@ -35,6 +38,9 @@ def _copy(row: Row) -> Row:
     return Row(row.id, row.type, row.payload, row.state)
 
 
+_HISTORY = 10_000
+
+
 class Memory:
     """What `Queue` and `Pass` ask of a `Store`; each method is one atomic change or look."""
 
@@ -49,6 +55,7 @@ class Memory:
         self.path = path
         self.kept: dict[str, Kept] = {}
         self.added = 0
+        self.ended: deque[Attempt] = deque(maxlen=_HISTORY)
         self._paused: frozenset[str] = frozenset()
         self._mutex = threading.RLock()
         self._process = os.getpid()
@@ -151,6 +158,14 @@ class Memory:
             self._paused = frozenset() if job_type is None else before - {job_type}
             return self._paused != before
 
+    def history(self, job_id: str = "", since: float = -math.inf) -> Iterator[Attempt]:
+        """Yield the last attempts that have ended, or those of one job."""
+        with self.lock:
+            ended = list(self.ended)
+        for attempt in ended:
+            if job_id in ("", attempt.id) and attempt.ended_at >= since:
+                yield attempt
+
     @staticmethod
     def open_claims(store: Memory, *how: Any) -> MemoryClaims:
         """Return what a pass deals with."""
@@ -170,6 +185,35 @@ def _line(row: Row) -> bytes:
     return f"{row.id}\t{row.type}\t{row.payload}\t".encode() + encode_state(row.state)
 
 
+class MemoryLog:
+    """What `Pass` asks of an `AttemptLog`."""
+
+    def __init__(self, store: Memory) -> None:
+        self._store = store
+
+    def note(
+        self,
+        row: Row,
+        outcome: str,
+        error: str,
+        ended_at: float,
+        seconds: float | None,
+        traceback: str = "",
+    ) -> None:
+        """Add a row."""
+        state = row.state
+        due_at = max(state.run_at, state.created_at)
+        columns = (row.id, row.type, state.attempts, outcome, due_at, ended_at)
+        took = "" if seconds is None else seconds
+        self._store.ended.append(Attempt("\t".join(map(str, (*columns, took, error, traceback)))))
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def take_error(self) -> None:
+        """No row is ever lost for want of room."""
+
+
 class MemoryClaims:
     """What `Pass` asks of `Claims`."""
 
@@ -177,6 +221,7 @@ class MemoryClaims:
         self.store = store
         self.terms = terms
         self.parallel = parallel
+        self.attempts = MemoryLog(store)
         self._held: dict[str, tuple[Kept, job.State]] = {}
         with store.lock:
             for row in store.kept.values():

@@ -6,6 +6,7 @@ it on the disk before anybody is told. New rows go to the file, changes to the j
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import weakref
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Set
 
     from dbbasic_queue.rows import Row
+    from dbbasic_queue.store.attempts import Attempt
 
 CHEAP_IN_A_PASS = 0.005
 CHEAP_OUTSIDE = 0.050
@@ -389,6 +391,12 @@ class Store:
             self.view.refresh()
             view = self.view.snapshot()
         yield from view.rows_as_they_stand()
+
+    def history(self, job_id: str = "", since: float = -math.inf) -> Iterator[Attempt]:
+        """Yield the attempts that have ended, or those of one job; see `attempts.read`."""
+        from dbbasic_queue.store.attempts import read
+
+        return read(self.path, job_id, since)
 
     def is_complete(self) -> bool:
         """Tell whether no job is pending or being run."""
