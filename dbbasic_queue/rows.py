@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from json import encoder
 from zlib import crc32
 
 from dbbasic_queue.errors import InvalidJob
@@ -24,6 +25,7 @@ from dbbasic_queue.job import LATEST, STATUSES, State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from typing import Any
 
 HEADER = b"id\ttype\tpayload\tstatus\tcreated_at\trun_at\tattempts\terror\tresult\n"
@@ -116,8 +118,55 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-_to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
-_from_json = json.JSONDecoder(parse_constant=_refuse_constant).decode
+def _refuse_object(value: object) -> None:
+    raise TypeError(type(value).__name__)
+
+
+_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+_decoder: Any = json.JSONDecoder(parse_constant=_refuse_constant)
+_scan_once: Callable[[str, int], tuple[Any, int]] = _decoder.scan_once
+
+
+def _made_once() -> Callable[[object, int], Iterable[str]] | None:
+    """Return what `_encoder.encode` makes anew at each call, which takes longer than its work.
+
+    None where this Python has no such thing. It does not look for circles: it raises there.
+    """
+    make: Any = getattr(encoder, "c_make_encoder", None)
+    try:
+        return make and make(  # type: ignore[no-any-return]
+            None,
+            _encoder.default,
+            encoder.encode_basestring,
+            _encoder.indent,
+            _encoder.key_separator,
+            _encoder.item_separator,
+            _encoder.sort_keys,
+            _encoder.skipkeys,
+            _encoder.allow_nan,
+        )
+    except TypeError:
+        return None
+
+
+_encode_once = _made_once()
+
+
+def _to_json(value: object) -> str:
+    if _encode_once is not None:
+        try:
+            return "".join(_encode_once(value, 0))
+        except Exception:  # noqa: BLE001, S110 - what is wrong is said below
+            pass
+    return _encoder.encode(value)
+
+
+def _from_json(text: str) -> Any:
+    try:
+        value, end = _scan_once(text, 0)
+    except StopIteration:
+        end = -1
+    return value if end == len(text) else _decoder.decode(text)  # space around it, or an error
 
 
 def _depth(text: str) -> int:
@@ -132,6 +181,8 @@ def _depth(text: str) -> int:
 
 
 def _check_bounds(text: str) -> None:
+    if len(text) <= MAX_DEPTH:
+        return
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
     if len(text) > 4300 and _LONG_NUMBER.search(_STRING.sub("", text)):

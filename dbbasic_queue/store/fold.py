@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import errno
 import os
-from array import array
 from bisect import bisect_left
 from contextlib import suppress
-from itertools import accumulate
 
 from dbbasic_queue.errors import QueueDamaged, StoreError
-from dbbasic_queue.rows import HEADER, is_binary, with_state
+from dbbasic_queue.rows import HEADER, is_binary
 from dbbasic_queue.store.files import (
     OpenFile,
     append,
@@ -28,17 +26,15 @@ from dbbasic_queue.store.files import (
     sync_directory,
     write_all,
 )
-from dbbasic_queue.store.view import Follower, View
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Set
+from dbbasic_queue.store.follow import Follower, Rewritten
+from dbbasic_queue.store.view import View
 
 _READ = 1 << 16
+_PIECE = 1 << 16
 
 
 def fold(
-    view: View, journal: OpenFile | None, *, fsync: bool, without: Set[int] = frozenset()
+    view: View, journal: OpenFile | None, *, fsync: bool, without: frozenset[int] = frozenset()
 ) -> tuple[OpenFile, int]:
     """Rewrite the file with the journal's changes in it, then cut the journal. Under the lock.
 
@@ -48,12 +44,13 @@ def fold(
     """
     old = view.rows.file
     assert old is not None
+    binary = _binary_lines(view)
     new = _fresh(view.path + ".fold")
     try:
         replace_like(new.fd, os.fstat(old.fd))
-        rejected, offsets, written = _write_rows(view, new, without)
-        if rejected:
-            _reject(view.path + ".rejected", rejected, fsync=fsync)
+        written, numbers, lengths = _write_rows(view, new, without.union(binary))
+        if binary:
+            _reject(view.path + ".rejected", list(binary.values()), fsync=fsync)
         if fsync:
             os.fsync(new.fd)  # not fdatasync: the new inode's mode and owner count, too
         os.rename(new.path, view.path)
@@ -61,6 +58,9 @@ def fold(
     except BaseException as e:
         with suppress(FileNotFoundError):
             os.unlink(view.path + ".fold")
+        if isinstance(e, Rewritten):
+            view.close()
+            e = OSError(errno.ESTALE, "the file was edited in place, without the lock")
         if isinstance(e, OSError) and not isinstance(e, StoreError):
             raise store_error(e, new.path, "the queue is as it was") from e
         raise
@@ -77,12 +77,12 @@ def fold(
         raise
     if without:
         view.close()  # not read anew here: an error of that would deny what is done
-    elif rejected:
+    elif binary:
         view.close()  # the rows have other numbers now
         view.refresh()
     else:
-        view.adopt(written, offsets)
-    return new, len(rejected)
+        view.adopt(written, numbers, lengths)
+    return new, len(binary)
 
 
 def create(path: str, *, fsync: bool) -> None:
@@ -179,36 +179,57 @@ def _is_torn_seal(content: bytes, seal: bytes) -> bool:
     )
 
 
+def _binary_lines(view: View) -> dict[int, bytes]:
+    if not view.binary:
+        return {}
+    lines = {number: view.line(number) for number in view.unreadable}
+    return {number: line for number, line in lines.items() if is_binary(line)}
+
+
 def _write_rows(
-    view: View, new: OpenFile, without: Set[int]
-) -> tuple[list[bytes], array[int], Follower]:
-    changed = sorted(
-        (number, state)
-        for job_id, state in view.records.items()
-        if (number := view.index.get(job_id)) is not None
-    )
-    numbers = [number for number, _ in changed]
-    rejected: list[bytes] = []
-    offsets = array("q")
+    view: View, new: OpenFile, without: frozenset[int]
+) -> tuple[Follower, list[int], list[int]]:
+    """Write the new file; return its end, and the rows that are changed in it: numbers, lengths.
+
+    Pieces without a change are copied as they stand: nobody looks at their rows.
+    """
+    old = view.rows.file
+    assert old is not None
+    found = map(view.index.get, view.records)
+    changed = sorted(number for number in found if number is not None)
+    leaving = sorted(without)
+    lengths: list[int] = []
     written = Follower(new)
     write_all(new.fd, HEADER)
     written.passed(HEADER)
-    for first, lines in view.chunks():
-        for i in range(bisect_left(numbers, first), bisect_left(numbers, first + len(lines))):
-            number, state = changed[i]
-            lines[number - first] = with_state(lines[number - first], state)
-        if without:
-            lines = [line for number, line in enumerate(lines, first) if number not in without]
-        content = b"\n".join(lines) + b"\n" if lines else b""
-        if view.binary and is_binary(content):
-            rejected += [line for line in lines if is_binary(line)]
-            lines = [line for line in lines if not is_binary(line)]
-            content = b"\n".join(lines) + b"\n" if lines else b""
-        offsets.extend(accumulate([len(line) + 1 for line in lines], initial=written.end))
-        offsets.pop()
+    for rows, start, end in view.places.pieces(_PIECE):
+        content = os.pread(old.fd, end - start, start)
+        changed_here, leaving_here = _within(rows, changed), _within(rows, leaving)
+        if changed_here or leaving_here:
+            lines = content.split(b"\n")
+            if len(lines) != len(rows) + 1:
+                raise Rewritten
+            for number in changed_here:
+                columns = lines[number - rows.start].split(b"\t", 3)
+                state = view.records.get(columns[0])
+                if state is None:
+                    raise Rewritten
+                columns[3] = state
+                line = lines[number - rows.start] = b"\t".join(columns)
+                lengths.append(len(line))
+            for number in reversed(leaving_here):
+                del lines[number - rows.start]
+            content = b"\n".join(lines)
+        elif len(content) != end - start:
+            raise Rewritten
         write_all(new.fd, content)
         written.passed(content)
-    return rejected, offsets, written
+    return written, changed, lengths
+
+
+def _within(rows: range, numbers: list[int]) -> list[int]:
+    """Return which of the numbers, in order, are among those rows."""
+    return numbers[bisect_left(numbers, rows.start) : bisect_left(numbers, rows.stop)]
 
 
 def _reject(path: str, lines: list[bytes], *, fsync: bool) -> None:

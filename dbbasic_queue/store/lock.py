@@ -9,6 +9,7 @@ which both share, so an unlock by the child would free its parent's.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import threading
 import time
@@ -26,11 +27,16 @@ from dbbasic_queue.store.files import (
 PATIENCE = 60.0
 """Seconds after which a lock that is still taken is an error; its holder is stopped or hangs."""
 
-# A pass that syncs each outcome leaves the lock for some 20 us at a time: who looks for it seldom
-# waits long. One that is still waiting after 20 ms waits for something else, such as a fold.
+# Most holders are done within microseconds, and where the disk is quick so is a pass that syncs
+# each outcome: look without a rest. Then look seldom; after 20 ms it is something else, such as a
+# fold.
+_SPIN = 0.0002
 _PAUSE = 0.00005
-_LONG_PAUSE = 0.0005
 _LONG = 0.02
+_LONG_PAUSE = 0.0005
+# Who has held the lock for so long, such as a pass on a slow disk, leaves it free for a moment: it
+# would be back before anybody who waits looks again.
+_LONG_HOLD = 0.001
 _TRIES = 10
 
 loading = threading.Lock()
@@ -42,7 +48,7 @@ os.register_at_fork(
 )
 
 
-def name_error(error: BaseException | None, path: str) -> None:
+def name_error(error: BaseException, path: str) -> None:
     """Raise the system's bare error as a StoreError; what it says is true as long as the change
     itself, and all behind it, raise their own."""
     if isinstance(error, OSError) and not isinstance(error, QueueError):
@@ -60,17 +66,24 @@ class Reading:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._lock.mutex.release()
-        name_error(error, self._lock.path)
+        if error is not None:
+            name_error(error, self._lock.path)
 
 
 class QueueLock:
-    """`with lock:` is the only time when the queue's files change."""
+    """`with lock:` is the only time when the queue's files change.
+
+    `closing` are files that have been replaced: they are let go of when the lock is free again, for
+    to close one frees its blocks on the disk, which takes a while.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.mutex = threading.Lock()
         self.reading = Reading(self)
+        self.closing: list[OpenFile | None] = []
         self._file: OpenFile | None = None
+        self._held_since = math.inf
 
     def __enter__(self) -> None:
         self.mutex.acquire()
@@ -83,7 +96,8 @@ class QueueLock:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._release()
-        name_error(error, self.path)
+        if error is not None:
+            name_error(error, self.path)
 
     def _acquire(self) -> None:
         file = self._file or self._open()
@@ -91,6 +105,7 @@ class QueueLock:
             if not self._try_lock(file.fd, blocking=False):
                 self._wait(file.fd)
             if file.is_at_path():
+                self._held_since = time.monotonic()
                 return
             file = self._open()
 
@@ -99,7 +114,15 @@ class QueueLock:
             if self._file is not None:
                 self._unlock(self._file.fd)  # harmless where it is not held
         finally:
+            held_since = self._held_since
+            replaced = self.closing
+            if replaced:
+                self.closing = []
             self.mutex.release()
+        # Only now, with the lock free again, may the files that were replaced be let go of.
+        del replaced
+        if time.monotonic() - held_since > _LONG_HOLD:
+            time.sleep(_PAUSE)
 
     def _open(self) -> OpenFile:
         # Loading filelock takes longer than an idle pass: only when a lock is really taken.
@@ -134,7 +157,10 @@ class QueueLock:
                     f"(fuser -v {self.path} shows who holds it: a stopped process?)",
                     self.path,
                 )
-            time.sleep(_PAUSE if waited < _LONG else _LONG_PAUSE)
+            if waited < _SPIN:
+                os.sched_yield()
+            else:
+                time.sleep(_PAUSE if waited < _LONG else _LONG_PAUSE)
 
     def touch(self) -> None:
         """Note in the lock file's times that a fold has been made now."""
@@ -156,4 +182,5 @@ class QueueLock:
     def after_fork(self) -> None:
         """In a forked child: forget what is the parent's; its file is closed, not unlocked."""
         self._file = None
+        self.closing = []
         self.mutex = threading.Lock()

@@ -26,12 +26,14 @@ from dbbasic_queue.store.files import (
     sync,
     sync_directory,
 )
+from dbbasic_queue.store.follow import Follower, require_header
 from dbbasic_queue.store.lock import QueueLock
-from dbbasic_queue.store.view import NEVER, Follower, View, require_header
+from dbbasic_queue.store.search import search
+from dbbasic_queue.store.view import NEVER, View
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Set
+    from collections.abc import Callable, Iterator
 
     from dbbasic_queue.rows import Row
     from dbbasic_queue.store.attempts import Attempt
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
 CHEAP_IN_A_PASS = 0.005
 CHEAP_OUTSIDE = 0.050
 SHARE_OF_TIME = 0.05
-_SECONDS_A_BYTE = 1e-8
+_SECONDS_A_BYTE = 4e-9
+_SECONDS_A_CHANGE = 1e-6
 _LOOKUPS_WITHOUT_INDEX = 2
 
 
@@ -112,7 +115,7 @@ class Store:
         if not file.is_at_path() or os.fstat(file.fd).st_size != size + len(content):
             return False
         self.view.refresh()
-        first = len(self.view.offsets) - content.count(b"\n")
+        first = len(self.view.when) - content.count(b"\n")
         if any(self.view.index.get(job_id, -1) >= first for job_id in self.view.records):
             return False
         os.ftruncate(file.fd, size)
@@ -220,7 +223,7 @@ class Store:
                 try:
                     for key, new_state in changes:
                         self.view.apply(key, new_state)
-                    self._rewrite()
+                    self._replace(None)
                 except BaseException:
                     self.view.close()  # it says what the files do not
                     raise
@@ -235,15 +238,15 @@ class Store:
         with self.lock:
             self.read_new()
             self._fold_and_sync_cut()
-            numbers = {
+            numbers = frozenset(
                 self.view.index[row.id.encode()]
                 for row in self.view.rows_as_they_stand()
                 if row.state.status != PROCESSING and unwanted(row)
-            }
+            )
             if numbers:
                 if archive is not None:
                     fold.archive(archive, [self.view.line(n) for n in sorted(numbers)])
-                self._rewrite(numbers)
+                self._replace(None, numbers)
             return len(numbers)
 
     # -- pausing --
@@ -280,12 +283,6 @@ class Store:
                 self._journal = None  # never synced again: the kernel may take it for clean
                 raise
 
-    def _rewrite(self, without: Set[int] = frozenset()) -> None:
-        """Rewrite the file, with no record in the journal."""
-        self._rows, _ = fold.fold(self.view, None, fsync=self.fsync, without=without)
-        self._ended_at = self.view.rows.end
-        self.lock.touch()
-
     def catch_up(self) -> None:
         """Read what others have changed; costs one read where that is nothing."""
         if not self.view.journal.is_current():
@@ -299,13 +296,12 @@ class Store:
             append(self._journal_for_append(), journal.size(), b"\n")
             self.view.refresh()
 
-    def change(self, changes: Iterable[tuple[bytes, bytes]]) -> None:
+    def change(self, changes: list[tuple[bytes, bytes]]) -> None:
         """Append the new states of jobs to the journal; on the disk on return.
 
         The caller has caught up, and knows the changes to be legal. Raises StoreError if the
         system refuses; then none has been made.
         """
-        changes = list(changes)
         if not self.view.loaded:
             self.read_new()  # an error has made the view forget where the journal ends
         content = b"".join([encode_record(job_id, state) for job_id, state in changes])
@@ -349,21 +345,31 @@ class Store:
         if not self.view.journal.size() and not self.view.binary:
             return
         started = time.perf_counter()
+        changes = len(self.view.records)
         journal = self._journal_for_append() if self.view.journal.file else None
-        self._rows, rejected = fold.fold(self.view, journal, fsync=self.fsync)
+        self.rejected += self._replace(journal)
+        seconds = time.perf_counter() - started - changes * _SECONDS_A_CHANGE
+        self._last_fold = (max(seconds, 0.0), self.view.rows.end)
+
+    def _replace(self, journal: OpenFile | None, without: frozenset[int] = frozenset()) -> int:
+        """Put a new file into place; return how many lines were rejected."""
+        self.lock.closing += (self.view.rows.file, self._rows)
+        self._rows, rejected = fold.fold(self.view, journal, fsync=self.fsync, without=without)
         self._ended_at = self.view.rows.end
-        self.rejected += rejected
-        self._last_fold = (time.perf_counter() - started, self.view.rows.end)
         self.lock.touch()
+        return rejected
 
     def fold_if_cheap(self, seconds: float, share: float = 0.0) -> None:
         """Fold if it takes under `seconds`, or under `share` of the time since the last one.
 
-        What cannot be folded now (a full disk) is in the journal, and is folded later.
+        What counts is the copying, for changed rows have to be written once, now or later; and for
+        the share, that other passes then read all anew. What cannot be folded now (a full disk) is
+        in the journal, and is folded later.
         """
         seconds_then, bytes_then = self._last_fold
         cost = seconds_then + max(self.view.rows.end - bytes_then, 0) * _SECONDS_A_BYTE
-        if cost < seconds or cost < share * abs(time.time() - self.lock.touched_at()):
+        time_since = abs(time.time() - self.lock.touched_at())
+        if cost < seconds or cost + self.view.seconds_anew < share * time_since:
             self.try_fold()
 
     def try_fold(self) -> OSError | None:
@@ -379,10 +385,13 @@ class Store:
     def find(self, job_id: str) -> Row | None:
         """Return the job with this id as it stands, or None."""
         with self.lock.reading:
-            if not self.view.loaded and self._lookups < _LOOKUPS_WITHOUT_INDEX:
-                self._lookups += 1
-                return self.view.search(job_id.encode())
-            self.view.refresh()
+            if self.view.loaded and not self.view.follow():
+                self._lookups = 0
+            if not self.view.loaded:
+                if self._lookups < _LOOKUPS_WITHOUT_INDEX:
+                    self._lookups += 1
+                    return search(self.path, job_id.encode())
+                self.view.refresh()
             return self.view.find(job_id.encode())
 
     def rows(self) -> Iterator[Row]:

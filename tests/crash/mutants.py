@@ -288,7 +288,7 @@ MUTANTS = (
     ),
     Mutant(
         "what was read not compared again",
-        "store/view.py",
+        "store/follow.py",
         "            if not content.startswith(self.anchor):\n",
         "            if False:\n",
         (STORE, CONTENTION),

@@ -1,0 +1,102 @@
+"""A file to which lines are appended, read on from where the last reading ended."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from dbbasic_queue.errors import NotAQueue, QueueDamaged
+from dbbasic_queue.rows import HEADER, is_header, parse_row
+from dbbasic_queue.store.files import OpenFile, store_error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LITTLE = 1 << 16
+_MUCH = 1 << 18
+_ANCHOR = 64
+
+
+class Rewritten(Exception):
+    """Raised inside the store if a file is no longer the one that was read."""
+
+
+class Follower:
+    """Reads the complete lines that are appended to a file.
+
+    The last bytes read are compared at each reading: a file that was cut, or edited in place,
+    is noticed, whatever its size is by then.
+    """
+
+    __slots__ = ("anchor", "end", "file")
+
+    def __init__(self, file: OpenFile | None) -> None:
+        self.file = file
+        self.end = 0
+        self.anchor = b""
+
+    def new(self) -> Iterator[bytes]:
+        """Yield the complete lines that are new, about 256 KiB of them at a time."""
+        if self.file is None:
+            return
+        size = _LITTLE
+        while True:
+            start = self.end - len(self.anchor)
+            try:
+                content = os.pread(self.file.fd, size, start)
+            except OSError as e:
+                raise store_error(e, self.file.path, "nothing was changed") from e
+            if not content.startswith(self.anchor):
+                raise Rewritten
+            cut = content.rfind(b"\n") + 1
+            found = cut > len(self.anchor)
+            if found:
+                new = content[len(self.anchor) : cut]
+                self.end = start + cut
+                self.anchor = content[max(cut - _ANCHOR, 0) : cut]
+                yield new
+            if len(content) < size:
+                return
+            size = _MUCH if found else size * 4
+
+    def is_current(self) -> bool:
+        """Tell, by one read, that nothing was added or cut; False where it cannot tell."""
+        anchor = self.anchor
+        if self.file is None or not anchor:
+            return False
+        return os.pread(self.file.fd, len(anchor) + 1, self.end - len(anchor)) == anchor
+
+    def passed(self, content: bytes) -> None:
+        """Note that this very process has appended `content` at the end that was read."""
+        self.end += len(content)
+        self.anchor = (self.anchor + content[-_ANCHOR:])[-_ANCHOR:]
+
+    def size(self) -> int:
+        """Return the file's size in bytes, with a last line that is not complete."""
+        return 0 if self.file is None else os.fstat(self.file.fd).st_size
+
+
+def require_header(line: bytes, path: str) -> None:
+    """Raise NotAQueue unless a file's first line is the header."""
+    if not is_header(line):
+        if b"\0" in line or parse_row(line) is not None:
+            raise QueueDamaged(
+                errno.EINVAL,
+                "the header is lost: the first line is a job, or has NULs (the file was left "
+                "untouched; put the header's nine names back as its first line)",
+                path,
+            )
+        raise NotAQueue(
+            errno.EINVAL,
+            "the first line is not the header of a queue (it was left untouched; "
+            "is this the file that you mean?)",
+            path,
+        )
+
+
+def require_header_begun(file: OpenFile) -> None:
+    """Refuse a file without a single line, unless it is empty or a header cut short."""
+    start = os.pread(file.fd, len(HEADER), 0)
+    if not HEADER.startswith(start):
+        require_header(start, file.path)

@@ -1,0 +1,61 @@
+"""Where each row lies in the file: little to keep, and little to mend when rows change."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from itertools import accumulate
+from operator import add
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_BLOCK = 16
+
+
+class Places:
+    """The length of each row, without its end, and where every 16th row begins."""
+
+    __slots__ = ("_lengths", "_starts")
+
+    def __init__(self, start: int = 0) -> None:
+        """`start` is where the first row begins."""
+        self._lengths = array("I")
+        self._starts = array("q", [start])
+
+    def extend(self, lines: list[bytes]) -> None:
+        """Add the rows that follow."""
+        self._lengths.extend(map(len, lines))
+        known = (len(self._starts) - 1) * _BLOCK
+        for end in range(known + _BLOCK, len(self._lengths) + 1, _BLOCK):
+            size = sum(self._lengths[end - _BLOCK : end]) + _BLOCK
+            self._starts.append(self._starts[-1] + size)
+
+    def start(self, number: int) -> int:
+        """Return where a row begins; for the number that comes next, where that will."""
+        before = self._lengths[number // _BLOCK * _BLOCK : number]
+        return self._starts[number // _BLOCK] + sum(before) + len(before)
+
+    def length(self, number: int) -> int:
+        """Return a row's length, without its end."""
+        return self._lengths[number]
+
+    def pieces(self, size: int) -> Iterator[tuple[range, int, int]]:
+        """Yield all rows in pieces of about so many bytes: their numbers, where they lie."""
+        first = 0
+        while first < len(self._lengths):
+            start = self.start(first)
+            block = bisect_right(self._starts, start + size) - 1
+            after = min(max(block, first // _BLOCK + 1) * _BLOCK, len(self._lengths))
+            yield range(first, after), start, self.start(after)
+            first = after
+
+    def moved(self, start: int, numbers: list[int], lengths: list[int]) -> None:
+        """Take note that these rows have other lengths now, and where the first row begins."""
+        shifts = [0] * (len(self._starts) + 1)
+        shifts[0] = start - self._starts[0]
+        for number, length in zip(numbers, lengths, strict=True):
+            shifts[number // _BLOCK + 1] += length - self._lengths[number]
+            self._lengths[number] = length
+        self._starts = array("q", map(add, self._starts, accumulate(shifts)))
