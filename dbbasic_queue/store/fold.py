@@ -14,7 +14,7 @@ from bisect import bisect_left
 from contextlib import suppress
 
 from dbbasic_queue.errors import QueueDamaged, StoreError
-from dbbasic_queue.rows import HEADER, is_binary
+from dbbasic_queue.rows import HEADER, is_binary, with_state
 from dbbasic_queue.store.files import (
     OpenFile,
     append,
@@ -210,12 +210,11 @@ def _write_rows(
             if len(lines) != len(rows) + 1:
                 raise Rewritten
             for number in changed_here:
-                columns = lines[number - rows.start].split(b"\t", 3)
-                state = view.records.get(columns[0])
+                line = lines[number - rows.start]
+                state = view.records.get(line[: line.find(b"\t")])
                 if state is None:
                     raise Rewritten
-                columns[3] = state
-                line = lines[number - rows.start] = b"\t".join(columns)
+                line = lines[number - rows.start] = with_state(line, state)
                 lengths.append(len(line))
             for number in reversed(leaving_here):
                 del lines[number - rows.start]

@@ -1,0 +1,207 @@
+"""Many rows at once are what they are one by one; where a row lies stays known."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dbbasic_queue import job
+from dbbasic_queue.errors import StoreError
+from dbbasic_queue.rows import HEADER, encode_state, parse_row
+from dbbasic_queue.store import search
+from dbbasic_queue.store.files import open_file
+from dbbasic_queue.store.follow import Follower
+from dbbasic_queue.store.places import Places
+from dbbasic_queue.store.scan import scan
+from dbbasic_queue.store.store import Store
+from dbbasic_queue.store.view import NEVER, View
+
+PLAIN = b"%d\tgreet\t{}\tpending\t5\t%d\t0\t\t"
+ODD = st.sampled_from(
+    [
+        b"",
+        b"\t" * 8,
+        b"no job",
+        b"short\tgreet\t{}\tpending\t5\t7\t0",  # what is missing is empty
+        b"shorter\tgreet\t{}\tpending\t5\t7",
+        b"ten\tgreet\t{}\tpending\t5\t7\t0\tan\terror\tresult",
+        b"nine-and-seven\tgreet\t{}\tpending\t5\t7\t0\t\t\tgreet\t{}\tpending",
+        b"cr\tgreet\t{}\tpending\t5\t7\t0\t\t\r",
+        b"fraction\tgreet\t{}\tpending\t5.5\t7.5\t0\t\t",
+        b"late\tgreet\t{}\tpending\t5\t1234567890123\t0\t\t",
+        b"signed\tgreet\t{}\tpending\t5\t+7\t0\t\t",
+        b"retry\tgreet\t{}\tpending\t5\t7\t2\tValueError\t",
+        b"many\tgreet\t{}\tpending\t5\t7\t0000000001\t\t",
+        b"begun\tgreet\t{}\tprocessing\t5\t7\t1\t\t",
+        b"done\tgreet\t{}\tcompleted\t5\t7\t1\t\t1",
+        b"unknown\tgreet\t{}\tdone\t5\t7\t1\t\t1",
+        b"\tgreet\t{}\tpending\t5\t7\t0\t\t",
+        b"no type\tgreet\t{}\tpending\t5\t7\t0\t\t",
+        b"typeless\t\t{}\tpending\t5\t7\t0\t\t",
+        b"x" * 65 + b"\tgreet\t{}\tpending\t5\t7\t0\t\t",
+        b"nul\tgreet\t{\0}\tpending\t5\t7\t0\t\t",
+        b"latin\tgr\xfcet\t{}\tpending\t5\t7\t0\t\t",
+        b"1\tgreet\t{}\tpending\t5\t9\t0\t\t",  # an id that may be there already
+    ]
+)
+RUNS = st.lists(st.tuples(st.integers(0, 60), st.lists(ODD, max_size=2)), min_size=1, max_size=12)
+
+
+def lines_of(runs: list[tuple[int, list[bytes]]]) -> list[bytes]:
+    """Return runs of plain rows with odd lines between them."""
+    lines: list[bytes] = []
+    for plain, odd in runs:
+        lines += [PLAIN % (len(lines) + n, n + 5) for n in range(plain)] + odd
+    return lines
+
+
+def written(directory: str, lines: list[bytes]) -> str:
+    path = os.path.join(directory, "queue.tsv")
+    Path(path).write_bytes(HEADER + b"".join(line + b"\n" for line in lines))
+    return path
+
+
+@given(RUNS)
+def test_rows_read_many_at_once_are_what_they_are_one_by_one(
+    runs: list[tuple[int, list[bytes]]],
+) -> None:
+    lines = lines_of(runs)
+    index: dict[bytes, int] = {}
+    when, processing, retrying, unreadable = [], set(), set(), []
+    for number, line in enumerate(lines):
+        row = parse_row(line)
+        when.append(NEVER)
+        if row is None or index.setdefault(row.id.encode(), number) != number:
+            unreadable += [number] if line else []
+        elif row.state.status == job.PROCESSING:
+            processing.add(number)
+        elif row.state.status == job.PENDING:
+            when[number] = row.state.run_at
+            retrying |= {number} if row.state.attempts else set()
+
+    with tempfile.TemporaryDirectory() as directory:
+        view = View(written(directory, lines))
+        view.refresh()
+
+        assert view.index == index
+        assert list(view.when) == when
+        assert (view.processing, view.retrying) == (processing, retrying)
+        assert sorted(view.unreadable) == unreadable
+        assert view.soonest <= min(when, default=NEVER)
+        assert [view.line(n) for n in range(len(lines))] == lines
+        view.close()
+
+
+def test_a_piece_with_one_odd_line_is_read_one_by_one_near_it_only() -> None:
+    lines = [PLAIN % (n, n) for n in range(2000)]
+    lines[1234] = b"odd"
+
+    pieces = list(scan(b"".join(line + b"\n" for line in lines)))
+
+    assert b"".join(content for content, _ in pieces) == b"\n".join(lines) + b"\n"
+    alone = [content for content, columns in pieces if columns is None]
+    assert b"\nodd\n" in b"\n" + b"".join(alone)
+    assert sum(map(len, alone)) < 2000
+
+
+@given(st.lists(st.integers(0, 40), max_size=80), st.data())
+def test_where_rows_lie_is_known_while_they_are_added_and_change_their_length(
+    lengths: list[int], data: st.DataObject
+) -> None:
+    places = Places(7)
+    cut = data.draw(st.integers(0, len(lengths)))
+    for part in (lengths[:cut], lengths[cut:]):
+        places.extend([b"x" * length for length in part])
+    start = 7
+    if lengths:
+        numbers = sorted(data.draw(st.sets(st.integers(0, len(lengths) - 1))))
+        changed = [data.draw(st.integers(0, 40)) for _ in numbers]
+        start = 5
+        places.moved(start, numbers, changed)
+        for number, length in zip(numbers, changed, strict=True):
+            lengths[number] = length
+
+    starts = [start + sum(lengths[:n]) + n for n in range(len(lengths) + 1)]
+    assert [places.start(n) for n in range(len(lengths) + 1)] == starts
+    assert [places.length(n) for n in range(len(lengths))] == lengths
+    pieces = list(places.pieces(100))
+    assert [number for rows, _, _ in pieces for number in rows] == list(range(len(lengths)))
+    assert all(
+        (begin, end) == (starts[rows.start], starts[rows.stop]) for rows, begin, end in pieces
+    )
+
+
+@given(RUNS, st.data())
+def test_a_fold_changes_the_rows_that_the_journal_names_and_no_other_byte(
+    runs: list[tuple[int, list[bytes]]], data: st.DataObject
+) -> None:
+    lines = [line for line in lines_of(runs) if b"\0" not in line and b"\xfc" not in line]
+    jobs = {n: row for n, line in enumerate(lines) if (row := parse_row(line))}
+    firsts = {row.id: n for n, row in reversed(jobs.items())}
+    chosen = data.draw(st.sets(st.sampled_from(sorted(firsts)))) if firsts else set()
+    with tempfile.TemporaryDirectory() as directory:
+        path = written(directory, lines)
+        store = Store(path, fsync=False)
+        with store.lock:
+            store.read_new()
+            changes = []
+            for job_id in chosen:
+                state = job.State(job.COMPLETED, 5, 7, 1, "", '"a longer result than before"')
+                changes.append((job_id.encode(), encode_state(state)))
+                columns = lines[firsts[job_id]].split(b"\t")
+                lines[firsts[job_id]] = b"\t".join([*columns[:3], encode_state(state)])
+            store.change(changes)
+            store.fold()
+        assert Path(path).read_bytes() == HEADER + b"".join(line + b"\n" for line in lines)
+        assert [store.view.line(n) for n in range(len(lines))] == lines
+        store.close()
+
+
+def test_a_file_edited_in_place_in_the_middle_of_a_change_is_not_folded(tmp_path: Path) -> None:
+    lines = [PLAIN % (n, n) for n in range(10)]
+    path = Path(written(str(tmp_path), lines))
+    store = Store(str(path), fsync=False)
+    with store.lock:
+        store.read_new()
+        store.change([(b"3", encode_state(job.State(job.CANCELLED, 5, 7, 0, "", "")))])
+        edited = path.read_bytes().replace(b"\n3\t", b"\nx\t")
+        path.write_bytes(edited)
+        with pytest.raises(StoreError, match=r"edited in place.*the queue is as it was"):
+            store.fold()
+        assert path.read_bytes() == edited
+        assert store.try_fold() is None  # all was read anew
+    assert path.read_bytes() == edited
+    store.close()
+
+
+@given(RUNS)
+def test_a_job_found_without_an_index_is_the_one_that_the_index_names(
+    runs: list[tuple[int, list[bytes]]],
+) -> None:
+    lines = lines_of(runs)
+    with tempfile.TemporaryDirectory() as directory:
+        path = written(directory, lines)
+        view = View(path)
+        view.refresh()
+        for job_id in {line.split(b"\t")[0] for line in lines} - {b""}:
+            found, known = search.search(path, job_id), view.find(job_id)
+            assert (found and (found.id, found.state.run_at)) == (
+                known and (known.id, known.state.run_at)
+            )
+        view.close()
+
+
+def test_lines_longer_than_a_reading_are_followed(tmp_path: Path) -> None:
+    lines = [b"x" * size for size in (1, 1 << 16, 1 << 18, 1 << 20, 3, 5 << 20, 7)]
+    path = tmp_path / "lines"
+    path.write_bytes(b"".join(line + b"\n" for line in lines) + b"torn")
+
+    follower = Follower(open_file(str(path), os.O_RDONLY))
+
+    assert b"".join(follower.new()).split(b"\n") == [*lines, b""]
+    assert list(follower.new()) == []
