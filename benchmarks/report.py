@@ -243,15 +243,15 @@ def lines(sizes: dict[str, Any]) -> list[Line]:
         (("< 28 MiB", _at_most(28)),),
         floor=bare,
     )
-    for cell, rows, goals in (
-        ("run_many", many, ()),
-        ("run_most", most, (("< 2.5 x the file", _times(2.5, ("run_most", OFF, "file_mib"))),)),
-    ):
+    by_file: tuple[tuple[str, Check], ...] = (
+        ("< 2.5 x the file", _times(2.5, ("run_most", OFF, "file_mib"))),
+    )
+    for cell, rows in (("run_many", many), ("run_most", most)):
         add(
             f"memory: a pass over {rows:,} rows",
             (cell, OFF, "peak_mib"),
             "MiB",
-            goals,
+            by_file if cell == "run_most" else (),  # of a short file Python itself is the most
             floor=bare,
             compare=False,
         )
