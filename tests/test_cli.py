@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from conftest import HEADER, add_lines, line
 
 import dbbasic_queue
+from dbbasic_queue import Fail, Queue
 from dbbasic_queue.cli import main
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PROJECT = Path(__file__).resolve().parent.parent
 SCRIPT = Path(sys.executable).with_name("dbbasic-queue")
@@ -109,3 +116,238 @@ def test_the_command_works_from_a_copy_that_is_not_installed(tmp_path: Path) -> 
     done = run_module("demo", "--dir", "demo", cwd=tmp_path / "checkout", PYTHONPATH="")
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "checkout" / "demo" / "report.tsv").exists()
+
+
+# -- commands that act on a queue ----------------------------------------------------------------
+
+EXISTING = (
+    ["status"],
+    ["list"],
+    ["show", "a"],
+    ["cancel", "a"],
+    ["requeue", "a"],
+    ["requeue", "--failed"],
+    ["purge", "--older-than", "1"],
+    ["pause"],
+    ["resume"],
+)
+
+
+def ok(*arguments: str, cwd: Path, **environment: str) -> str:
+    """Run a command to its good end; return what it printed."""
+    done = run_module(*arguments, cwd=cwd, **environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def refused(*arguments: str, cwd: Path) -> str:
+    """Run a command that is not done; return the one line that says why."""
+    done = run_module(*arguments, cwd=cwd)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    return done.stderr.removeprefix("dbbasic-queue: ").strip()
+
+
+def fail(payload: object) -> None:
+    raise Fail("no")
+
+
+@pytest.fixture
+def some(tmp_path: Path) -> Iterator[Queue]:
+    """A queue with a job that is done, one that has failed, and one that is to come."""
+    with Queue(tmp_path / "data/queue.tsv") as queue:
+        queue.enqueue("greet", {"to": "ada"}, job_id="done")
+        queue.enqueue("break", {}, job_id="broken")
+        queue.process_jobs({"greet": lambda payload: "hello", "break": fail})
+        queue.enqueue("greet", {"to": "bob"}, run_at=4_000_000_000, job_id="later")
+        yield queue
+
+
+@pytest.mark.parametrize("arguments", EXISTING)
+def test_a_slip_in_the_path_does_not_look_like_an_empty_queue(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    why = refused(*arguments, "--file", "no/queue.tsv", cwd=tmp_path)
+    assert "there is no queue (name its file with --file or $DBBASIC_QUEUE_FILE)" in why
+    assert "'no/queue.tsv'" in why
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [*EXISTING[:-2], ["enqueue", "greet"]])
+def test_a_file_that_is_no_queue_is_refused_and_left_alone(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    (tmp_path / "letter").write_text("Dear Sir,\n")
+    assert "not the header of a queue" in refused(*arguments, "--file", "letter", cwd=tmp_path)
+    assert (tmp_path / "letter").read_text() == "Dear Sir,\n"
+
+
+def test_the_queue_is_the_files_the_environments_or_the_default_one(tmp_path: Path) -> None:
+    ok("enqueue", "greet", "--id", "a", cwd=tmp_path)
+    ok("enqueue", "greet", "--id", "b", cwd=tmp_path, DBBASIC_QUEUE_FILE="other.tsv")
+    ok("enqueue", "greet", "--id", "c", "--file", "third.tsv", cwd=tmp_path)
+    for file, job_id in (("data/queue.tsv", "a"), ("other.tsv", "b"), ("third.tsv", "c")):
+        assert [job["id"] for job in Queue(tmp_path / file).jobs()] == [job_id]
+
+
+def test_a_job_is_enqueued_and_its_id_printed(tmp_path: Path) -> None:
+    job_id = ok("enqueue", "greet", '{"to": "Ren\u00e9"}', cwd=tmp_path, LC_ALL="C").strip()
+    queue = Queue(tmp_path / "data/queue.tsv")
+    job = queue.get_job(job_id)
+    assert job is not None
+    assert (job["type"], job["payload"]) == ("greet", {"to": "Ren\u00e9"})
+    assert queue.process_jobs({"greet": lambda payload: None})["completed"] == 1
+
+
+def test_a_job_may_be_enqueued_for_later_under_an_id_of_its_own_once(tmp_path: Path) -> None:
+    arguments = ["enqueue", "greet", "--run-at", "4000000000.5", "--id", "report-1"]
+    assert ok(*arguments, cwd=tmp_path) == "report-1\n"
+    job = Queue(tmp_path / "data/queue.tsv").get_job("report-1")
+    assert job is not None
+    assert (job["payload"], job["run_at"]) == ({}, 4_000_000_001)
+    assert "'report-1' is refused: that job is in the queue already" in refused(
+        *arguments, cwd=tmp_path
+    )
+
+
+@pytest.mark.parametrize("payload", ["{to: ada}", "ada", "NaN", "", "{} {}"])
+def test_a_payload_that_is_no_json_is_wrong_usage_and_nothing_is_written(
+    tmp_path: Path, payload: str
+) -> None:
+    done = run_module("enqueue", "greet", payload, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "PAYLOAD is no JSON" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_type_that_is_none_is_refused(tmp_path: Path) -> None:
+    assert "job type 'a b' is refused" in refused("enqueue", "a b", cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("some")
+def test_list_prints_the_rows_of_the_file_by_status_and_by_type(tmp_path: Path) -> None:
+    lines = (tmp_path / "data/queue.tsv").read_text().splitlines(keepends=True)[1:]
+    assert ok("list", cwd=tmp_path) == "".join(lines)
+    assert ok("list", "--status", "failed", cwd=tmp_path) == lines[1]
+    assert ok("list", "--type", "greet", cwd=tmp_path) == lines[0] + lines[2]
+    both = ok("list", "--type", "greet", "--status", "pending", cwd=tmp_path)
+    assert both == lines[2]
+    assert ok("list", "--type", "none", cwd=tmp_path) == ""
+
+
+def test_list_shows_changes_that_are_in_the_journal_only(some: Queue, tmp_path: Path) -> None:
+    seen = []
+
+    def look(payload: object) -> None:
+        seen.append(ok("list", "--type", "look", cwd=tmp_path).split("\t")[3])
+
+    some.enqueue("look", {})
+    some.process_jobs({"look": look})
+    assert seen == ["processing"]
+
+
+@pytest.mark.parametrize("command", [["list"], ["show", "bad"]])
+def test_what_another_program_has_written_does_not_drive_the_terminal(
+    tmp_path: Path, command: list[str]
+) -> None:
+    path = tmp_path / "data/queue.tsv"
+    add_lines(path, line("bad", type="a\x1b[2J", payload='"\x1b[2J"', error="\x07", result="\x1b"))
+    shown = ok(*command, cwd=tmp_path)
+    assert "\\x1b[2J" in shown
+    assert "\x1b" not in shown and "\x07" not in shown
+
+
+@pytest.mark.usefixtures("some")
+def test_show_prints_one_job_a_line_a_column(tmp_path: Path) -> None:
+    shown = ok("show", "later", cwd=tmp_path).split("\n")
+    assert [text.split("\t")[0] for text in shown] == [*HEADER.split(), ""]
+    assert shown[2] == 'payload\t{"to": "bob"}'
+    assert shown[5] == "run_at\t4000000000\t2096-10-02T07:06:40Z"
+    assert refused("show", "nobody", cwd=tmp_path) == "there is no job nobody"
+
+
+def test_cancel_says_which_jobs_were_and_which_were_not(some: Queue, tmp_path: Path) -> None:
+    done = run_module("cancel", "done", "later", "nobody", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "cancelled\tlater\n")
+    assert done.stderr.splitlines() == [
+        "dbbasic-queue: done was not cancelled: it is completed (only a pending job can be)",
+        "dbbasic-queue: nobody was not cancelled: there is no such job (only a pending job can be)",
+    ]
+    assert some.counts()["cancelled"] == 1
+
+
+def test_requeue_takes_ids_or_all_that_have_failed(some: Queue, tmp_path: Path) -> None:
+    assert ok("requeue", "broken", cwd=tmp_path) == "requeued\tbroken\n"
+    assert "it is pending" in refused("requeue", "broken", cwd=tmp_path)
+    some.process_jobs({"break": fail})
+    assert ok("requeue", "--failed", "--type", "greet", cwd=tmp_path) == "requeued\t0\n"
+    assert ok("requeue", "--failed", "--type", "break", cwd=tmp_path) == "requeued\t1\n"
+    some.process_jobs({"break": fail})
+    assert ok("requeue", "--failed", cwd=tmp_path) == "requeued\t1\n"
+    job = some.get_job("broken")
+    assert job is not None
+    assert (job["status"], job["attempts"], job["error"]) == ("pending", 0, None)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["requeue"],
+        ["requeue", "a", "--failed"],
+        ["requeue", "a", "--type", "b"],
+        ["purge"],
+        ["purge", "--older-than", "a week"],
+        ["purge", "--older-than", "1", "--status", "pending"],
+        ["list", "--status", "done"],
+        ["cancel"],
+        ["enqueue"],
+        ["enqueue", "greet", "--run-at", "tomorrow"],
+        ["show"],
+        ["show", "a", "--file"],
+    ],
+)
+@pytest.mark.usefixtures("some")
+def test_a_command_that_is_used_wrongly_is_2_and_does_nothing(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    before = (tmp_path / "data/queue.tsv").read_bytes()
+    done = run_module(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"usage: dbbasic-queue {arguments[0]}")
+    assert (tmp_path / "data/queue.tsv").read_bytes() == before
+
+
+def test_purge_counts_in_days_and_may_keep_an_archive(some: Queue, tmp_path: Path) -> None:
+    some.enqueue("greet", {}, run_at=1, job_id="old")
+    some.enqueue("greet", {}, run_at=1, job_id="old-too")
+    some.process_jobs({"greet": lambda payload: None})
+    assert ok("purge", "--older-than", "1", "--status", "failed", cwd=tmp_path) == "purged\t0\n"
+    archived = ok("purge", "--older-than", "0.5", "--archive", "a.tsv.gz", cwd=tmp_path)
+    assert archived == "purged\t2\n"
+    archive = gzip.decompress((tmp_path / "a.tsv.gz").read_bytes()).decode()
+    assert [text.split("\t")[0] for text in archive.splitlines()] == ["id", "old", "old-too"]
+    assert [job["id"] for job in some.jobs()] == ["done", "broken", "later"]
+    assert "must end in .gz" in refused(
+        "purge", "--older-than", "1", "--archive", "a.tsv", cwd=tmp_path
+    )
+    assert "0 or more" in refused("purge", "--older-than", "-1", cwd=tmp_path)
+
+
+def test_a_type_or_all_are_paused_and_resumed(some: Queue, tmp_path: Path) -> None:
+    some.enqueue("greet", {})
+    assert ok("pause", "greet", cwd=tmp_path) == "paused\tgreet\n"
+    assert ok("pause", cwd=tmp_path) == "paused\t*\n"
+    assert ok("pause", cwd=tmp_path) == "paused\t*\n"
+    assert some.process_jobs({"greet": str})["completed"] == 0
+    why = refused("resume", "greet", cwd=tmp_path)
+    assert why.startswith("greet stays paused: all types are")
+    assert ok("resume", cwd=tmp_path) == "resumed\t*\n"
+    assert some.process_jobs({"greet": str})["completed"] == 1
+
+
+@pytest.mark.usefixtures("some")
+def test_a_pipe_of_commands_works_as_in_a_shell(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m dbbasic_queue"
+    pipe = f"{command} list --status failed | awk -F'\\t' '{{print $1}}' | xargs {command} requeue"
+    done = run("sh", "-ec", pipe, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "requeued\tbroken\n", "")

@@ -22,6 +22,7 @@ LAYERS = [
     {"engines.conformance.__init__"},
     {f"engines.conformance.{name}" for name in ("capabilities", *CONFORMANCE)},
     {"engines.conformance.case"},
+    {"demo", "status"},
     {"__init__"},
     {"registry", "service"},
     {"engines.memory", "pickled", "testing"},

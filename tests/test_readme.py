@@ -104,14 +104,16 @@ def test_the_purge_in_the_crontab_of_the_readme_works(tmp_path: Path) -> None:
     (line,) = [c for lang, _, c in BLOCK.findall(README) if lang == "cron"]
     *when, command = line.strip().split(" ", 5)
     assert when == ["0", "3", "1", "*", "*"] and "%" not in command  # which cron would cut at
-    assert "cd /srv/app && .venv/bin/python " in command
-    command = command.replace("/srv/app", str(tmp_path)).replace(".venv/bin/python", sys.executable)
+    assert "cd /srv/app && .venv/bin/dbbasic-queue " in command
+    program = f"{sys.executable} -m dbbasic_queue"
+    command = command.replace("/srv/app", str(tmp_path))
+    command = command.replace(".venv/bin/dbbasic-queue", program)
     with Queue(tmp_path / "data/queue.tsv") as queue:
         queue.enqueue("old", {}, run_at=1, job_id="old")
         queue.enqueue("new", {}, job_id="new")
         queue.process_jobs({"old": len, "new": len})
         done = subprocess.run(["sh", "-c", command], capture_output=True, encoding="utf-8")
-        assert (done.returncode, done.stdout + done.stderr) == (0, "")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "purged\t1\n", "")
         assert [job["id"] for job in queue.jobs()] == ["new"]
     archive = gzip.decompress((tmp_path / "data/archive.tsv.gz").read_bytes()).decode()
     assert [line.split("\t")[0] for line in archive.splitlines()] == ["id", "old"]

@@ -167,3 +167,36 @@ def _read(file: OpenFile) -> tuple[list[tuple[str, int]], int]:
             claims.append((job_id, int(attempt)))
     columns = head.split("\t")
     return claims, int(columns[3]) if len(columns) > 3 and columns[3].isdecimal() else 1
+
+
+class Living:
+    """A pass that is alive, as its slot tells.
+
+    `pid` is its process, `begun_at` when it took the slot, `listed_at` when it last claimed, in
+    Unix seconds; `parallel` as in the slot. `claims` are (id, attempt) of what it has in hand,
+    and perhaps of what it has just done.
+    """
+
+    def __init__(self, file: OpenFile) -> None:
+        claims, self.parallel = _read(file)
+        self.claims = frozenset(claims)
+        self.listed_at = os.fstat(file.fd).st_mtime
+        head = os.pread(file.fd, 200, 0).decode("utf-8", "replace").split("\n")[0].split("\t")
+        numbers = [int(text) for text in head[1:3] if text.isdecimal()]
+        self.pid, self.begun_at = numbers if len(numbers) == 2 else (0, 0)
+
+
+def living(queue: str) -> list[Living]:
+    """Return the passes that are alive. Under the queue's lock, so that every list is whole."""
+    from filelock import lock_descriptor
+
+    found = []
+    for number in range(1, SLOTS + 1):
+        file = open_file(_path(queue, number), os.O_RDONLY)
+        if file is None:
+            continue
+        close_after_fork(file)
+        if not lock_descriptor(file.fd, blocking=False):
+            found.append(Living(file))
+        file.close()
+    return found

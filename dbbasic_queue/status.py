@@ -1,0 +1,131 @@
+"""A queue at a glance: lines of words that tabs separate, the first one saying what the line tells.
+
+    queue       the file
+    pending     how many jobs are so; the same for the other four statuses
+    due         of the pending: how many could run now, for how many seconds the first one has
+                been due, and its id
+    paused      of the pending: how many are of a paused type; the paused types, `*` for all
+    pass        a pass that is alive: its process id, since when
+    running     a job in its hands: id, type, attempt, process id, since when, for how many seconds
+    lost        a job whose pass is dead, for the next pass to recover: id, type, attempt
+    error       one of the last errors: id, type, status, attempts, when the job was due or will be,
+                what it says
+    unreadable  how many lines are no jobs, and the numbers of the first of them
+
+What is empty stands as `-`. Since when a job runs is when its pass has claimed it, with others
+if they are quick; a pass that runs coroutines claims while others run, and so cannot tell.
+"""
+
+from __future__ import annotations
+
+import time
+from heapq import nlargest
+
+from dbbasic_queue.job import DELAYED, FAILED, PENDING, PROCESSING, STATUSES
+from dbbasic_queue.rows import escape
+from dbbasic_queue.store import slots
+from dbbasic_queue.store.paused import ALL
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dbbasic_queue.rows import Row
+    from dbbasic_queue.store.store import Store
+
+_ERRORS = 5
+_LINES = 10
+
+
+def instant(seconds: float) -> str:
+    """Return Unix seconds as UTC, for a person.
+
+    >>> instant(1_800_000_000)
+    '2027-01-15T08:00:00Z'
+    """
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def lines(store: Store, now: float) -> Iterator[str]:
+    """Yield the lines; changes nothing, and takes the lock to ask which passes are alive."""
+    look = _Look(store, now)
+    yield f"queue\t{store.path}"
+    for status, count in look.counts.items():
+        yield f"{status}\t{count}"
+    first = look.first
+    waited = "-\t-" if first is None else f"{_waited(first, now)}\t{first.id}"
+    yield f"due\t{look.due}\t{waited}"
+    yield f"paused\t{look.held}\t{' '.join(sorted(look.paused)) or '-'}"
+    yield from _running(store, look.processing, now)
+    for row in look.errors:
+        state = row.state
+        due_at = instant(state.run_at)
+        yield (
+            f"error\t{row.id}\t{escape(row.type)}\t{state.status}\t{state.attempts}\t{due_at}"
+            f"\t{state.error}"
+        )
+    unreadable = store.view.unreadable
+    numbers = " ".join(str(number + 2) for number in unreadable[:_LINES])
+    yield f"unreadable\t{len(unreadable)}\t{numbers or '-'}"
+
+
+class _Look:
+    """What one reading of the rows tells."""
+
+    def __init__(self, store: Store, now: float) -> None:
+        self.counts = dict.fromkeys(STATUSES, 0)
+        self.paused = store.paused()
+        self.held = self.due = 0
+        self.first: Row | None = None
+        self.processing: list[Row] = []
+        errors: list[Row] = []
+        for row in store.rows():
+            state = row.state
+            self.counts[state.status] += 1
+            if state.status == PROCESSING:
+                self.processing.append(row)
+            elif state.status == PENDING:
+                self._note_pending(row, now)
+            if state.error and state.status in (FAILED, PENDING):
+                if not state.error.startswith(DELAYED):
+                    errors.append(row)
+                if len(errors) > 1000:
+                    errors = _latest(errors)
+        self.errors = _latest(errors)
+
+    def _note_pending(self, row: Row, now: float) -> None:
+        if ALL in self.paused or row.type in self.paused:
+            self.held += 1
+        elif row.state.run_at <= now:
+            self.due += 1
+            if self.first is None or _waited(row, now) > _waited(self.first, now):
+                self.first = row
+
+
+def _latest(rows: list[Row]) -> list[Row]:
+    return nlargest(_ERRORS, rows, key=lambda row: row.state.run_at)
+
+
+def _waited(row: Row, now: float) -> int:
+    return max(int(now) - max(row.state.run_at, row.state.created_at), 0)
+
+
+def _running(store: Store, processing: list[Row], now: float) -> Iterator[str]:
+    with store.lock:
+        passes = slots.living(store.path)
+    for living in sorted(passes, key=lambda living: living.begun_at):
+        yield f"pass\t{living.pid}\t{instant(living.begun_at)}"
+    for row in processing:
+        claim = (row.id, row.state.attempts)
+        job = f"{row.id}\t{escape(row.type)}\t{row.state.attempts}"
+        holder = next((living for living in passes if claim in living.claims), None)
+        if holder is not None:
+            since = holder.listed_at
+            told = f"{instant(since)}\t{max(int(now - since), 0)}"
+            if holder.parallel > 1:
+                told = "-\t-"
+            yield f"running\t{job}\t{holder.pid}\t{told}"
+            continue
+        current = store.find(row.id)  # it may have ended since the rows were read
+        if current is not None and current.state.status == PROCESSING:
+            yield f"lost\t{job}"
