@@ -4,7 +4,6 @@ numbered ones. docs/COMPARISON.md says which call is which."""
 from __future__ import annotations
 
 import asyncio
-import time
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -186,9 +185,7 @@ def test_waiting_for_a_result_ends_when_time_is_up(now_queue: Queue) -> None:
     job_id = now_queue.enqueue("slow", {})
     assert now_queue.wait(job_id, timeout=0.01) is None
     assert asyncio.run(now_queue.await_job(job_id, timeout=0.01)) is None
-    began = time.monotonic()
     assert now_queue.wait("no-such-job", timeout=3600) is None
-    assert time.monotonic() - began < 3600
 
 
 def test_the_errors_are_one_tree_with_the_cause_kept(queue: Queue) -> None:
@@ -310,10 +307,9 @@ def test_a_copy_under_the_lock_is_a_backup(tmp_path: Path) -> None:
             queue.enqueue_many("mark", range(50))
             queue.process_jobs({"mark": lambda n: note("ran", str(n)), "copy": copy})
             with Queue("backup/queue.tsv") as restored:
-                print(restored.process_jobs({"mark": str, "copy": str}))
+                restored.process_jobs({"mark": str, "copy": str})
                 print(restored.counts()["completed"])
             """
         )
         assert len(notes(tmp_path / "ran")) == 100
-    assert "'recovered': 1" in copied or "'completed': 51" in copied
-    assert copied.splitlines()[1] == "101"
+    assert copied == "101"
