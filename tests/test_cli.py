@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import HEADER, add_lines, line
+from conftest import HEADER, Clock, add_lines, line
 
 import dbbasic_queue
 from dbbasic_queue import Fail, Queue
@@ -130,6 +130,7 @@ EXISTING = (
     ["purge", "--older-than", "1"],
     ["pause"],
     ["resume"],
+    ["metrics"],
 )
 
 
@@ -172,7 +173,7 @@ def test_a_slip_in_the_path_does_not_look_like_an_empty_queue(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [*EXISTING[:-2], ["enqueue", "greet"]])
+@pytest.mark.parametrize("arguments", [*EXISTING[:7], EXISTING[9], ["enqueue", "greet"]])
 def test_a_file_that_is_no_queue_is_refused_and_left_alone(
     tmp_path: Path, arguments: list[str]
 ) -> None:
@@ -260,10 +261,43 @@ def test_what_another_program_has_written_does_not_drive_the_terminal(
 @pytest.mark.usefixtures("some")
 def test_show_prints_one_job_a_line_a_column(tmp_path: Path) -> None:
     shown = ok("show", "later", cwd=tmp_path).split("\n")
-    assert [text.split("\t")[0] for text in shown] == [*HEADER.split(), ""]
+    assert [text.split("\t")[0] for text in shown] == [*HEADER.split(), ""]  # it has not run
     assert shown[2] == 'payload\t{"to": "bob"}'
     assert shown[5] == "run_at\t4000000000\t2096-10-02T07:06:40Z"
     assert refused("show", "nobody", cwd=tmp_path) == "there is no job nobody"
+
+
+def test_show_prints_the_attempts_of_a_job_and_the_last_traceback(tmp_path: Path) -> None:
+    def stumble(payload: object) -> None:
+        raise ValueError("a\nb \x1b[31m")
+
+    clock = Clock()
+    with Queue(tmp_path / "data/queue.tsv", clock=clock) as queue:
+        queue.enqueue("walk", {}, job_id="a")
+        queue.process_jobs({"walk": stumble})
+        clock.now += 120
+        queue.process_jobs({"walk": lambda payload: "home"})
+    shown = ok("show", "a", cwd=tmp_path)
+    assert "\x1b" not in shown
+    attempts = [line.split("\t") for line in shown.splitlines() if line.startswith("attempt\t")]
+    assert [words[1:4] for words in attempts] == [
+        ["1", "retried", "2027-01-15T08:00:00Z"],
+        ["2", "completed", "2027-01-15T08:02:00Z"],
+    ]
+    assert attempts[0][5] == "ValueError: a\\nb \\x1b[31m"
+    assert all(float(words[4]) >= 0 for words in attempts)
+    traceback = [line for line in shown.splitlines() if line.startswith("traceback\t")]
+    assert any("in stumble" in line for line in traceback)
+    assert traceback[-1].endswith("b \\x1b[31m")
+
+
+@pytest.mark.usefixtures("some")
+def test_metrics_are_printed_or_put_into_a_file(tmp_path: Path) -> None:
+    printed = ok("metrics", "--window", "60", cwd=tmp_path)
+    assert printed.startswith("# ") and 'type="greet"' in printed
+    assert ok("metrics", "queue.prom", cwd=tmp_path) == ""
+    assert 'type="greet"' in (tmp_path / "queue.prom").read_text()
+    assert "over 0" in refused("metrics", "--window", "0", cwd=tmp_path)
 
 
 def test_cancel_says_which_jobs_were_and_which_were_not(some: Queue, tmp_path: Path) -> None:

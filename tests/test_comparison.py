@@ -17,7 +17,8 @@ from test_imports import MODULES, TREES, imported
 
 import dbbasic_queue
 from dbbasic_queue import Handler, Queue
-from dbbasic_queue.cli import PROGRAM, argument_parser
+from dbbasic_queue.cli import argument_parser
+from dbbasic_queue.commands import PROGRAM
 
 TESTS = Path(__file__).parent
 PAGE = (TESTS.parent / "docs/COMPARISON.md").read_text(encoding="utf-8")

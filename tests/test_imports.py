@@ -18,11 +18,11 @@ CONFORMANCE = ("enqueueing", "passes", "outcomes", "living")
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"demo"},
+    {"commands"},
+    {"demo", "status"},
     {"engines.conformance.__init__"},
     {f"engines.conformance.{name}" for name in ("capabilities", *CONFORMANCE)},
     {"engines.conformance.case"},
-    {"demo", "status"},
     {"__init__"},
     {"registry", "service"},
     {"engines.memory", "pickled", "testing"},

@@ -150,6 +150,23 @@ def test_each_failure_is_recorded_with_its_error_and_the_others_go_on(queue: Que
     ]
 
 
+def test_each_failure_has_its_traceback(queue: Queue) -> None:
+    """The same example: `Result.traceback`, `started_at`, `finished_at`; kept for each attempt."""
+
+    def divide(payload: object) -> float:
+        return 1 / 0
+
+    job_id = queue.enqueue("divide", {})
+    queue.process_jobs({"divide": divide}, max_attempts=1)
+    (attempt,) = queue.attempts(job_id)
+    assert (attempt["outcome"], attempt["ended_at"]) == ("failed", NOW)
+    first, *_, last = attempt["traceback"].splitlines()
+    assert first == "Traceback (most recent call last):"
+    assert last == "ZeroDivisionError: division by zero"
+    assert "in divide" in attempt["traceback"]
+    assert attempt["seconds"] >= 0
+
+
 def test_plain_code_shares_a_queue_with_a_worker_of_coroutines(tmp_path: Path) -> None:
     """examples/basic/05_sync_client_with_worker.py: SyncTaskQueue is what `Queue` is anyway."""
     with Programs(tmp_path) as programs, Queue(tmp_path / "data/queue.tsv") as queue:

@@ -1,0 +1,187 @@
+"""What each command does: calls out, lines that grep and awk can take, an exit code.
+
+Each takes the parsed arguments, and returns 0, or 1 after one line on stderr that says why.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+
+from dbbasic_queue.errors import NotAQueue
+from dbbasic_queue.queue import Queue
+from dbbasic_queue.rows import HEADER, Row, decode_json, encode_state, escape
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable
+    from typing import Any
+
+PROGRAM = "dbbasic-queue"
+_DAY = 86400
+
+
+def complain(why: str) -> int:
+    """Say on stderr why something was not done; return the exit code for that."""
+    print(f"{PROGRAM}: {why}", file=sys.stderr)
+    return 1
+
+
+def existing_queue(arguments: Namespace) -> Queue:
+    """Return the queue that --file names; a slip of the pen must not look like an empty queue.
+
+    Raises NotAQueue where there is no such file.
+    """
+    if not os.path.lexists(arguments.file):
+        raise NotAQueue(
+            errno.ENOENT,
+            "there is no queue (name its file with --file or $DBBASIC_QUEUE_FILE)",
+            arguments.file,
+        )
+    return Queue(arguments.file)
+
+
+def run_status(arguments: Namespace) -> int:
+    from dbbasic_queue import status
+
+    with existing_queue(arguments) as queue:
+        for line in status.lines(queue._store, time.time()):
+            print(line)
+    return 0
+
+
+def shown(text: str) -> str:
+    """Return text as it is, but for what makes a line or a column, or drives a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c == "\\" else escape(c) for c in text)
+
+
+def columns(row: Row) -> list[str]:
+    """Return a job's nine columns as the file holds them."""
+    state = encode_state(row.state).decode().split("\t")
+    return [shown(text) for text in (row.id, row.type, row.payload, *state)]
+
+
+def run_list(arguments: Namespace) -> int:
+    with existing_queue(arguments) as queue:
+        for row in queue._store.rows():
+            if arguments.status in (None, row.state.status) and arguments.type in (None, row.type):
+                print("\t".join(columns(row)))
+    return 0
+
+
+def run_show(arguments: Namespace) -> int:
+    from dbbasic_queue import status
+
+    with existing_queue(arguments) as queue:
+        row = queue._store.find(arguments.id)
+        if row is None:
+            return complain(f"there is no job {arguments.id}")
+        for name, text in zip(HEADER.decode().split(), columns(row), strict=True):
+            when = f"\t{status.instant(int(text))}" if name.endswith("_at") else ""
+            print(f"{name}\t{text}{when}")
+        traceback = None
+        for attempt in queue.attempts(row.id):
+            words = [attempt["attempt"], attempt["outcome"], status.instant(attempt["ended_at"])]
+            seconds = "-" if attempt["seconds"] is None else f"{attempt['seconds']:.3f}"
+            error = shown(attempt["error"] or "")
+            print("attempt", *words, seconds, error, sep="\t")
+            traceback = attempt["traceback"] or traceback
+        for line in (traceback or "").splitlines():
+            print(f"traceback\t{shown(line)}")
+    return 0
+
+
+def run_enqueue(arguments: Namespace) -> int:
+    payload: Any = None
+    if arguments.payload is not None:
+        try:
+            payload = decode_json(arguments.payload)
+        except ValueError as error:
+            arguments.wrong_usage(
+                f"PAYLOAD is no JSON: {error} (a text needs its own quotes: '\"text\"')"
+            )
+    with Queue(arguments.file) as queue:
+        print(queue.enqueue(arguments.type, payload, arguments.run_at, job_id=arguments.id))
+    return 0
+
+
+def run_cancel(arguments: Namespace) -> int:
+    with existing_queue(arguments) as queue:
+        return change_each(arguments.ids, queue, queue.cancel_job, "cancelled", "a pending job")
+
+
+def run_requeue(arguments: Namespace) -> int:
+    if bool(arguments.ids) == arguments.failed or (arguments.type and not arguments.failed):
+        arguments.wrong_usage("give IDs, or --failed, which may have a --type")
+    with existing_queue(arguments) as queue:
+        if arguments.ids:
+            of = "a failed or cancelled job"
+            return change_each(arguments.ids, queue, queue.requeue, "requeued", of)
+        print(f"requeued\t{queue.requeue_failed(arguments.type)}")
+    return 0
+
+
+def change_each(
+    ids: list[str], queue: Queue, change: Callable[[str], bool], done: str, which: str
+) -> int:
+    """Make a change to each job, print what was done, complain of what was not."""
+    code = 0
+    for job_id in ids:
+        if change(job_id):
+            print(f"{done}\t{job_id}")
+            continue
+        job = queue.get_job(job_id)
+        why = f"it is {job['status']}" if job else "there is no such job"
+        code = complain(f"{job_id} was not {done}: {why} (only {which} can be)")
+    return code
+
+
+def run_purge(arguments: Namespace) -> int:
+    with existing_queue(arguments) as queue:
+        older_than = arguments.older_than * _DAY
+        count = queue.purge(older_than, arguments.status, archive=arguments.archive)
+        print(f"purged\t{count}")
+    return 0
+
+
+def run_pause(arguments: Namespace) -> int:
+    with existing_queue(arguments) as queue:
+        queue.pause(arguments.type)
+        print(f"paused\t{arguments.type or '*'}")
+    return 0
+
+
+def run_resume(arguments: Namespace) -> int:
+    from dbbasic_queue.store.paused import ALL
+
+    with existing_queue(arguments) as queue:
+        queue.resume(arguments.type)
+        if ALL in queue._store.paused():
+            return complain(
+                f"{arguments.type} stays paused: all types are (resume without a TYPE takes back "
+                "every pause)"
+            )
+        print(f"resumed\t{arguments.type or ALL}")
+    return 0
+
+
+def run_metrics(arguments: Namespace) -> int:
+    from dbbasic_queue import figures
+
+    with existing_queue(arguments) as queue:
+        if arguments.path is None:
+            print(figures.to_text(queue.metrics(arguments.window)), end="")
+        else:
+            queue.write_metrics(arguments.path, arguments.window)
+    return 0
+
+
+def run_demo(arguments: Namespace) -> int:
+    from dbbasic_queue import demo
+
+    return demo.run(arguments.dir)
