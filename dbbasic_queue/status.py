@@ -21,7 +21,7 @@ from __future__ import annotations
 import time
 from heapq import nlargest
 
-from dbbasic_queue.job import DELAYED, FAILED, PENDING, PROCESSING, STATUSES
+from dbbasic_queue.job import DELAYED, FAILED, PENDING, STATUSES
 from dbbasic_queue.rows import escape
 from dbbasic_queue.store import slots
 from dbbasic_queue.store.paused import ALL
@@ -56,7 +56,7 @@ def lines(store: Store, now: float) -> Iterator[str]:
     waited = "-\t-" if first is None else f"{_waited(first, now)}\t{first.id}"
     yield f"due\t{look.due}\t{waited}"
     yield f"paused\t{look.held}\t{' '.join(sorted(look.paused)) or '-'}"
-    yield from _running(store, look.processing, now)
+    yield from _running(store, now)
     for row in look.errors:
         state = row.state
         due_at = instant(state.run_at)
@@ -77,14 +77,11 @@ class _Look:
         self.paused = store.paused()
         self.held = self.due = 0
         self.first: Row | None = None
-        self.processing: list[Row] = []
         errors: list[Row] = []
         for row in store.rows():
             state = row.state
             self.counts[state.status] += 1
-            if state.status == PROCESSING:
-                self.processing.append(row)
-            elif state.status == PENDING:
+            if state.status == PENDING:
                 self._note_pending(row, now)
             if state.error and state.status in (FAILED, PENDING):
                 if not state.error.startswith(DELAYED):
@@ -110,22 +107,23 @@ def _waited(row: Row, now: float) -> int:
     return max(int(now) - max(row.state.run_at, row.state.created_at), 0)
 
 
-def _running(store: Store, processing: list[Row], now: float) -> Iterator[str]:
-    with store.lock:
+def _running(store: Store, now: float) -> Iterator[str]:
+    with store.lock:  # the jobs and the lists of the passes, as they are at one instant
+        view = store.view
+        view.refresh()
         passes = slots.living(store.path)
+        rows = [row for number in sorted(view.processing) if (row := view.row(number))]
     for living in sorted(passes, key=lambda living: living.begun_at):
         yield f"pass\t{living.pid}\t{instant(living.begun_at)}"
-    for row in processing:
+    for row in rows:
         claim = (row.id, row.state.attempts)
         job = f"{row.id}\t{escape(row.type)}\t{row.state.attempts}"
         holder = next((living for living in passes if claim in living.claims), None)
-        if holder is not None:
-            since = holder.listed_at
-            told = f"{instant(since)}\t{max(int(now - since), 0)}"
-            if holder.parallel > 1:
-                told = "-\t-"
-            yield f"running\t{job}\t{holder.pid}\t{told}"
-            continue
-        current = store.find(row.id)  # it may have ended since the rows were read
-        if current is not None and current.state.status == PROCESSING:
+        if holder is None:
             yield f"lost\t{job}"
+            continue
+        since = holder.listed_at
+        told = f"{instant(since)}\t{max(int(now - since), 0)}"
+        if holder.parallel > 1:
+            told = "-\t-"
+        yield f"running\t{job}\t{holder.pid}\t{told}"
