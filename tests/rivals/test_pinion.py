@@ -8,7 +8,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
-from conftest import Clock, job
+from conftest import NOW, Clock, job
 from processes import Programs, environment, wait_for, wait_for_notes
 
 from dbbasic_queue import Backoff, Handlers, Queue, Worker
@@ -177,3 +177,13 @@ def test_dead_letters_are_listed_and_replayed_from_a_shell(tmp_path: Path) -> No
         assert "result\t3\n" in command("show", job_id)
         assert command("requeue", "--failed") == "requeued\t1\n"
         assert "due\t1\t" in command("status")
+
+
+def test_the_queue_of_one_test_may_lie_in_memory(clock: Clock) -> None:
+    """`InMemoryStorage`."""
+    with Queue.open("memory:", clock=clock) as queue:
+        job_id = queue.enqueue("add", {"a": 1, "b": 2})
+        queue.process_jobs({"add": lambda payload: payload["a"] + payload["b"]})
+        found = queue.get_job(job_id)
+    assert found is not None
+    assert (found["status"], found["result"], found["created_at"]) == ("completed", 3, NOW)
