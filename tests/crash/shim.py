@@ -11,6 +11,7 @@ was opened there. A `Plan` names one call by its number and what becomes of it:
     error    the call raises; with `lasting`, so does every later one that this error can meet
     short    a write does half of its work; with `lasting`, later calls raise (a disk that fills)
              or, without an error number, write half of what they are given, again and again
+             (with `then_error`, so does the `after`th call behind it that changes a file)
     meanwhile  `Shim.meanwhile` is called first: what another process does in that very moment
 """
 
@@ -23,7 +24,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import filelock
 
@@ -72,6 +73,11 @@ _LEAVES_SOMETHING = frozenset(
 ) | {"fsync", "fdatasync"}
 
 
+def changes(name: str) -> bool:
+    """Tell whether a call leaves something behind."""
+    return name == "write" or name in _LEAVES_SOMETHING
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of the trace, and the functions of the package that led to it, innermost first.
@@ -102,13 +108,18 @@ class Plan:
     phase: str
     error: int = 0
     lasting: bool = False
+    after: int = 0
+    then_error: int = 0
 
     def __str__(self) -> str:
         if self.phase not in ("error", "short"):
             return f"killed {self.phase} call {self.number}"
         name = errno.errorcode.get(self.error, "")
         lasting = " for good" if self.lasting else " once"
-        return f"{self.phase} {name}{lasting} at call {self.number}"
+        text = f"{self.phase} {name}{lasting} at call {self.number}"
+        if self.then_error:
+            text += f", {errno.errorcode[self.then_error]} {self.after} changing calls later"
+        return text
 
 
 class Shim:
@@ -120,6 +131,7 @@ class Shim:
         self.trace: list[Call] = []
         self.on = False
         self.met = ""
+        self._behind = 0
         self.meanwhile: Callable[[], None] = lambda: None
         self.locked = False
         self.told: Callable[[str], None] = lambda _: None
@@ -205,6 +217,11 @@ class Shim:
         options: dict[str, Any],
     ) -> Any:
         first = number == plan.number
+        if not first and plan.then_error and changes(name) and name in PRESENT_IN[plan.then_error]:
+            self._behind += 1
+            if self._behind == plan.after:
+                self.told(self._where(number))
+                return _raise(plan.then_error, args[0])
         if not first and not plan.lasting:
             return function(*args, **options)
         if name == "write" and plan.phase == "short" and (first or not plan.error):
@@ -213,16 +230,22 @@ class Shim:
         if not plan.error or (not first and name not in PRESENT_IN[plan.error]):
             return function(*args, **options)
         self._meet(number)
-        message = os.strerror(plan.error)
-        if isinstance(args[0], str):
-            raise OSError(plan.error, message, args[0])
-        raise OSError(plan.error, message)
+        return _raise(plan.error, args[0])
 
     def _meet(self, number: int) -> None:
         if not self.met:
-            call = self.trace[number]
-            self.met = f"{call.name} {call.file} in {call.site}"
+            self.met = self._where(number)
             self.told(self.met)
+
+    def _where(self, number: int) -> str:
+        call = self.trace[number]
+        return f"{call.name} {call.file} in {call.site}"
+
+
+def _raise(error: int, where: Any) -> NoReturn:
+    if isinstance(where, str):
+        raise OSError(error, os.strerror(error), where)
+    raise OSError(error, os.strerror(error))
 
 
 def _site() -> str:

@@ -5,6 +5,7 @@
     python tests/crash/sweep.py creations WORKLOAD [EVERY] kill at each creation, for a group
     python tests/crash/sweep.py meetings WORKLOAD [EVERY]  let others act at each call
     python tests/crash/sweep.py errors WORKLOAD [EVERY]    refuse each call
+    python tests/crash/sweep.py pairs WORKLOAD [EVERY]     ... and one of those that come of that
 
 EVERY is the step through the points (1: all of them); of each kind of call, told by its name, its
 file and who makes it, there is one at least for each moment of a kill, and one for the errors. The
@@ -32,14 +33,14 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench import DAY, Bench, Log
 from checks import check_crashed, check_errors, check_recovered, check_settled
 from disk import FINAL, Disk, archive_of, read_disk
 from promises import Promises
-from shim import PRESENT_IN, Call, Plan, Shim
+from shim import PRESENT_IN, Call, Plan, Shim, changes
 from workloads import MEANWHILE, WORKLOADS, Workload, tear
 
 import dbbasic_queue.store.slots
@@ -48,6 +49,7 @@ import dbbasic_queue.worker
 HANGS_AFTER = 20
 JUMP = 100_000
 ROUNDS = 8
+REACH = 3
 
 
 class EnoughFound(Exception):
@@ -484,23 +486,49 @@ def sweep_errors(base: str, workload: Workload, every: int) -> Result:
     trace = trace_of(base, workload)
     result.points = len(trace)
     for call, plan in sample(list(_error_plans(trace)), every):
-        attack = Attack(base, workload)
-        attack.lay()
-        attack.attack(workload.script, plan, error=True)
-        result.runs += 1
-        promises = attack.promises()
-        met = any(event[1] == "error" for event in attack.log.events())
-        result.errors += met
-        result.unmet += not met
-        attack.look()
-        if "post" not in promises.kept or promises.starts.get("post") != 1:
-            attack.wrong.append("P6: the queue does not work again when the cause is gone")
-        attack.recover()
-        disk = attack.settle(1)
-        result.states.add(attack.state())
-        numbers = (plan.error,) if plan.error else ()
-        attack.wrong += check_errors(disk, promises, attack.root, numbers, plan.lasting)
-        result.note(plan, f"{call.name} {call.file} in {call.site}", attack.wrong)
+        site = f"{call.name} {call.file} in {call.site}"
+        _refuse(base, workload, plan, site, result)
+    return result
+
+
+def _refuse(base: str, workload: Workload, plan: Plan, site: str, result: Result) -> None:
+    attack = Attack(base, workload)
+    attack.lay()
+    attack.attack(workload.script, plan, error=True)
+    result.runs += 1
+    promises = attack.promises()
+    met = [event[1] for event in attack.log.events()].count("error")
+    result.errors += met
+    result.unmet += not met
+    attack.look()
+    if "post" not in promises.kept or promises.starts.get("post") != 1:
+        attack.wrong.append("P6: the queue does not work again when the cause is gone")
+    attack.recover()
+    disk = attack.settle(1)
+    result.states.add(attack.state())
+    numbers = tuple(number for number in (plan.error, plan.then_error) if number)
+    attack.wrong += check_errors(disk, promises, attack.root, numbers, plan.lasting)
+    result.note(plan, site, attack.wrong)
+
+
+def _pair_plans(trace: list[Call], reach: int) -> Iterator[tuple[Call, Plan]]:
+    for call, first in _error_plans(trace):
+        is_short = first.phase == "short" and not first.error
+        if not changes(call.name) or first.lasting:
+            continue
+        if is_short or first.error in (errno.EIO, errno.ENOSPC):
+            for after in range(1, reach + 1):
+                for error in (errno.EIO, errno.ENOSPC):
+                    yield call, replace(first, after=after, then_error=error)
+
+
+def sweep_pairs(base: str, workload: Workload, every: int) -> Result:
+    """Refuse a call, and then one that comes of that: a repair, a retry, whatever is next."""
+    result = Result()
+    trace = trace_of(base, workload)
+    result.points = len(trace)
+    for call, plan in sample(list(_pair_plans(trace, REACH if every == 1 else 1)), every):
+        _refuse(base, workload, plan, f"{call.name} {call.file} in {call.site}", result)
     return result
 
 
@@ -510,6 +538,7 @@ SWEEPS = {
     "creations": sweep_creations,
     "meetings": sweep_meetings,
     "errors": sweep_errors,
+    "pairs": sweep_pairs,
 }
 
 

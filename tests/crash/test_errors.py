@@ -31,6 +31,13 @@ def test_a_refused_call_says_so_and_does_nothing_and_all_works_when_the_cause_is
     sweep(capsys, "errors", workload, 1 if LONG else 23)
 
 
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_a_second_error_in_what_comes_of_the_first_is_told_and_does_nothing_either(
+    workload: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep(capsys, "pairs", workload, 1 if LONG else 99)
+
+
 # -- a real disk that fills ----------------------------------------------------------------------
 
 SIZE = 65_536
