@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+from processes import Programs
 
 from dbbasic_queue import Queue
 
@@ -55,6 +56,13 @@ def path(tmp_path: Path) -> Path:
 def queue(path: Path, clock: Clock) -> Iterator[Queue]:
     with Queue(path, clock=clock) as queue:
         yield queue
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[Programs]:
+    """Starts processes in the test's directory, whose queue is at `path`."""
+    with Programs(tmp_path) as programs:
+        yield programs
 
 
 def beside(path: Path, suffix: str) -> Path:

@@ -22,7 +22,7 @@ from dbbasic_queue.store.claims import Claim, Claims, Terms
 from dbbasic_queue.store.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 LOOKS = 3000 if os.environ.get("DBBASIC_QUEUE_LONG") else 100
@@ -68,15 +68,9 @@ while not is_last:
 
 
 @pytest.fixture
-def programs(tmp_path: Path) -> Iterator[Programs]:
-    with Programs(tmp_path) as programs:
-        yield programs
-
-
-@pytest.fixture
-def queue(tmp_path: Path) -> Iterator[Queue]:
-    with Queue(tmp_path / QUEUE) as queue:
-        yield queue
+def clock() -> Callable[[], float]:
+    """The machine's, as the other processes have it."""
+    return time.time
 
 
 def awk(directory: Path, program: str) -> list[bytes]:

@@ -31,7 +31,7 @@ from processes import (
 from dbbasic_queue import Queue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
@@ -65,15 +65,9 @@ make_a_pass(deadly=deadly, work=work)
 
 
 @pytest.fixture
-def programs(tmp_path: Path) -> Iterator[Programs]:
-    with Programs(tmp_path) as programs:
-        yield programs
-
-
-@pytest.fixture
-def queue(tmp_path: Path) -> Iterator[Queue]:
-    with Queue(tmp_path / QUEUE) as queue:
-        yield queue
+def clock() -> Callable[[], float]:
+    """The machine's, as the other processes have it."""
+    return time.time
 
 
 def job(queue: Queue, job_id: str) -> dict[str, Any]:

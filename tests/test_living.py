@@ -32,16 +32,10 @@ from dbbasic_queue.store.claims import Claims, Terms
 from dbbasic_queue.store.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
 DAY = 86_400
-
-
-@pytest.fixture
-def programs(tmp_path: Path) -> Iterator[Programs]:
-    with Programs(tmp_path) as programs:
-        yield programs
 
 
 class Night:

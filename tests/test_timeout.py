@@ -20,17 +20,10 @@ from dbbasic_queue import Delay, Fail, Handler, InvalidHandlers, Job, Queue
 from dbbasic_queue.handlers import Backoff
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 SHORT = 0.3
 LONG = 30.0
-
-
-@pytest.fixture
-def programs(tmp_path: Path) -> Iterator[Programs]:
-    with Programs(tmp_path) as programs:
-        yield programs
 
 
 def is_alive(pid: int) -> bool:

@@ -15,16 +15,9 @@ import dbbasic_queue
 from dbbasic_queue import Delay, Fail, Handler, Handlers, InvalidHandlers, Queue, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
-
-
-@pytest.fixture
-def programs(tmp_path: Path) -> Iterator[Programs]:
-    with Programs(tmp_path) as programs:
-        yield programs
 
 
 # --- plain functions in forked passes

@@ -3,7 +3,7 @@
 Under the coverage-guided fuzzer atheris (not needed by anything else), for an hour:
 
     pip install atheris
-    PYTHONPATH=. python tests/fuzz/fuzz_rows.py -max_total_time=3600 -max_len=4096
+    PYTHONPATH=.:tests python tests/fuzz/fuzz_rows.py -max_total_time=3600 -max_len=4096
 
 A crash leaves the input in `crash-...`; put it into `test_fuzz_rows.py` as an example. That test
 runs the same targets over what Hypothesis and the seeds below give, for some seconds.
@@ -17,6 +17,8 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
+
+from hostile import BOMBS, NASTY, NO_JSON
 
 from dbbasic_queue.rows import (
     MAX_PAYLOAD,
@@ -42,15 +44,11 @@ SEEDS = [
     b"a\tb\t{}\tfailed\t999999999999\t0.\t999999999\tx\t",
     b"a\tpending\t1\t2\t0\t\t\t00000000",
     encode_record(b"a", b"completed\t1\t2\t1\t\t0")[:-1],
-    b"\\x1b\\u2028\\U0001f600\\UFFFFFFFF\\U00110000\\t\\n\\r\\\\\\q\\",
-    "\x1b\u2028\u202e\ufeff é 😀".encode(),
     b'{"a": [1, 2.5, null, true, "\\ud800"]}',
-    b"[" * 200,
-    b"1" * 5000,
-    b"NaN",
-    b"-Infinity",
     b"1e999",
     b'{"a": 1, "a": 2}',
+    *(text.encode("utf-8", "surrogatepass") for text in NASTY + NO_JSON),
+    *(text[:5000].encode() for text in BOMBS),
 ]
 _BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
