@@ -60,6 +60,11 @@ def power(work: str, model: str) -> str:
     return f"{POWER}::{name}[{work}-{model}]"
 
 
+def pairs(workload: str) -> str:
+    name = "test_a_second_error_in_what_comes_of_the_first_is_told_and_does_nothing_either"
+    return f"{ERRORS}::{name}[{workload}]"
+
+
 @dataclass(frozen=True)
 class Mutant:
     """`old`, which stands in `file` exactly once, becomes `new`; `tests` are to notice."""
@@ -452,6 +457,27 @@ MUTANTS = (
         "                self._forget()  # what was read half",
         "                pass  # what was read half",
         (errors("requeue"), errors("purge")),
+    ),
+    Mutant(
+        "a part that is left of a write is denied",
+        "store/files.py",
+        '"a part may have been added, and could not be taken back"',
+        '"nothing was added"',
+        (pairs("application"),),
+    ),
+    Mutant(
+        "a change that is left is denied",
+        "store/store.py",
+        '"the change was made, but may not survive a power cut"',
+        '"nothing was changed"',
+        (pairs("application"),),
+    ),
+    Mutant(
+        "a retried change forgets where the journal ends",
+        "store/store.py",
+        "        if not self.view.loaded:\n            self.read_new()",
+        "        if False:\n            self.read_new()",
+        (pairs("unfolded"),),
     ),
     Mutant(
         "a delay costs an attempt",

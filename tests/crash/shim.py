@@ -12,6 +12,7 @@ was opened there. A `Plan` names one call by its number and what becomes of it:
     short    a write does half of its work; with `lasting`, later calls raise (a disk that fills)
              or, without an error number, write half of what they are given, again and again
              (with `then_error`, so does the `after`th call behind it that changes a file)
+    broken   a write does half of its work, and its rest is refused
     meanwhile  `Shim.meanwhile` is called first: what another process does in that very moment
 """
 
@@ -66,6 +67,7 @@ PRESENT_IN = {
     errno.EINTR: (frozenset(REAL) | {"create"}) - NEVER_FAILS,
 }
 """The calls in which each error number is met."""
+REFUSALS = ("error", "short", "broken")
 
 
 _LEAVES_SOMETHING = frozenset(
@@ -112,7 +114,7 @@ class Plan:
     then_error: int = 0
 
     def __str__(self) -> str:
-        if self.phase not in ("error", "short"):
+        if self.phase not in REFUSALS:
             return f"killed {self.phase} call {self.number}"
         name = errno.errorcode.get(self.error, "")
         lasting = " for good" if self.lasting else " once"
@@ -188,7 +190,7 @@ class Shim:
         plan = self.plan
         if plan is None or number < plan.number:
             return function(*args, **options)
-        if plan.phase in ("error", "short"):
+        if plan.phase in REFUSALS:
             return self._refuse(plan, number, name, function, args, options)
         if number > plan.number:
             return function(*args, **options)
@@ -230,6 +232,8 @@ class Shim:
         if not plan.error or (not first and name not in PRESENT_IN[plan.error]):
             return function(*args, **options)
         self._meet(number)
+        if plan.phase == "broken":
+            function(args[0], args[1][: (len(args[1]) + 1) // 2])
         return _raise(plan.error, args[0])
 
     def _meet(self, number: int) -> None:

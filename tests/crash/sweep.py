@@ -339,10 +339,10 @@ def _kill_plans(trace: list[Call]) -> Iterator[tuple[Call, Plan]]:
 
 def sample(plans: list[tuple[Call, Plan]], every: int) -> list[tuple[Call, Plan]]:
     """Return about one in `every`, of each kind of call at least one."""
-    kinds: dict[tuple[str, ...], list[int]] = {}
+    kinds: dict[tuple[Call, str, int], list[int]] = {}
     for number, (call, plan) in enumerate(plans):
-        phase = "" if plan.error else plan.phase
-        kinds.setdefault((call.name, call.file, call.site, phase), []).append(number)
+        phase = "" if plan.error and not plan.then_error else plan.phase
+        kinds.setdefault((replace(call, locked=True), phase, plan.then_error), []).append(number)
     chosen: list[int] = []
     for turn, numbers in enumerate(kinds.values()):
         chosen += numbers[turn % min(every, len(numbers)) :: every]
@@ -511,15 +511,18 @@ def _refuse(base: str, workload: Workload, plan: Plan, site: str, result: Result
     result.note(plan, site, attack.wrong)
 
 
-def _pair_plans(trace: list[Call], reach: int) -> Iterator[tuple[Call, Plan]]:
-    for call, first in _error_plans(trace):
-        is_short = first.phase == "short" and not first.error
-        if not changes(call.name) or first.lasting:
-            continue
-        if is_short or first.error in (errno.EIO, errno.ENOSPC):
-            for after in range(1, reach + 1):
-                for error in (errno.EIO, errno.ENOSPC):
-                    yield call, replace(first, after=after, then_error=error)
+_SOON = ((errno.EIO, errno.EIO, 1), (errno.ENOSPC, errno.ENOSPC, 2))
+"""First error, second, and how many calls later: a repair that is refused, and a retry."""
+
+
+def _pair_plans(trace: list[Call], whole: bool) -> Iterator[tuple[Call, Plan]]:
+    errors = (errno.EIO, errno.ENOSPC)
+    pairs = tuple(itertools.product(errors, errors, range(1, REACH + 1))) if whole else _SOON
+    for number, call in enumerate(trace):
+        for phase in ("error", "broken") if call.name == "write" else ("error",):
+            for first, then, after in pairs:
+                if changes(call.name) and call.name in PRESENT_IN[first]:
+                    yield call, Plan(number, phase, first, after=after, then_error=then)
 
 
 def sweep_pairs(base: str, workload: Workload, every: int) -> Result:
@@ -527,7 +530,7 @@ def sweep_pairs(base: str, workload: Workload, every: int) -> Result:
     result = Result()
     trace = trace_of(base, workload)
     result.points = len(trace)
-    for call, plan in sample(list(_pair_plans(trace, REACH if every == 1 else 1)), every):
+    for call, plan in sample(list(_pair_plans(trace, whole=every == 1)), every):
         _refuse(base, workload, plan, f"{call.name} {call.file} in {call.site}", result)
     return result
 
