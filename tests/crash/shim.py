@@ -93,6 +93,9 @@ class Call:
     locked: bool = False
     """whether the queue's lock is held"""
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.file} in {self.site}"
+
     def phases(self) -> tuple[str, ...]:
         """Return the moments at which a kill in this call leaves different things behind."""
         if self.name == "write":
@@ -222,7 +225,7 @@ class Shim:
         if not first and plan.then_error and changes(name) and name in PRESENT_IN[plan.then_error]:
             self._behind += 1
             if self._behind == plan.after:
-                self.told(self._where(number))
+                self.told(str(self.trace[number]))
                 return _raise(plan.then_error, args[0])
         if not first and not plan.lasting:
             return function(*args, **options)
@@ -238,12 +241,8 @@ class Shim:
 
     def _meet(self, number: int) -> None:
         if not self.met:
-            self.met = self._where(number)
+            self.met = str(self.trace[number])
             self.told(self.met)
-
-    def _where(self, number: int) -> str:
-        call = self.trace[number]
-        return f"{call.name} {call.file} in {call.site}"
 
 
 def _raise(error: int, where: Any) -> NoReturn:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attack import Attack, scratch
 from bench import START, Bench
 from checks import check_crashed, check_settled
 from disk import HEADER, read_disk
-from sweep import Attack, scratch
 from workloads import WORKLOADS, record
 
 LONG = os.environ.get("DBBASIC_QUEUE_LONG") == "1"
@@ -222,9 +222,9 @@ def test_the_shim_sees_every_system_call_that_changes_a_file(
         pytest.skip(reason)
     program = (
         "import sys; sys.path.insert(0, {here!r})\n"
-        "import sweep\n"
+        "import attack\n"
         "from workloads import WORKLOADS\n"
-        "trace = sweep.trace_of({base!r}, WORKLOADS['passes'])\n"
+        "trace = attack.trace_of({base!r}, WORKLOADS['passes'])\n"
         "print(*[call.name for call in trace])\n"
     )
     with scratch() as base:

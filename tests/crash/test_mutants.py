@@ -1,4 +1,4 @@
-"""The planted bugs of `mutants.py` still fit the code; that they are caught is its own run."""
+"""The planted bugs of `planted.py` still fit the code; that they are caught is its own run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from mutants import MUTANTS, PROJECT, Mutant
+from mutants import PROJECT
+from planted import MUTANTS, Mutant
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

@@ -1,0 +1,272 @@
+"""One run of a workload in a forked child that is killed or refused, and what comes after it.
+
+The files lie in memory where the machine has /dev/shm: a kill does not ask what is on the disk
+(`power.py` does), and so a run takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from bench import DAY, Bench, Log
+from checks import check_crashed, check_recovered, check_settled
+from disk import FINAL, Disk, archive_of, read_disk
+from promises import Promises
+from shim import Call, Plan, Shim
+from workloads import Workload
+
+import dbbasic_queue.worker
+
+HANGS_AFTER = 20
+JUMP = 100_000
+ROUNDS = 8
+
+
+def start(work: Callable[[], None]) -> int:
+    """Do the work in a forked child; return its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        signal.alarm(HANGS_AFTER)
+        work()
+        code = 0
+    except BaseException:  # noqa: BLE001 - nothing may go on in the child
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+class Attack:
+    """One run of a workload, and what comes after it."""
+
+    def __init__(self, base: str, workload: Workload) -> None:
+        self.workload = workload
+        self.root = os.path.join(base, "queue")
+        self.trace_file = os.path.join(base, "trace")
+        for path in (self.root, os.path.join(base, "log")):
+            if os.path.isdir(path):
+                shutil.rmtree(path)
+            elif os.path.exists(path):
+                os.unlink(path)
+        os.mkdir(self.root)
+        self.path = os.path.join(self.root, "web", "data", "queue.tsv")
+        self.log = Log(os.path.join(base, "log"))
+        self.bench = Bench(self.path, self.log)
+        self.trace: list[Call] = []
+        self.wrong: list[str] = []
+        self.kills = 0
+        self.partner = 0
+        self._wake = -1
+
+    def lay(self) -> None:
+        """Put the workload's files there, and start its partner."""
+        self.workload.lay(self.bench)
+        if self.workload.ruin is not None:
+            self._start_partner()
+            self.workload.ruin(self.bench)
+
+    def _start_partner(self) -> None:
+        wait_read, self._wake = os.pipe()
+        ready, ready_write = os.pipe()
+        bench = self.bench
+
+        def work() -> None:
+            os.close(self._wake)
+            vars(dbbasic_queue.worker)["_SLOW"] = 1e9  # it would fold while we look
+            bench.pipes = (wait_read, ready_write)
+            bench.work()
+
+        self.partner = start(work)
+        os.close(wait_read)
+        os.close(ready_write)
+        if os.read(ready, 1) != b"!":
+            raise RuntimeError("the partner has not begun its job")
+        os.close(ready)
+
+    def end_partner(self) -> None:
+        if self.partner:
+            os.close(self._wake)
+            self._wait(self.partner, "the partner")
+            self.partner = 0
+
+    def attack(
+        self,
+        work: Callable[[Bench], None],
+        plan: Plan | None,
+        error: bool = False,
+        meanwhile: Callable[[Bench], None] = lambda _: None,
+    ) -> None:
+        """Do the work in a child whose calls are counted, killed or refused."""
+        shim = Shim(self.root, plan)
+        shim.told = lambda site: self.log.say("error", site)
+        shim.meanwhile = lambda: meanwhile(self.bench)
+
+        def child() -> None:
+            _steady_times(self.bench, self.workload.dear)
+            shim.install()
+            work(self.bench)
+            if error:
+                self._after_error(shim)
+            shim.on = False
+            calls = [[call.name, call.file, call.site, call.locked] for call in shim.trace]
+            with open(self.trace_file, "w", encoding="utf-8") as file:
+                json.dump(calls, file)
+
+        if os.path.exists(self.trace_file):
+            os.unlink(self.trace_file)
+        if self._wait(start(child), "the attacked process"):
+            self.kills += 1
+        else:
+            with open(self.trace_file, encoding="utf-8") as file:
+                self.trace = [Call(*call) for call in json.load(file)]
+
+    def _after_error(self, shim: Shim) -> None:
+        bench = self.bench
+        if shim.plan and shim.plan.lasting:
+            for _ in range(3):
+                bench.work()
+        shim.plan = None
+        bench.log.say("gone")
+        bench.enqueue("post")
+        bench.work()
+
+    def _wait(self, pid: int, who: str) -> bool:
+        """Wait for a child's end; tell whether it was killed as planned."""
+        _, status = os.waitpid(pid, 0)
+        self.log.say("dead", pid)
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            return True
+        if os.WIFSIGNALED(status):
+            self.wrong.append(f"{who} was ended by signal {os.WTERMSIG(status)}: it hung")
+        elif status:
+            self.wrong.append(f"{who} ended with {os.waitstatus_to_exitcode(status)}")
+        return False
+
+    def promises(self) -> Promises:
+        return Promises(self.log.events())
+
+    def look(self, events: int = 1) -> Disk:
+        """Check the files as they are; remember what is final."""
+        self.see_what_is_made()
+        disk = read_disk(self.path)
+        self.wrong += check_crashed(disk, self.promises(), self.workload.junk, events)
+        for job in disk.jobs:
+            if job.status in FINAL:
+                self.log.say("final", job.id, job.status)
+        return disk
+
+    def see_what_is_made(self) -> None:
+        """Note of the changes in which a process was killed whether they are made: all, or none."""
+        disk = read_disk(self.path)
+        for operation, keys in self.promises().underway.values():
+            made = disk.made(operation, keys)
+            if len(made) > 1:
+                self.wrong.append(f"P2: {operation} of {keys} is half made")
+            self.log.say("made", " ".join(keys), operation, True in made)
+
+    def recover(self, plan: Plan | None = None) -> None:
+        """Let a fresh process make one pass, at the time of the crash."""
+        promises = self.promises()
+        before = read_disk(self.path)
+        alive = frozenset(("c1",)) if self.partner else frozenset()
+        if plan is not None:
+            self.attack(lambda bench: self._pass(bench, promises.now), plan)
+            return
+        pid = start(lambda: self._pass(self.bench, promises.now))
+        self._wait(pid, "the recovery")
+        begun = self.promises().starts_by.get(pid, set())
+        after = read_disk(self.path)
+        self.wrong += check_recovered(before, after, promises, begun, alive)
+
+    @staticmethod
+    def _pass(bench: Bench, now: float) -> None:
+        bench.queue = bench.open()
+        bench.now = now
+        bench.work()
+
+    def settle(self, events: int) -> Disk:
+        """Make passes until all is final, and check the accounts."""
+        self.end_partner()
+        now = self.promises().now
+
+        def work() -> None:
+            bench = self.bench
+            bench.queue = bench.open()
+            bench.now = now
+            bench.enqueue("last")  # a torn last line must not tear this one
+            if os.path.exists(archive_of(self.path)):
+                bench.archive(DAY)  # what is torn of it is mended by this
+            for n in range(1, ROUNDS + 1):
+                bench.set_clock(now + n * JUMP)
+                bench.work()
+                counts = bench.queue.counts()
+                if not counts["pending"] and not counts["processing"]:
+                    break
+
+        self._wait(start(work), "the last passes")
+        disk = read_disk(self.path)
+        promises = self.promises()
+        self.wrong += check_settled(disk, promises, self.workload.junk, events)
+        return disk
+
+    def state(self) -> str:
+        """Return a digest of the files, the same for states that differ in random ids alone."""
+        digest = hashlib.sha256()
+        directory = os.path.dirname(self.path)
+        for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
+            with open(os.path.join(directory, name), "rb") as file:
+                content = re.sub(rb"[0-9a-f]{16}", b"I", file.read())
+            if name.endswith(".gz"):  # the seconds of its making are in it
+                content = repr(len(content)).encode()
+            content = re.sub(rb"pass\t.*|\b[0-9a-f]{8}\n|\.[0-9]{2,7}\.", b"", content)
+            digest.update(name.encode() + b"\0" + content + b"\0")
+        return digest.hexdigest()
+
+
+def _steady_times(bench: Bench, dear: bool) -> None:
+    """Let folds look cheap, or dear, and jobs quick: the calls must be the same in each run."""
+    sleep = time.sleep
+    bench.ticks = 0.0
+    gc.disable()
+    counter = itertools.count(step=1_000_000 if dear else 0)
+    time.perf_counter = lambda: float(next(counter))
+    time.monotonic = lambda: bench.ticks or 0.0
+    time.sleep = lambda seconds: sleep(min(float(seconds), 0.0005))
+    vars(dbbasic_queue.worker)["_WATCH"] = 0.01
+
+
+@contextmanager
+def scratch() -> Iterator[str]:
+    """A directory for the files of a sweep, in memory where that can be had."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    base = tempfile.mkdtemp(prefix="queue-crash-", dir=memory)
+    try:
+        yield base
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def trace_of(base: str, workload: Workload) -> list[Call]:
+    """Run the workload unharmed; return its calls. Raises AssertionError if it goes wrong."""
+    attack = Attack(base, workload)
+    attack.lay()
+    attack.attack(workload.script, None)
+    attack.look(0)
+    attack.settle(0)
+    raised = [text for _, _, (*_, text) in attack.promises().raised]
+    assert not attack.wrong + raised, attack.wrong + raised
+    return attack.trace

@@ -1,0 +1,485 @@
+"""The planted bugs: what each changes in the package, and which tests are to notice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+KILL = "tests/crash/test_kill_sweep.py"
+TORN_ROWS = KILL + "::test_a_row_torn_at_any_byte_neither_runs_early_nor_tears_the_next_one"
+TORN_RECORDS = KILL + "::test_a_journal_record_torn_at_any_byte_is_made_whole_or_not_at_all"
+ERRORS = "tests/crash/test_errors.py"
+FULL_DISK = (
+    ERRORS + "::test_on_a_full_disk_no_job_is_begun_and_all_are_run_once_there_is_room",
+    ERRORS + "::test_a_disk_that_fills_within_a_handler_has_room_for_the_outcome",
+)
+POWER = "tests/crash/test_power_loss.py"
+STORE = "tests/test_store.py"
+WORKER = "tests/test_worker.py"
+TRAPS = "tests/test_traps.py"
+ROWS = "tests/test_rows.py"
+CONTENTION = "tests/test_contention.py"
+
+
+def kill(workload: str) -> str:
+    return (
+        f"{KILL}::test_a_kill_at_any_file_call_loses_nothing_and_runs_nothing_recorded[{workload}]"
+    )
+
+
+def meetings(workload: str) -> str:
+    name = "test_what_others_do_at_any_moment_without_the_lock_is_seen_and_respected"
+    return f"{KILL}::{name}[{workload}]"
+
+
+def errors(workload: str) -> str:
+    name = "test_a_refused_call_says_so_and_does_nothing_and_all_works_when_the_cause_is_gone"
+    return f"{ERRORS}::{name}[{workload}]"
+
+
+def power(work: str, model: str) -> str:
+    name = "test_after_a_power_loss_at_any_point_nothing_promised_is_gone"
+    return f"{POWER}::{name}[{work}-{model}]"
+
+
+def pairs(workload: str) -> str:
+    name = "test_a_second_error_in_what_comes_of_the_first_is_told_and_does_nothing_either"
+    return f"{ERRORS}::{name}[{workload}]"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old`, which stands in `file` exactly once, becomes `new`; `tests` are to notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def apply(self, package: Path) -> None:
+        """Plant the bug. Raises ValueError unless `old` is there exactly once."""
+        path = package / self.file
+        text = path.read_text(encoding="utf-8")
+        count = text.count(self.old)
+        if count != 1:
+            raise ValueError(f"{self.name}: its text is {count} times in {self.file}, not once")
+        path.write_text(text.replace(self.old, self.new), encoding="utf-8")
+
+
+MUTANTS = (
+    Mutant(
+        "no sync on enqueue",
+        "store/store.py",
+        "    sync(file.fd)\n            except OSError as e:\n                self._rows",
+        "    pass\n            except OSError as e:\n                self._rows",
+        (POWER,),
+    ),
+    Mutant(
+        "no sync of the journal",
+        "store/store.py",
+        "    sync(file.fd)\n            except OSError as e:\n                consequence",
+        "    pass\n            except OSError as e:\n                consequence",
+        (POWER,),
+    ),
+    Mutant(
+        "no sync before the rename",
+        "store/fold.py",
+        "            os.fsync(new.fd)  # not fdatasync",
+        "            pass  # not fdatasync",
+        (POWER,),
+    ),
+    Mutant(
+        "no sync of the directory behind a fold",
+        "store/fold.py",
+        "            sync_directory(os.path.dirname(view.path))\n        if journal",
+        "            pass\n        if journal",
+        (POWER,),
+    ),
+    Mutant(
+        "no sync of the directory at all",
+        "store/files.py",
+        "    try:\n        os.fsync(fd)\n    finally:",
+        "    try:\n        pass\n    finally:",
+        (POWER,),
+    ),
+    Mutant(
+        "journal cut before the rename",
+        "store/fold.py",
+        "        os.rename(new.path, view.path)\n",
+        "        if journal is not None:\n            os.ftruncate(journal.fd, 0)\n"
+        "        os.rename(new.path, view.path)\n",
+        (kill("passes"), POWER),
+    ),
+    Mutant(
+        "journal not cut behind the rename",
+        "store/fold.py",
+        "            os.ftruncate(journal.fd, 0)\n",
+        "            pass\n",
+        (kill("application"), STORE),
+    ),
+    Mutant(
+        "file written in place, not renamed",
+        "store/fold.py",
+        "        os.rename(new.path, view.path)\n",
+        "        import pathlib\n"
+        "        fd = os.open(view.path, os.O_WRONLY | os.O_TRUNC)\n"
+        "        os.write(fd, pathlib.Path(new.path).read_bytes())\n"
+        "        os.close(fd)\n"
+        "        os.rename(new.path, view.path)\n",
+        (kill("application"),),
+    ),
+    Mutant(
+        "torn tail of the file not ended",
+        "store/files.py",
+        '    append(file, size, b"\\n")\n    return size + 1\n',
+        "    return size\n",
+        (TORN_ROWS, kill("application")),
+    ),
+    Mutant(
+        "torn tail of the journal not ended",
+        "store/store.py",
+        '            append(self._journal_for_append(), journal.size(), b"\\n")\n',
+        "            pass\n",
+        (TORN_RECORDS, kill("overlapping")),
+    ),
+    Mutant(
+        "torn row read with its run_at cut short",
+        "rows.py",
+        "len(columns) < 7",
+        "len(columns) < 6",
+        (TORN_ROWS,),
+    ),
+    Mutant(
+        "journal checksum not checked",
+        "rows.py",
+        '    if b"%08x" % crc32(body) != checksum:\n',
+        "    if len(checksum) > 8:\n",
+        (ROWS + "::test_a_torn_or_damaged_change_is_no_change", POWER),
+    ),
+    Mutant(
+        "no recovery",
+        "store/claims.py",
+        "        for row in rows.values():\n            claim = (row.id, row.state.attempts)\n",
+        "        for row in ():\n            claim = (row.id, row.state.attempts)\n",
+        (kill("passes"),),
+    ),
+    Mutant(
+        "recovery of the living, too",
+        "store/claims.py",
+        "            if claim in survey.alive:\n                continue\n",
+        "",
+        (kill("overlapping"),),
+    ),
+    Mutant(
+        "recovery counts what was never begun",
+        "store/claims.py",
+        "            if claim in survey.unbegun and claim not in survey.begun:\n",
+        "            if False:\n",
+        ("tests/test_kill.py", WORKER),
+    ),
+    Mutant(
+        "recovery returns what was begun",
+        "store/claims.py",
+        "            if claim in survey.unbegun and claim not in survey.begun:\n",
+        "            if True:\n",
+        (kill("passes"),),
+    ),
+    Mutant(
+        "attempt not counted at the claim",
+        "job.py",
+        "    attempts = min(state.attempts + 1, MOST_ATTEMPTS)\n",
+        "    attempts = state.attempts\n",
+        (kill("passes"),),
+    ),
+    Mutant(
+        "a given-back job keeps its attempt",
+        "job.py",
+        "    attempts = max(state.attempts - 1, 0)\n",
+        "    attempts = state.attempts\n",
+        ("tests/test_job.py", kill("slow")),
+    ),
+    Mutant(
+        "claim before the slot's list",
+        "store/claims.py",
+        "                    self._list()\n"
+        "                    self.store.change([(c.key, c.state) for c in claims])\n",
+        "                    self.store.change([(c.key, c.state) for c in claims])\n"
+        "                    self._list()\n",
+        (kill("passes"), kill("slow")),
+    ),
+    Mutant(
+        "slot's list not written",
+        "store/claims.py",
+        "                    self._list()\n"
+        "                    self.store.change([(c.key, c.state) for c in claims])\n",
+        "                    self.store.change([(c.key, c.state) for c in claims])\n",
+        (kill("overlapping"),),
+    ),
+    Mutant(
+        "slot lock not held",
+        "store/slots.py",
+        "            return Slot(file, parallel)\n",
+        "            __import__('filelock').unlock_descriptor(file.fd)\n"
+        "            return Slot(file, parallel)\n",
+        (kill("overlapping"),),
+    ),
+    Mutant(
+        "no room kept for the outcome",
+        "store/slots.py",
+        "len(content) + _ROOM + _ROOM_A_CLAIM * len(claims)",
+        "len(content)",
+        FULL_DISK,
+    ),
+    Mutant(
+        "fence removed",
+        "store/claims.py",
+        "        return state == claim.state\n",
+        "        return True\n",
+        (WORKER, TRAPS, CONTENTION),
+    ),
+    Mutant(
+        "a claim not checked again under the lock",
+        "store/claims.py",
+        "c for c in candidates if self._is_due(c) and self._fits(c, room)",
+        "c for c in candidates if (self._is_due(c) or True) and self._fits(c, room)",
+        (meetings("passes"), meetings("overlapping"), CONTENTION),
+    ),
+    Mutant(
+        "nobody reads what is new before a change",
+        "store/store.py",
+        "        if not self.view.journal.is_current():\n            self.read_new()\n",
+        "        return\n",
+        (meetings("passes"), meetings("overlapping")),
+    ),
+    Mutant(
+        "lock not taken",
+        "store/lock.py",
+        "            if not self._try_lock(file.fd, blocking=False):\n",
+        "            if False:\n",
+        (CONTENTION,),
+    ),
+    Mutant(
+        "lock file's inode not checked again",
+        "store/lock.py",
+        "            if file.is_at_path():\n                return\n",
+        "            return\n",
+        (STORE,),
+    ),
+    Mutant(
+        "cached file's path not checked again",
+        "store/files.py",
+        "        return (status.st_dev, status.st_ino) == self.identity\n",
+        "        return True\n",
+        (STORE, kill("overlapping")),
+    ),
+    Mutant(
+        "what was read not compared again",
+        "store/view.py",
+        "            if not content.startswith(self.anchor):\n",
+        "            if False:\n",
+        (STORE, CONTENTION),
+    ),
+    Mutant(
+        "unlock in a forked child",
+        "store/files.py",
+        "    for file in list(_to_close_after_fork):\n",
+        "    import filelock\n\n    for file in list(_to_close_after_fork):\n"
+        "        if file.fd >= 0:\n            filelock.unlock_descriptor(file.fd)\n",
+        (STORE + "::test_a_child_never_unlocks_what_its_parent_holds", CONTENTION),
+    ),
+    Mutant(
+        "a forked child keeps the locks",
+        "store/files.py",
+        "    for file in list(_to_close_after_fork):\n        file.close()\n",
+        "    for file in list(_to_close_after_fork):\n        file.fd < 0 or os.dup(file.fd)\n",
+        (STORE + "::test_a_child_that_outlives_its_pass_keeps_no_slot", "tests/test_kill.py"),
+    ),
+    Mutant(
+        "fold drops the rows added since",
+        "store/store.py",
+        "which then is a line like another\n        self.view.refresh()\n",
+        "which then is a line like another\n        self.view.loaded or self.view.refresh()\n",
+        (STORE + "::test_what_another_process_adds_changes_and_folds_is_noticed", CONTENTION),
+    ),
+    Mutant(
+        "a failed write not taken back",
+        "store/files.py",
+        "            os.ftruncate(file.fd, size)\n        except OSError:\n            consequence",
+        "            pass\n        except OSError:\n            consequence",
+        (STORE + "::test_a_bulk_that_finds_room_for_a_part_only_leaves_no_row_of_it",),
+    ),
+    Mutant(
+        "a failed sync not taken back",
+        "store/store.py",
+        "                    os.ftruncate(file.fd, follower.end)\n",
+        "                    pass\n",
+        (errors("application"),),
+    ),
+    Mutant(
+        "a failed fold spoils the change",
+        "store/store.py",
+        "        except OSError as e:\n            return e\n        return None\n",
+        "        except ValueError:\n            return None\n        return None\n",
+        (errors("application"),),
+    ),
+    Mutant(
+        "a given-back claim is begun where its list is refused",
+        "store/claims.py",
+        "with suppress(OSError):  # the jobs are given back",
+        "with suppress(ValueError):  # the jobs are given back",
+        (errors("slow"),),
+    ),
+    Mutant(
+        "error text not escaped",
+        "attempt.py",
+        "    return escape(message if type(error) in (Exception, Fail) else",
+        "    return (message if type(error) in (Exception, Fail) else",
+        (WORKER, kill("passes")),
+    ),
+    Mutant(
+        "result 0 dropped",
+        "attempt.py",
+        "        if result is None:\n",
+        "        if not result:\n",
+        (kill("passes"),),
+    ),
+    Mutant(
+        "a job whose result is not JSON runs again",
+        "attempt.py",
+        '            return "completed", job.complete(state, "", error)\n',
+        '            return "retried", job.retry(state, error, 0)\n',
+        (WORKER, kill("passes")),
+    ),
+    Mutant(
+        "a final outcome can be left again",
+        "job.py",
+        "    if state.status != PENDING:\n        return None\n    return State(CANCELLED",
+        "    return State(CANCELLED",
+        ("tests/test_job.py", "tests/test_queue.py"),
+    ),
+    Mutant(
+        "requeue does not fold first",
+        "store/store.py",
+        "            self._fold_and_sync_cut()\n            if job_id is not None:\n",
+        "            if job_id is not None:\n",
+        (kill("requeue"),),
+    ),
+    Mutant(
+        "several jobs requeued by an append",
+        "store/store.py",
+        "            if len(changes) == 1:\n",
+        "            if changes:\n",
+        (kill("requeue"),),
+    ),
+    Mutant(
+        "purge does not fold first",
+        "store/store.py",
+        "            self._fold_and_sync_cut()\n            numbers = {\n",
+        "            numbers = {\n",
+        (kill("purge"),),
+    ),
+    Mutant(
+        "purge whose cut is not on the disk",
+        "store/store.py",
+        "        if self.fsync and self.view.journal.file:\n",
+        "        if False:\n",
+        (power("purges", "free"),),
+    ),
+    Mutant(
+        "purge takes what is being run",
+        "store/store.py",
+        "                if row.state.status != PROCESSING and unwanted(row)\n",
+        "                if unwanted(row)\n",
+        (kill("purge"),),
+    ),
+    Mutant(
+        "rows leave before they are archived",
+        "store/store.py",
+        "                if archive is not None:\n"
+        "                    fold.archive(archive, [self.view.line(n) for n in sorted(numbers)])\n"
+        "                self._rewrite(numbers)\n",
+        "                lines = [self.view.line(n) for n in sorted(numbers)]\n"
+        "                self._rewrite(numbers)\n"
+        "                if archive is not None:\n"
+        "                    fold.archive(archive, lines)\n",
+        (kill("purge"),),
+    ),
+    Mutant(
+        "archive not synced before the rows leave",
+        "store/fold.py",
+        "    append(file, size, member)\n    os.fsync(file.fd)\n",
+        "    append(file, size, member + seal)\n    return\n",
+        (power("purges", "ordered"),),
+    ),
+    Mutant(
+        "archive sealed before it is synced",
+        "store/fold.py",
+        "    os.fsync(file.fd)\n    append(file, size + len(member), seal)\n",
+        "    append(file, size + len(member), seal)\n",
+        (power("purges", "ordered"),),
+    ),
+    Mutant(
+        "what a power cut leaves of an archive is refused",
+        "store/fold.py",
+        "        is_torn = seal not in rest if is_sealed else ",
+        "        is_torn = False if is_sealed else ",
+        (power("purges", "ordered"),),
+    ),
+    Mutant(
+        "a removal that is made is denied",
+        "store/fold.py",
+        'made if journal is None else "nothing was lost"',
+        '"nothing was lost"',
+        (errors("purge"),),
+    ),
+    Mutant(
+        "what was read half is taken for read",
+        "store/view.py",
+        "                self._forget()  # what was read half",
+        "                pass  # what was read half",
+        (errors("requeue"), errors("purge")),
+    ),
+    Mutant(
+        "a part that is left of a write is denied",
+        "store/files.py",
+        '"a part may have been added, and could not be taken back"',
+        '"nothing was added"',
+        (pairs("application"),),
+    ),
+    Mutant(
+        "a change that is left is denied",
+        "store/store.py",
+        '"the change was made, but may not survive a power cut"',
+        '"nothing was changed"',
+        (pairs("application"),),
+    ),
+    Mutant(
+        "a retried change forgets where the journal ends",
+        "store/store.py",
+        "        if not self.view.loaded:\n            self.read_new()",
+        "        if False:\n            self.read_new()",
+        (pairs("unfolded"),),
+    ),
+    Mutant(
+        "a delay costs an attempt",
+        "job.py",
+        "run_at, max(state.attempts - 1, 0), error",
+        "run_at, state.attempts, error",
+        (kill("policies"),),
+    ),
+    Mutant(
+        "a recovery asks no type's own limit",
+        "worker.py",
+        "        return self.attempts.limit(self.handler(job_type))\n",
+        "        return self.attempts.max_attempts\n",
+        (kill("policies"),),
+    ),
+    Mutant(
+        "a job that failed for good is tried again",
+        "attempt.py",
+        "        if isinstance(error, Fail):\n",
+        "        if False:\n",
+        (kill("policies"),),
+    ),
+)

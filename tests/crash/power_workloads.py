@@ -1,0 +1,366 @@
+"""What a process does before the power fails, and what it was promised by then."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from power import Killed, Recorder
+
+from dbbasic_queue import Backoff, Delay, Fail, Handler, Queue
+from dbbasic_queue.store import files
+from dbbasic_queue.store.store import Store
+from dbbasic_queue.watcher import Watcher
+
+NOW = 1_700_000_000
+MONTH = 30 * 86_400
+FINAL = ("completed", "failed", "cancelled")
+MAX_ATTEMPTS = 3
+ARCHIVE = "archive.tsv.gz"
+
+
+def done(payload: dict[str, Any]) -> dict[str, Any]:
+    """A handler's result; it is as long as the payload, so that its record spans sectors."""
+    return {"done": payload["n"], "text": payload.get("text", "")[::-1]}
+
+
+class Session:
+    """A program that works with a queue, and writes down what it was promised."""
+
+    def __init__(self, root: Path, recorder: Recorder) -> None:
+        self.path = root / "data" / "queue.tsv"
+        self.recorder = recorder
+        self.now = float(NOW)
+        self.deadly = True
+        self.numbers = max(recorder.facts.begun, default=0)
+        self.queue = self.open()
+        with recorder.paused():
+            self.reader = Queue(self.path)
+
+    def open(self) -> Queue:
+        return Queue(self.path, clock=lambda: self.now)
+
+    def look(self) -> None:
+        """What a reader sees as final, it may rely on."""
+        facts = self.recorder.facts
+        with self.recorder.paused():
+            for job in self.reader.jobs():
+                if job["status"] in FINAL:
+                    facts.final[job["id"]] = job
+        self.recorder.tell()
+
+    def payload(self, do: str, run_at: int | None = None, **more: Any) -> dict[str, Any]:
+        self.numbers += 1
+        due = int(self.now) if run_at is None else run_at
+        payload = {"n": self.numbers, "do": do, **more}
+        self.recorder.facts.begun[self.numbers] = {"payload": payload, "run_at": due}
+        self.recorder.tell()
+        return payload
+
+    def keep(self, job_id: str, number: int) -> str:
+        self.recorder.facts.kept[job_id] = number
+        self.recorder.tell()
+        return job_id
+
+    def enqueue(
+        self,
+        do: str,
+        run_at: int | None = None,
+        job_id: str | None = None,
+        queue: Queue | None = None,
+        **more: Any,
+    ) -> str:
+        payload = self.payload(do, run_at, **more)
+        job_id = (queue or self.queue).enqueue("step", payload, run_at, job_id=job_id)
+        return self.keep(job_id, payload["n"])
+
+    def enqueue_many(self, do: str, count: int, **more: Any) -> list[str]:
+        payloads = [self.payload(do, **more) for _ in range(count)]
+        ids = self.queue.enqueue_many("step", payloads)
+        for job_id, payload in zip(ids, payloads, strict=True):
+            self.recorder.facts.kept[job_id] = payload["n"]
+        self.recorder.tell()
+        return ids
+
+    def cancel(self, job_id: str) -> None:
+        assert self.queue.cancel_job(job_id)
+        self.look()
+
+    def chosen(self, *statuses: str) -> dict[str, int]:
+        """Return id -> number of the jobs that have one of these statuses now."""
+        with self.recorder.paused():
+            jobs = [job for job in self.reader.jobs() if job["status"] in statuses]
+        return {job["id"]: job["payload"]["n"] for job in jobs}
+
+    def requeue(self, *statuses: str) -> None:
+        """Requeue the only cancelled job, or all failed ones."""
+        jobs = self.chosen(*statuses)
+        facts = self.recorder.facts
+        for job_id, number in jobs.items():
+            facts.final.pop(job_id, None)
+            facts.attempts.pop(job_id, None)
+            facts.loose.add(job_id)
+            facts.when.setdefault(number, []).append(int(self.now))
+        self.recorder.tell()
+        if statuses == ("failed",):
+            assert self.queue.requeue_failed() == len(jobs) > 1
+        else:
+            (job_id,) = jobs
+            assert self.queue.requeue(job_id)
+        facts.requeued.update(dict.fromkeys(jobs, int(self.now)))
+        self.recorder.tell()
+
+    def remove(self, *statuses: str, archive: bool) -> list[str]:
+        """Take all jobs with these statuses out; return their ids."""
+        jobs = self.chosen(*statuses)
+        facts = self.recorder.facts
+        for job_id, number in jobs.items():
+            for promised in (facts.kept, facts.final, facts.attempts, facts.requeued):
+                promised.pop(job_id, None)
+            if archive:
+                facts.leaving.add(number)
+        self.recorder.tell()
+        if archive:
+            assert statuses == FINAL
+            place = self.path.with_name(ARCHIVE)
+            assert self.queue.purge(0, archive=place) == len(jobs) > 1
+        else:
+            assert statuses == ("failed",)
+            assert self.queue.clear_failed() == len(jobs) > 1
+        facts.removed.update(jobs.values())
+        self.recorder.tell()
+        return list(jobs)
+
+    def put_off(self, job_id: str, payload: dict[str, Any], seconds: int) -> None:
+        """Raise Delay: from here on the attempt may be returned."""
+        facts = self.recorder.facts
+        facts.attempts[job_id] -= 1
+        facts.when.setdefault(payload["n"], []).append(int(self.now) + seconds)
+        self.recorder.tell()
+        raise Delay(seconds, "too\tearly")
+
+    def step(self, payload: dict[str, Any]) -> Any:
+        facts = self.recorder.facts
+        own_id = ""
+        with self.recorder.paused():
+            for job in self.reader.jobs():
+                if isinstance(job["payload"], dict) and job["payload"].get("n") == payload["n"]:
+                    own_id = job["id"]
+                    facts.attempts[own_id] = job["attempts"]
+        self.look()  # the outcomes of the jobs before are on the disk by now
+        if payload["do"] == "give up":
+            raise Fail(f"never {payload['n']}")
+        if payload["do"] == "delay" and self.now < NOW + 100:
+            self.put_off(own_id, payload, 120)
+        if payload["do"] == "fail":
+            raise ValueError(f"no\tsuch\nuser {payload['n']}")
+        if payload["do"] == "nest":
+            self.enqueue("ok", queue=self.queue)
+        if payload["do"] == "die" and self.deadly:
+            self.recorder.calls_until_death = 0
+        return done(payload)
+
+    def run_pass(self, queue: Queue | None = None, handler: Handler | None = None) -> None:
+        handlers = {"step": handler or self.step}
+        # On a busy machine a second thread would write while the recorder is paused.
+        with patch.object(Watcher, "start_once", lambda _: None):
+            (queue or self.queue).process_jobs(handlers, max_attempts=MAX_ATTEMPTS)
+        self.look()
+
+    def killed_in(self, act: Callable[[], object]) -> None:
+        """Run what ends with this process's death, and go on as another process."""
+        with pytest.raises(Killed):
+            act()
+        for file in list(files._to_close_after_fork):  # the slot's lock goes with its process
+            file.close()
+        self.queue.close()
+        self.recorder.calls_until_death = None
+        self.queue = self.open()
+
+
+# -- the workloads -----------------------------------------------------------------------------
+
+
+def first_steps(s: Session) -> None:
+    """The directory and every file are new; each outcome once."""
+    s.enqueue("ok")
+    s.enqueue("fail", job_id="mine")
+    s.enqueue("nest")
+    future = s.enqueue("ok", run_at=NOW + MONTH)
+    s.run_pass()
+    s.enqueue_many("ok", 4)
+    s.cancel(future)
+    s.now += 200
+    s.run_pass()
+    s.now += 500
+    s.enqueue("ok", job_id="later")
+    s.run_pass()
+
+
+def bulk(s: Session) -> None:
+    """Writes of several sectors, batches of claims, and folds in between."""
+    s.enqueue_many("ok", 12, text="x" * 300)
+    s.enqueue_many("fail", 3, text="é" * 500)
+    s.run_pass()
+    waiting = s.enqueue("ok", run_at=NOW + MONTH, text="y" * 5000)
+    s.enqueue_many("nest", 2)
+    s.now += 130
+    s.run_pass()
+    s.cancel(waiting)
+    s.now += 250
+    s.run_pass()
+
+
+def two_processes(s: Session) -> None:
+    """Between an enqueue's write and its sync another process claims, runs and folds."""
+    other = s.open()
+    s.enqueue("ok")
+    s.recorder.before_sync = lambda: s.run_pass(other)
+    s.enqueue("ok")
+    first = s.enqueue("ok", run_at=NOW + MONTH)
+    s.recorder.before_sync = lambda: other.cancel_job(first)
+    s.enqueue("fail")
+    s.look()
+    s.recorder.before_sync = lambda: s.enqueue("ok", queue=other)
+    s.enqueue("nest")
+    s.now += 10
+    s.run_pass(other)
+    s.enqueue_many("ok", 3)
+    s.run_pass()
+
+
+def kills(s: Session) -> None:
+    """Processes die in a handler, before a journal's write and in a fold; others go on."""
+    s.enqueue("ok")
+    s.enqueue("die")
+    s.killed_in(s.run_pass)
+    s.enqueue("fail")
+    for _ in range(MAX_ATTEMPTS - 1):
+        s.killed_in(s.run_pass)
+    s.run_pass()
+    s.enqueue_many("ok", 3)
+    s.recorder.calls_until_death = 9
+    s.killed_in(s.run_pass)
+    s.run_pass()
+    s.look()
+
+
+def journal_only(s: Session) -> None:
+    """As in a long queue: what has happened is in the journal alone until the pass ends."""
+    assert hasattr(Store, "fold_if_cheap")
+    with patch.object(Store, "fold_if_cheap", lambda *_: None):
+        s.enqueue("ok", text="abc" * 600)
+        s.enqueue_many("fail", 2)
+        s.enqueue("nest")
+        s.run_pass()
+        waiting = s.enqueue("ok", run_at=NOW + MONTH)
+        s.cancel(waiting)
+        s.enqueue("die", text="xyz" * 300)
+        s.enqueue("ok")
+        for _ in range(MAX_ATTEMPTS):
+            s.killed_in(s.run_pass)
+        s.now += 130
+        s.run_pass()
+
+
+def by_hand(s: Session) -> None:
+    """Lines that are no jobs, one with a NUL, and an id that is used again."""
+    s.enqueue("ok", job_id="again")
+    s.run_pass()
+    bad = [b"no job at all", b"\0\0\0 zeros \xff", b"x\ty\t{}\tdone\t1\t1\t0\t\t"]
+    fd = os.open(s.path, os.O_WRONLY | os.O_APPEND)
+    os.write(fd, b"\n".join(bad) + b"\n")
+    os.fdatasync(fd)
+    os.close(fd)
+    s.recorder.facts.lines += bad
+    s.recorder.tell()
+    s.enqueue("ok")
+    s.run_pass()
+    s.enqueue("nest")
+    s.run_pass()
+
+
+def policies(s: Session) -> None:
+    """Handlers put off, give up, and try again by a policy of their own."""
+    policy = Handler(s.step, max_attempts=2, backoff=Backoff(base=5))
+    s.enqueue_many("delay", 2)
+    s.enqueue("give up")
+    s.enqueue("fail")
+    s.run_pass(handler=policy)
+    s.now += 60
+    s.enqueue("delay")
+    s.run_pass(handler=policy)
+    s.now += 200
+    s.run_pass(handler=policy)
+
+
+def requeues(s: Session) -> None:
+    """What has failed or was cancelled, in the file or in the journal alone, is requeued."""
+    s.enqueue_many("give up", 2, text="r" * 300)
+    s.enqueue_many("ok", 2)
+    waiting = s.enqueue("ok", run_at=NOW + MONTH)
+    with patch.object(Store, "fold_if_cheap", lambda *_: None):
+        s.run_pass()
+        s.cancel(waiting)
+        s.now += 60
+        s.requeue("cancelled")
+        s.enqueue("give up")
+        s.run_pass()
+        s.now += 60
+        s.requeue("failed")
+        s.run_pass()
+        s.enqueue("ok")
+        s.cancel(s.enqueue("ok", run_at=NOW + MONTH))
+        s.now += 60
+        s.requeue("failed")
+        s.requeue("cancelled")
+
+
+def purges(s: Session) -> None:
+    """What is finished leaves, into an archive or for good, and ids come back."""
+    with patch.object(Store, "fold_if_cheap", lambda *_: None):
+        for n in range(4):
+            s.enqueue("ok", job_id=f"own.{n}", text="p" * 200)
+        waiting = s.enqueue("ok", run_at=NOW + 10)
+        s.run_pass()
+        s.cancel(waiting)
+        s.now += 60
+        gone = s.remove(*FINAL, archive=True)
+        s.enqueue("ok", job_id=gone[0])
+        s.enqueue_many("give up", 2)
+        s.run_pass()
+        s.now += 60
+        gone = s.remove("failed", archive=False)
+        s.enqueue("ok", job_id=gone[1])
+        s.enqueue("fail")
+        s.run_pass()
+        s.cancel(s.enqueue("ok", run_at=NOW + 130))
+        s.now += 60
+        s.remove(*FINAL, archive=True)
+        s.enqueue("ok", job_id="own.2")
+        s.run_pass()
+
+
+WORKLOADS = [
+    first_steps,
+    bulk,
+    two_processes,
+    journal_only,
+    kills,
+    by_hand,
+    policies,
+    requeues,
+    purges,
+]
+
+
+def record(work: Callable[[Session], None], root: Path) -> Recorder:
+    recorder = Recorder(root)
+    with recorder.recording():
+        recorder.tell()
+        work(Session(root, recorder))
+    return recorder
