@@ -262,8 +262,8 @@ MUTANTS = (
     Mutant(
         "lock file's inode not checked again",
         "store/lock.py",
-        "            if file.is_at_path():\n                return\n",
-        "            return\n",
+        "            if file.is_at_path():\n                self._held_since",
+        "            if True:\n                self._held_since",
         (STORE,),
     ),
     Mutant(
@@ -275,7 +275,7 @@ MUTANTS = (
     ),
     Mutant(
         "what was read not compared again",
-        "store/view.py",
+        "store/follow.py",
         "            if not content.startswith(self.anchor):\n",
         "            if False:\n",
         (STORE, CONTENTION),
@@ -347,8 +347,8 @@ MUTANTS = (
     Mutant(
         "a job whose result is not JSON runs again",
         "attempt.py",
-        '            return "completed", job.complete(state, "", error)\n',
-        '            return "retried", job.retry(state, error, 0)\n',
+        '            return "completed", job.complete(state, "", error), ""\n',
+        '            return "retried", job.retry(state, error, 0), ""\n',
         (WORKER, kill("passes")),
     ),
     Mutant(
@@ -375,8 +375,8 @@ MUTANTS = (
     Mutant(
         "purge does not fold first",
         "store/store.py",
-        "            self._fold_and_sync_cut()\n            numbers = {\n",
-        "            numbers = {\n",
+        "            self._fold_and_sync_cut()\n            numbers = frozenset(\n",
+        "            numbers = frozenset(\n",
         (kill("purge"),),
     ),
     Mutant(
@@ -398,9 +398,9 @@ MUTANTS = (
         "store/store.py",
         "                if archive is not None:\n"
         "                    fold.archive(archive, [self.view.line(n) for n in sorted(numbers)])\n"
-        "                self._rewrite(numbers)\n",
+        "                self._replace(None, numbers)\n",
         "                lines = [self.view.line(n) for n in sorted(numbers)]\n"
-        "                self._rewrite(numbers)\n"
+        "                self._replace(None, numbers)\n"
         "                if archive is not None:\n"
         "                    fold.archive(archive, lines)\n",
         (kill("purge"),),
@@ -436,8 +436,8 @@ MUTANTS = (
     Mutant(
         "what was read half is taken for read",
         "store/view.py",
-        "                self._forget()  # what was read half",
-        "                pass  # what was read half",
+        "            self._forget()  # what was read half",
+        "            pass  # what was read half",
         (errors("requeue"), errors("purge")),
     ),
     Mutant(
