@@ -12,7 +12,7 @@ import time
 
 from dbbasic_queue.errors import NotAQueue
 from dbbasic_queue.queue import Queue
-from dbbasic_queue.rows import HEADER, Row, decode_json, encode_state, escape
+from dbbasic_queue.rows import HEADER, Row, decode_json, encode_state, escape, is_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def run_show(arguments: Namespace) -> int:
     from dbbasic_queue import status
 
     with existing_queue(arguments) as queue:
-        row = queue._store.find(arguments.id)
+        row = queue._store.find(arguments.id) if is_id(arguments.id) else None
         if row is None:
             return complain(f"there is no job {arguments.id}")
         for name, text in zip(HEADER.decode().split(), columns(row), strict=True):

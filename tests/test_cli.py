@@ -265,6 +265,8 @@ def test_show_prints_one_job_a_line_a_column(tmp_path: Path) -> None:
     assert shown[2] == 'payload\t{"to": "bob"}'
     assert shown[5] == "run_at\t4000000000\t2096-10-02T07:06:40Z"
     assert refused("show", "nobody", cwd=tmp_path) == "there is no job nobody"
+    assert refused("show", "\udcff", cwd=tmp_path) == "there is no job \\udcff"
+    assert refused("cancel", "\udcff", cwd=tmp_path).startswith("\\udcff was not cancelled")
 
 
 def test_show_prints_the_attempts_of_a_job_and_the_last_traceback(tmp_path: Path) -> None:
