@@ -330,9 +330,10 @@ class Queue:
     ) -> int:
         """Take finished jobs out that were due more than `older_than` seconds ago; return how many.
 
-        Only those with this status (completed, failed or cancelled), if given. With `archive`,
-        their rows are on the disk at the end of that gzip'd TSV file before they leave the queue;
-        a crash between the two leaves them in both.
+        Where a job came after it was due, what counts is when it came. Only those with this status
+        (completed, failed or cancelled), if given. With `archive`, their rows are on the disk at
+        the end of that gzip'd TSV file before they leave the queue; a crash between the two leaves
+        them in both.
         """
         if not is_seconds(older_than):
             raise InvalidJob(f"older_than {older_than!r} is refused: it must be seconds, 0 or more")
@@ -343,9 +344,13 @@ class Queue:
         if path is not None and not path.endswith(".gz"):
             raise InvalidJob(f"archive {archive!r} is refused: its name must end in .gz")
         before = self._clock() - older_than
-        return self._store.remove(
-            lambda row: row.state.status in statuses and row.state.run_at < before, archive=path
-        )
+
+        def is_old(row: Row) -> bool:
+            state = row.state
+            # A job that was to go before all others may have an instant long ago.
+            return state.status in statuses and max(state.run_at, state.created_at) < before
+
+        return self._store.remove(is_old, archive=path)
 
     def jobs(
         self, status: str | None = None, job_type: str | None = None

@@ -95,6 +95,8 @@ def line(job_id: str, **columns: object) -> str:
     values: dict[str, object] = dict.fromkeys(HEADER.split(), "")
     values |= {"id": job_id, "type": "greet", "payload": "{}", "status": "pending"}
     values |= {"created_at": NOW, "run_at": NOW, "attempts": 0, **columns}
+    if "created_at" not in columns and isinstance(columns.get("run_at"), int):
+        values["created_at"] = min(NOW, int(str(columns["run_at"])))  # it came before it was due
     return "\t".join(str(value) for value in values.values()) + "\n"
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -354,9 +355,10 @@ def test_a_command_that_is_used_wrongly_is_2_and_does_nothing(
 
 
 def test_purge_counts_in_days_and_may_keep_an_archive(some: Queue, tmp_path: Path) -> None:
-    some.enqueue("greet", {}, run_at=1, job_id="old")
-    some.enqueue("greet", {}, run_at=1, job_id="old-too")
-    some.process_jobs({"greet": lambda payload: None})
+    with Queue(some.path, clock=lambda: time.time() - 2 * 86_400) as then:
+        then.enqueue("greet", {}, job_id="old")
+        then.enqueue("greet", {}, job_id="old-too")
+        then.process_jobs({"greet": lambda payload: None})
     assert ok("purge", "--older-than", "1", "--status", "failed", cwd=tmp_path) == "purged\t0\n"
     archived = ok("purge", "--older-than", "0.5", "--archive", "a.tsv.gz", cwd=tmp_path)
     assert archived == "purged\t2\n"

@@ -428,6 +428,17 @@ def test_purge_takes_old_finished_jobs_out(full: Queue, status: str | None) -> N
     assert full.counts()[PROCESSING] == full.counts()[PENDING] == 4
 
 
+def test_a_job_that_was_to_go_before_all_others_is_not_purged_before_its_time(
+    queue: Queue, clock: Clock
+) -> None:
+    """`run_at=1` is what puts a job first; it says nothing of the job's age."""
+    queue.enqueue("greet", {}, 1)
+    queue.process_jobs({"greet": str})
+    assert queue.purge(60) == 0
+    clock.now += 61
+    assert queue.purge(60) == 1
+
+
 @pytest.mark.parametrize("older_than", [-1, float("nan"), "1", None, True])
 def test_an_age_that_is_none_is_refused(full: Queue, older_than: Any) -> None:
     with pytest.raises(InvalidJob, match="older_than"):
@@ -554,7 +565,8 @@ def test_a_purge_during_a_pass_takes_no_job_from_it(queue: Queue, path: Path) ->
 
 
 def test_a_handler_may_purge_its_own_queue(queue: Queue, clock: Clock) -> None:
-    queue.enqueue_many("old", range(3), NOW - DAY)
+    queue.enqueue_many("old", range(3))
+    clock.now += DAY
     queue.enqueue_many("purge", range(3))
     handlers: dict[str, Any] = {"old": str, "purge": lambda _: queue.purge(3600)}
     assert queue.process_jobs(handlers) == NONE | {"completed": 6}
@@ -589,7 +601,7 @@ def test_purged_rows_go_to_the_end_of_a_gzipped_table_with_one_header(
 
 
 def test_an_archive_that_a_crash_has_torn_is_mended_and_stays_readable(
-    full: Queue, tmp_path: Path
+    full: Queue, tmp_path: Path, clock: Clock
 ) -> None:
     archive = tmp_path / "archive.tsv.gz"
     full.purge(DAY, FAILED, archive=archive)
@@ -599,8 +611,9 @@ def test_an_archive_that_a_crash_has_torn_is_mended_and_stays_readable(
     for torn in (whole[:-1], whole + member[:5], whole + member[:-3], whole + member):
         archive.write_bytes(torn)
         complete = torn == whole + member
-        job_id = full.enqueue("a", {}, NOW - 5)
+        job_id = full.enqueue("a", {})
         full.cancel_job(job_id)
+        clock.now += 1
         assert full.purge(0, CANCELLED, archive=archive) > 0
         after = zcat(archive)
         assert after[: len(before)] == before

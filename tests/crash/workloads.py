@@ -55,7 +55,7 @@ def _row(
 ) -> str:
     payload = json.dumps({"k": key})
     error, result = {"failed": ("no", ""), "completed": ("", "0")}.get(status, ("", ""))
-    state = f"{status}\t{START}\t{run_at}\t{attempts}\t{error}\t{result}"
+    state = f"{status}\t{min(START, run_at)}\t{run_at}\t{attempts}\t{error}\t{result}"
     return f"{key}\t{job_type}\t{payload}\t{state}\n"
 
 
@@ -259,7 +259,7 @@ def _lay_finished(bench: Bench) -> None:
         _row("h11", "ok", run_at=START + 50_000),
     ]
     _lay_file(bench, "".join(rows))
-    state = f"cancelled\t{START}\t{old}\t0\tCancelled by user\t"
+    state = f"cancelled\t{old}\t{old}\t0\tCancelled by user\t"
     _append(bench.path + ".journal", record("h10", state))
     bench.log.say("final", "h10", "cancelled")
 
@@ -278,6 +278,30 @@ def _purge(bench: Bench) -> None:
     bench.set_clock(START + 2 * DAY)
     bench.archive(DAY)
     bench.enqueue("h6.again", own_id="h6")
+    bench.work()
+
+
+# -- I: types are paused and resumed --------------------------------------------------------------
+
+
+def _lay_paused(bench: Bench) -> None:
+    rows = [
+        _row("i1", "text", run_at=START - 9),
+        _row("i2", "ok", run_at=START - 8),
+        _row("i3", "text", run_at=START - 7),
+    ]
+    _lay_file(bench, "".join(rows))
+
+
+def _pauses(bench: Bench) -> None:
+    bench.pause("text", "i1 i3")
+    bench.work()
+    bench.resume()
+    bench.pause(None, "i1 i3 i4")
+    bench.enqueue("i4")
+    bench.work()
+    bench.resume()
+    bench.set_clock(START + 1000)
     bench.work()
 
 
@@ -329,5 +353,6 @@ WORKLOADS = {
         Workload("policies", _policies, _lay_policies),
         Workload("requeue", _requeue, _lay_failed, dear=True),
         Workload("purge", _purge, _lay_finished, dear=True),
+        Workload("pauses", _pauses, _lay_paused),
     )
 }
