@@ -141,7 +141,6 @@ class Attack:
                 bench.work()
         shim.plan = None
         bench.log.say("gone")
-        bench.resume()
         bench.enqueue("post")
         bench.work()
 
@@ -197,7 +196,6 @@ class Attack:
     def _pass(bench: Bench, now: float) -> None:
         bench.queue = bench.open()
         bench.now = now
-        bench.resume()
         bench.work()
 
     def settle(self, events: int) -> Disk:
@@ -209,7 +207,6 @@ class Attack:
             bench = self.bench
             bench.queue = bench.open()
             bench.now = now
-            bench.resume()
             bench.enqueue("last")  # a torn last line must not tear this one
             if os.path.exists(archive_of(self.path)):
                 bench.archive(DAY)  # what is torn of it is mended by this

@@ -217,15 +217,6 @@ class Bench:
 
     # -- passes --
 
-    def pause(self, job_type: str | None, keys: str) -> None:
-        """Pause a type, or all; `keys` are its jobs."""
-        if self._try("pause", "", lambda: self.queue.pause(job_type)) is not None:
-            self.log.say("paused", keys)
-
-    def resume(self) -> None:
-        self.log.say("resuming")
-        self._try("resume", "", self.queue.resume)
-
     def work(self) -> dict[str, int] | None:
         counts: dict[str, int] | None = self._try(
             "pass", "", lambda: self.queue.process_jobs(self.handlers, MAX_ATTEMPTS)

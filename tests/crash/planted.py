@@ -373,21 +373,6 @@ MUTANTS = (
         (kill("requeue"),),
     ),
     Mutant(
-        "a pause holds for what is pending only until a pass looks again",
-        "store/claims.py",
-        "                self._paused = paused.read(self.store.path)\n"
-        "                room: dict[str, int] = {}\n",
-        "                self._paused = frozenset()\n                room: dict[str, int] = {}\n",
-        ("tests/test_paused.py",),
-    ),
-    Mutant(
-        "a paused type is claimed",
-        "store/claims.py",
-        "        return job_type in self._paused or paused.ALL in self._paused\n",
-        "        return paused.ALL in self._paused\n",
-        (kill("pauses"),),
-    ),
-    Mutant(
         "purge does not fold first",
         "store/store.py",
         "            self._fold_and_sync_cut()\n            numbers = frozenset(\n",

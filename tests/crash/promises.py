@@ -28,7 +28,6 @@ class Promises:
         self.made_all_the_same: list[tuple[str, str]] = []
         """(operation, message) of such changes that raised"""
         self.cancelled: set[str] = set()
-        self.paused: set[str] = set()
         self.raised: list[tuple[list[str], str, list[Any]]] = []
         self.had: dict[str, int] = {}
         self.returned: dict[str, int] = {}
@@ -111,8 +110,6 @@ class Promises:
         self._running[key] = pid
         if key in self.cancelled:
             self.wrong.append(f"P2: {key} is begun after its acknowledged cancel")
-        if key in self.paused:
-            self.wrong.append(f"P2: {key} is begun while its type is paused")
         job_id = self.kept.get(key, key)
         if self.outcomes.get(job_id, ("", 0))[0] in FINAL:
             self.wrong.append(f"P2: {key} is begun after its reported {self.outcomes[job_id][0]}")
@@ -120,12 +117,6 @@ class Promises:
             self.wrong.append(f"P2: {key} is begun after its removal")
         if now < (self.called.get(key) or 0):
             self.wrong.append(f"P1: {key} is begun before its time")
-
-    def _read_paused(self, _: int, keys: str) -> None:
-        self.paused.update(keys.split())
-
-    def _read_resuming(self, _: int) -> None:
-        self.paused.clear()
 
     def _read_had(self, _: int, key: str, attempts: int) -> None:
         self.had[key] = attempts

@@ -281,30 +281,6 @@ def _purge(bench: Bench) -> None:
     bench.work()
 
 
-# -- I: types are paused and resumed --------------------------------------------------------------
-
-
-def _lay_paused(bench: Bench) -> None:
-    rows = [
-        _row("i1", "text", run_at=START - 9),
-        _row("i2", "ok", run_at=START - 8),
-        _row("i3", "text", run_at=START - 7),
-    ]
-    _lay_file(bench, "".join(rows))
-
-
-def _pauses(bench: Bench) -> None:
-    bench.pause("text", "i1 i3")
-    bench.work()
-    bench.resume()
-    bench.pause(None, "i1 i3 i4")
-    bench.enqueue("i4")
-    bench.work()
-    bench.resume()
-    bench.set_clock(START + 1000)
-    bench.work()
-
-
 # -- what another process does meanwhile -----------------------------------------------------------
 
 
@@ -353,6 +329,5 @@ WORKLOADS = {
         Workload("policies", _policies, _lay_policies),
         Workload("requeue", _requeue, _lay_failed, dear=True),
         Workload("purge", _purge, _lay_finished, dear=True),
-        Workload("pauses", _pauses, _lay_paused),
     )
 }
