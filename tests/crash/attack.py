@@ -208,6 +208,8 @@ class Attack:
             bench.queue = bench.open()
             bench.now = now
             bench.enqueue("last")  # a torn last line must not tear this one
+            for job_type in read_disk(self.path).paused:
+                bench.resume(job_type)
             if os.path.exists(archive_of(self.path)):
                 bench.archive(DAY)  # what is torn of it is mended by this
             for n in range(1, ROUNDS + 1):

@@ -201,6 +201,18 @@ class Bench:
             lambda: self.queue.remove_type(job_type),
         )
 
+    def pause(self, job_type: str) -> None:
+        self._pause("pause", job_type)
+
+    def resume(self, job_type: str) -> None:
+        self._pause("resume", job_type)
+
+    def _pause(self, operation: str, job_type: str) -> None:
+        keys = read_disk(self.path).keys(lambda job: job.type == job_type)
+        self.log.say("call", " ".join(keys), operation, None)
+        call = self.queue.pause if operation == "pause" else self.queue.resume
+        self._try(operation, " ".join(keys), lambda: call(job_type) or True)
+
     def purge(self, seconds: float) -> None:
         self._change("remove", self._older(seconds), lambda: self.queue.purge(seconds))
 

@@ -69,6 +69,8 @@ def check_recovered(
         if was is None or was.status in FINAL or job.status == "cancelled":
             continue
         lost = was.status == "processing"
+        if job.type in before.paused and job.key not in run:
+            continue
         if not lost and was.run_at > crashed.now:
             continue
         # An attempt that was claimed and not begun may count, or be returned.

@@ -44,6 +44,8 @@ class Disk:
     archived: list[str] = field(default_factory=list)
     """keys, as far as the archive can be read"""
     archive_is_torn: bool = False
+    paused: frozenset[str] = frozenset()
+    """job types"""
 
     def by_key(self, key: str) -> list[Job]:
         return [job for job in self.jobs if job.key == key]
@@ -82,6 +84,7 @@ def read_disk(path: str) -> Disk:
             job.run_at, job.attempts = int(run_at), int(attempts)
         disk.jobs.append(job)
     _read_archive(archive_of(path), disk)
+    disk.paused = frozenset((_content(path + ".paused") or b"").decode().split())
     return disk
 
 

@@ -462,6 +462,20 @@ MUTANTS = (
         (pairs("unfolded"),),
     ),
     Mutant(
+        "a paused type is claimed",
+        "store/claims.py",
+        "        return job_type in self._paused or paused.ALL in self._paused\n",
+        "        return False\n",
+        (kill("policies"),),
+    ),
+    Mutant(
+        "a pause that is not on the disk",
+        "store/paused.py",
+        "                os.fsync(file.fd)\n",
+        "                pass\n",
+        (power("policies", "ordered"),),
+    ),
+    Mutant(
         "a delay costs an attempt",
         "job.py",
         "run_at, max(state.attempts - 1, 0), error",

@@ -62,6 +62,8 @@ class Facts:
     """numbers of jobs whose archiving was called: they are in the queue, or in the archive"""
     removed: set[int] = field(default_factory=set)
     """numbers of jobs whose removal returned"""
+    paused: tuple[str, ...] = ()
+    """what a pause that returned has paused"""
     lines: list[bytes] = field(default_factory=list)
     """lines that are no job and must be kept, in the file or beside it"""
 
@@ -76,6 +78,7 @@ class Facts:
             set(self.loose),
             set(self.leaving),
             set(self.removed),
+            self.paused,
             list(self.lines),
         )
 
@@ -395,7 +398,7 @@ def crash_states(
             how, disk = _left(sure, pending, model, nth, recorder.slots, rng)
             tree = disk.tree()
             told = (len(facts.kept), len(facts.final), sum(facts.attempts.values()))
-            gone = (len(facts.requeued), len(facts.leaving), len(facts.removed))
+            gone = (len(facts.requeued), len(facts.leaving), len(facts.removed), facts.paused)
             files = tree if nth >= PLANNED else _without_slots(tree)
             key = hash((repr(files), told, gone, len(facts.lines)))
             if key in seen:

@@ -135,6 +135,12 @@ class Session:
         self.recorder.tell()
         return list(jobs)
 
+    def pause(self, *job_types: str) -> None:
+        for job_type in job_types:
+            assert self.queue.pause(job_type)
+            self.recorder.facts.paused += (job_type,)
+            self.recorder.tell()
+
     def put_off(self, job_id: str, payload: dict[str, Any], seconds: int) -> None:
         """Raise Delay: from here on the attempt may be returned."""
         facts = self.recorder.facts
@@ -285,12 +291,13 @@ def by_hand(s: Session) -> None:
 
 
 def policies(s: Session) -> None:
-    """Handlers put off, give up, and try again by a policy of their own."""
+    """Handlers put off, give up, and try again by a policy of their own; others are paused."""
     policy = Handler(s.step, max_attempts=2, backoff=Backoff(base=5))
     s.enqueue_many("delay", 2)
     s.enqueue("give up")
     s.enqueue("fail")
     s.run_pass(handler=policy)
+    s.pause("first", "second")
     s.now += 60
     s.enqueue("delay")
     s.run_pass(handler=policy)

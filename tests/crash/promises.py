@@ -20,6 +20,8 @@ class Promises:
         self.kept: dict[str, str] = {}
         self.key_of: dict[str, str] = {}
         self.removed: set[str] = set()
+        self.paused: set[str] = set()
+        """keys of the jobs whose type is paused for sure"""
         self.archived: set[str] = set()
         self.revived: dict[str, int] = {}
         """key -> how often it was requeued"""
@@ -51,6 +53,8 @@ class Promises:
             self.called[keys] = run_at
         elif operation in CHANGES:
             self.underway[pid] = operation, keys.split()
+        elif operation == "resume":
+            self.paused.difference_update(keys.split())
 
     def _read_done(self, pid: int, keys: str, operation: str, value: Any) -> None:
         if operation == "enqueue":
@@ -60,6 +64,8 @@ class Promises:
                 self._keep(key, job_id)
         elif operation == "cancel" and value is True:
             self.cancelled.add(keys)
+        elif operation == "pause":
+            self.paused.update(keys.split())
         elif operation in CHANGES:
             if value != len(keys.split()):
                 self.wrong.append(f"P2: {operation} of {keys!r} returned {value!r}")
@@ -113,6 +119,8 @@ class Promises:
         job_id = self.kept.get(key, key)
         if self.outcomes.get(job_id, ("", 0))[0] in FINAL:
             self.wrong.append(f"P2: {key} is begun after its reported {self.outcomes[job_id][0]}")
+        if key in self.paused:
+            self.wrong.append(f"P2: {key} is begun while its type is paused")
         if key in self.removed:
             self.wrong.append(f"P2: {key} is begun after its removal")
         if now < (self.called.get(key) or 0):

@@ -63,6 +63,9 @@ def check(root: Path, facts: Facts) -> None:
         assert due <= clock, f"{number} runs at {clock} and is due at {due}"
         return done(payload)
 
+    paused = path.with_name("queue.tsv.paused")
+    types = paused.read_text("utf-8").split() if paused.exists() else []
+    assert not set(facts.paused).difference(types), f"{facts.paused} were paused, {types} are"
     found = holds(queue, facts, "as found")
     queue.process_jobs({"step": step}, max_attempts=MAX_ATTEMPTS)
     holds(queue, facts, "after the first pass")

@@ -198,9 +198,13 @@ def _lay_policies(bench: Bench) -> None:
 
 
 def _policies(bench: Bench) -> None:
+    bench.pause("delays")
     bench.work()
+    bench.pause("often")
+    bench.resume("delays")
     bench.set_clock(START + 100)
     bench.work()
+    bench.resume("often")
     bench.set_clock(START + 1000)
     bench.work()
 
