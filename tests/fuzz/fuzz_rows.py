@@ -34,6 +34,7 @@ from dbbasic_queue.rows import (
     unescape,
     with_state,
 )
+from dbbasic_queue.store.scan import scan
 
 SEEDS = [
     b"",
@@ -116,11 +117,32 @@ def _has_infinity(value: Any) -> bool:
     return isinstance(value, list) and any(map(_has_infinity, value))
 
 
+_PLAIN = b"id.%d\tb\t{}\tpending\t1\t2\t0\t\t"
+
+
+def scans_what_it_parses(data: bytes) -> None:
+    """Rows that are scanned many at a time are what each of them is when it is parsed alone."""
+    around = [_PLAIN % n for n in range(48)]
+    content = b"\n".join([*around[:24], *data.split(b"\n"), *around[24:]]) + b"\n"
+    scanned = b""
+    for piece, columns in scan(content):
+        scanned += piece
+        if columns is not None:
+            lines = piece.split(b"\n")[:-1]
+            for line, job_id, status, run_at, attempts in zip(lines, *columns, strict=True):
+                row = parse_row(line)
+                assert row is not None, line
+                assert (row.id.encode(), row.state.status.encode()) == (job_id, status)
+                assert (row.state.run_at, row.state.attempts) == (run_at, int(attempts))
+    assert scanned == content
+
+
 TARGETS: list[Callable[[bytes], None]] = [
     parses_any_line,
     escapes_any_text,
     decodes_any_record,
     decodes_any_json,
+    scans_what_it_parses,
 ]
 
 

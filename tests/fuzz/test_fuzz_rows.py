@@ -36,7 +36,7 @@ def test_every_seed_is_read_or_refused(target: Callable[[bytes], None]) -> None:
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.__name__)
 def test_any_bytes_are_read_or_refused(target: Callable[[bytes], None]) -> None:
     @settings(
-        max_examples=5_000 if LONG else 800,
+        max_examples=5_000 if LONG else 500,
         derandomize=not LONG,
         deadline=None,
         database=None,
