@@ -70,7 +70,9 @@ class Follower:
     def passed(self, content: bytes) -> None:
         """Note that this very process has appended `content` at the end that was read."""
         self.end += len(content)
-        self.anchor = (self.anchor + content[-_ANCHOR:])[-_ANCHOR:]
+        if len(content) < _ANCHOR:
+            content = self.anchor + content
+        self.anchor = content[-_ANCHOR:]
 
     def size(self) -> int:
         """Return the file's size in bytes, with a last line that is not complete."""

@@ -27,10 +27,11 @@ class Places:
     def extend(self, lines: list[bytes]) -> None:
         """Add the rows that follow."""
         self._lengths.extend(map(len, lines))
-        known = (len(self._starts) - 1) * _BLOCK
-        for end in range(known + _BLOCK, len(self._lengths) + 1, _BLOCK):
+        end = len(self._starts) * _BLOCK
+        while end <= len(self._lengths):
             size = sum(self._lengths[end - _BLOCK : end]) + _BLOCK
             self._starts.append(self._starts[-1] + size)
+            end += _BLOCK
 
     def start(self, number: int) -> int:
         """Return where a row begins; for the number that comes next, where that will."""

@@ -11,10 +11,11 @@ only then was the journal not cut meanwhile (a fold renames before it cuts).
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from array import array
-from itertools import islice
+from itertools import compress
 
 from dbbasic_queue import job
 from dbbasic_queue.rows import (
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NEVER = 1 << 62
-_FINISHED = tuple(status.encode() for status in job.FINISHED)
 
 
 class View:
@@ -207,9 +207,11 @@ class View:
             self.processing.discard(number)
             self.retrying.discard(number)
             self.when[number] = NEVER
-            if not state.startswith(_FINISHED):
-                status, _, run_at, attempts, _ = state.split(b"\t", 4)
-                self._set(number, status.decode(), int(run_at), attempts != b"0")
+            if state.startswith(PROCESSING):
+                self.processing.add(number)
+            elif state.startswith(PENDING):
+                _, _, run_at, attempts, _ = state.split(b"\t", 4)
+                self._set(number, job.PENDING, int(run_at), attempts != b"0")
 
     def _set(self, number: int, status: str, run_at: int, begun: bool) -> None:
         """Take note of a job's state where none is noted."""
@@ -289,11 +291,8 @@ class View:
     def due(self, now: float, before: int) -> array[int]:
         """Return the numbers, below `before`, of the jobs that are due, latest `run_at` first."""
         bits = before.bit_length()
-        codes = [
-            run_at << bits | number
-            for number, run_at in enumerate(islice(self.when, before))
-            if run_at <= now
-        ]
+        is_due = map(math.floor(now).__ge__, self.when)
+        codes = [self.when[number] << bits | number for number in compress(range(before), is_due)]
         if not codes:
             self.soonest = min(self.when, default=NEVER)
         codes.sort(reverse=True)
