@@ -7,14 +7,8 @@ from types import AsyncGeneratorType, CoroutineType, GeneratorType
 
 from dbbasic_queue import job
 from dbbasic_queue.handlers import Delay, Fail, Job
-from dbbasic_queue.rows import (
-    MAX_ERROR,
-    check_instant,
-    decode_state,
-    encode_json,
-    encode_state,
-    escape,
-)
+from dbbasic_queue.rows import check_instant, decode_state, encode_state
+from dbbasic_queue.text import MAX_ERROR, encode_json, escape
 from dbbasic_queue.tracebacks import format_traceback
 
 TYPE_CHECKING = False

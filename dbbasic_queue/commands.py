@@ -12,7 +12,8 @@ import time
 
 from dbbasic_queue.errors import NotAQueue
 from dbbasic_queue.queue import Queue
-from dbbasic_queue.rows import HEADER, Row, decode_json, encode_state, escape, is_id
+from dbbasic_queue.rows import HEADER, Row, encode_state, is_id
+from dbbasic_queue.text import decode_json, escape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import os
 from contextlib import suppress
 
 from dbbasic_queue.job import PENDING, STATUSES
-from dbbasic_queue.rows import escape
 from dbbasic_queue.store.files import store_error, write_all
 from dbbasic_queue.store.paused import ALL
+from dbbasic_queue.text import escape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

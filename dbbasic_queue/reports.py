@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from dbbasic_queue.rows import escape
+from dbbasic_queue.text import escape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ import time
 from heapq import nlargest
 
 from dbbasic_queue.job import DELAYED, FAILED, PENDING, STATUSES
-from dbbasic_queue.rows import escape
 from dbbasic_queue.store import slots
 from dbbasic_queue.store.paused import ALL
+from dbbasic_queue.text import escape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

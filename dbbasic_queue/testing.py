@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dbbasic_queue.job import PENDING
 from dbbasic_queue.queue import MAX_ATTEMPTS, Queue
-from dbbasic_queue.rows import MAX_PAYLOAD, decode_json, encode_json
+from dbbasic_queue.text import MAX_PAYLOAD, decode_json, encode_json
 
 if TYPE_CHECKING:
     import os

@@ -20,9 +20,10 @@ from conftest import NOW, Clock, add_lines, beside, line
 from processes import Programs, is_free, wait_for, wait_for_notes
 
 from dbbasic_queue import Backoff, Delay, Fail, Handler, NotAQueue, Queue
-from dbbasic_queue.rows import check_type, unescape
+from dbbasic_queue.rows import check_type
 from dbbasic_queue.store import attempts as history
 from dbbasic_queue.store.attempts import HEADER, AttemptLog
+from dbbasic_queue.text import unescape
 from dbbasic_queue.tracebacks import MAX_TRACEBACK, format_traceback
 
 if TYPE_CHECKING:

@@ -46,6 +46,7 @@ LAYERS = [
     {"store.__init__"},
     {"handlers"},
     {"rows"},
+    {"text"},
     {"job"},
     {"errors"},
 ]

@@ -23,25 +23,20 @@ from dbbasic_queue.errors import InvalidJob
 from dbbasic_queue.job import STATUSES, State
 from dbbasic_queue.rows import (
     HEADER,
-    MAX_DEPTH,
-    MAX_PAYLOAD,
     check_id,
     check_instant,
     check_type,
-    decode_json,
     decode_record,
     decode_state,
-    encode_json,
     encode_record,
     encode_state,
-    escape,
     is_binary,
     is_header,
     new_row,
     parse_row,
-    unescape,
     with_state,
 )
+from dbbasic_queue.text import MAX_DEPTH, MAX_PAYLOAD, decode_json, encode_json, escape, unescape
 
 texts = st.lists(st.sampled_from(NASTY) | st.text(st.characters(), max_size=5)).map("".join)
 values = st.recursive(

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dbbasic_queue.engines.memory_store import Memory
 from dbbasic_queue.handlers import Handler
 from dbbasic_queue.queue import Queue
-from dbbasic_queue.rows import MAX_PAYLOAD
+from dbbasic_queue.text import MAX_PAYLOAD
 from dbbasic_queue.worker import check
 
 if TYPE_CHECKING:

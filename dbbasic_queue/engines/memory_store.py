@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from dbbasic_queue import job
 from dbbasic_queue.errors import DuplicateJob, StoreError
-from dbbasic_queue.rows import Row, decode_json, encode_state, parse_row
+from dbbasic_queue.rows import Row, encode_state, parse_row
 from dbbasic_queue.store import fold
 from dbbasic_queue.store.attempts import Attempt
 from dbbasic_queue.store.claims import Claim, Terms
 from dbbasic_queue.store.paused import ALL
+from dbbasic_queue.text import decode_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,8 +18,8 @@ import threading
 import time
 
 from dbbasic_queue.job import LATEST
-from dbbasic_queue.rows import escape, unescape
 from dbbasic_queue.store.files import OpenFile, open_file, open_or_create
+from dbbasic_queue.text import escape, unescape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -15,11 +15,12 @@ from contextlib import suppress
 
 from dbbasic_queue import job
 from dbbasic_queue.errors import StoreError
-from dbbasic_queue.rows import Row, decode_json, decode_state, encode_state
+from dbbasic_queue.rows import Row, decode_state, encode_state
 from dbbasic_queue.store import paused, slots
 from dbbasic_queue.store.attempts import AttemptLog
 from dbbasic_queue.store.store import CHEAP_IN_A_PASS, SHARE_OF_TIME, Store
 from dbbasic_queue.store.view import NEVER
+from dbbasic_queue.text import decode_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

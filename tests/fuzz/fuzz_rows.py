@@ -21,20 +21,16 @@ from typing import Any
 from hostile import BOMBS, NASTY, NO_JSON
 
 from dbbasic_queue.rows import (
-    MAX_PAYLOAD,
-    decode_json,
     decode_record,
     decode_state,
-    encode_json,
     encode_record,
     encode_state,
-    escape,
     new_row,
     parse_row,
-    unescape,
     with_state,
 )
 from dbbasic_queue.store.scan import scan
+from dbbasic_queue.text import MAX_PAYLOAD, decode_json, encode_json, escape, unescape
 
 SEEDS = [
     b"",
