@@ -25,9 +25,12 @@ setup(
         "dbbasic_queue.engines.conformance",
         "dbbasic_queue.store",
         "dbbasic_queue.workers",
+        "pytest_dbbasic_queue",
     ],
-    py_modules=["pytest_dbbasic_queue"],
-    package_dir={"dbbasic_queue.workers": "workers"},
+    package_dir={
+        "dbbasic_queue.workers": "workers",
+        "pytest_dbbasic_queue": "dbbasic_queue/pytest_plugin",
+    },
     package_data={"dbbasic_queue": ["py.typed", "*.tsv"]},
     install_requires=["filelock>=3.30"],
     extras_require={

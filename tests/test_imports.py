@@ -19,7 +19,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"commands"},
-    {"demo", "status"},
+    {"demo", "status", "pytest_plugin.__init__"},
     {"engines.conformance.__init__"},
     {f"engines.conformance.{name}" for name in ("capabilities", *CONFORMANCE)},
     {"engines.conformance.case"},
@@ -101,7 +101,8 @@ def extra(name: str) -> set[str]:
     """Return what a module may use that no other may: what comes with an extra."""
     if name == "pickled":
         return {"cloudpickle"}
-    return {"pytest"} if name.startswith("engines.conformance.") else set()
+    is_for_tests = name.startswith(("engines.conformance.", "pytest_plugin."))
+    return {"pytest"} if is_for_tests else set()
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -108,8 +109,10 @@ def test_the_purge_in_the_crontab_of_the_readme_works(tmp_path: Path) -> None:
     program = f"{sys.executable} -m dbbasic_queue"
     command = command.replace("/srv/app", str(tmp_path))
     command = command.replace(".venv/bin/dbbasic-queue", program)
-    with Queue(tmp_path / "data/queue.tsv") as queue:
-        queue.enqueue("old", {}, run_at=1, job_id="old")
+    file = tmp_path / "data/queue.tsv"
+    with Queue(file, clock=lambda: time.time() - 31 * 86_400) as then:
+        then.enqueue("old", {}, job_id="old")
+    with Queue(file) as queue:
         queue.enqueue("new", {}, job_id="new")
         queue.process_jobs({"old": len, "new": len})
         done = subprocess.run(["sh", "-c", command], capture_output=True, encoding="utf-8")

@@ -1,8 +1,8 @@
 """The pytest plugin: the fixture `job_queue`.
 
-It lies beside the package, not in it: pytest imports a plugin in every run, before anything else
-has begun, and a module of the package would bring all of it along: time for those who do not use
-the fixture, and lines that a coverage measurement of the package would never see.
+It is installed beside the package, not in it, as `pytest_dbbasic_queue`: pytest imports a plugin in
+every run, before anything else has begun, and a module of the package would bring all of it along:
+time for those who do not use the fixture, and lines that a coverage measurement would never see.
 """
 
 from __future__ import annotations
