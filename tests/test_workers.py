@@ -110,7 +110,9 @@ def test_a_forked_pass_that_is_killed_is_reported_and_its_job_recovered(queue: Q
         queue.process_jobs(handlers, workers=2)
     assert queue.process_jobs({"greet": str}, 1)["recovered"] <= 1
     found = job(queue, bad)
-    assert (found["status"], found["error"]) == ("failed", "worker died in attempt 1")
+    # The other pass may have recovered it, and have been killed as well.
+    assert found["status"] == "failed"
+    assert found["error"] == f"worker died in attempt {found['attempts']}"
 
 
 SLOW = """
