@@ -155,7 +155,7 @@ MUTANTS = (
         "rows.py",
         '    if b"%08x" % crc32(body) != checksum:\n',
         "    if len(checksum) > 8:\n",
-        (ROWS + "::test_a_torn_or_damaged_change_is_no_change", POWER),
+        (TORN_RECORDS, ROWS),
     ),
     Mutant(
         "no recovery",

@@ -254,7 +254,7 @@ def _raise(error: int, where: Any) -> NoReturn:
 def _site() -> str:
     names: list[str] = []
     frame = sys._getframe(3)
-    while frame is not None and len(names) < 4:
+    while frame is not None and len(names) < 5:
         if "dbbasic_queue" in frame.f_globals.get("__name__", ""):
             names.append(frame.f_code.co_name)
         if frame.f_back is None:

@@ -64,7 +64,7 @@ def test_a_kill_at_any_file_call_loses_nothing_and_runs_nothing_recorded(
 def test_a_second_kill_in_the_recovery_loses_nothing_either(
     workload: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep(capsys, "double", workload, 3 if LONG else 97)
+    sweep(capsys, "double", workload, 3 if LONG else 149)
 
 
 def test_a_kill_while_a_file_is_created_locks_no_other_user_out(
