@@ -9,7 +9,6 @@ which both share, so an unlock by the child would free its parent's.
 from __future__ import annotations
 
 import errno
-import math
 import os
 import threading
 import time
@@ -27,16 +26,14 @@ from dbbasic_queue.store.files import (
 PATIENCE = 60.0
 """Seconds after which a lock that is still taken is an error; its holder is stopped or hangs."""
 
-# Most holders are done within microseconds, and where the disk is quick so is a pass that syncs
-# each outcome: look without a rest. Then look seldom; after 20 ms it is something else, such as a
-# fold.
-_SPIN = 0.0002
+# Most holders are done within microseconds. One that is not after 20 ms does something else, such
+# as a fold.
 _PAUSE = 0.00005
 _LONG = 0.02
 _LONG_PAUSE = 0.0005
-# Who has held the lock for so long, such as a pass on a slow disk, leaves it free for a moment: it
-# would be back before anybody who waits looks again.
-_LONG_HOLD = 0.001
+# Who has held the lock for so long in all, such as a pass that syncs each outcome, leaves it free
+# for a moment: it would be back, time after time, before anybody who waits looks again.
+_TURN = 0.004
 _TRIES = 10
 
 loading = threading.Lock()
@@ -83,7 +80,8 @@ class QueueLock:
         self.reading = Reading(self)
         self.closing: list[OpenFile | None] = []
         self._file: OpenFile | None = None
-        self._held_since = math.inf
+        self._held_since = 0.0
+        self._held = 0.0
 
     def __enter__(self) -> None:
         self.mutex.acquire()
@@ -114,14 +112,17 @@ class QueueLock:
             if self._file is not None:
                 self._unlock(self._file.fd)  # harmless where it is not held
         finally:
-            held_since = self._held_since
+            self._held += time.monotonic() - self._held_since
+            is_long = self._held > _TURN
+            if is_long:
+                self._held = 0.0
             replaced = self.closing
             if replaced:
                 self.closing = []
             self.mutex.release()
         # Only now, with the lock free again, may the files that were replaced be let go of.
         del replaced
-        if time.monotonic() - held_since > _LONG_HOLD:
+        if is_long:
             time.sleep(_PAUSE)
 
     def _open(self) -> OpenFile:
@@ -157,10 +158,7 @@ class QueueLock:
                     f"(fuser -v {self.path} shows who holds it: a stopped process?)",
                     self.path,
                 )
-            if waited < _SPIN:
-                os.sched_yield()
-            else:
-                time.sleep(_PAUSE if waited < _LONG else _LONG_PAUSE)
+            time.sleep(_PAUSE if waited < _LONG else _LONG_PAUSE)
 
     def touch(self) -> None:
         """Note in the lock file's times that a fold has been made now."""
