@@ -123,9 +123,9 @@ def _ruin(bench: Bench) -> None:
     ]
     rows += [_row(f"c{n}", "ok", run_at=START - 4) for n in range(11, 18)]
     journal = [
-        record("c2", f"processing\t{START}\t{START - 9}\t1\t\t"),
-        record("c3", f"processing\t{START}\t{START - 8}\t{MAX_ATTEMPTS}\told\t"),
-        record("c11", f"processing\t{START}\t{START - 4}\t1\t\t"),
+        record("c2", f"processing\t{START - 9}\t{START - 9}\t1\t\t"),
+        record("c3", f"processing\t{START - 8}\t{START - 8}\t{MAX_ATTEMPTS}\told\t"),
+        record("c11", f"processing\t{START - 4}\t{START - 4}\t1\t\t"),
         record("own.c9", f"completed\t{START}\t{START}\t1\t\t7"),
         record("c5", f"completed\t{START}\t{START}\t1\t\t7")[:-4],
     ]
@@ -227,7 +227,7 @@ def _lay_failed(bench: Bench) -> None:
     ]
     _lay_file(bench, "".join(rows))
     # That one has failed, the journal alone says.
-    _append(bench.path + ".journal", record("g5", f"failed\t{START}\t{START - 9}\t3\tno\t"))
+    _append(bench.path + ".journal", record("g5", f"failed\t{START - 9}\t{START - 9}\t3\tno\t"))
     bench.log.say("final", "g5", "failed")
 
 
