@@ -100,6 +100,8 @@ class Pass:
         self.attempts = Attempts(self.interrupts, max_attempts, max_result, clock)
         self.batch: deque[Claim] = deque()
         self.begun_at = math.inf
+        self.in_doubt = False
+        """whether the batch was to be given back, and the system refused: a part may be so"""
         self.log: Logger | None = None
         self.counts = dict.fromkeys(COUNTS, 0)
         self._handlers = handlers
@@ -206,6 +208,9 @@ class Pass:
             if not watched:
                 claims.attempts.flush()  # what ended before may be looked at, as in the queue
             while self.batch and not self.interrupts.asked():
+                if self.in_doubt:
+                    self.give_back(claims)
+                    break
                 try:
                     claim = self.batch.popleft()
                 except IndexError:  # the watcher has just given it back
@@ -238,7 +243,9 @@ class Pass:
             claims.give_back(unbegun)
         except BaseException:
             self.batch.extendleft(reversed(unbegun))
+            self.in_doubt = True
             raise
+        self.in_doubt = False
 
     def _execute(self, claims: Claims, watcher: Watcher, claim: Claim) -> None:
         row = claim.row
