@@ -424,7 +424,7 @@ MUTANTS = (
         "store/fold.py",
         "        is_torn = seal not in rest if is_sealed else ",
         "        is_torn = False if is_sealed else ",
-        (power("purges", "ordered"),),
+        ("tests/test_living.py", power("purges", "ordered")),
     ),
     Mutant(
         "a removal that is made is denied",

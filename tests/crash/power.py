@@ -29,12 +29,17 @@ FREE = "free"
 MODELS = (ORDERED, FREE)
 ROOT = 0
 SECTOR = 512
-SLOT = ".pass."
+NOTHING_PROMISED = (".pass.", ".attempts")
+"""how the names of files go on of whose content nothing is promised"""
 NOTHING, EVERYTHING = 0, 1
 CHOICES = EVERYTHING  # and seven more: which of the last three names and truncations are lost
 NO_CONTENT, RANDOM, NO_NAMES, FIRST_LOST = 9, 10, 11, 12
 PLANNED = 13
-IN_ORDER = (NOTHING, EVERYTHING, FIRST_LOST, *range(2, FIRST_LOST), *range(PLANNED, 400))
+IN_ORDER = (NOTHING, FIRST_LOST, EVERYTHING, *range(2, FIRST_LOST), *range(PLANNED, 400))
+
+
+def promises_nothing(name: str) -> bool:
+    return any(part in name for part in NOTHING_PROMISED)
 
 
 @dataclass
@@ -206,7 +211,7 @@ class Recorder:
                     add(content, number)
                 else:
                     self.start.files[number] = content
-                    if SLOT in name:
+                    if promises_nothing(name):
                         self.slots.add(number)
 
         add(tree, ROOT)
@@ -276,7 +281,7 @@ class Recorder:
             if number is None:
                 number = self._number()
                 self._note(Names(directory, ((name, number),)))
-                if SLOT in name:
+                if promises_nothing(name):
                     self.slots.add(number)
             if flags & os.O_TRUNC:
                 self._note(Cut(number, 0))
@@ -385,15 +390,17 @@ def crash_states(
 ) -> Iterator[State]:
     """Yield at most `budget` different states, spread over all points of a recording.
 
-    At each point come first: nothing but what is sure; everything; all but the first write, whose
-    place holds zeros; each choice among the last three names and truncations; every size but no
-    content; a random one; all content but no names. Then random ones.
+    At each point come first: nothing but what is sure; all but the first of several writes, whose
+    place holds zeros; everything; each choice among the last three names and truncations; every
+    size but no content; a random one; all content but no names. Then random ones.
     """
     seen: set[int] = set()
     points = list(_points(recorder, model))
     for nth in IN_ORDER:
         for point, sure, pending, facts in points:
             if nth and not pending:
+                continue
+            if nth == FIRST_LOST and sum(isinstance(change, Write) for change in pending) < 2:
                 continue
             how, disk = _left(sure, pending, model, nth, recorder.slots, rng)
             tree = disk.tree()
@@ -413,7 +420,7 @@ def _without_slots(tree: dict[str, Any]) -> dict[str, Any]:
     return {
         name: _without_slots(content) if isinstance(content, dict) else content
         for name, content in tree.items()
-        if SLOT not in name
+        if not promises_nothing(name)
     }
 
 

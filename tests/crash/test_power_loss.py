@@ -2,7 +2,7 @@
 
 Each workload is recorded once; of each point some of the disks that a power loss may leave
 (`power.py` says which) are laid out, recovered by a fresh process's calls, and held against what
-the workload had been told by then. Some 5,000 disks by default, 30,000 with DBBASIC_QUEUE_LONG=1;
+the workload had been told by then. Some 6,000 disks by default, 30,000 with DBBASIC_QUEUE_LONG=1;
 DBBASIC_QUEUE_SEED chooses other ones.
 """
 
@@ -40,7 +40,7 @@ from dbbasic_queue.rows import HEADER, decode_record, encode_record
 
 LONG = bool(os.environ.get("DBBASIC_QUEUE_LONG"))
 SEED = int(os.environ.get("DBBASIC_QUEUE_SEED", "1"))
-STATES = 30_000 if LONG else 5_000
+STATES = 30_000 if LONG else 6_000
 
 
 # -- what must hold of each disk ---------------------------------------------------------------
