@@ -373,6 +373,13 @@ MUTANTS = (
         (kill("requeue"),),
     ),
     Mutant(
+        "a batch in doubt is begun",
+        "worker.py",
+        "                if self.in_doubt:\n",
+        "                if False:\n",
+        (pairs("slow"),),
+    ),
+    Mutant(
         "purge does not fold first",
         "store/store.py",
         "            self._fold_and_sync_cut()\n            numbers = frozenset(\n",
