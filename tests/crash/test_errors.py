@@ -11,31 +11,36 @@ import os
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_kill_sweep import LONG, sweep
+from ahead import all_sweeps, one_sweep
+from test_kill_sweep import LONG
 from workloads import WORKLOADS
 
 from dbbasic_queue import Queue, StoreError
 from dbbasic_queue.store.store import Store
 
+__all__ = ["all_sweeps", "one_sweep"]  # pytest's fixtures
 
+
+@pytest.mark.sweep("errors", 1 if LONG else 23)
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_a_refused_call_says_so_and_does_nothing_and_all_works_when_the_cause_is_gone(
-    workload: str, capsys: pytest.CaptureFixture[str]
+    sweep: Callable[[], None],
 ) -> None:
-    sweep(capsys, "errors", workload, 1 if LONG else 23)
+    sweep()
 
 
+@pytest.mark.sweep("pairs", 1 if LONG else 99)
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_a_second_error_in_what_comes_of_the_first_is_told_and_does_nothing_either(
-    workload: str, capsys: pytest.CaptureFixture[str]
+    sweep: Callable[[], None],
 ) -> None:
-    sweep(capsys, "pairs", workload, 1 if LONG else 99)
+    sweep()
 
 
 # -- a real disk that fills ----------------------------------------------------------------------

@@ -6,43 +6,25 @@ takes all of them. What is promised, and how it is checked: `checks.py`.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from ahead import all_sweeps, one_sweep
 from attack import Attack, scratch
 from bench import START, Bench
 from checks import check_crashed, check_settled
 from disk import HEADER, read_disk
 from workloads import WORKLOADS, record
 
+__all__ = ["all_sweeps", "one_sweep"]  # pytest's fixtures
+
 LONG = os.environ.get("DBBASIC_QUEUE_LONG") == "1"
 HERE = Path(__file__).parent
-TIMEOUT = 7200 if LONG else 600
-
-
-def sweep(capsys: pytest.CaptureFixture[str], kind: str, workload: str, every: int) -> None:
-    """Run a sweep in a process of its own, print its counts, and fail for what it has found."""
-    command = [sys.executable, "-W", "error", str(HERE / "sweep.py"), kind, workload, str(every)]
-    process = subprocess.run(
-        command, capture_output=True, text=True, timeout=TIMEOUT, env=environment()
-    )
-    lines = process.stdout.splitlines()
-    assert lines, f"the sweep itself failed:\n{process.stderr}"
-    counts: dict[str, Any] = json.loads(lines[-1])
-    wrong = counts.pop("wrong")
-    with capsys.disabled():
-        shown = ", ".join(f"{n} {name}" for name, n in counts.items())
-        print(f"\n  {kind} {workload}: {shown}", end=" ")
-    assert not wrong, "\n".join(wrong) + "\n" + process.stderr
-    assert process.returncode == 0, process.stderr
-    assert counts["runs"] and not counts["unmet"], counts
-    assert kind != "kill" or every > 1 or counts["kills"] > counts["points"]
 
 
 def environment() -> dict[str, str]:
@@ -53,31 +35,36 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": package}
 
 
+@pytest.mark.sweep("kill", 1 if LONG else 8)
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_a_kill_at_any_file_call_loses_nothing_and_runs_nothing_recorded(
-    workload: str, capsys: pytest.CaptureFixture[str]
+    sweep: Callable[[], None],
 ) -> None:
-    sweep(capsys, "kill", workload, 1 if LONG else 8)
+    sweep()
 
 
+@pytest.mark.sweep("double", 3 if LONG else 149)
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_a_second_kill_in_the_recovery_loses_nothing_either(
-    workload: str, capsys: pytest.CaptureFixture[str]
+    sweep: Callable[[], None],
 ) -> None:
-    sweep(capsys, "double", workload, 3 if LONG else 149)
+    sweep()
 
 
+@pytest.mark.sweep("creations", 1)
+@pytest.mark.parametrize("workload", ["application"])
 def test_a_kill_while_a_file_is_created_locks_no_other_user_out(
-    capsys: pytest.CaptureFixture[str],
+    sweep: Callable[[], None],
 ) -> None:
-    sweep(capsys, "creations", "application", 1)
+    sweep()
 
 
+@pytest.mark.sweep("meetings", 1 if LONG else 5)  # not 4: there are four actions
 @pytest.mark.parametrize("workload", ["application", "passes", "overlapping"])
 def test_what_others_do_at_any_moment_without_the_lock_is_seen_and_respected(
-    workload: str, capsys: pytest.CaptureFixture[str]
+    sweep: Callable[[], None],
 ) -> None:
-    sweep(capsys, "meetings", workload, 1 if LONG else 5)  # not 4: there are four actions
+    sweep()
 
 
 # -- a write that a kill, or a power cut, tears at any byte --------------------------------------

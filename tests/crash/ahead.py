@@ -1,0 +1,103 @@
+"""The sweeps run ahead of their tests, some at a time: most of their time is waiting.
+
+A test is marked with its sweep's kind and sampling, and is given what waits for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dbbasic_queue
+
+HERE = Path(__file__).parent
+PACKAGE = str(Path(dbbasic_queue.__file__).parent.parent)
+AT_A_TIME = 2 * (os.cpu_count() or 1) + 1
+
+Key = tuple[str, str, int]
+
+
+class Sweeps:
+    """Sweeps in processes of their own: kind, workload, every."""
+
+    def __init__(self, wanted: list[Key]) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._pool = ThreadPoolExecutor(AT_A_TIME)
+        self._results: dict[Key, Future[tuple[int, str, str]]] = {
+            key: self._pool.submit(self._run, key) for key in wanted
+        }
+
+    def _run(self, key: Key) -> tuple[int, str, str]:
+        command = [sys.executable, "-W", "error", str(HERE / "sweep.py"), *map(str, key)]
+        with subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": PACKAGE},
+        ) as process:
+            self._running.add(process)
+            output, errors = process.communicate()
+            self._running.discard(process)
+        return process.returncode, output, errors
+
+    def result(self, key: Key) -> tuple[int, str, str]:
+        """Wait for a sweep; return its exit code, output and errors."""
+        return self._results[key].result()
+
+    def end(self) -> None:
+        """End what nobody waits for any more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(self._running):
+            process.kill()
+        self._pool.shutdown()
+
+
+def _key(item: pytest.Item) -> Key:
+    mark = item.get_closest_marker("sweep")
+    assert mark is not None and isinstance(item, pytest.Function)
+    kind, every = mark.args
+    return str(kind), str(item.callspec.params["workload"]), int(every)
+
+
+@pytest.fixture(scope="session", name="sweeps")
+def all_sweeps(request: pytest.FixtureRequest) -> Iterator[Sweeps]:
+    items = [item for item in request.session.items if item.get_closest_marker("sweep")]
+    sweeps = Sweeps([_key(item) for item in items])
+    yield sweeps
+    sweeps.end()
+
+
+@pytest.fixture(name="sweep")
+def one_sweep(
+    request: pytest.FixtureRequest,
+    sweeps: Sweeps,
+    workload: str,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[[], None]:
+    """Return what prints the counts of this test's sweep, and fails for what it has found."""
+    kind, _, every = key = _key(request.node)
+
+    def check() -> None:
+        code, output, errors = sweeps.result(key)
+        lines = output.splitlines()
+        assert lines, f"the sweep itself failed:\n{errors}"
+        counts: dict[str, Any] = json.loads(lines[-1])
+        wrong = counts.pop("wrong")
+        with capsys.disabled():
+            shown = ", ".join(f"{n} {name}" for name, n in counts.items())
+            print(f"\n  {kind} {workload}: {shown}", end=" ")
+        assert not wrong, "\n".join(wrong) + "\n" + errors
+        assert code == 0, errors
+        assert counts["runs"] and not counts["unmet"], counts
+        assert kind != "kill" or every > 1 or counts["kills"] > counts["points"]
+
+    return check
