@@ -42,7 +42,7 @@ class Sweeps:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": PACKAGE},
+            env=_environment(),
         ) as process:
             self._running.add(process)
             output, errors = process.communicate()
@@ -59,6 +59,16 @@ class Sweeps:
         for process in list(self._running):
             process.kill()
         self._pool.shutdown()
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's environment, with the package that it has imported.
+
+    Coverage is not measured there: it would take longer than the sweeps, and nothing in the
+    package is met by them alone.
+    """
+    plain = {name: text for name, text in os.environ.items() if not name.startswith("COV")}
+    return plain | {"PYTHONPATH": PACKAGE}
 
 
 def _key(item: pytest.Item) -> Key:

@@ -43,7 +43,7 @@ def test_a_kill_at_any_file_call_loses_nothing_and_runs_nothing_recorded(
     sweep()
 
 
-@pytest.mark.sweep("double", 3 if LONG else 149)
+@pytest.mark.sweep("double", 3 if LONG else 299)
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_a_second_kill_in_the_recovery_loses_nothing_either(
     sweep: Callable[[], None],
