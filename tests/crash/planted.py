@@ -324,13 +324,6 @@ MUTANTS = (
         (errors("application"),),
     ),
     Mutant(
-        "a given-back claim is begun where its list is refused",
-        "store/claims.py",
-        "with suppress(OSError):  # the jobs are given back",
-        "with suppress(ValueError):  # the jobs are given back",
-        (errors("slow"),),
-    ),
-    Mutant(
         "error text not escaped",
         "attempt.py",
         "    return escape(message if type(error) in (Exception, Fail) else",
