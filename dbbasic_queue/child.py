@@ -46,9 +46,7 @@ def run(work: Callable[[], bytes], timeout: float, tick: Callable[[], None]) -> 
     too, nothing is left running.
     """
     prctl = _prctl()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):  # none, or closed: the handler finds out itself
-            stream.flush()  # else what is buffered would be written twice
+    flush_output()  # else what is buffered would be written twice
     leash, our_leash = os.pipe()
     our_report, report = os.pipe()
     guardian = os.fork()
@@ -83,6 +81,13 @@ def run(work: Callable[[], bytes], timeout: float, tick: Callable[[], None]) -> 
         if how == "exit"
         else "the handler's process was lost: its guardian was killed"
     )
+
+
+def flush_output() -> None:
+    """Write what is buffered: before a fork, and before an end that does not."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # none, or closed: whoever prints finds out
+            stream.flush()
 
 
 def _read_all(fd: int, tick: Callable[[], None]) -> bytes:
@@ -221,9 +226,7 @@ def _be_the_handlers_process(
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     content = work()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
+    flush_output()
     _write_all(outcome, content)
     os._exit(0)
 

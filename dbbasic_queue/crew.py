@@ -11,10 +11,10 @@ import json
 import os
 import select
 import signal
-import sys
 from contextlib import suppress
 
 from dbbasic_queue import errors
+from dbbasic_queue.child import flush_output
 from dbbasic_queue.handlers import Handler
 from dbbasic_queue.interrupts import Interrupts
 from dbbasic_queue.worker import ALL, COROUTINES, COUNTS, PLAIN, Pass
@@ -93,9 +93,7 @@ class Crew:
         return counts
 
     def _fork(self, share: str) -> None:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):
-                stream.flush()
+        flush_output()
         supervisor = os.getpid()
         reading, writing = os.pipe()
         pid = os.fork()
@@ -156,9 +154,7 @@ def _be_a_pass(running: Pass, report: int) -> NoReturn:
             "path": getattr(e, "filename", None),
         }
     told["counts"] = running.counts
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
+    flush_output()
     os.write(report, json.dumps(told).encode())
     os._exit(0)
 

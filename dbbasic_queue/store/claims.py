@@ -189,7 +189,12 @@ class Claims:
                 self.store.read_new()
                 self._paused = paused.read(self.store.path)
                 room: dict[str, int] = {}
-                claims = [c for c in candidates if self._is_due(c) and self._fits(c, room)]
+                claims = [
+                    c
+                    for c in candidates
+                    if self._is_due(c)
+                    and self._has_room(c.row.type, self.store.view.index[c.key], room)
+                ]
                 if claims:
                     # First what will be begun first; then what the watcher is giving back.
                     self._held = {claim.key: claim for claim in claims} | self._held
@@ -297,13 +302,6 @@ class Claims:
         rows = [view.row(number) for number in view.processing]
         room = limit - sum(row is not None and row.type == job_type for row in rows)
         return min(room, self.parallel)
-
-    def _fits(self, claim: Claim, room: dict[str, int]) -> bool:
-        """Look again, under the lock, whether one more of the type may be claimed."""
-        job_type = claim.row.type
-        if self.terms.concurrency(job_type) is None:
-            return True
-        return self._has_room(job_type, self.store.view.index[claim.key], room)
 
     def _bring_back(self, room: dict[str, int]) -> None:
         """Make due again what was put aside, as far as there is room for it now."""

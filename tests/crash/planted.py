@@ -241,8 +241,8 @@ MUTANTS = (
     Mutant(
         "a claim not checked again under the lock",
         "store/claims.py",
-        "c for c in candidates if self._is_due(c) and self._fits(c, room)",
-        "c for c in candidates if (self._is_due(c) or True) and self._fits(c, room)",
+        "                    if self._is_due(c)\n",
+        "                    if (self._is_due(c) or True)\n",
         (meetings("passes"), meetings("overlapping"), CONTENTION),
     ),
     Mutant(
