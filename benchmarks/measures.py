@@ -88,14 +88,15 @@ def enqueue(open_queue: Open, calls: int) -> Figures:
 def enqueue_beside(open_queue: Open, due: int) -> Figures:
     """One job a call, over and over, from the first to the last moment of another process's pass.
 
-    Its final fold is within.
+    Its final fold is within. A floor has no pass: beside it another file is appended to.
     """
     import subprocess
 
     subject = open_queue()
     for n in range(100):
         subject.enqueue(n)
-    command = [sys.executable, __file__, "begin_and_run", *sys.argv[2:4], "{}"]
+    options = json.dumps({"due": due})
+    command = [sys.executable, __file__, "begin_and_run", *sys.argv[2:4], options]
     times = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as other:
         assert other.stdout
@@ -110,10 +111,10 @@ def enqueue_beside(open_queue: Open, due: int) -> Figures:
     return spread(times)
 
 
-def begin_and_run(open_queue: Open) -> Figures:
+def begin_and_run(open_queue: Open, due: int) -> Figures:
     subject = open_queue()
     print("begun", flush=True)
-    jobs = subject.work(600)
+    jobs = subject.run_beside(due)
     subject.close()
     return {"jobs": jobs}
 

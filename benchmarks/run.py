@@ -81,11 +81,13 @@ def plan(sizes: Sizes) -> list[Cell]:
     calls = {"calls": s.calls}
     add("enqueue", "enqueue", FLOORS + OURS + PEERS, options=calls, due=200)
     add("enqueue_waiting", "enqueue", OURS, options=calls, waiting=s.many)
-    for ours, share in zip(OURS, (3, 10), strict=True):
+    beside = zip(FLOORS[2:], (1, 10), OURS, (3, 10), strict=True)
+    for floor, floor_share, ours, share in beside:
+        options = {"due": s.many // floor_share}
+        add("enqueue_beside", "enqueue_beside", [floor], options=options)
         due = s.many // share
-        options = {"due": due}
         rows = {"due": due, "waiting": s.many - due}
-        add("enqueue_beside", "enqueue_beside", [ours], options=options, **rows)
+        add("enqueue_beside", "enqueue_beside", [ours], options={"due": due}, **rows)
     for subject in floors + OURS + PEERS:
         jobs = min(s.jobs, SUBJECTS[subject].few or s.jobs)
         add("bulk", "bulk", [subject], options={"jobs": jobs})

@@ -31,6 +31,8 @@ def test_the_benchmarks_measure_this_queue_and_write_a_table_and_plots(tmp_path:
     assert [(race["enqueued"], race["lost"], race["doubled"]) for race in races] == [(80, 0, 0)] * 2
     page = (tmp_path / "docs/BENCHMARKS.md").read_text("utf-8")
     assert "| enqueue, fsync on |" in page
+    beside = [figure["subject"] for figure in figures if figure["cell"] == "enqueue_beside"]
+    assert sum(subject.startswith("floor, open and close") for subject in beside) == 2
     for name in ("enqueue", "jobs", "look_up"):
         assert (tmp_path / f"docs/benchmarks/{name}.svg").read_text("utf-8").startswith("<svg ")
         assert f"(benchmarks/{name}.svg)" in page
