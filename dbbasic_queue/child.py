@@ -118,7 +118,6 @@ def _guard(
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
-    end = time.monotonic() + timeout
     outcome, outcome_end = os.pipe()
     guardian = os.getpid()
     child = os.fork()
@@ -132,46 +131,55 @@ def _guard(
     os.close(outcome_end)
     with suppress(OSError):  # the child does the same: whoever is first
         os.setpgid(child, child)
+    how, content = _watch(child, timeout, leash, wake, outcome)
+    _kill_rest(child)
+    if how:
+        while part := os.read(outcome, 1 << 20):
+            content += part
+        _write_all(report, how.encode() + b"\n" + content)
+    os._exit(0)
+
+
+def _watch(
+    child: int, timeout: float, leash: int, wake: int, outcome: int
+) -> tuple[str, bytearray]:
+    """Wait for the end of the handler's process, or of its time.
+
+    Returns how it ended, "" if the pass has died before, and what it has said so far.
+    """
     poll = select.poll()
     for fd in (leash, wake, outcome):
         poll.register(fd, select.POLLIN)
     content = bytearray()
-    how = ""
+    late = ""
+    end = time.monotonic() + timeout
     while True:
         ready = {fd for fd, _ in poll.poll(max(end - time.monotonic(), 0) * 1000)}
         if leash in ready:
-            _kill_rest(child)
-            os._exit(0)
+            return "", content
         if outcome in ready:
             part = os.read(outcome, 1 << 20)
             content += part
             if not part:
                 poll.unregister(outcome)
-        elif wake in ready:
+        if wake in ready:
             os.read(wake, 512)
-            pid, status = os.waitpid(child, os.WNOHANG)
-            if pid:
-                how = how or _how(status)
-                break
-        elif not ready and not how:
-            how = "late 0"
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return late or _how(status), content
+        if time.monotonic() >= end:  # whatever news there is: there may be some without a pause
+            if late:
+                return late, content
+            late = "late 0"
             end = time.monotonic() + _GRACE
             _signal_group(child, signal.SIGTERM)
-        elif not ready:
-            break
-    _kill_rest(child)
-    while part := os.read(outcome, 1 << 20):
-        content += part
-    if how == "exit 0":
-        how = "done"
-    _write_all(report, how.encode() + b"\n" + content)
-    os._exit(0)
 
 
 def _how(status: int) -> str:
     if os.WIFSIGNALED(status):
         return f"killed {os.WTERMSIG(status)}"
-    return f"exit {os.WEXITSTATUS(status)}"
+    code = os.WEXITSTATUS(status)
+    return f"exit {code}" if code else "done"
 
 
 def _signal_group(group: int, number: int) -> None:
@@ -188,10 +196,11 @@ def _kill_rest(group: int) -> None:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(child, signal.SIGKILL)
         try:
-            if os.waitpid(-1, os.WNOHANG) == (0, 0):
-                time.sleep(0.001)
+            while time.monotonic() < end and os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
         except ChildProcessError:
             return
+        time.sleep(0.001)
 
 
 def _children() -> list[int]:

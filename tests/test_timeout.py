@@ -17,6 +17,7 @@ from conftest import NOW, Clock, job, row
 from processes import Programs, notes, wait_for, wait_for_notes
 
 from dbbasic_queue import Delay, Fail, Handler, InvalidHandlers, Job, Queue
+from dbbasic_queue.child import _watch
 from dbbasic_queue.handlers import Backoff
 
 if TYPE_CHECKING:
@@ -68,12 +69,23 @@ def leave_at_once(_: Any) -> None:
     os._exit(3)
 
 
+def fork_and_lose_children(_: Any) -> None:
+    os.fork()  # two of them, in a loop
+    while True:
+        child = os.fork()
+        if child == 0:
+            os.fork()  # and its parent is gone
+            os._exit(0)
+        os.waitpid(child, 0)
+
+
 @pytest.mark.parametrize(
     ("handler", "timeout", "error"),
     [
         (spin_in_c, SHORT, "timed out after 0.3 s"),
         (ignore_sigterm, SHORT, "timed out after 0.3 s"),
         (wait_for_a_stuck_program, SHORT, "timed out after 0.3 s"),
+        (fork_and_lose_children, SHORT, "timed out after 0.3 s"),
         (crash, LONG, "the handler's process was killed by SIGSEGV"),
         (eat_memory, LONG, "MemoryError"),
         (be_killed_for_want_of_memory, LONG, "the handler's process was killed by SIGKILL"),
@@ -125,6 +137,17 @@ def test_nothing_that_a_job_has_started_outlives_it(
     pids = [int(pid) for pid in notes(tmp_path / "pids")]
     assert len(pids) == 2
     assert not any(is_alive(pid) for pid in pids)
+
+
+def test_news_without_a_pause_does_not_put_the_time_limit_off() -> None:
+    quiet, quiet_end = os.pipe()
+    news = os.open("/dev/zero", os.O_RDONLY)  # there is always more
+    with subprocess.Popen(["sleep", "10"]) as sleeper:
+        how, _ = _watch(sleeper.pid, SHORT, quiet, news, quiet)
+        sleeper.kill()
+    assert how == "late 0"
+    for fd in (quiet, quiet_end, news):
+        os.close(fd)
 
 
 def test_a_job_that_is_killed_may_clean_up_first(queue: Queue, tmp_path: Path) -> None:
