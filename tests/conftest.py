@@ -18,6 +18,8 @@ from dbbasic_queue import Queue
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytest_plugins = ["ahead"]
+
 # How long an example takes is up to the machine, and to what else it is doing.
 hypothesis.settings.register_profile("project", deadline=None)
 hypothesis.settings.load_profile("project")

@@ -17,14 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ahead import all_sweeps, one_sweep
 from test_kill_sweep import LONG
 from workloads import WORKLOADS
 
 from dbbasic_queue import Queue, StoreError
 from dbbasic_queue.store.store import Store
-
-__all__ = ["all_sweeps", "one_sweep"]  # pytest's fixtures
 
 
 @pytest.mark.sweep("errors", 1 if LONG else 23)

@@ -14,14 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ahead import all_sweeps, one_sweep
 from attack import Attack, scratch
 from bench import START, Bench
 from checks import check_crashed, check_settled
 from disk import HEADER, read_disk
 from workloads import WORKLOADS, record
-
-__all__ = ["all_sweeps", "one_sweep"]  # pytest's fixtures
 
 LONG = os.environ.get("DBBASIC_QUEUE_LONG") == "1"
 HERE = Path(__file__).parent

@@ -1,6 +1,8 @@
-"""The sweeps run ahead of their tests, some at a time: most of their time is waiting.
+"""A pytest plugin: the crash sweeps run beside the other tests, some at a time, as both wait a lot.
 
-A test is marked with its sweep's kind and sampling, and is given what waits for it.
+A test is marked with its sweep's kind and sampling, and is given what waits for it. All sweeps are
+begun with the first test. Then comes what is marked `waits`, which needs no processor, and at last
+what needs a sweep's end.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ import pytest
 
 import dbbasic_queue
 
-HERE = Path(__file__).parent
+SWEEP = Path(__file__).parent / "crash" / "sweep.py"
 PACKAGE = str(Path(dbbasic_queue.__file__).parent.parent)
-AT_A_TIME = 2 * (os.cpu_count() or 1) + 1
+AT_A_TIME = 1 + (os.cpu_count() or 1)
 
 Key = tuple[str, str, int]
 
@@ -36,7 +38,7 @@ class Sweeps:
         }
 
     def _run(self, key: Key) -> tuple[int, str, str]:
-        command = [sys.executable, "-W", "error", str(HERE / "sweep.py"), *map(str, key)]
+        command = [sys.executable, "-W", "error", str(SWEEP), *map(str, key)]
         with subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -78,7 +80,14 @@ def _key(item: pytest.Item) -> Key:
     return str(kind), str(item.callspec.params["workload"]), int(every)
 
 
-@pytest.fixture(scope="session", name="sweeps")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def turn(item: pytest.Item) -> int:
+        return 2 if item.get_closest_marker("sweep") else not item.get_closest_marker("waits")
+
+    items.sort(key=turn)
+
+
+@pytest.fixture(scope="session", name="sweeps", autouse=True)
 def all_sweeps(request: pytest.FixtureRequest) -> Iterator[Sweeps]:
     items = [item for item in request.session.items if item.get_closest_marker("sweep")]
     sweeps = Sweeps([_key(item) for item in items])
