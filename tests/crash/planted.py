@@ -236,7 +236,11 @@ MUTANTS = (
         "store/claims.py",
         "        return state == claim.state\n",
         "        return True\n",
-        (WORKER, TRAPS, CONTENTION),
+        (
+            WORKER + "::test_the_outcome_of_an_attempt_that_is_no_longer_current_is_not_recorded",
+            TRAPS,
+            CONTENTION,
+        ),
     ),
     Mutant(
         "a claim not checked again under the lock",
@@ -264,21 +268,24 @@ MUTANTS = (
         "store/lock.py",
         "            if file.is_at_path():\n                self._held_since",
         "            if True:\n                self._held_since",
-        (STORE,),
+        (STORE + "::test_a_directory_deleted_by_hand_is_created_anew", STORE),
     ),
     Mutant(
         "cached file's path not checked again",
         "store/files.py",
         "        return (status.st_dev, status.st_ino) == self.identity\n",
         "        return True\n",
-        (STORE, kill("overlapping")),
+        (
+            STORE + "::test_what_another_process_adds_changes_and_folds_is_noticed",
+            kill("overlapping"),
+        ),
     ),
     Mutant(
         "what was read not compared again",
         "store/follow.py",
         "            if not content.startswith(self.anchor):\n",
         "            if False:\n",
-        (STORE, CONTENTION),
+        (STORE + "::test_rows_deleted_by_hand_are_gone", CONTENTION),
     ),
     Mutant(
         "unlock in a forked child",
@@ -300,7 +307,7 @@ MUTANTS = (
         "store/store.py",
         "which then is a line like another\n        self.view.refresh()\n",
         "which then is a line like another\n        self.view.loaded or self.view.refresh()\n",
-        (STORE + "::test_what_another_process_adds_changes_and_folds_is_noticed", CONTENTION),
+        (CONTENTION,),
     ),
     Mutant(
         "a failed write not taken back",
@@ -328,7 +335,10 @@ MUTANTS = (
         "attempt.py",
         "    return escape(message if type(error) in (Exception, Fail) else",
         "    return (message if type(error) in (Exception, Fail) else",
-        (WORKER, kill("passes")),
+        (
+            WORKER + "::test_whatever_a_handler_raises_is_one_line_of_the_file_and_stops_nobody",
+            kill("passes"),
+        ),
     ),
     Mutant(
         "result 0 dropped",
@@ -342,7 +352,10 @@ MUTANTS = (
         "attempt.py",
         '            return "completed", job.complete(state, "", error), ""\n',
         '            return "retried", job.retry(state, error, 0), ""\n',
-        (WORKER, kill("passes")),
+        (
+            WORKER + "::test_a_job_whose_result_is_no_json_is_completed_and_never_run_again",
+            kill("passes"),
+        ),
     ),
     Mutant(
         "a final outcome can be left again",
