@@ -1,18 +1,23 @@
 """A pytest plugin: the crash sweeps run beside the other tests, some at a time, as both wait a lot.
 
 A test is marked with its sweep's kind and sampling, and is given what waits for it. All sweeps are
-begun with the first test. Then comes what is marked `waits`, which needs no processor, and at last
-what needs a sweep's end.
+begun before the first test. Then comes what is marked `waits`, which needs no processor, and at
+last what needs a sweep's end.
+
+As a program it runs the sweeps, apart from the tests' process with its forks, and what tests do to
+its directory, its environment and its umask.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,36 +36,42 @@ class Sweeps:
     """Sweeps in processes of their own: kind, workload, every."""
 
     def __init__(self, wanted: list[Key]) -> None:
-        self._running: set[subprocess.Popen[str]] = set()
-        self._pool = ThreadPoolExecutor(AT_A_TIME)
-        self._results: dict[Key, Future[tuple[int, str, str]]] = {
-            key: self._pool.submit(self._run, key) for key in wanted
-        }
-
-    def _run(self, key: Key) -> tuple[int, str, str]:
-        command = [sys.executable, "-W", "error", str(SWEEP), *map(str, key)]
-        with subprocess.Popen(
-            command,
+        self._results: dict[Key, tuple[int, str, str]] = {}
+        self._runner = subprocess.Popen(
+            [sys.executable, __file__, json.dumps(wanted)],
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
             text=True,
             env=_environment(),
-        ) as process:
-            self._running.add(process)
-            output, errors = process.communicate()
-            self._running.discard(process)
-        return process.returncode, output, errors
+            start_new_session=True,
+        )
 
     def result(self, key: Key) -> tuple[int, str, str]:
         """Wait for a sweep; return its exit code, output and errors."""
-        return self._results[key].result()
+        assert self._runner.stdout
+        while key not in self._results:
+            line = self._runner.stdout.readline()
+            assert line, "what runs the sweeps has ended"
+            (kind, workload, every), code, output, errors = json.loads(line)
+            self._results[kind, workload, every] = code, output, errors
+        return self._results[key]
 
     def end(self) -> None:
         """End what nobody waits for any more."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in list(self._running):
-            process.kill()
-        self._pool.shutdown()
+        with self._runner:
+            os.killpg(self._runner.pid, signal.SIGINT)  # they remove their files, which are memory
+
+
+def run(key: Key) -> tuple[Key, int, str, str]:
+    command = [sys.executable, "-W", "error", str(SWEEP), *map(str, key)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return key, done.returncode, done.stdout, done.stderr
+
+
+def main(wanted: list[Key]) -> None:
+    """Run sweeps; print what comes of them, a line each, in their order."""
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        for result in pool.map(run, wanted):
+            print(json.dumps(result), flush=True)
 
 
 def _environment() -> dict[str, str]:
@@ -88,11 +99,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", name="sweeps", autouse=True)
-def all_sweeps(request: pytest.FixtureRequest) -> Iterator[Sweeps]:
+def all_sweeps(request: pytest.FixtureRequest) -> Iterator[Sweeps | None]:
     items = [item for item in request.session.items if item.get_closest_marker("sweep")]
-    sweeps = Sweeps([_key(item) for item in items])
+    sweeps = Sweeps([_key(item) for item in items]) if items else None
     yield sweeps
-    sweeps.end()
+    if sweeps:
+        sweeps.end()
 
 
 @pytest.fixture(name="sweep")
@@ -120,3 +132,8 @@ def one_sweep(
         assert kind != "kill" or every > 1 or counts["kills"] > counts["points"]
 
     return check
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        main(json.loads(sys.argv[1]))
