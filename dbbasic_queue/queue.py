@@ -13,8 +13,8 @@ import time
 from dbbasic_queue.errors import InvalidHandlers, InvalidJob
 from dbbasic_queue.handlers import is_seconds
 from dbbasic_queue.job import FAILED, FINISHED, PENDING, STATUSES
+from dbbasic_queue.loading import loading
 from dbbasic_queue.rows import Row, check_id, check_instant, check_type, is_id, new_row
-from dbbasic_queue.store.lock import loading
 from dbbasic_queue.store.paused import ALL
 from dbbasic_queue.store.store import Store
 from dbbasic_queue.text import MAX_PAYLOAD, decode_json, encode_json, unescape

@@ -7,22 +7,18 @@ line-separator character as `\xNN`, `\uNNNN` or `\UNNNNNNNN`; in JSON, as JSON's
 
 from __future__ import annotations
 
-import json
-import re
-from json import encoder
+from dbbasic_queue.loading import loading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    import re
+    from collections.abc import Callable
     from typing import Any
 
 MAX_PAYLOAD = 1_048_576
-MAX_DEPTH = 100
 MAX_ERROR = 500
 
-_ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|(.))", re.DOTALL)
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
-_LONG_NUMBER = re.compile(r"[0-9]{4301}")  # Python's own limit for an int from text
+_ESCAPE = r"(?s)\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|(.))"
 _SHORT = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"}
 _LONG = {"t": "\t", "n": "\n", "r": "\r"}
 
@@ -66,6 +62,9 @@ def unescape(text: str) -> str:
     if "\\" not in text:
         return text
 
+    with loading:
+        import re
+
     def character(match: re.Match[str]) -> str:
         x, u, wide, short = match.groups()
         if short is None:
@@ -73,81 +72,37 @@ def unescape(text: str) -> str:
             return chr(code) if code <= 0x10FFFF else match.group()
         return _LONG.get(short) or (short if short == "\\" else match.group())
 
-    return _ESCAPE.sub(character, text)
+    return re.sub(_ESCAPE, character, text)
 
 
 # -- JSON --------------------------------------------------------------------------------------
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+def _load_json() -> None:
+    global _to_json, _from_json
+    with loading:
+        from dbbasic_queue import strict_json
+    _to_json, _from_json = strict_json.to_json, strict_json.from_json
 
 
-_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
-_decoder: Any = json.JSONDecoder(parse_constant=_refuse_constant)
-_scan_once: Callable[[str, int], tuple[Any, int]] = _decoder.scan_once
+def _first_to_json(value: object) -> str:
+    _load_json()
+    return _to_json(value)
 
 
-def _made_once() -> Callable[[object, int], Iterable[str]] | None:
-    """Return what `_encoder.encode` makes anew at each call, which takes longer than its work.
-
-    None where this Python has no such thing. It does not look for circles: it raises there.
-    """
-    make: Any = getattr(encoder, "c_make_encoder", None)
-    try:
-        return make and make(  # type: ignore[no-any-return]
-            None,
-            _encoder.default,
-            encoder.encode_basestring,
-            _encoder.indent,
-            _encoder.key_separator,
-            _encoder.item_separator,
-            _encoder.sort_keys,
-            _encoder.skipkeys,
-            _encoder.allow_nan,
-        )
-    except TypeError:
-        return None
+def _first_from_json(text: str) -> Any:
+    _load_json()
+    return _from_json(text)
 
 
-_encode_once = _made_once()
+# The first value loads `json`, which takes longer than an idle pass; the next ones do not ask.
+_to_json: Callable[[object], str] = _first_to_json
+_from_json: Callable[[str], Any] = _first_from_json
 
 
-def _to_json(value: object) -> str:
-    if _encode_once is not None:
-        try:
-            return "".join(_encode_once(value, 0))
-        except Exception:  # noqa: BLE001, S110 - what is wrong is said below
-            pass
-    return _encoder.encode(value)
-
-
-def _from_json(text: str) -> Any:
-    try:
-        value, end = _scan_once(text, 0)
-    except StopIteration:
-        end = -1
-    return value if end == len(text) else _decoder.decode(text)  # space around it, or an error
-
-
-def _depth(text: str) -> int:
-    depth = deepest = 0
-    for c in _STRING.sub("", text):
-        if c in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif c in "]}":
-            depth -= 1
-    return deepest
-
-
-def _check_bounds(text: str) -> None:
-    if len(text) <= MAX_DEPTH:
-        return
-    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
-        raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
-    if len(text) > 4300 and _LONG_NUMBER.search(_STRING.sub("", text)):
-        raise ValueError("it has a number of more than 4300 digits")
+def _numbered_in_json(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
 
 
 def encode_json(value: object, limit: int) -> str:
@@ -156,16 +111,10 @@ def encode_json(value: object, limit: int) -> str:
     Raises ValueError, in words that continue "the value is refused: ...", if it is not JSON
     (NaN and infinity are not), is nested over 100 deep, or is too long.
     """
-    try:
-        text = _to_json(value)
-    except RecursionError:
-        raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from None
-    except TypeError as e:
-        raise ValueError(str(e)) from None
-    _check_bounds(text)
+    text = _to_json(value)
     if not text.isprintable():
         text = "".join(
-            json.dumps(c)[1:-1] if not c.isprintable() and is_unsafe(c) else c for c in text
+            _numbered_in_json(c) if not c.isprintable() and is_unsafe(c) else c for c in text
         )
     size = len(text) if text.isascii() else len(text.encode())
     if size > limit:
@@ -175,8 +124,4 @@ def encode_json(value: object, limit: int) -> str:
 
 def decode_json(text: str) -> Any:
     """Return the value of strict JSON text; raises ValueError where it is not that."""
-    try:
-        _check_bounds(text)
-        return _from_json(text)
-    except RecursionError:
-        raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from None
+    return _from_json(text)

@@ -47,7 +47,8 @@ LAYERS = [
     {"handlers"},
     {"rows"},
     {"text"},
-    {"job"},
+    {"strict_json"},
+    {"job", "loading"},
     {"errors"},
 ]
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}

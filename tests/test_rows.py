@@ -36,7 +36,8 @@ from dbbasic_queue.rows import (
     parse_row,
     with_state,
 )
-from dbbasic_queue.text import MAX_DEPTH, MAX_PAYLOAD, decode_json, encode_json, escape, unescape
+from dbbasic_queue.strict_json import MAX_DEPTH
+from dbbasic_queue.text import MAX_PAYLOAD, decode_json, encode_json, escape, unescape
 
 texts = st.lists(st.sampled_from(NASTY) | st.text(st.characters(), max_size=5)).map("".join)
 values = st.recursive(

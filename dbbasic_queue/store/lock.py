@@ -15,6 +15,7 @@ import time
 from contextlib import suppress
 
 from dbbasic_queue.errors import QueueBusy, QueueError, StoreError
+from dbbasic_queue.loading import loading
 from dbbasic_queue.store.files import (
     OpenFile,
     close_after_fork,
@@ -35,14 +36,6 @@ _LONG_PAUSE = 0.0005
 # for a moment: it would be back, time after time, before anybody who waits looks again.
 _TURN = 0.004
 _TRIES = 10
-
-loading = threading.Lock()
-"""Held while a module is loaded late, and across every fork: a child that is forked while another
-thread imports would inherit that module's import lock, which nobody ever releases."""
-
-os.register_at_fork(
-    before=loading.acquire, after_in_parent=loading.release, after_in_child=loading.release
-)
 
 
 def name_error(error: BaseException, path: str) -> None:
