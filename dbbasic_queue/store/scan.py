@@ -7,7 +7,7 @@ what is left is a few lines, which are read one by one.
 
 from __future__ import annotations
 
-from dbbasic_queue.rows import is_binary
+from dbbasic_queue.rows import IN_AN_ID, is_binary
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PENDING = b"pending"
 PROCESSING = b"processing"
 _STATUSES = frozenset((PENDING, PROCESSING, b"completed", b"failed", b"cancelled"))
-_IN_AN_ID = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+_IN_AN_ID = IN_AN_ID.encode()
 _FEW = 1 << 10
 
 
