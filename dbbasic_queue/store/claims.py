@@ -11,7 +11,6 @@ import errno
 import time
 from array import array
 from collections import deque
-from contextlib import suppress
 
 from dbbasic_queue import job
 from dbbasic_queue.errors import StoreError
@@ -381,8 +380,10 @@ class Claims:
             for claim in claims:
                 self._held.pop(claim.key, None)
             if len(self._held) < self.slot.claims:
-                with suppress(OSError):  # the jobs are given back; a list too long can wait
+                try:
                     self._list()
+                except OSError:
+                    pass  # the jobs are given back; a list too long can wait
 
     def _is_current(self, claim: Claim) -> bool:
         view = self.store.view

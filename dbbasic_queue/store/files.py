@@ -15,7 +15,6 @@ import stat
 import sys
 import time
 import weakref
-from contextlib import suppress
 
 from dbbasic_queue.errors import NotAQueue, StoreError
 
@@ -215,8 +214,10 @@ def _make_directory(path: str, parent: os.stat_result) -> None:
     A kill in between would leave it closed to the group for ever.
     """
     new = path + ".new"
-    with suppress(FileExistsError):  # left by a kill, or another process is at it
+    try:
         os.mkdir(new, 0o700)
+    except FileExistsError:
+        pass  # left by a kill, or another process is at it
     fd = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if os.geteuid() == 0 and parent.st_uid != 0:
@@ -230,8 +231,10 @@ def _make_directory(path: str, parent: os.stat_result) -> None:
     try:
         os.rename(new, path)
     except OSError:
-        with suppress(OSError):
+        try:
             os.rmdir(new)
+        except OSError:
+            pass
         raise
     sync_directory(os.path.dirname(path))
 

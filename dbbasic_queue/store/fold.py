@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 from bisect import bisect_left
-from contextlib import suppress
 
 from dbbasic_queue.errors import QueueDamaged, StoreError
 from dbbasic_queue.rows import HEADER, is_binary, with_state
@@ -56,8 +55,10 @@ def fold(
         os.rename(new.path, view.path)
         new.path = view.path
     except BaseException as e:
-        with suppress(FileNotFoundError):
+        try:
             os.unlink(view.path + ".fold")
+        except FileNotFoundError:
+            pass
         if isinstance(e, Rewritten):
             view.close()
             e = OSError(errno.ESTALE, "the file was edited in place, without the lock")

@@ -12,7 +12,6 @@ import errno
 import os
 import threading
 import time
-from contextlib import suppress
 
 from dbbasic_queue.errors import QueueBusy, QueueError, StoreError
 from dbbasic_queue.loading import loading
@@ -156,8 +155,10 @@ class QueueLock:
     def touch(self) -> None:
         """Note in the lock file's times that a fold has been made now."""
         assert self._file is not None
-        with suppress(OSError):  # only the file's owner may; then folds come a little oftener
+        try:
             os.utime(self._file.fd)
+        except OSError:
+            pass  # only the file's owner may; then folds come a little oftener
 
     def touched_at(self) -> float:
         """Return when a fold was last made, by whomever, in Unix seconds."""

@@ -8,7 +8,6 @@ A person may write it, and delete it, by hand.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 
 from dbbasic_queue.store.files import create_file, open_file, store_error, sync_directory, write_all
 
@@ -31,17 +30,22 @@ def write(queue: str, types: frozenset[str], *, fsync: bool) -> None:
         if types:
             file = None
             while file is None:
-                with suppress(FileNotFoundError):
-                    os.unlink(path + ".new")  # left by a crash
+                _unlink(path + ".new")  # left by a crash
                 file = create_file(path + ".new", os.O_WRONLY)
             write_all(file.fd, "".join(f"{name}\n" for name in sorted(types)).encode())
             if fsync:
                 os.fsync(file.fd)
             os.rename(path + ".new", path)
         else:
-            with suppress(FileNotFoundError):
-                os.unlink(path)
+            _unlink(path)
         if fsync:
             sync_directory(os.path.dirname(path))
     except OSError as e:
         raise store_error(e, path, "what is paused may be as it was: look at the file") from e
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass

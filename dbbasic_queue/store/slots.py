@@ -19,7 +19,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from contextlib import suppress
 
 from dbbasic_queue.errors import QueueBusy
 from dbbasic_queue.store.files import (
@@ -88,8 +87,10 @@ class Slot:
         The list is emptied, or left for the pass that recovers what is still open in it.
         """
         if clear:
-            with suppress(OSError):  # a claim that is not open any more means nothing
+            try:
                 os.ftruncate(self.file.fd, 0)
+            except OSError:
+                pass  # a claim that is not open any more means nothing
         self.file.close()
 
 

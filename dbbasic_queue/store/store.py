@@ -10,7 +10,6 @@ import math
 import os
 import time
 import weakref
-from contextlib import suppress
 
 from dbbasic_queue.errors import DuplicateJob
 from dbbasic_queue.job import FAILED, PROCESSING, cancel, clamp, later, requeue
@@ -101,9 +100,12 @@ class Store:
             except OSError as e:
                 self._rows = None
                 consequence = "the jobs were added and may run, but may not survive a power cut"
-                with suppress(OSError), self.lock:
-                    if self._take_back(file, size, content):
-                        consequence = "nothing was added"
+                try:
+                    with self.lock:
+                        if self._take_back(file, size, content):
+                            consequence = "nothing was added"
+                except OSError:
+                    pass
                 raise store_error(e, self.path, consequence) from e
 
     def _take_back(self, file: OpenFile, size: int, content: bytes) -> bool:
