@@ -6,7 +6,7 @@ often and how soon a job is tried again; where it says nothing, the pass's own a
 
 from __future__ import annotations
 
-from functools import partial
+import sys
 from types import FunctionType, MethodType
 
 from dbbasic_queue.errors import InvalidHandlers
@@ -207,10 +207,11 @@ def _look_at(function: Callable[..., Any], unpack: bool) -> tuple[bool, bool]:
     """
     given = 0
     named: set[str] = set()
+    functools = sys.modules.get("functools")  # who has made a partial has loaded it
     while not isinstance(function, FunctionType):
         if isinstance(function, Handler):
             return function.takes_job, function.is_coroutine
-        if isinstance(function, partial):
+        if functools is not None and isinstance(function, functools.partial):
             given += len(function.args)
             named.update(function.keywords)
             function = function.func

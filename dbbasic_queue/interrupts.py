@@ -1,10 +1,15 @@
-"""SIGTERM and Ctrl-C while a pass runs."""
+"""SIGTERM and Ctrl-C while a pass runs.
+
+`signal` takes longer to load than an idle pass, which needs none of it: it is imported where the
+signals are received.
+"""
 
 from __future__ import annotations
 
 import os
-import signal
 import threading
+
+from dbbasic_queue.loading import loading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +38,9 @@ class Interrupts:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
+        with loading:
+            import signal
+
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
@@ -44,10 +52,14 @@ class Interrupts:
 
     def leave(self) -> None:
         """Give the signals back to whoever had them before."""
+        import signal
+
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _receive(self, number: int, _: FrameType | None) -> None:
+        import signal
+
         if os.getpid() != self._process:  # a child that a handler has forked: as if we were not
             signal.signal(number, self._before[number])
             os.kill(os.getpid(), number)
@@ -64,6 +76,8 @@ class Interrupts:
 
     def at_once(self) -> bool:
         """Tell whether the job in hand is to be interrupted, too."""
+        import signal
+
         return signal.SIGINT in self.received or (len(self.received) > 1 and not self._supervisor)
 
     def caused(self, error: BaseException) -> bool:
@@ -76,6 +90,8 @@ class Interrupts:
 
     def pass_on(self) -> None:
         """After the pass: end the program as the signal asked."""
+        import signal
+
         if signal.SIGINT in self.received:
             raise KeyboardInterrupt
         for number in self.received:
