@@ -111,12 +111,14 @@ def add_lines(path: Path, *lines: str | bytes) -> None:
         file.writelines(text if isinstance(text, bytes) else text.encode() for text in lines)
 
 
-def python(code: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+def python(
+    code: str, *arguments: object, flags: tuple[str, ...] = (), **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Run a program in a Python of its own that can import the package."""
     folders = [str(PROJECT), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        [sys.executable, *flags, "-c", code, *map(str, arguments)],
         env=environment | options.pop("env", {}),
         capture_output=True,
         encoding="utf-8",

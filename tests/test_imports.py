@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import python
+from conftest import HEADER, python
 
 import dbbasic_queue
 
@@ -160,28 +160,67 @@ def test_only_who_wants_pickles_imports_the_module_that_unpickles() -> None:
     assert importers == []
 
 
-LOADED = "import sys; before = set(sys.modules); {0}; print(*sorted(set(sys.modules) - before))"
-HEAVY = {"filelock", "logging", "asyncio", "dataclasses", "typing", "datetime", "subprocess"}
+# Most of it comes with `threading` and `array`, whatever else is left out.
+LOADED_FROM_THE_STANDARD_LIBRARY = {
+    "array",
+    "bisect",
+    "collections",
+    "collections.abc",
+    "errno",
+    "functools",  # until Python 3.12, by threading
+    "itertools",
+    "keyword",
+    "math",
+    "operator",
+    "reprlib",
+    "threading",
+    "types",
+    "warnings",  # since Python 3.13, by threading
+    "weakref",
+    "zlib",
+}
+NOW = 1000
+WAITING = "".join(f"later-{n}\tgreet\t{{}}\tpending\t900\t2000\t0\t\t\n" for n in range(100))
+RETRYING = "".join(f"again-{n}\tgreet\t{{}}\tpending\t900\t1100\t1\tno\t\n" for n in range(100))
+DONE = "".join(f"done-{n}\tgreet\t{{}}\tcompleted\t900\t900\t1\t\t[{n}]\n" for n in range(100))
 
 
-def test_importing_the_package_loads_nothing_heavy() -> None:
-    done = python(LOADED.format("import dbbasic_queue"))
+def loaded_by(code: str) -> tuple[set[str], set[str]]:
+    """Return which of our modules a program loads, and which public ones of others.
+
+    It runs without `site`: what an environment loads before a program would hide what we load.
+    """
+    code = (
+        "import os, sys; before = set(sys.modules)\n"
+        f"{code}\n"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    done = python(code, flags=("-S",))
     assert done.stderr == ""
-    loaded = set(done.stdout.split())
-    assert "dbbasic_queue.queue" in loaded
-    assert loaded.isdisjoint(HEAVY | {"dbbasic_queue.worker", "dbbasic_queue.cli"})
+    loaded = {name for name in done.stdout.split() if not name.startswith("_")}
+    ours = {name for name in loaded if name.split(".")[0] == "dbbasic_queue"}
+    return {name.removeprefix("dbbasic_queue.") for name in ours}, loaded - ours
 
 
-@pytest.mark.parametrize(
-    "content", [None, "", "later\tgreet\t{}\tpending\t0\t99999999999\t0\t\t\n"]
-)
-def test_a_pass_that_finds_nothing_to_do_loads_nothing_heavy(
-    tmp_path: Path, content: str | None
+def test_importing_the_package_loads_what_most_calls_need_and_no_more() -> None:
+    ours, others = loaded_by("import dbbasic_queue")
+    assert "queue" in ours
+    assert ours.isdisjoint({"worker", "store.claims", "strict_json", "engines", "cli"})
+    assert others <= LOADED_FROM_THE_STANDARD_LIBRARY
+
+
+@pytest.mark.parametrize("rows", [None, "", WAITING, DONE + RETRYING + WAITING])
+def test_a_pass_that_finds_nothing_to_do_loads_nothing_more_of_the_standard_library(
+    tmp_path: Path, rows: str | None
 ) -> None:
-    if content is not None:
-        header = "id\ttype\tpayload\tstatus\tcreated_at\trun_at\tattempts\terror\tresult\n"
-        (tmp_path / "queue.tsv").write_text(header + content)
-    code = "import dbbasic_queue; dbbasic_queue.process_jobs({'greet': len})"
-    done = python(LOADED.format(code), env={"DBBASIC_QUEUE_FILE": str(tmp_path / "queue.tsv")})
-    assert done.stderr == ""
-    assert set(done.stdout.split()).isdisjoint(HEAVY)
+    path = tmp_path / "queue.tsv"
+    if rows is not None:
+        path.write_text(HEADER + rows)
+    ours, others = loaded_by(
+        "from dbbasic_queue import Queue\n"
+        f"queue = Queue({str(path)!r}, clock=lambda: {NOW})\n"
+        "queue.process_jobs({'greet': lambda payload: None})"
+    )
+    assert "worker" in ours
+    assert ours.isdisjoint({"strict_json", "child", "crew", "event_loop", "figures", "engines"})
+    assert others <= LOADED_FROM_THE_STANDARD_LIBRARY
