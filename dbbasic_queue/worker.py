@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     AnyHandlers = Mapping[str, Callable[..., Any]]
 
 _BATCH_SECONDS = 0.05
-_BATCH_MOST = 1024
+_BATCH_MOST = 256
 _BATCH_GROWTH = 8
 LOOK = 0.05
 _SLOW = 0.2
@@ -133,15 +133,19 @@ class Pass:
             return not self._only and self._share != COROUTINES
         return self._share == ALL or handler.shares_loop == (self._share == COROUTINES)
 
-    def _concurrency(self, job_type: str) -> int | None:
-        handler = self.handler(job_type)
-        return None if handler is None else handler.concurrency
+    def _concurrency(self) -> dict[str, int]:
+        policies = {job_type: self.handler(job_type) for job_type, _ in self._handlers.items()}
+        return {
+            t: handler.concurrency
+            for t, handler in policies.items()
+            if handler and handler.concurrency
+        }
 
     # -- the pass --
 
     def run(self) -> dict[str, int]:
         """Work through what is due; return how many jobs ended how."""
-        terms = Terms(self._limit, self._longest_wait, self._wants, self._concurrency)
+        terms = Terms(self._limit, self._longest_wait, self._wants, self._concurrency())
         now = self.clock()
         if not self.linger and not self.has_work(now):
             self._report_unreadable()

@@ -6,6 +6,7 @@ file with awk all the time; DBBASIC_QUEUE_LONG=1 makes it go on until awk has lo
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import threading
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from processes import DEADLINE, QUEUE, Programs, is_free, note, notes, wait_for_notes
 
-from dbbasic_queue import Queue
+from dbbasic_queue import Queue, StoreError
 from dbbasic_queue.job import State
 from dbbasic_queue.store.claims import Claim, Claims, Terms
 from dbbasic_queue.store.store import Store
@@ -505,10 +506,10 @@ thread.join()
 # -- what only an unlucky instant shows: passes step by step
 
 
-def a_pass(queue: Queue) -> Claims:
+def a_pass(queue: Queue, *, fsync: bool = False) -> Claims:
     """Return a pass with descriptors and a view of its own, as another process would have them."""
     return Claims(
-        Store(queue.path, fsync=False),
+        Store(queue.path, fsync=fsync),
         Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True),
         time.time(),
     )
@@ -532,7 +533,7 @@ def test_a_pass_that_missed_a_fold_sees_it_though_the_journal_has_its_old_length
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fold cuts the journal, which may then grow again to the very bytes that it ended with."""
-    monkeypatch.setattr(Store, "fold_if_cheap", lambda *_: None)  # as in a queue that is long
+    monkeypatch.setattr(Store, "is_fold_cheap", lambda *_: False)  # as in a queue that is long
     for letter in "abcd":
         queue.enqueue("work", letter, run_at=1, job_id=long_id(letter))
     slow = a_pass(queue)
@@ -582,3 +583,78 @@ def test_jobs_that_a_pass_has_yet_to_give_back_stay_its_own_when_it_claims_again
     assert set(claimed(other, 1)) == {"b"}
     found = queue.get_job("b")
     assert found is not None and (found["attempts"], found["error"]) == (1, None)
+
+
+# -- an outcome is synced when the lock is free again
+
+
+class Syncs:
+    """What happens while the disk is waited for, once; and how the wait ends."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._real = os.fdatasync
+        self.meanwhile: Callable[[], object] | None = None
+        self.error: int | None = None
+        monkeypatch.setattr(os, "fdatasync", self)
+
+    def __call__(self, fd: int) -> None:
+        act, self.meanwhile = self.meanwhile, None
+        if act is None:
+            self._real(fd)
+            return
+        act()
+        if self.error is not None:
+            raise OSError(self.error, os.strerror(self.error))
+
+
+@pytest.fixture
+def syncs(monkeypatch: pytest.MonkeyPatch) -> Syncs:
+    return Syncs(monkeypatch)
+
+
+def statuses(queue: Queue) -> dict[str, str]:
+    """Return what a process that begins now reads."""
+    with Queue(queue.path) as fresh:
+        return {job["id"]: job["status"] for job in fresh.jobs()}
+
+
+def test_others_go_on_while_the_disk_is_waited_for_with_an_outcome(
+    queue: Queue, syncs: Syncs
+) -> None:
+    queue.enqueue("work", 1, run_at=1, job_id="a")
+    passing = a_pass(queue, fsync=True)
+    syncs.meanwhile = lambda: queue.enqueue("work", 2, job_id="b")
+    in_hand = claimed(passing, 1)
+    syncs.meanwhile = lambda: queue.enqueue("work", 3, job_id="c")
+    complete(passing, in_hand["a"])
+    assert syncs.meanwhile is None
+    assert statuses(queue) == {"a": "completed", "b": "pending", "c": "pending"}
+    assert passing.finish() is None
+
+
+def test_an_outcome_that_cannot_be_synced_is_taken_back(queue: Queue, syncs: Syncs) -> None:
+    queue.enqueue("work", 1, run_at=1, job_id="a")
+    passing = a_pass(queue, fsync=True)
+    in_hand = claimed(passing, 1)
+    syncs.meanwhile, syncs.error = lambda: None, errno.EIO
+    with pytest.raises(StoreError, match=r"nothing was changed"):
+        complete(passing, in_hand["a"])
+    assert statuses(queue) == {"a": "processing"}
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("folded", [True, False])
+def test_an_outcome_that_cannot_be_synced_stays_where_others_have_gone_on_from_it(
+    queue: Queue, syncs: Syncs, monkeypatch: pytest.MonkeyPatch, folded: bool, error: int
+) -> None:
+    """To cut it off would take their records with it, or theirs and the file would not agree."""
+    monkeypatch.setattr(Store, "is_fold_cheap", lambda *_: folded)
+    for job_id in "ab":
+        queue.enqueue("work", job_id, run_at=1, job_id=job_id)
+    passing = a_pass(queue, fsync=True)
+    in_hand = claimed(passing, 1)
+    syncs.meanwhile, syncs.error = lambda: queue.cancel_job("b"), error
+    with pytest.raises(StoreError, match="the change was made, but may not survive a power cut"):
+        complete(passing, in_hand["a"])
+    assert (os.path.getsize(f"{queue.path}.journal") == 0) == folded
+    assert statuses(queue) == {"a": "completed", "b": "cancelled"}

@@ -128,7 +128,11 @@ def test_where_rows_lie_is_known_while_they_are_added_and_change_their_length(
 
     starts = [start + sum(lengths[:n]) + n for n in range(len(lengths) + 1)]
     assert [places.start(n) for n in range(len(lengths) + 1)] == starts
-    assert [places.length(n) for n in range(len(lengths))] == lengths
+    for size in (0, 100):
+        for n in range(len(lengths)):
+            ahead = places.lengths(n, size)
+            assert ahead == lengths[n : n + len(ahead)]
+            assert len(ahead) == 1 or sum(ahead) <= size
     pieces = list(places.pieces(100))
     assert [number for rows, _, _ in pieces for number in rows] == list(range(len(lengths)))
     assert all(

@@ -289,15 +289,14 @@ class MemoryClaims:
 
     def _has_room(self, job_type: str, room: dict[str, int]) -> bool:
         """Tell whether one more of the type may be claimed; `room` is what is known of that."""
-        limit = self.terms.concurrency(job_type)
-        if limit is None:
+        if job_type not in self.terms.concurrency:
             return True
         if job_type not in room:
             processing = sum(
                 row.state.status == job.PROCESSING and row.type == job_type
                 for row in self.store.kept.values()
             )
-            room[job_type] = min(limit - processing, self.parallel)
+            room[job_type] = min(self.terms.concurrency[job_type] - processing, self.parallel)
         room[job_type] -= 1
         return room[job_type] >= 0
 

@@ -3,7 +3,7 @@ r"""The history: a row for each attempt that has ended, in `queue.tsv.attempts`.
     id type attempt outcome due_at ended_at seconds error traceback
 
 Nothing depends on it: it may be deleted at any time, and a row that cannot be written is lost, not
-waited for. Rows are kept in memory until there are some kilobytes of them or the oldest is a
+waited for. Rows are kept in memory until there are some hundreds of them or the oldest is a
 second old, and are appended by one unsynced write, without the lock: a kill loses what is in
 memory, a power cut what the kernel has not written by itself. The lock is taken to begin a file,
 and to rename a full one to `queue.tsv.attempts.1`, so that two passes do neither at once.
@@ -33,7 +33,7 @@ HEADER = b"id\ttype\tattempt\toutcome\tdue_at\tended_at\tseconds\terror\ttraceba
 LARGEST = 16 << 20
 """Bytes after which the file is rotated; with the one before it, twice as much is kept."""
 
-_MOST_BYTES = 1 << 16
+_MOST_ROWS = 512
 _MOST_SECONDS = 1.0
 _PAUSE = 60.0  # after an error: to find out that it is still there may take a while each time
 
@@ -54,7 +54,6 @@ class AttemptLog:
         self._lock = lock
         self._slot = slot
         self._lines: list[str] = []
-        self._size = 0
         self._oldest_at = 0.0
         self._ended_ms = -1
         self._ended = ""
@@ -92,9 +91,7 @@ class AttemptLog:
         if not self._lines:
             self._oldest_at = ended_at
         self._lines.append(line)
-        self._size += len(line)
-        age = ended_at - self._oldest_at
-        if self._size > _MOST_BYTES or not 0 <= age < _MOST_SECONDS:
+        if len(self._lines) >= _MOST_ROWS or not 0 <= ended_at - self._oldest_at < _MOST_SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -104,7 +101,6 @@ class AttemptLog:
         with self._mutex:
             lines = self._lines[:]
             del self._lines[: len(lines)]
-            self._size = 0
             if time.monotonic() < self._next_try:
                 return
             try:

@@ -23,7 +23,7 @@ from dbbasic_queue.text import decode_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 _BATCH_BYTES = 1 << 20
@@ -33,7 +33,10 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Claim:
-    """One attempt of one job: this pass's, until its outcome is recorded."""
+    """One attempt of one job: this pass's, until its outcome is recorded.
+
+    `row` says what the claim makes of it, and `state` how that stands in the files.
+    """
 
     __slots__ = ("generation", "key", "payload", "row", "state")
 
@@ -42,23 +45,26 @@ class Claim:
         self.row = row
         self.payload = payload
         self.generation = generation
-        self.state = b""
+        self.state = encode_state(row.state)
 
 
 class Terms:
-    """What a pass's handlers say of jobs of a type."""
+    """What a pass's handlers say of jobs of a type.
+
+    `concurrency` is how many may be processing at once, for the types that have such a number.
+    """
 
     def __init__(
         self,
         limit: Callable[[str], int],
         longest_wait: Callable[[str, int], float],
         wants: Callable[[str], bool],
-        concurrency: Callable[[str], int | None] = lambda _: None,
+        concurrency: Mapping[str, int] | None = None,
     ) -> None:
         self.limit = limit
         self.longest_wait = longest_wait
         self.wants = wants
-        self.concurrency = concurrency
+        self.concurrency = concurrency or {}
 
 
 class Claims:
@@ -188,22 +194,26 @@ class Claims:
                 self.store.read_new()
                 self._paused = paused.read(self.store.path)
                 room: dict[str, int] = {}
-                claims = [
-                    c
-                    for c in candidates
-                    if self._is_due(c)
-                    and self._has_room(c.row.type, self.store.view.index[c.key], room)
-                ]
+                claims = [c for c in candidates if self._is_due(c)]
+                if self.terms.concurrency:
+                    index = self.store.view.index
+                    claims = [c for c in claims if self._has_room(c.row.type, index[c.key], room)]
                 if claims:
                     # First what will be begun first; then what the watcher is giving back.
                     self._held = {claim.key: claim for claim in claims} | self._held
                     self._list()
-                    self.store.change([(c.key, c.state) for c in claims])
-                    # Quick jobs come in batches: to show each of them takes its share of time only.
-                    cheap = CHEAP_IN_A_PASS if len(claims) == 1 else 0.0
-                    self.store.fold_if_cheap(cheap, SHARE_OF_TIME)
-                    return claims
+                    self.store.change([(c.key, c.state) for c in claims], last=True)
+            if claims:
+                # Quick jobs come in batches: to show each of them takes its share of time only.
+                self._fold(CHEAP_IN_A_PASS if len(claims) == 1 else 0.0)
+                return claims
         return []
+
+    def _fold(self, cheap: float) -> None:
+        """Fold where that is cheap; the lock was free before, so that nobody waits for both."""
+        if self.store.is_fold_cheap(cheap, SHARE_OF_TIME):
+            with self.store.lock:
+                self.store.try_fold()
 
     def _list(self) -> None:
         self.slot.write([(c.row.id, c.row.state.attempts) for c in self._held.values()])
@@ -216,21 +226,22 @@ class Claims:
             return False
         if self._paused and self._is_paused(claim.row.type):
             return False
-        row: Row | None = claim.row
         if claim.generation != view.generation or claim.key in view.records:
             row = view.row(number)
-            if row is not None and (row.type, row.payload) != (claim.row.type, claim.row.payload):
+            state = job.claim(row.state) if row else None
+            if row is None or state is None:
+                return False
+            if (row.type, row.payload) != (claim.row.type, claim.row.payload):
                 return False  # another job with the same id
-        state = job.claim(row.state) if row else None
-        if row is None or state is None:
-            return False
-        row.state = state
-        claim.row = row
-        claim.state = encode_state(state)
+            claim.row.state = state
+            claim.state = encode_state(state)
         return True
 
     def _candidates(self, most: int) -> list[Claim]:
-        """Read and decode the next due rows before the lock is taken: that part never changes."""
+        """Read the next due rows, and make their claims, before the lock is taken.
+
+        They hold unless `_is_due` finds that something has changed since.
+        """
         found: list[Claim] = []
         size = 0
         view = self.store.view
@@ -246,25 +257,30 @@ class Claims:
             room: dict[str, int] = {}
             if self._aside:
                 self._bring_back(room)
-            while self._due and len(found) < most and size < _BATCH_BYTES:
-                number = self._due.pop()
-                if number >= len(view.when) or view.when[number] > self.started_at:
+            due, when, wants = self._due, view.when, self.terms.wants
+            while due and len(found) < most and size < _BATCH_BYTES:
+                number = due.pop()
+                if number >= len(when) or when[number] > self.started_at:
                     continue
                 row = view.row(number, ahead=_READ_AHEAD)
-                if row is None or not self.terms.wants(row.type):
+                state = job.claim(row.state) if row else None
+                if row is None or state is None or not wants(row.type):
                     continue
                 if self._put_back and row.id.encode() in self._put_back:
                     continue
                 if self._paused and self._is_paused(row.type):
                     continue
-                if not self._has_room(row.type, number, room):
+                if self.terms.concurrency and not self._has_room(row.type, number, room):
                     continue
                 size += len(row.payload)
                 try:
-                    found.append(Claim(row, decode_json(row.payload or "{}"), view.generation))
+                    payload = decode_json(row.payload or "{}")
                 except ValueError:
-                    view.when[number] = NEVER
+                    when[number] = NEVER
                     view.unreadable.append(number)
+                else:
+                    row.state = state
+                    found.append(Claim(row, payload, view.generation))
             if not found:
                 self._nothing_seen, self._next_at = self._seen(), None
                 self._nothing_at = self.started_at
@@ -280,18 +296,17 @@ class Claims:
 
         `room` is how many more may be, by type, as far as it has been counted in this batch.
         """
-        limit = self.terms.concurrency(job_type)
-        if limit is None:
+        if job_type not in self.terms.concurrency:
             return True
         if job_type not in room:
-            room[job_type] = self._room(job_type, limit)
+            room[job_type] = self._room(job_type)
         if room[job_type] <= 0:
             self._aside.setdefault(job_type, deque()).append(number)
             return False
         room[job_type] -= 1
         return True
 
-    def _room(self, job_type: str, limit: int) -> int:
+    def _room(self, job_type: str) -> int:
         """Count how many more may be claimed now.
 
         A pass that runs one job at a time claims one only: another would take up another pass's
@@ -299,15 +314,13 @@ class Claims:
         """
         view = self.store.view
         rows = [view.row(number) for number in view.processing]
-        room = limit - sum(row is not None and row.type == job_type for row in rows)
-        return min(room, self.parallel)
+        taken = sum(row is not None and row.type == job_type for row in rows)
+        return min(self.terms.concurrency[job_type] - taken, self.parallel)
 
     def _bring_back(self, room: dict[str, int]) -> None:
         """Make due again what was put aside, as far as there is room for it now."""
         for job_type, numbers in list(self._aside.items()):
-            limit = self.terms.concurrency(job_type)
-            assert limit is not None
-            room[job_type] = self._room(job_type, limit)
+            room[job_type] = self._room(job_type)
             count = max(min(room[job_type], len(numbers)), 0)
             self._due.extend(reversed([numbers.popleft() for _ in range(count)]))
             if not numbers:
@@ -326,10 +339,10 @@ class Claims:
             if self._is_current(claim):
                 recorded = state
                 try:
-                    self._write([(claim.key, encode_state(state))])
+                    self._write([(claim, state)], last=True)
                 except StoreError as e:
                     recorded = job.without_result(state, "result not kept: the disk is full")
-                    if e.errno not in _NO_ROOM or recorded is None:
+                    if recorded is None or not self._may_try_again(e, [claim]):
                         raise
                     self.store.change([(claim.key, encode_state(recorded))])
             self._forget(claim, recorded)
@@ -340,16 +353,11 @@ class Claims:
         with self.store.lock:
             self.store.catch_up()
             recorded = [state if self._is_current(claim) else None for claim, state in ended]
+            current = [(c, s) for (c, _), s in zip(ended, recorded, strict=True) if s]
             try:
-                self._write(
-                    [
-                        (c.key, encode_state(s))
-                        for (c, _), s in zip(ended, recorded, strict=True)
-                        if s
-                    ]
-                )
+                self._write(current, last=True)
             except StoreError as e:
-                if e.errno not in _NO_ROOM:
+                if not self._may_try_again(e, [c for c, _ in current]):
                     raise
                 recorded = []
             else:
@@ -374,7 +382,7 @@ class Claims:
             for claim in claims:
                 state = job.give_back(decode_state(claim.state), error)
                 if state is not None and self._is_current(claim):
-                    changes.append((claim.key, encode_state(state)))
+                    changes.append((claim, state))
             if changes:
                 self._write(changes)
             for claim in claims:
@@ -393,14 +401,22 @@ class Claims:
             state = encode_state(row.state) if row else None
         return state == claim.state
 
-    def _write(self, changes: list[tuple[bytes, bytes]]) -> None:
+    def _write(self, ended: list[tuple[Claim, job.State]], *, last: bool = False) -> None:
+        changes = [(claim.key, encode_state(state)) for claim, state in ended]
         try:
-            self.store.change(changes)
+            self.store.change(changes, last=last)
         except StoreError as e:
-            if e.errno not in _NO_ROOM:
+            if not self._may_try_again(e, [claim for claim, _ in ended]):
                 raise
             self.slot.give_up_room()
             self.store.change(changes)
+
+    def _may_try_again(self, error: StoreError, claims: list[Claim]) -> bool:
+        """Tell whether only room is wanting, and nothing of the change was left."""
+        if error.errno not in _NO_ROOM:
+            return False
+        self.store.read_new()
+        return all(self._is_current(claim) for claim in claims)
 
     def is_shown(self) -> bool:
         """Tell whether the file says what the journal says."""
@@ -420,10 +436,8 @@ class Claims:
     def show(self) -> None:
         """Fold where that is cheap, so that `cat` shows what is running, and write the history."""
         self.attempts.flush()
-        if self.is_shown():
-            return
-        with self.store.lock:
-            self.store.fold_if_cheap(CHEAP_IN_A_PASS, SHARE_OF_TIME)
+        if not self.is_shown():
+            self._fold(CHEAP_IN_A_PASS)
 
     def finish(self) -> Exception | None:
         """Fold and let go of the slot; returns the error of a fold that has to wait."""

@@ -9,6 +9,7 @@ which both share, so an unlock by the child would free its parent's.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import threading
 import time
@@ -31,8 +32,8 @@ PATIENCE = 60.0
 _PAUSE = 0.00005
 _LONG = 0.02
 _LONG_PAUSE = 0.0005
-# Who has held the lock for so long in all, such as a pass that syncs each outcome, leaves it free
-# for a moment: it would be back, time after time, before anybody who waits looks again.
+# Who has held the lock for so long leaves it free until whoever waits has looked again: a pass
+# would be back before.
 _TURN = 0.004
 _TRIES = 10
 
@@ -73,7 +74,6 @@ class QueueLock:
         self.closing: list[OpenFile | None] = []
         self._file: OpenFile | None = None
         self._held_since = 0.0
-        self._held = 0.0
 
     def __enter__(self) -> None:
         self.mutex.acquire()
@@ -89,6 +89,19 @@ class QueueLock:
         if error is not None:
             name_error(error, self.path)
 
+    def let_go(self) -> None:
+        """Free the lock before the block ends, for what is left to do needs no lock.
+
+        This process's other threads stay out until the block's end.
+        """
+        if self._file is not None:
+            self._unlock(self._file.fd)
+        self._held_since = math.inf
+
+    def take_again(self) -> None:
+        """Take the lock that was let go of; others may have changed everything since."""
+        self._acquire()
+
     def _acquire(self) -> None:
         file = self._file or self._open()
         while True:
@@ -100,22 +113,19 @@ class QueueLock:
             file = self._open()
 
     def _release(self) -> None:
+        held = time.monotonic() - self._held_since
+        replaced = self.closing
         try:
             if self._file is not None:
                 self._unlock(self._file.fd)  # harmless where it is not held
-        finally:
-            self._held += time.monotonic() - self._held_since
-            is_long = self._held > _TURN
-            if is_long:
-                self._held = 0.0
-            replaced = self.closing
             if replaced:
                 self.closing = []
+        finally:
             self.mutex.release()
         # Only now, with the lock free again, may the files that were replaced be let go of.
         del replaced
-        if is_long:
-            time.sleep(_PAUSE)
+        if held > _TURN:
+            time.sleep(_PAUSE if held < _LONG else 2 * _LONG_PAUSE)
 
     def _open(self) -> OpenFile:
         # Loading filelock takes longer than an idle pass: only when a lock is really taken.

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _BLOCK = 16
+_SHORTEST = 32
+"""Bytes that hardly a row is shorter than."""
 
 
 class Places:
@@ -38,9 +40,13 @@ class Places:
         before = self._lengths[number // _BLOCK * _BLOCK : number]
         return self._starts[number // _BLOCK] + sum(before) + len(before)
 
-    def length(self, number: int) -> int:
-        """Return a row's length, without its end."""
-        return self._lengths[number]
+    def lengths(self, number: int, size: int) -> list[int]:
+        """Return the lengths, without their ends, of this row and of those behind it.
+
+        So many that they have about `size` bytes; one at least.
+        """
+        lengths = self._lengths[number : number + max(size // _SHORTEST, 1)].tolist()
+        return lengths[: bisect_right(list(accumulate(lengths)), size) or 1]
 
     def pieces(self, size: int) -> Iterator[tuple[range, int, int]]:
         """Yield all rows in pieces of about so many bytes: their numbers, where they lie."""

@@ -298,33 +298,46 @@ class Store:
             append(self._journal_for_append(), journal.size(), b"\n")
             self.view.refresh()
 
-    def change(self, changes: list[tuple[bytes, bytes]]) -> None:
+    def change(self, changes: list[tuple[bytes, bytes]], *, last: bool = False) -> None:
         """Append the new states of jobs to the journal; on the disk on return.
 
-        The caller has caught up, and knows the changes to be legal. Raises StoreError if the
-        system refuses; then none has been made.
+        The caller has caught up, and knows the changes to be legal. Where they are the `last`
+        thing that it does under the lock, others go on while the disk is waited for. Raises
+        StoreError if the system refuses; then none has been made.
         """
         if not self.view.loaded:
             self.read_new()  # an error has made the view forget where the journal ends
         content = b"".join([encode_record(job_id, state) for job_id, state in changes])
         file = self._journal_for_append()
         follower = self.view.journal
-        append(file, follower.end, content)
-        if self.fsync:
-            try:
-                sync(file.fd)
-            except OSError as e:
-                consequence = "nothing was changed"
-                try:
-                    os.ftruncate(file.fd, follower.end)
-                except OSError:
-                    consequence = "the change was made, but may not survive a power cut"
-                self._journal = None
-                self.view.close()
-                raise store_error(e, file.path, consequence) from e
+        start = follower.end
+        append(file, start, content)
         follower.passed(content)
         for job_id, state in changes:
             self.view.apply(job_id, state)
+        if self.fsync:
+            if last:
+                self.lock.let_go()
+            try:
+                sync(file.fd)
+            except OSError as e:
+                consequence = "the change was made, but may not survive a power cut"
+                self._journal = None
+                self.view.close()
+                if last:
+                    self.lock.take_again()
+                with suppress(OSError):
+                    if self._cut_off(file, start, content):
+                        consequence = "nothing was changed"
+                raise store_error(e, file.path, consequence) from e
+
+    @staticmethod
+    def _cut_off(file: OpenFile, start: int, content: bytes) -> bool:
+        """Take unsynced records back, where nobody has written behind them, or folded them."""
+        if os.pread(file.fd, len(content) + 1, start) != content:
+            return False
+        os.ftruncate(file.fd, start)
+        return True
 
     def _journal_for_append(self) -> OpenFile:
         seen = self.view.journal.file
@@ -361,17 +374,20 @@ class Store:
         self.lock.touch()
         return rejected
 
-    def fold_if_cheap(self, seconds: float, share: float = 0.0) -> None:
-        """Fold if it takes under `seconds`, or under `share` of the time since the last one.
+    def is_fold_cheap(self, seconds: float, share: float = 0.0) -> bool:
+        """Tell whether a fold takes under `seconds`, or under `share` of the time since the last.
 
         What counts is the copying, for changed rows have to be written once, now or later; and for
-        the share, that other passes then read all anew. What cannot be folded now (a full disk) is
-        in the journal, and is folded later.
+        the share, that other passes then read all anew.
         """
         seconds_then, bytes_then = self._last_fold
         cost = seconds_then + max(self.view.rows.end - bytes_then, 0) * _SECONDS_A_BYTE
         time_since = abs(time.time() - self.lock.touched_at())
-        if cost < seconds or cost + self.view.seconds_anew < share * time_since:
+        return cost < seconds or cost + self.view.seconds_anew < share * time_since
+
+    def fold_if_cheap(self, seconds: float) -> None:
+        """Fold if it takes under `seconds`; what cannot be folded now is folded later."""
+        if self.is_fold_cheap(seconds):
             self.try_fold()
 
     def try_fold(self) -> OSError | None:

@@ -75,8 +75,8 @@ class View:
         self.unreadable: list[int] = []
         self.binary = False
         self.records: dict[bytes, bytes] = {}
-        self._block = b""
-        self._block_at = 0
+        self._ahead: list[bytes] = []
+        self._ahead_from = 0
         self.generation += 1
         self.numbering += 1
 
@@ -203,15 +203,18 @@ class View:
         """Take note of a job's new state, as the journal holds it."""
         self.records[job_id] = state
         number = self.index.get(job_id)
-        if number is not None:
-            self.processing.discard(number)
+        if number is None:
+            return
+        self.when[number] = NEVER
+        if self.retrying:
             self.retrying.discard(number)
-            self.when[number] = NEVER
-            if state.startswith(PROCESSING):
-                self.processing.add(number)
-            elif state.startswith(PENDING):
-                _, _, run_at, attempts, _ = state.split(b"\t", 4)
-                self._set(number, job.PENDING, int(run_at), attempts != b"0")
+        if state.startswith(PROCESSING):
+            self.processing.add(number)
+            return
+        self.processing.discard(number)
+        if state.startswith(PENDING):
+            _, _, run_at, attempts, _ = state.split(b"\t", 4)
+            self._set(number, job.PENDING, int(run_at), attempts != b"0")
 
     def _set(self, number: int, status: str, run_at: int, begun: bool) -> None:
         """Take note of a job's state where none is noted."""
@@ -228,16 +231,21 @@ class View:
     def line(self, number: int, ahead: int = 0) -> bytes:
         """Return a row's line as the file holds it, without its end.
 
-        `ahead` bytes are read with it, for the rows that are asked for next.
+        About `ahead` bytes of rows are read with it, for those that are asked for next.
         """
+        at = number - self._ahead_from
+        if 0 <= at < len(self._ahead):
+            return self._ahead[at]
         file = self.rows.file
         assert file is not None
-        start, length = self.places.start(number), self.places.length(number)
-        at = start - self._block_at
-        if at < 0 or at + length > len(self._block):
-            self._block = os.pread(file.fd, max(ahead, length), start)
-            self._block_at, at = start, 0
-        return self._block[at : at + length]
+        start, lengths = self.places.start(number), self.places.lengths(number, ahead)
+        content = os.pread(file.fd, sum(lengths) + len(lengths) - 1, start)
+        lines = content.split(b"\n")
+        if list(map(len, lines)) != lengths:  # edited in place
+            return content[: lengths[0]]
+        if ahead:
+            self._ahead, self._ahead_from = lines, number
+        return lines[0]
 
     def row(self, number: int, ahead: int = 0) -> Row | None:
         """Return a row with what the journal says of it; None for a line that is no job."""
@@ -317,5 +325,5 @@ class View:
         self.places.moved(len(HEADER), numbers, lengths)
         self.journal.end = 0
         self.journal.anchor = b""
-        self._block = b""
+        self._ahead = []
         self.generation += 1

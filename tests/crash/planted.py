@@ -203,7 +203,7 @@ MUTANTS = (
         "claim before the slot's list",
         "store/claims.py",
         "                    self._list()\n"
-        "                    self.store.change([(c.key, c.state) for c in claims])\n",
+        "                    self.store.change([(c.key, c.state) for c in claims], last=True)\n",
         "                    self.store.change([(c.key, c.state) for c in claims])\n"
         "                    self._list()\n",
         (kill("passes"), kill("slow")),
@@ -212,7 +212,7 @@ MUTANTS = (
         "slot's list not written",
         "store/claims.py",
         "                    self._list()\n"
-        "                    self.store.change([(c.key, c.state) for c in claims])\n",
+        "                    self.store.change([(c.key, c.state) for c in claims], last=True)\n",
         "                    self.store.change([(c.key, c.state) for c in claims])\n",
         (kill("overlapping"),),
     ),
@@ -245,8 +245,8 @@ MUTANTS = (
     Mutant(
         "a claim not checked again under the lock",
         "store/claims.py",
-        "                    if self._is_due(c)\n",
-        "                    if (self._is_due(c) or True)\n",
+        "for c in candidates if self._is_due(c)]",
+        "for c in candidates if self._is_due(c) or True]",
         (meetings("passes"), meetings("overlapping"), CONTENTION),
     ),
     Mutant(
@@ -319,9 +319,19 @@ MUTANTS = (
     Mutant(
         "a failed sync not taken back",
         "store/store.py",
-        "                    os.ftruncate(file.fd, follower.end)\n",
-        "                    pass\n",
+        "        os.ftruncate(file.fd, start)\n        return True\n",
+        "        return True\n",
         (errors("application"),),
+    ),
+    Mutant(
+        "what others have written behind a failed sync is cut off",
+        "store/store.py",
+        "        if os.pread(file.fd, len(content) + 1, start) != content:\n",
+        "        if False:\n",
+        (
+            CONTENTION
+            + "::test_an_outcome_that_cannot_be_synced_stays_where_others_have_gone_on_from_it",
+        ),
     ),
     Mutant(
         "a failed fold spoils the change",

@@ -257,8 +257,8 @@ def kills(s: Session) -> None:
 
 def journal_only(s: Session) -> None:
     """As in a long queue: what has happened is in the journal alone until the pass ends."""
-    assert hasattr(Store, "fold_if_cheap")
-    with patch.object(Store, "fold_if_cheap", lambda *_: None):
+    assert hasattr(Store, "is_fold_cheap")
+    with patch.object(Store, "is_fold_cheap", lambda *_: False):
         s.enqueue("ok", text="abc" * 600)
         s.enqueue_many("fail", 2)
         s.enqueue("nest")
@@ -310,7 +310,7 @@ def requeues(s: Session) -> None:
     s.enqueue_many("give up", 2, text="r" * 300)
     s.enqueue_many("ok", 2)
     waiting = s.enqueue("ok", run_at=NOW + MONTH)
-    with patch.object(Store, "fold_if_cheap", lambda *_: None):
+    with patch.object(Store, "is_fold_cheap", lambda *_: False):
         s.run_pass()
         s.cancel(waiting)
         s.now += 60
@@ -329,7 +329,7 @@ def requeues(s: Session) -> None:
 
 def purges(s: Session) -> None:
     """What is finished leaves, into an archive or for good, and ids come back."""
-    with patch.object(Store, "fold_if_cheap", lambda *_: None):
+    with patch.object(Store, "is_fold_cheap", lambda *_: False):
         for n in range(4):
             s.enqueue("ok", job_id=f"own.{n}", text="p" * 200)
         waiting = s.enqueue("ok", run_at=NOW + 10)

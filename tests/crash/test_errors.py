@@ -212,7 +212,7 @@ def test_an_outcome_refused_twice_takes_back_no_change_that_was_acknowledged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """First the sync finds the disk full, and then, after room was made, the write does."""
-    monkeypatch.setattr(Store, "fold_if_cheap", lambda *_: None)  # as in a long queue
+    monkeypatch.setattr(Store, "is_fold_cheap", lambda *_: False)  # as in a long queue
     queue = Queue(tmp_path / "data" / "queue.tsv")
     kept = queue.enqueue("work", {}, run_at=time.time() + 9999)
     queue.enqueue_many("work", [1, 2, 3])
