@@ -40,6 +40,7 @@ LAYERS = [
     {"store.attempts"},
     {"store.slots", "store.fold", "store.paused"},
     {"store.view", "store.search"},
+    {"store.compare"},
     {"store.follow", "store.scan", "store.places"},
     {"store.lock"},
     {"store.files"},

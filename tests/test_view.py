@@ -209,3 +209,111 @@ def test_lines_longer_than_a_reading_are_followed(tmp_path: Path) -> None:
 
     assert b"".join(follower.new()).split(b"\n") == [*lines, b""]
     assert list(follower.new()) == []
+
+
+def knowledge(view: View) -> dict[str, object]:
+    return {
+        "index": view.index,
+        "when": view.when.tolist(),
+        "processing": view.processing,
+        "retrying": view.retrying,
+        "unreadable": sorted(view.unreadable),
+        "binary": view.binary,
+        "records": view.records,
+        "lines": [view.line(n) for n in range(len(view.when))],
+        "soon enough": view.soonest <= min(view.when, default=NEVER),
+    }
+
+
+STATES = st.builds(
+    job.State,
+    st.sampled_from(job.STATUSES),
+    st.just(5),
+    st.integers(0, 20),
+    st.integers(0, 2),
+    st.sampled_from(["", "ValueError: a longer error than the row had"]),
+    st.just(""),
+)
+EDITED = st.lists(st.one_of(ODD, st.just(b"1\tgreet\t{}\tfailed\t5\t9\t3\tx\t")), max_size=2)
+ACTS = ["change", "fold", "add", "purge", "edit", "restore", "look"]
+
+
+@given(RUNS, st.data())
+def test_after_whatever_others_did_a_view_knows_what_a_new_one_would(
+    runs: list[tuple[int, list[bytes]]], data: st.DataObject
+) -> None:
+    lines = lines_of(runs)
+    with tempfile.TemporaryDirectory() as directory:
+        path = written(directory, lines)
+        store, kept = Store(path, fsync=False), View(path)
+        kept.refresh()
+        for step in range(data.draw(st.integers(1, 8))):
+            act = data.draw(st.sampled_from(ACTS))
+            with store.lock:
+                store.read_new()
+                ids = sorted(store.view.index)
+                if act == "change" and ids:
+                    chosen = data.draw(st.sets(st.sampled_from(ids), max_size=5))
+                    store.change([(i, encode_state(data.draw(STATES))) for i in chosen])
+                elif act == "fold":
+                    store.fold()
+            if act == "add":
+                store.add(f"added-{step}\tgreet\t{{}}\tpending\t5\t6\t0\t\t\n")
+            elif act == "purge" and ids:
+                gone = data.draw(st.sets(st.sampled_from(ids), max_size=3))
+                store.remove(lambda row: row.id.encode() in gone)  # noqa: B023 - called at once
+            elif act in ("edit", "restore"):
+                content = Path(path).read_bytes().split(b"\n")
+                if act == "edit":
+                    at = data.draw(st.integers(1, len(content) - 1))
+                    content[at : at + data.draw(st.integers(0, 2))] = data.draw(EDITED)
+                elif os.path.exists(path + ".journal"):
+                    os.truncate(path + ".journal", 0)
+                Path(path + ".edited").write_bytes(b"\n".join(content))
+                os.rename(path + ".edited", path)
+            elif act == "look":
+                kept.refresh()
+        kept.refresh()
+        fresh = View(path)
+        fresh.refresh()
+        assert knowledge(kept) == knowledge(fresh)
+        store.close()
+
+
+def test_after_the_fold_of_another_process_rows_keep_their_numbers(tmp_path: Path) -> None:
+    path = written(str(tmp_path), [PLAIN % (n, n) for n in range(3000)])
+    store, view = Store(path, fsync=False), View(path)
+    view.refresh()
+    numbering, generation = view.numbering, view.generation
+    done = encode_state(job.State(job.COMPLETED, 5, 7, 1, "", '"longer than before"'))
+    with store.lock:
+        store.read_new()
+        store.change([(b"%d" % n, done) for n in (0, 1500, 2999)])
+        store.fold()
+    store.add("3000\tgreet\t{}\tpending\t5\t6\t0\t\t\n")
+    view.refresh()
+    assert (view.numbering, view.generation) == (numbering, generation + 1)
+    assert [n for n in range(3001) if view.when[n] == NEVER] == [0, 1500, 2999]
+
+    store.remove(lambda row: row.id == "1500")
+    view.refresh()
+    assert view.numbering > numbering
+    assert len(view.when) == 3000
+    store.close()
+
+
+def test_a_file_that_was_edited_in_place_and_then_folded_is_read_anew(tmp_path: Path) -> None:
+    path = Path(written(str(tmp_path), [PLAIN % (n, n) for n in range(100)]))
+    view = View(str(path))
+    view.refresh()
+    path.write_bytes(
+        path.read_bytes().replace(b"\n50\tgreet\t{}\tpending", b"\n50\tgreet\t{}\tfailed")
+    )
+    store = Store(str(path), fsync=False)
+    with store.lock:
+        store.read_new()
+        store.change([(b"7", encode_state(job.State(job.CANCELLED, 5, 7, 0, "", "")))])
+        store.fold()
+    view.refresh()
+    assert [n for n in range(100) if view.when[n] == NEVER] == [7, 50]
+    store.close()

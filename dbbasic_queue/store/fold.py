@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-from bisect import bisect_left
 
 from dbbasic_queue.errors import QueueDamaged, StoreError
 from dbbasic_queue.rows import HEADER, is_binary, with_state
@@ -26,6 +25,7 @@ from dbbasic_queue.store.files import (
     write_all,
 )
 from dbbasic_queue.store.follow import Follower, Rewritten
+from dbbasic_queue.store.places import within
 from dbbasic_queue.store.view import View
 
 _READ = 1 << 16
@@ -205,7 +205,7 @@ def _write_rows(
     written.passed(HEADER)
     for rows, start, end in view.places.pieces(_PIECE):
         content = os.pread(old.fd, end - start, start)
-        changed_here, leaving_here = _within(rows, changed), _within(rows, leaving)
+        changed_here, leaving_here = within(rows, changed), within(rows, leaving)
         if changed_here or leaving_here:
             lines = content.split(b"\n")
             if len(lines) != len(rows) + 1:
@@ -225,11 +225,6 @@ def _write_rows(
         write_all(new.fd, content)
         written.passed(content)
     return written, changed, lengths
-
-
-def _within(rows: range, numbers: list[int]) -> list[int]:
-    """Return which of the numbers, in order, are among those rows."""
-    return numbers[bisect_left(numbers, rows.start) : bisect_left(numbers, rows.stop)]
 
 
 def _reject(path: str, lines: list[bytes], *, fsync: bool) -> None:

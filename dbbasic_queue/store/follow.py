@@ -31,10 +31,12 @@ class Follower:
 
     __slots__ = ("anchor", "end", "file")
 
-    def __init__(self, file: OpenFile | None) -> None:
+    def __init__(self, file: OpenFile | None, end: int = 0) -> None:
+        """`end` is where the reading begins, behind a complete line."""
         self.file = file
-        self.end = 0
-        self.anchor = b""
+        self.end = end
+        start = max(end - _ANCHOR, 0)
+        self.anchor = os.pread(file.fd, end - start, start) if file else b""
 
     def new(self) -> Iterator[bytes]:
         """Yield the complete lines that are new, about 256 KiB of them at a time."""
@@ -66,6 +68,11 @@ class Follower:
         if self.file is None or not anchor:
             return False
         return os.pread(self.file.fd, len(anchor) + 1, self.end - len(anchor)) == anchor
+
+    def is_as_read(self) -> bool:
+        """Tell whether what was read last still stands where it stood."""
+        anchor, file = self.anchor, self.file
+        return file is None or os.pread(file.fd, len(anchor), self.end - len(anchor)) == anchor
 
     def passed(self, content: bytes) -> None:
         """Note that this very process has appended `content` at the end that was read."""

@@ -36,6 +36,9 @@ _LONG_PAUSE = 0.0005
 # would be back before.
 _TURN = 0.004
 _TRIES = 10
+_TURNS_OF_OTHERS = 20
+
+_let_others_run = getattr(os, "sched_yield", lambda: time.sleep(0))
 
 
 def name_error(error: BaseException, path: str) -> None:
@@ -150,6 +153,10 @@ class QueueLock:
         return open_or_create(self.path, os.O_RDWR)
 
     def _wait(self, fd: int) -> None:
+        for _ in range(_TURNS_OF_OTHERS):
+            _let_others_run()
+            if self._try_lock(fd, blocking=False):
+                return
         begun = time.monotonic()
         while not self._try_lock(fd, blocking=False):
             waited = time.monotonic() - begun

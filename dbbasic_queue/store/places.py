@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from itertools import accumulate
 from operator import add
 
@@ -66,3 +66,8 @@ class Places:
             shifts[number // _BLOCK + 1] += length - self._lengths[number]
             self._lengths[number] = length
         self._starts = array("q", map(add, self._starts, accumulate(shifts)))
+
+
+def within(rows: range, numbers: list[int]) -> list[int]:
+    """Return which of the numbers, in order, are among those rows."""
+    return numbers[bisect_left(numbers, rows.start) : bisect_left(numbers, rows.stop)]

@@ -287,7 +287,7 @@ class Store:
 
     def catch_up(self) -> None:
         """Read what others have changed; costs one read where that is nothing."""
-        if not self.view.journal.is_current():
+        if not self.view.journal.is_current() and not self.view.follow_journal():
             self.read_new()
 
     def read_new(self) -> None:
@@ -403,14 +403,16 @@ class Store:
     def find(self, job_id: str) -> Row | None:
         """Return the job with this id as it stands, or None."""
         with self.lock.reading:
-            if self.view.loaded and not self.view.follow():
+            key = job_id.encode()
+            while self.view.loaded:
+                if self.view.follow():
+                    return self.view.find(key)
                 self._lookups = 0
-            if not self.view.loaded:
-                if self._lookups < _LOOKUPS_WITHOUT_INDEX:
-                    self._lookups += 1
-                    return search(self.path, job_id.encode())
-                self.view.refresh()
-            return self.view.find(job_id.encode())
+            if self._lookups < _LOOKUPS_WITHOUT_INDEX:
+                self._lookups += 1
+                return search(self.path, key)
+            self.view.refresh()
+            return self.view.find(key)
 
     def rows(self) -> Iterator[Row]:
         """Yield every job as it stood at the first step, in the file's order."""

@@ -1,8 +1,9 @@
 """What the file and its journal say, kept up to date by reading only what is new.
 
 A row is known by its number: rows are appended, and a fold keeps their order, so numbers outlive
-a fold of our own. Anybody else's fold renames a new file into place, and all is read anew: the
-cached file is held open meanwhile, so its inode number cannot be reused for the new one.
+a fold. Anybody else's fold renames a new file into place. The cached one is held open, so that its
+inode number cannot be reused, and the new one can be compared with it: what is the same is not
+read again. Where it has not the same jobs in the same order, all is read anew.
 
 A reader takes no lock. It reads the journal first and the file second, so a change that is folded
 in between is seen in the file; and it looks whether the file is still the same afterwards, since
@@ -25,7 +26,9 @@ from dbbasic_queue.rows import (
     decode_state,
     is_binary,
     parse_row,
+    with_state,
 )
+from dbbasic_queue.store.compare import changed_rows
 from dbbasic_queue.store.files import open_file
 from dbbasic_queue.store.follow import Follower, Rewritten, require_header, require_header_begun
 from dbbasic_queue.store.places import Places
@@ -52,7 +55,7 @@ class View:
     `generation`  grows when rows that were read before have to be read again
     `numbering`   grows when the numbers of rows may have changed
     `records`     id -> the state that the journal gives it, as bytes
-    `seconds_anew` how long it took to read all when somebody else had folded; 0 until then
+    `seconds_anew` how long it took to go on when somebody else had folded; 0 until then
     """
 
     def __init__(self, path: str) -> None:
@@ -88,14 +91,18 @@ class View:
 
     def refresh(self) -> None:
         """Read what is new; afterwards nothing that was acknowledged before the call is missed."""
+        began = time.perf_counter()
         if not self.follow():
-            began = time.perf_counter()
             while not self.follow():
                 pass
             self.seconds_anew = time.perf_counter() - began
 
     def follow(self) -> bool:
-        """Read what is new; False, and nothing is known any more, where all has to be read anew."""
+        """Read what is new; False where another file is there now.
+
+        Then what is known was fitted to that as far as it could be: the next call goes on from
+        there.
+        """
         try:
             self._open()
             records = self._new_records()
@@ -113,8 +120,63 @@ class View:
         except BaseException:
             self._forget()  # what was read half, or not applied, may not be taken for read
             raise
-        self._forget()
+        self._take_over()
         return False
+
+    def follow_journal(self) -> bool:
+        """Read what is new in the journal alone; False where it cannot be told that this is all.
+
+        It can where the journal still has what was read of it: a fold cuts it.
+        """
+        if not self.loaded or not self.journal.end:
+            return False
+        try:
+            for job_id, state in self._new_records():
+                self.apply(job_id, state)
+        except Rewritten:
+            return False
+        except BaseException:
+            self._forget()
+            raise
+        return self.journal.is_current()
+
+    def _take_over(self) -> None:
+        """Fit what is known of the old file to the one that is there now; or forget it."""
+        known, self.loaded = self.loaded, False
+        try:
+            new = open_file(self.path, os.O_RDONLY)
+            if not known or new is None:
+                raise Rewritten
+            touched = sorted(n for n in map(self.index.get, self.records) if n is not None)
+            end, changed = changed_rows(self.rows, new, self.places, touched)
+            for number, was, line in changed:
+                job_id = line[: line.find(b"\t")]
+                if self.index.get(job_id) != number:
+                    raise Rewritten
+                state = self.records.get(job_id)
+                if state is not None and line == with_state(was, state):
+                    continue  # as its record said
+                row = parse_row(line)
+                if row is None:
+                    raise Rewritten
+                self.when[number] = NEVER
+                self.processing.discard(number)
+                self.retrying.discard(number)
+                self._set(number, row.state.status, row.state.run_at, row.state.attempts > 0)
+        except Rewritten:
+            self._forget()
+            return
+        except BaseException:
+            self._forget()
+            raise
+        numbers, lengths = [n for n, *_ in changed], [len(line) for *_, line in changed]
+        self.places.moved(len(HEADER), numbers, lengths)
+        self.rows = Follower(new, end)
+        self.journal = Follower(None)
+        self.records = {}
+        self._ahead = []
+        self.generation += 1
+        self.loaded = True
 
     def _open(self) -> None:
         if self.rows.file is None:

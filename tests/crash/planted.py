@@ -252,7 +252,8 @@ MUTANTS = (
     Mutant(
         "nobody reads what is new before a change",
         "store/store.py",
-        "        if not self.view.journal.is_current():\n            self.read_new()\n",
+        "        if not self.view.journal.is_current() and not self.view.follow_journal():\n"
+        "            self.read_new()\n",
         "        return\n",
         (meetings("passes"), meetings("overlapping")),
     ),
@@ -279,6 +280,20 @@ MUTANTS = (
             STORE + "::test_what_another_process_adds_changes_and_folds_is_noticed",
             kill("overlapping"),
         ),
+    ),
+    Mutant(
+        "a change that is gone stays known",
+        "store/compare.py",
+        "        if before == after and not touched_here:\n",
+        "        if before == after:\n",
+        ("tests/test_view.py",),
+    ),
+    Mutant(
+        "a file that was edited is taken for what was read",
+        "store/compare.py",
+        " or not known.is_as_read()",
+        "",
+        ("tests/test_view.py",),
     ),
     Mutant(
         "what was read not compared again",
