@@ -326,17 +326,19 @@ class Store:
                 self.view.close()
                 if last:
                     self.lock.take_again()
-                with suppress(OSError):
-                    if self._cut_off(file, start, content):
-                        consequence = "nothing was changed"
+                if self._cut_off(file, start, content):
+                    consequence = "nothing was changed"
                 raise store_error(e, file.path, consequence) from e
 
     @staticmethod
     def _cut_off(file: OpenFile, start: int, content: bytes) -> bool:
         """Take unsynced records back, where nobody has written behind them, or folded them."""
-        if os.pread(file.fd, len(content) + 1, start) != content:
+        try:
+            if os.pread(file.fd, len(content) + 1, start) != content:
+                return False
+            os.ftruncate(file.fd, start)
+        except OSError:
             return False
-        os.ftruncate(file.fd, start)
         return True
 
     def _journal_for_append(self) -> OpenFile:
