@@ -63,9 +63,9 @@ assert job["result"] == "bob@example.com" and job["id"].startswith("sh-"), job
 def test_in_both_directories_of_the_readme_root_and_the_web_server_share_the_queue() -> None:
     (code,) = [c for lang, mark, c in BLOCK.findall(README) if (lang, mark) == ("sh", "root")]
     program = """
-import os, pwd, sys
+import json, os, pwd, re, signal, sys
 import filelock
-import dbbasic_queue.worker
+import dbbasic_queue.strict_json, dbbasic_queue.worker  # late: www-data may not enter where they lie
 from dbbasic_queue import Queue
 os.umask(0o077)
 if sys.argv[1] == "www-data":

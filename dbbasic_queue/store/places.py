@@ -45,6 +45,8 @@ class Places:
 
         So many that they have about `size` bytes; one at least.
         """
+        if not size:
+            return [self._lengths[number]]
         lengths = self._lengths[number : number + max(size // _SHORTEST, 1)].tolist()
         return lengths[: bisect_right(list(accumulate(lengths)), size) or 1]
 

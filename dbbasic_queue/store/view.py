@@ -184,7 +184,9 @@ class View:
         if self.journal.file is None or not self.journal.file.is_at_path():
             if self.journal.end:
                 raise Rewritten
-            self.journal = Follower(open_file(self.path + ".journal", os.O_RDONLY))
+            journal = open_file(self.path + ".journal", os.O_RDONLY)
+            if journal is not None or self.journal.file is not None:
+                self.journal = Follower(journal)
 
     def _new_records(self) -> list[tuple[bytes, bytes]]:
         records = []
@@ -302,11 +304,12 @@ class View:
         assert file is not None
         start, lengths = self.places.start(number), self.places.lengths(number, ahead)
         content = os.pread(file.fd, sum(lengths) + len(lengths) - 1, start)
+        if len(lengths) == 1:
+            return content
         lines = content.split(b"\n")
         if list(map(len, lines)) != lengths:  # edited in place
             return content[: lengths[0]]
-        if ahead:
-            self._ahead, self._ahead_from = lines, number
+        self._ahead, self._ahead_from = lines, number
         return lines[0]
 
     def row(self, number: int, ahead: int = 0) -> Row | None:
