@@ -55,6 +55,11 @@ class Run:
         both = [ours[n] / theirs[n] for n in ours if theirs.get(n)]
         return median(both) if both else None
 
+    def everywhere(self, name: str) -> list[float]:
+        """Return a figure of all processes, from the lowest to the highest."""
+        figures = [f for by_round in self._figures.values() for f in by_round.values()]
+        return sorted(f[name] for f in figures if name in f)
+
     def error(self, cell: str, subject: str) -> str:
         for figure in self._figures.get((cell, subject), {}).values():
             if "error" in figure:
@@ -378,6 +383,19 @@ def about_table(run: Run) -> str:
     return table(["", "how it is used", "recorded of a job that has run"], rows)
 
 
+def pace(run: Run) -> str:
+    """Say how far the processor's own pace has changed between the processes that were measured."""
+    found = run.everywhere("pace_ms")
+    if not found:
+        return ""
+    tenth = len(found) // 10
+    low, middle, high = (number(found[n]) for n in (tenth, len(found) // 2, -1 - tenth))
+    return (
+        f"100,000 turns of an empty loop took {middle} ms ({low}-{high}, a tenth of the processes "
+        "below and above): so much the processor's own pace changed meanwhile. "
+    )
+
+
 def document(run: Run, plots: list[str]) -> str:
     m = run.machine
     sync = ("fdatasync", FLOOR, "median_us")
@@ -388,8 +406,8 @@ def document(run: Run, plots: list[str]) -> str:
         f"{m['date']}; {m['processor']}, {m['cores']} cores, {m['memory_gib']} GiB; "
         f"{m['system']}, {m['file_system']}; Python {m['python']}. "
         f"An append of 100 bytes with fdatasync costs {with_spread(run, sync)} µs here, at worst "
-        f"{number(worst)}. Load average {m['load_before']} before, {m['load_after']} after "
-        f"{m['minutes']} minutes.\n",
+        f"{number(worst)}. {pace(run)}Load average {m['load_before']} before, {m['load_after']} "
+        f"after {m['minutes']} minutes.\n",
         f"Medians of {rounds} interleaved rounds (lowest-highest), each figure from a process of "
         "its own. A ratio is the median of the rounds' own ratios. p99 and worst are those of the "
         "worst round. Compare within this page only: another machine, or another hour, has other "

@@ -65,7 +65,7 @@ def test_in_both_directories_of_the_readme_root_and_the_web_server_share_the_que
     program = """
 import json, os, pwd, re, signal, sys
 import filelock
-import dbbasic_queue.strict_json, dbbasic_queue.worker  # late: www-data may not enter where they lie
+import dbbasic_queue.strict_json, dbbasic_queue.worker  # www-data may not enter where they lie
 from dbbasic_queue import Queue
 os.umask(0o077)
 if sys.argv[1] == "www-data":
