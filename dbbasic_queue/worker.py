@@ -106,6 +106,7 @@ class Pass:
         self.counts = dict.fromkeys(COUNTS, 0)
         self._handlers = handlers
         self._policies: dict[str, Handler | None] = {}
+        self._concurrency: dict[str, int] = {}
         self._only = only
         self._share = share
 
@@ -115,7 +116,9 @@ class Pass:
         """Return the handler of a type with its policy, or None."""
         if job_type not in self._policies:
             found = self._handlers.get(job_type)
-            self._policies[job_type] = None if found is None else Handler.of(found)
+            policy = self._policies[job_type] = None if found is None else Handler.of(found)
+            if policy is not None and policy.concurrency is not None:
+                self._concurrency[job_type] = policy.concurrency
         return self._policies[job_type]
 
     def _limit(self, job_type: str) -> int:
@@ -133,19 +136,11 @@ class Pass:
             return not self._only and self._share != COROUTINES
         return self._share == ALL or handler.shares_loop == (self._share == COROUTINES)
 
-    def _concurrency(self) -> dict[str, int]:
-        policies = {job_type: self.handler(job_type) for job_type, _ in self._handlers.items()}
-        return {
-            t: handler.concurrency
-            for t, handler in policies.items()
-            if handler and handler.concurrency
-        }
-
     # -- the pass --
 
     def run(self) -> dict[str, int]:
         """Work through what is due; return how many jobs ended how."""
-        terms = Terms(self._limit, self._longest_wait, self._wants, self._concurrency())
+        terms = Terms(self._limit, self._longest_wait, self._wants, self._concurrency)
         now = self.clock()
         if not self.linger and not self.has_work(now):
             self._report_unreadable()

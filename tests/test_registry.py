@@ -114,6 +114,20 @@ def test_case_matters_unless_it_is_not_to(queue: Queue) -> None:
     assert queue.process_jobs(loose, only=True) == NONE | {"completed": 1}
 
 
+def test_a_limit_holds_however_the_type_is_spelt(queue: Queue, path: Path) -> None:
+    loose = Handlers(ignore_case=True)
+    beside: list[dict[str, int]] = []
+
+    @loose.handler("Greet", concurrency=1)
+    def greet(payload: object) -> None:
+        with Queue(path) as other:
+            beside.append(other.process_jobs(loose))
+
+    queue.enqueue_many("gREET", [1, 2])
+    assert queue.process_jobs(loose) == NONE | {"completed": 2}
+    assert beside == [NONE, NONE]
+
+
 def test_a_registered_function_is_enqueued_under_its_type(jobs: Handlers, queue: Queue) -> None:
     send = jobs.handler("mail:send")(print)
     job_id = send.enqueue({"to": "ada"}, NOW + 60, job_id="once")

@@ -51,7 +51,8 @@ class Claim:
 class Terms:
     """What a pass's handlers say of jobs of a type.
 
-    `concurrency` is how many may be processing at once, for the types that have such a number.
+    `concurrency` is how many may be processing at once, for the types that have such a number, once
+    it has been asked whether one of them is wanted.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Terms:
         self.limit = limit
         self.longest_wait = longest_wait
         self.wants = wants
-        self.concurrency = concurrency or {}
+        self.concurrency = {} if concurrency is None else concurrency
 
 
 class Claims:
