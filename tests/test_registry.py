@@ -120,7 +120,7 @@ def test_a_limit_holds_however_the_type_is_spelt(queue: Queue, path: Path) -> No
 
     @loose.handler("Greet", concurrency=1)
     def greet(payload: object) -> None:
-        with Queue(path) as other:
+        with Queue(path, clock=queue._clock) as other:
             beside.append(other.process_jobs(loose))
 
     queue.enqueue_many("gREET", [1, 2])
