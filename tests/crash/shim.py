@@ -22,6 +22,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -137,6 +138,8 @@ class Shim:
         self.on = False
         self.met = ""
         self._behind = 0
+        self._counting = threading.Lock()
+        os.register_at_fork(after_in_child=self._after_fork)
         self.meanwhile: Callable[[], None] = lambda: None
         self.locked = False
         self.told: Callable[[str], None] = lambda _: None
@@ -149,6 +152,9 @@ class Shim:
         filelock.lock_descriptor = self._wrapper("lock")
         filelock.unlock_descriptor = self._wrapper("unlock")
         self.on = True
+
+    def _after_fork(self) -> None:
+        self._counting = threading.Lock()
 
     def _wrapper(self, name: str) -> Callable[..., Any]:
         function = REAL[name]
@@ -184,10 +190,12 @@ class Shim:
         args: tuple[Any, ...],
         options: dict[str, Any],
     ) -> Any:
-        number = len(self.trace)
         if name == "open" and args[1] & os.O_CREAT:
             name = "create"
-        self.trace.append(Call(name, os.path.basename(file), _site(), self.locked))
+        call = Call(name, os.path.basename(file), _site(), self.locked)
+        with self._counting:  # two threads must not both be the call that the plan is for
+            number = len(self.trace)
+            self.trace.append(call)
         if name in ("lock", "unlock") and file.endswith(".lock"):
             self.locked = name == "lock"
         plan = self.plan
