@@ -211,7 +211,7 @@ def _look_at(function: Callable[..., Any], unpack: bool) -> tuple[bool, bool]:
     while not isinstance(function, FunctionType):
         if isinstance(function, Handler):
             return function.takes_job, function.is_coroutine
-        if functools is not None and isinstance(function, functools.partial):
+        if functools and hasattr(functools, "partial") and isinstance(function, functools.partial):
             given += len(function.args)
             named.update(function.keywords)
             function = function.func

@@ -623,13 +623,27 @@ def test_others_go_on_while_the_disk_is_waited_for_with_an_outcome(
 ) -> None:
     queue.enqueue("work", 1, run_at=1, job_id="a")
     passing = a_pass(queue, fsync=True)
-    syncs.meanwhile = lambda: queue.enqueue("work", 2, job_id="b")
     in_hand = claimed(passing, 1)
-    syncs.meanwhile = lambda: queue.enqueue("work", 3, job_id="c")
+    syncs.meanwhile = lambda: queue.enqueue("work", 2, job_id="b")
     complete(passing, in_hand["a"])
     assert syncs.meanwhile is None
-    assert statuses(queue) == {"a": "completed", "b": "pending", "c": "pending"}
+    assert statuses(queue) == {"a": "completed", "b": "pending"}
     assert passing.finish() is None
+
+
+def test_nobody_sees_a_claim_that_is_not_on_the_disk_before_the_lock_is_free(
+    queue: Queue, syncs: Syncs
+) -> None:
+    """For if it cannot be synced, it is taken back, and the job has not lost an attempt."""
+    queue.enqueue("work", 1, run_at=1, job_id="a")
+    passing = a_pass(queue, fsync=True)
+    free: list[bool] = []
+    syncs.meanwhile = lambda: free.append(is_free(f"{queue.path}.lock"))
+    syncs.error = errno.EIO
+    with pytest.raises(StoreError, match="nothing was changed"):
+        claimed(passing, 1)
+    assert free == [False]
+    assert statuses(queue) == {"a": "pending"}
 
 
 def test_an_outcome_that_cannot_be_synced_is_taken_back(queue: Queue, syncs: Syncs) -> None:

@@ -1142,3 +1142,27 @@ except StoreError as e:
     with Queue(path) as queue:
         assert [job["payload"] for job in queue.jobs()] == ["first"]
     assert path.read_bytes().count(b"\n") == 2
+
+
+def test_a_job_enqueued_in_the_place_of_one_that_was_taken_back_is_seen_by_all(
+    queue: Queue, path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their rows differ in the id alone: not in length, and not in how they end."""
+    payload = {"template": "welcome_newsletter_of_this_month", "padding": "x" * 100}
+    queue.enqueue("greet", {})
+    with Queue(path, clock=clock) as other:
+        other.counts()
+
+        def fail(_: int) -> None:
+            other.counts()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", fail)
+            with pytest.raises(StoreError, match="nothing was added"):
+                queue.enqueue("greet", payload)
+        job_id = queue.enqueue("greet", payload)
+        assert job(queue, job_id)["payload"] == payload
+        for _ in range(4):
+            assert job(other, job_id)["payload"] == payload
+        assert other.process_jobs(HANDLERS) == NONE | {"completed": 2}

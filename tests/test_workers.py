@@ -13,6 +13,7 @@ from processes import Programs, note, notes, wait_for, wait_for_notes
 
 import dbbasic_queue
 from dbbasic_queue import Delay, Fail, Handler, Handlers, InvalidHandlers, Queue, Worker
+from dbbasic_queue.store import claims
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -620,3 +621,19 @@ def test_the_module_has_every_call_for_the_default_queue(
     assert row(tmp_path / "data/queue.tsv", job_id)["status"] == "completed"
     assert dbbasic_queue.purge(3600, "completed") == 0
     assert dbbasic_queue.get_job.__doc__ == "Do as `Queue.get_job` does, in the default queue."
+
+
+def test_a_pass_of_coroutines_that_lingers_does_not_recover_its_own_jobs(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "_SURVEY_SECONDS", 0.0)
+    ran: list[str] = []
+
+    async def slow(payload: str) -> str:
+        ran.append(payload)
+        await asyncio.sleep(0.5)
+        return payload
+
+    queue.enqueue("slow", "once")
+    assert queue.process_jobs({"slow": slow}, workers=4, linger=0.8)["completed"] == 1
+    assert ran == ["once"]

@@ -167,7 +167,7 @@ class Claims:
         changes = self.store.unexplained(now, self.terms.longest_wait)
         for row in rows.values():
             claim = (row.id, row.state.attempts)
-            if claim in survey.alive:
+            if claim in survey.alive or row.id.encode() in self._held:
                 continue
             if claim in survey.unbegun and claim not in survey.begun:
                 state = job.give_back(row.state)
@@ -203,7 +203,7 @@ class Claims:
                     # First what will be begun first; then what the watcher is giving back.
                     self._held = {claim.key: claim for claim in claims} | self._held
                     self._list()
-                    self.store.change([(c.key, c.state) for c in claims], last=True)
+                    self.store.change([(c.key, c.state) for c in claims])
             if claims:
                 # Quick jobs come in batches: to show each of them takes its share of time only.
                 self._fold(CHEAP_IN_A_PASS if len(claims) == 1 else 0.0)
@@ -213,8 +213,11 @@ class Claims:
     def _fold(self, cheap: float) -> None:
         """Fold where that is cheap; the lock was free before, so that nobody waits for both."""
         if self.store.is_fold_cheap(cheap, SHARE_OF_TIME):
-            with self.store.lock:
-                self.store.try_fold()
+            try:
+                with self.store.lock:
+                    self.store.try_fold()
+            except StoreError:
+                pass  # whatever keeps us from the lock: what was claimed is to be run
 
     def _list(self) -> None:
         self.slot.write([(c.row.id, c.row.state.attempts) for c in self._held.values()])
@@ -409,13 +412,13 @@ class Claims:
         except StoreError as e:
             if not self._may_try_again(e, [claim for claim, _ in ended]):
                 raise
-            self.slot.give_up_room()
             self.store.change(changes)
 
     def _may_try_again(self, error: StoreError, claims: list[Claim]) -> bool:
-        """Tell whether only room is wanting, and nothing of the change was left."""
+        """Tell whether only room is wanting, and nothing was changed; then give up the slot's."""
         if error.errno not in _NO_ROOM:
             return False
+        self.slot.give_up_room()
         self.store.read_new()
         return all(self._is_current(claim) for claim in claims)
 

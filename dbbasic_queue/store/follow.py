@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _LITTLE = 1 << 16
 _MUCH = 1 << 18
 _ANCHOR = 64
+_LONGEST_ANCHOR = 1 << 10
 
 
 class Rewritten(Exception):
@@ -35,8 +36,8 @@ class Follower:
         """`end` is where the reading begins, behind a complete line."""
         self.file = file
         self.end = end
-        start = max(end - _ANCHOR, 0)
-        self.anchor = os.pread(file.fd, end - start, start) if file else b""
+        start = max(end - _LONGEST_ANCHOR, 0)
+        self.anchor = _end_of(os.pread(file.fd, end - start, start)) if file else b""
 
     def new(self) -> Iterator[bytes]:
         """Yield the complete lines that are new, about 256 KiB of them at a time."""
@@ -56,7 +57,7 @@ class Follower:
             if found:
                 new = content[len(self.anchor) : cut]
                 self.end = start + cut
-                self.anchor = content[max(cut - _ANCHOR, 0) : cut]
+                self.anchor = _end_of(content[:cut])
                 yield new
             if len(content) < size:
                 return
@@ -79,11 +80,21 @@ class Follower:
         self.end += len(content)
         if len(content) < _ANCHOR:
             content = self.anchor + content
-        self.anchor = content[-_ANCHOR:]
+        self.anchor = _end_of(content)
 
     def size(self) -> int:
         """Return the file's size in bytes, with a last line that is not complete."""
         return 0 if self.file is None else os.fstat(self.file.fd).st_size
+
+
+def _end_of(content: bytes) -> bytes:
+    """Return the last line, with its id unless it is very long, and some bytes at least.
+
+    A row that was taken back, and the one that its caller enqueued instead, may end alike.
+    """
+    size = len(content)
+    start = content.rfind(b"\n", 0, size - 1) + 1
+    return content[max(min(start, size - _ANCHOR), size - _LONGEST_ANCHOR, 0) :]
 
 
 def require_header(line: bytes, path: str) -> None:

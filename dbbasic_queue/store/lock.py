@@ -116,9 +116,9 @@ class QueueLock:
             file = self._open()
 
     def _release(self) -> None:
-        held = time.monotonic() - self._held_since
-        replaced = self.closing
         try:
+            held = time.monotonic() - self._held_since
+            replaced = self.closing
             if self._file is not None:
                 self._unlock(self._file.fd)  # harmless where it is not held
             if replaced:

@@ -121,6 +121,7 @@ class Store:
         if any(self.view.index.get(job_id, -1) >= first for job_id in self.view.records):
             return False
         os.ftruncate(file.fd, size)
+        self.view.close()  # it knows the rows
         return True
 
     def _rows_for_append(self) -> tuple[OpenFile, int]:
@@ -312,9 +313,13 @@ class Store:
         follower = self.view.journal
         start = follower.end
         append(file, start, content)
-        follower.passed(content)
-        for job_id, state in changes:
-            self.view.apply(job_id, state)
+        try:
+            follower.passed(content)
+            for job_id, state in changes:
+                self.view.apply(job_id, state)
+        except BaseException:  # an interrupt: what is noted in part may not be taken for read
+            self.view.close()
+            raise
         if self.fsync:
             if last:
                 self.lock.let_go()
@@ -322,23 +327,24 @@ class Store:
                 sync(file.fd)
             except OSError as e:
                 consequence = "the change was made, but may not survive a power cut"
+                rows = self.view.rows.file
                 self._journal = None
                 self.view.close()
-                if last:
-                    self.lock.take_again()
-                if self._cut_off(file, start, content):
-                    consequence = "nothing was changed"
+                try:
+                    if last:
+                        self.lock.take_again()
+                    if (rows is None or rows.is_at_path()) and self._cut_off(file, start, content):
+                        consequence = "nothing was changed"
+                except OSError:
+                    pass  # it stays
                 raise store_error(e, file.path, consequence) from e
 
     @staticmethod
     def _cut_off(file: OpenFile, start: int, content: bytes) -> bool:
-        """Take unsynced records back, where nobody has written behind them, or folded them."""
-        try:
-            if os.pread(file.fd, len(content) + 1, start) != content:
-                return False
-            os.ftruncate(file.fd, start)
-        except OSError:
+        """Take unsynced records back, where nobody has written behind them, or cut them."""
+        if os.pread(file.fd, len(content) + 1, start) != content:
             return False
+        os.ftruncate(file.fd, start)
         return True
 
     def _journal_for_append(self) -> OpenFile:

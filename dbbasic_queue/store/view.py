@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NEVER = 1 << 62
+_TRUST = 600.0
+"""Seconds after which a file that was replaced is read as a whole, for who edits one in place by
+hand, and keeps its length, is noticed by that alone."""
 
 
 class View:
@@ -80,6 +83,7 @@ class View:
         self.records: dict[bytes, bytes] = {}
         self._ahead: list[bytes] = []
         self._ahead_from = 0
+        self._anew_at = time.monotonic()
         self.generation += 1
         self.numbering += 1
 
@@ -145,7 +149,7 @@ class View:
         known, self.loaded = self.loaded, False
         try:
             new = open_file(self.path, os.O_RDONLY)
-            if not known or new is None:
+            if not known or new is None or time.monotonic() - self._anew_at > _TRUST:
                 raise Rewritten
             touched = sorted(n for n in map(self.index.get, self.records) if n is not None)
             end, changed = changed_rows(self.rows, new, self.places, touched)
@@ -163,20 +167,19 @@ class View:
                 self.processing.discard(number)
                 self.retrying.discard(number)
                 self._set(number, row.state.status, row.state.run_at, row.state.attempts > 0)
-        except Rewritten:
+            numbers, lengths = [n for n, *_ in changed], [len(line) for *_, line in changed]
+            self.places.moved(len(HEADER), numbers, lengths)
+            self.rows = Follower(new, end)
+            self.journal = Follower(None)
+            self.records = {}
+            self._ahead = []
+            self.generation += 1
+            self.loaded = True
+        except (Rewritten, ValueError):  # the latter where the old file was written over
             self._forget()
-            return
         except BaseException:
             self._forget()
             raise
-        numbers, lengths = [n for n, *_ in changed], [len(line) for *_, line in changed]
-        self.places.moved(len(HEADER), numbers, lengths)
-        self.rows = Follower(new, end)
-        self.journal = Follower(None)
-        self.records = {}
-        self._ahead = []
-        self.generation += 1
-        self.loaded = True
 
     def _open(self) -> None:
         if self.rows.file is None:

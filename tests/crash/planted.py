@@ -167,8 +167,8 @@ MUTANTS = (
     Mutant(
         "recovery of the living, too",
         "store/claims.py",
-        "            if claim in survey.alive:\n                continue\n",
-        "",
+        "            if claim in survey.alive or row.id.encode() in self._held:\n",
+        "            if row.id.encode() in self._held:\n",
         (kill("overlapping"),),
     ),
     Mutant(
@@ -203,7 +203,7 @@ MUTANTS = (
         "claim before the slot's list",
         "store/claims.py",
         "                    self._list()\n"
-        "                    self.store.change([(c.key, c.state) for c in claims], last=True)\n",
+        "                    self.store.change([(c.key, c.state) for c in claims])\n",
         "                    self.store.change([(c.key, c.state) for c in claims])\n"
         "                    self._list()\n",
         (kill("passes"), kill("slow")),
@@ -212,7 +212,7 @@ MUTANTS = (
         "slot's list not written",
         "store/claims.py",
         "                    self._list()\n"
-        "                    self.store.change([(c.key, c.state) for c in claims], last=True)\n",
+        "                    self.store.change([(c.key, c.state) for c in claims])\n",
         "                    self.store.change([(c.key, c.state) for c in claims])\n",
         (kill("overlapping"),),
     ),
@@ -282,6 +282,22 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "a pass of several jobs recovers its own",
+        "store/claims.py",
+        " or row.id.encode() in self._held:\n",
+        ":\n",
+        (
+            "tests/test_workers.py::test_a_pass_of_coroutines_that_lingers_does_not_recover_its_own_jobs",
+        ),
+    ),
+    Mutant(
+        "two rows that end alike are taken for one",
+        "store/follow.py",
+        "_LONGEST_ANCHOR = 1 << 10\n",
+        "_LONGEST_ANCHOR = 64\n",
+        (STORE + "::test_a_job_enqueued_in_the_place_of_one_that_was_taken_back_is_seen_by_all",),
+    ),
+    Mutant(
         "a change that is gone stays known",
         "store/compare.py",
         "        if before == after and not touched_here:\n",
@@ -334,15 +350,15 @@ MUTANTS = (
     Mutant(
         "a failed sync not taken back",
         "store/store.py",
-        "            os.ftruncate(file.fd, start)\n        except",
-        "            pass\n        except",
+        "        os.ftruncate(file.fd, start)\n        return True\n",
+        "        return True\n",
         (errors("application"),),
     ),
     Mutant(
         "what others have written behind a failed sync is cut off",
         "store/store.py",
-        "            if os.pread(file.fd, len(content) + 1, start) != content:\n",
-        "            if False:\n",
+        "        if os.pread(file.fd, len(content) + 1, start) != content:\n",
+        "        if False:\n",
         (
             CONTENTION
             + "::test_an_outcome_that_cannot_be_synced_stays_where_others_have_gone_on_from_it",
