@@ -317,3 +317,23 @@ def test_a_file_that_was_edited_in_place_and_then_folded_is_read_anew(tmp_path: 
     view.refresh()
     assert [n for n in range(100) if view.when[n] == NEVER] == [7, 50]
     store.close()
+
+
+def test_a_change_that_was_taken_back_is_not_known_after_a_fold(tmp_path: Path) -> None:
+    """Its row is the same in both files, and is not what the view took it for."""
+    path = written(str(tmp_path), [PLAIN % (n, n) for n in range(3000)])
+    cancelled = encode_state(job.State(job.CANCELLED, 5, 7, 0, "", ""))
+    view = View(path)
+    for job_id in (b"7", b"2999"):
+        store = Store(path, fsync=False)
+        with store.lock:
+            store.read_new()
+            store.change([(job_id, cancelled)])
+            if job_id == b"2999":
+                store.fold()
+        view.refresh()
+        if job_id == b"7":
+            assert view.when[7] == NEVER
+            os.truncate(path + ".journal", 0)  # as after a sync that failed
+        store.close()
+    assert [n for n in range(3000) if view.when[n] == NEVER] == [2999]

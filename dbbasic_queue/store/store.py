@@ -306,8 +306,6 @@ class Store:
         thing that it does under the lock, others go on while the disk is waited for. Raises
         StoreError if the system refuses; then none has been made.
         """
-        if not self.view.loaded:
-            self.read_new()  # an error has made the view forget where the journal ends
         content = b"".join([encode_record(job_id, state) for job_id, state in changes])
         file = self._journal_for_append()
         follower = self.view.journal
