@@ -346,7 +346,7 @@ class Claims:
                     self._write([(claim, state)], last=True)
                 except StoreError as e:
                     recorded = job.without_result(state, "result not kept: the disk is full")
-                    if recorded is None or not self._may_try_again(e, [claim]):
+                    if recorded is None or not self._has_made_room(e, [claim]):
                         raise
                     self.store.change([(claim.key, encode_state(recorded))])
             self._forget(claim, recorded)
@@ -361,7 +361,7 @@ class Claims:
             try:
                 self._write(current, last=True)
             except StoreError as e:
-                if not self._may_try_again(e, [c for c, _ in current]):
+                if not self._has_made_room(e, [c for c, _ in current]):
                     raise
                 recorded = []
             else:
@@ -410,12 +410,15 @@ class Claims:
         try:
             self.store.change(changes, last=last)
         except StoreError as e:
-            if not self._may_try_again(e, [claim for claim, _ in ended]):
+            if not self._has_made_room(e, [claim for claim, _ in ended]):
                 raise
             self.store.change(changes)
 
-    def _may_try_again(self, error: StoreError, claims: list[Claim]) -> bool:
-        """Tell whether only room is wanting, and nothing was changed; then give up the slot's."""
+    def _has_made_room(self, error: StoreError, claims: list[Claim]) -> bool:
+        """Give up the slot's room where that is what is wanting, and nothing else.
+
+        Tells whether the change may be tried again: nothing of it was made.
+        """
         if error.errno not in _NO_ROOM:
             return False
         self.slot.give_up_room()
