@@ -1,6 +1,7 @@
 """One log record for each outcome, after it is on the disk; nothing where nobody listens.
 
-`logging` is not imported here: a pass that nobody watches need not pay for it.
+`logging` is not imported here: a pass that nobody watches need not pay for it. A filter or handler
+of the program's that raises is reported on stderr, once, and is an error of no pass and no job.
 """
 
 from __future__ import annotations
@@ -20,15 +21,36 @@ INFO, WARNING, ERROR = 20, 30, 40
 _LEVELS = {"completed": INFO, "delayed": INFO, "retried": WARNING, "failed": ERROR}
 
 
+_complained = False
+
+
 def logger() -> Logger | None:
     """Return the package's logger; None where nobody has imported `logging`, so nobody listens."""
     logging = sys.modules.get("logging")
-    if logging is None:
+    if logging is None or not hasattr(logging, "captureWarnings"):  # its last name: half imported
         return None
     log: Logger = logging.getLogger("dbbasic_queue")
     if not log.handlers:
         log.addHandler(logging.NullHandler())
     return log
+
+
+def write(log: Logger, level: int, message: str, *facts: object, **extra: object) -> None:
+    """Log one record; `extra` are its attributes. Raises nothing that logging raises."""
+    global _complained
+    try:
+        log.log(level, message, *facts, extra=extra)
+    except Exception as e:  # noqa: BLE001 - whatever it is: the queue's work goes on
+        if not _complained:
+            _complained = True
+            _complain(f"the program's logging raised {type(e).__name__}, a record is lost")
+
+
+def _complain(text: str) -> None:
+    from contextlib import suppress
+
+    with suppress(Exception):  # stderr may be missing, or closed
+        sys.stderr.write(f"dbbasic_queue: {text}\n")
 
 
 def outcome(
@@ -38,7 +60,8 @@ def outcome(
     level = WARNING if name == "completed" and state.error else _LEVELS[name]
     if not log.isEnabledFor(level):
         return
-    log.log(
+    write(
+        log,
         level,
         "%s %s %s, attempt %d%s",
         escape(job_type),
@@ -46,19 +69,19 @@ def outcome(
         name,
         state.attempts,
         f": {state.error}" if state.error else "",
-        extra={
-            "job_id": job_id,
-            "job_type": job_type,
-            "status": state.status,
-            "attempt": state.attempts,
-            "seconds": seconds,
-        },
+        job_id=job_id,
+        job_type=job_type,
+        status=state.status,
+        attempt=state.attempts,
+        seconds=seconds,
     )
 
 
 def late(log: Logger, job_id: str, job_type: str, attempt: int) -> None:
     """Log that an attempt which is no longer the current one has ended."""
-    log.warning(
+    write(
+        log,
+        WARNING,
         "%s %s: the outcome of attempt %d came too late and is not recorded",
         escape(job_type),
         job_id,
@@ -68,26 +91,32 @@ def late(log: Logger, job_id: str, job_type: str, attempt: int) -> None:
 
 def not_folded(log: Logger, error: Exception) -> None:
     """Log that the changes of a pass stay in the journal for now."""
-    log.error("the journal could not be folded, and nothing is lost: %s", error)
+    write(log, ERROR, "the journal could not be folded, and nothing is lost: %s", error)
 
 
 def history_lost(log: Logger, error: Exception) -> None:
     """Log that attempts are not in the history."""
-    log.error("attempts could not be written to the history, and the queue is well: %s", error)
+    write(
+        log, ERROR, "attempts could not be written to the history, and the queue is well: %s", error
+    )
 
 
 def unreadable(log: Logger, store: Store) -> None:
     """Log which lines are no jobs."""
     rejected, store.rejected = store.rejected, 0
     if rejected:
-        log.warning(
+        write(
+            log,
+            WARNING,
             "%d lines with NULs and the like were moved to %s.rejected, and are no jobs",
             rejected,
             store.path,
         )
     lines = store.view.unreadable
     if lines:
-        log.warning(
+        write(
+            log,
+            WARNING,
             "%d lines of %s are no jobs, and are kept as they are: line %s%s",
             len(lines),
             store.path,

@@ -10,15 +10,17 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
+import types
 from collections import Counter, UserDict
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import NOW, Clock, add_lines, beside, job, line, python, row, rows
 
-from dbbasic_queue import InvalidHandlers, Queue, QueueBusy, StoreError
+from dbbasic_queue import InvalidHandlers, Queue, QueueBusy, StoreError, reports
 from dbbasic_queue.store.claims import Claims, Terms
 
 if TYPE_CHECKING:
@@ -564,6 +566,49 @@ def test_a_pass_without_a_log_is_recorded_all_the_same(
     caplog.set_level(logging.CRITICAL, "dbbasic_queue")
     assert outcome(queue, raising(ValueError("no")), 1)["status"] == "failed"
     assert caplog.records == []
+
+
+class Raises(logging.Filter):
+    """As a filter that adds the id of a web request does outside of one."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        raise RuntimeError("no request")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_log_that_raises_ends_no_pass_and_charges_no_job(
+    queue: Queue,
+    path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+) -> None:
+    async def work(_: Any) -> None:
+        pass
+
+    monkeypatch.setattr(reports, "_complained", False)
+    add_lines(path, line("lost", status="processing", attempts=3), "this is not a job\n")
+    queue.enqueue_many("work", range(3))
+    queue.enqueue("unknown", {})
+    log = logging.getLogger("dbbasic_queue")
+    raises = Raises()
+    log.addFilter(raises)
+    try:
+        counts = queue.process_jobs({"work": work}, workers=workers)
+    finally:
+        log.removeFilter(raises)
+    assert counts == NONE | {"completed": 3, "retried": 1, "failed": 1, "recovered": 1}
+    assert {found["attempts"] for found in queue.jobs("completed")} == {1}
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said == "dbbasic_queue: the program's logging raised RuntimeError, a record is lost"
+
+
+def test_a_pass_while_another_thread_imports_logging_has_no_log(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "logging", types.ModuleType("logging"))  # still empty
+    queue.enqueue("greet", {})
+    assert queue.process_jobs({"greet": lambda _: None})["completed"] == 1
 
 
 # --- handlers that cannot work
