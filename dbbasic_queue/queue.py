@@ -495,9 +495,6 @@ run_until_complete = _of_default(Queue.run_until_complete)
 pause = _of_default(Queue.pause)
 resume = _of_default(Queue.resume)
 wait = _of_default(Queue.wait)
-aenqueue = _of_default(Queue.aenqueue)
-aget_job = _of_default(Queue.aget_job)
-await_job = _of_default(Queue.await_job)
 requeue = _of_default(Queue.requeue)
 requeue_failed = _of_default(Queue.requeue_failed)
 clear_failed = _of_default(Queue.clear_failed)
@@ -508,3 +505,28 @@ counts = _of_default(Queue.counts)
 attempts = _of_default(Queue.attempts)
 metrics = _of_default(Queue.metrics)
 write_metrics = _of_default(Queue.write_metrics)
+
+
+# Written out, so that they are coroutine functions: a web framework that is given one as a
+# background task calls any other function in a thread, and drops the coroutine that it returns.
+
+
+async def aenqueue(
+    job_type: str,
+    payload: Any,
+    run_at: float | datetime | None = None,
+    *,
+    job_id: str | None = None,
+) -> str:
+    """Do as `Queue.aenqueue` does, in the default queue."""
+    return await default_queue().aenqueue(job_type, payload, run_at, job_id=job_id)
+
+
+async def aget_job(job_id: str) -> dict[str, Any] | None:
+    """Do as `Queue.aget_job` does, in the default queue."""
+    return await default_queue().aget_job(job_id)
+
+
+async def await_job(job_id: str, timeout: float) -> dict[str, Any] | None:
+    """Do as `Queue.await_job` does, in the default queue."""
+    return await default_queue().await_job(job_id, timeout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import signal
 from typing import TYPE_CHECKING, Any
@@ -602,6 +603,35 @@ def test_the_calls_for_coroutines_leave_the_loop_running(queue: Queue) -> None:
         ticking.cancel()
 
     asyncio.run(app())
+
+
+@pytest.mark.parametrize("name", ["aenqueue", "aget_job", "await_job"])
+def test_the_calls_for_coroutines_are_coroutine_functions_with_their_signatures(name: str) -> None:
+    """A web framework asks before it runs a background task."""
+    function = getattr(dbbasic_queue, name)
+    assert inspect.iscoroutinefunction(function)
+    method = inspect.signature(getattr(Queue, name))
+    assert list(inspect.signature(function).parameters.values()) == [
+        parameter for parameter in method.parameters.values() if parameter.name != "self"
+    ]
+    assert inspect.signature(function).return_annotation == method.return_annotation
+    assert function.__doc__ == f"Do as `Queue.{name}` does, in the default queue."
+
+
+def test_a_job_enqueued_by_a_coroutine_function_of_the_module_is_in_the_default_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dbbasic_queue.queue.QUEUE_FILE", str(tmp_path / "data/queue.tsv"))
+
+    async def app() -> dict[str, Any] | None:
+        job_id = await dbbasic_queue.aenqueue("greet", "ada", NOW, job_id="mine")
+        assert job_id == "mine"
+        assert await dbbasic_queue.await_job("mine", 0) is None
+        return await dbbasic_queue.aget_job("mine")
+
+    found = asyncio.run(app())
+    assert found is not None
+    assert (found["payload"], found["run_at"]) == ("ada", NOW)
 
 
 def test_the_module_has_every_call_for_the_default_queue(
