@@ -47,6 +47,8 @@ class Queue:
     `clock` gives the time in Unix seconds.
     """
 
+    _bad_attempts = 0  # lines of the history that were reported as skipped
+
     def __init__(
         self,
         path: str | os.PathLike[str] = "data/queue.tsv",
@@ -385,8 +387,11 @@ class Queue:
 
         Raises NotAQueue or StoreError where the files cannot be used.
         """
-        found = self._store.history(job_id) if is_id(job_id) else ()
-        return [attempt.as_dict() for attempt in sorted(found, key=lambda a: a.ended_at)]
+        found = (
+            sorted(self._store.history(job_id), key=lambda a: a.ended_at) if is_id(job_id) else []
+        )
+        self._report_bad_attempts()
+        return [attempt.as_dict() for attempt in found]
 
     def metrics(self, window: float = 3600) -> dict[str, Any]:
         """Return figures about the queue as it is, and about the attempts of the last `window` s.
@@ -407,7 +412,18 @@ class Queue:
             raise InvalidJob(f"window {window!r} is refused: it must be seconds, over 0")
         rows, paused, now = self._store.rows(), self._store.paused(), self._clock()
         attempts = self._store.history(since=now - window)
-        return figures.measure(rows, paused, attempts, now, window)
+        found = figures.measure(rows, paused, attempts, now, window)
+        self._report_bad_attempts()
+        return found
+
+    def _report_bad_attempts(self) -> None:
+        """Log lines of the history that were skipped: once, until there are more of them."""
+        from dbbasic_queue import reports
+
+        lines = self._store.bad_attempts
+        if len(lines) > self._bad_attempts and (log := reports.logger()):
+            reports.bad_attempts(log, self.path, lines)
+        self._bad_attempts = len(lines)
 
     def write_metrics(self, path: str | os.PathLike[str], window: float = 3600) -> None:
         """Write what `metrics` returns as a file for Prometheus' node_exporter.

@@ -12,6 +12,7 @@ from dbbasic_queue.text import escape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from logging import Logger
 
     from dbbasic_queue.job import State
@@ -101,9 +102,28 @@ def history_lost(log: Logger, error: Exception) -> None:
     )
 
 
+def bad_attempts(log: Logger, path: str, lines: Sequence[str]) -> None:
+    """Log that lines of the history were skipped."""
+    log.warning(
+        "%s.attempts: skipped %d lines that are not rows of a history, the first one: %s",
+        path,
+        len(lines),
+        escape(lines[0]),
+    )
+
+
 def unreadable(log: Logger, store: Store) -> None:
-    """Log which lines are no jobs."""
+    """Log which lines are no jobs, and how many records of the journal were skipped."""
     rejected, store.rejected = store.rejected, 0
+    view = store.view
+    skipped, view.bad_records = view.bad_records, 0
+    if skipped:
+        log.warning(
+            "%s.journal: skipped %d damaged records (cut short by a crash, or written by another "
+            "program)",
+            store.path,
+            skipped,
+        )
     if rejected:
         write(
             log,
@@ -112,7 +132,7 @@ def unreadable(log: Logger, store: Store) -> None:
             rejected,
             store.path,
         )
-    lines = store.view.unreadable
+    lines = view.unreadable
     if lines:
         write(
             log,

@@ -148,13 +148,15 @@ def parse_row(line: bytes) -> Row | None:
         text = line.decode()
     except UnicodeDecodeError:
         return None
-    columns = text.removesuffix("\r").split("\t")
-    if len(columns) != 9:
-        if len(columns) < 7:
-            return None
-        columns[7:-1] = ["\\t".join(columns[7:-1])] if len(columns) > 9 else columns[7:-1]
-        columns += [""] * (9 - len(columns))
-    job_id, job_type, payload, status, created_at, run_at, attempts, error, result = columns
+    columns = text.removesuffix("\r").split("\t", 7)  # a line may be nothing but tabs
+    if len(columns) < 7:
+        return None
+    job_id, job_type, payload, status, created_at, run_at, attempts, *rest = columns
+    error, tab, result = rest[0].rpartition("\t") if rest else ("", "", "")
+    if not tab:
+        error, result = result, ""
+    elif "\t" in error:
+        error = error.replace("\t", "\\t")
     if (
         not 0 < len(job_id) <= 64
         or job_id.strip(IN_AN_ID)
@@ -184,7 +186,7 @@ def _instant(text: str) -> int | None:
         or not text.isascii()
     ):
         return None
-    return math.ceil(float(text))
+    return int(whole) + bool(fraction.strip("0"))
 
 
 def _printable(error: str) -> str:
@@ -224,9 +226,9 @@ def encode_record(job_id: bytes, state: bytes) -> bytes:
 
 
 def decode_record(line: bytes) -> tuple[bytes, bytes] | None:
-    """Return the job's id and state, or None where the line is torn or damaged."""
+    """Return the job's id and state, or None where the line is torn, damaged or forged."""
     body, _, checksum = line.rpartition(b"\t")
-    if b"%08x" % crc32(body) != checksum:
+    if b"%08x" % crc32(body) != checksum or (not body.isascii() and is_binary(body)):
         return None
     job_id, _, state = body.partition(b"\t")
     return (job_id, state) if _matches_state(state) else None

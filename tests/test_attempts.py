@@ -582,6 +582,12 @@ def test_lines_that_are_no_rows_are_passed_over_and_a_torn_one_is_ended_by_the_n
     foreign += [whole + b"\tmore", whole.replace(b"work", b"w\0rk"), HEADER[:-1], b""]
     columns = whole.split(b"\t")
     foreign += [b"\t".join([*columns[:6], n, *columns[7:]]) for n in (b"nan", b"-1", b"1e99")]
+    foreign += [
+        b"\t".join([*columns[:place], b"1" + b"0" * zeros, *columns[place + 1 :]])
+        for place in (2, 4, 5, 6)
+        for zeros in (15, 400, 5000)
+    ]
+    foreign += [b"x" * 3_000_000 + whole, whole + b"x" * 3_000_000, b"\t" * 3_000_000]
     with beside(path, "attempts").open("ab") as file:
         file.write(b"\n".join(foreign) + b"\n" + whole[:-3])
     assert len(queue.attempts("j0")) == 1
@@ -591,6 +597,23 @@ def test_lines_that_are_no_rows_are_passed_over_and_a_torn_one_is_ended_by_the_n
         file.write(whole + b"Traceback (mo")  # perhaps it is being written
     assert len(queue.attempts("j0")) == 1
     assert whole[:-3] + b"\n" in beside(path, "attempts").read_bytes()
+    assert queue.metrics()["types"]["work"]["attempts"] == {"completed": 2}
+
+
+def test_rows_of_the_history_that_cannot_be_read_are_reported_once(
+    queue: Queue, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.enqueue("work", {}, job_id="a")
+    queue.process_jobs({"work": str})
+    with beside(path, "attempts").open("ab") as file:
+        file.write(b"a\twork\t1\tcompleted\t" + b"9" * 400 + b"\t%d\t1\t\t\n" % NOW + b"\x1b[31m\n")
+    for _ in range(3):
+        assert sum(queue.metrics()["types"]["work"]["attempts"].values()) == 1
+    (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert message.startswith(
+        f"{path}.attempts: skipped 2 lines that are not rows of a history, the first one: a\\twork"
+    )
+    assert len(queue.attempts("a")) == 1
 
 
 @pytest.mark.parametrize("kind", ["symlink", "hard link", "fifo", "directory"])

@@ -8,7 +8,9 @@ import json
 import math
 import pkgutil
 import sys
+import time
 import unicodedata
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -295,6 +297,50 @@ def test_a_refusal_shows_any_value_in_a_short_and_harmless_way(value: Any) -> No
             check(value)
         assert harmless(str(refusal.value))
         assert len(str(refusal.value)) < 300
+
+
+MANY = 20_000
+HOSTILE_TEXTS = {
+    "an unclosed string of escaped quotes": '"' + '\\"' * MANY,
+    "a string of escaped quotes": '"' + '\\"' * MANY + '"',
+    "quotes without a comma between them": "[" + '"' * MANY,
+    "a deep list, then an unclosed string": "[" * 101 + '"' + '\\"' * MANY,
+    "a backslash at the end": '"' + "\\\\" * MANY + "\\",
+    "numbers of 4300 digits": f"[{','.join(['1' * 4300] * 240)}]",
+    "a fraction without an end": "1." + "1" * MANY,
+    "unfinished escapes": '"' + "\\u" * MANY,
+    "half surrogates": '"' + "\\ud800" * MANY,
+    "white space": "1" + " " * MANY + "2",
+    "many small lists": "[" + "[]," * MANY,
+    "nothing but tabs": "\t" * MANY,
+    "nothing but NULs": "\0" * MANY,
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE_TEXTS.values(), ids=HOSTILE_TEXTS)
+def test_a_hostile_text_is_read_in_time_proportional_to_its_length(text: str) -> None:
+    started = time.process_time()
+    with suppress(ValueError):
+        decode_json(text)
+    unescape(text)
+    for row in (
+        line("a", payload=text),
+        line("a", error=text),
+        line("a", run_at=f"1.{text}"),
+        line(text),
+        text,
+    ):
+        parse_row(row.removesuffix("\n").encode())
+    decode_record(text.encode() + b"\t00000000")
+    decode_record(encode_record(b"a", f"pending\t1\t1\t1\t{text}\t".encode())[:-1])
+    assert time.process_time() - started < 1  # it takes 0.05 s; with a search per quote 10 s
+
+
+def test_a_fraction_of_any_length_is_rounded_up() -> None:
+    for run_at, seconds in (("5.000", 5), ("5.", 5), ("5." + "0" * 400 + "1", 6), ("5.9", 6)):
+        row = parse_row(line("a", run_at=run_at)[:-1].encode())
+        assert row is not None
+        assert row.state.run_at == seconds
 
 
 # --- rows

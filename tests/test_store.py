@@ -352,6 +352,35 @@ def test_what_was_read_is_not_taken_for_another_file_of_the_same_inode(
         assert queue.cancel_job(f"job-{n % 10}") is (n % 2 == 0)
 
 
+def test_records_that_dbbasic_queue_cannot_have_written_are_skipped_and_reported(
+    queue: Queue, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_lines(path, line("a"), line("b"))
+    states = [
+        "pending\t1\t1\t1\t\xff\t".encode("latin-1"),
+        b"pending\t1\t1\t1\ta\0b\t",
+        b"running\t1\t1\t1\t\t",
+        b"pending\t1\t" + b"9" * 400 + b"\t1\t\t",
+        b"pending\t1\t1\t" + b"9" * 5000 + b"\t\t",
+        b"pending\t1\t-1\t1\t\t",
+        b"pending",
+        b"",
+    ]
+    forged = b"".join(encode_record(b"a", state) for state in states)
+    beside(path, "journal").write_bytes(forged + encode_record(b"\xff", states[0]))
+    with Queue(path, clock=Clock()) as other:
+        assert job(other, "a")["attempts"] == 0
+        assert [found["id"] for found in other.jobs()] == ["a", "b"]
+    assert queue.process_jobs(HANDLERS) == NONE | {"completed": 2}
+    (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert message == (
+        f"{path}.journal: skipped 9 damaged records (cut short by a crash, or written by another "
+        "program)"
+    )
+    queue.process_jobs(HANDLERS)
+    assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 1
+
+
 # --- lines that are odd, or no jobs
 
 

@@ -449,6 +449,18 @@ def test_a_row_that_cannot_be_read_never_keeps_the_others_from_running(
         assert (text if isinstance(text, bytes) else text.encode()) in kept
 
 
+def test_payloads_that_are_not_json_leave_room_for_the_jobs_behind_them(
+    queue: Queue, path: Path
+) -> None:
+    payload = "'" + "x" * 100_000 + "'"  # 11 of them are more than one batch may hold
+    then = NOW - 5000
+    bad = [line(f"sh-{n}", payload=payload, created_at=then, run_at=then) for n in range(11)]
+    huge = line("huge", payload="'" * 2**20, created_at=then, run_at=then)
+    add_lines(path, *bad, huge)
+    queue.enqueue_many("greet", range(3))
+    assert queue.process_jobs({"greet": lambda _: None})["completed"] == 3
+
+
 def test_lines_that_are_no_jobs_are_reported_by_number(
     queue: Queue, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

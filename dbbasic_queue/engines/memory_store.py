@@ -46,11 +46,13 @@ class Memory:
     """What `Queue` and `Pass` ask of a `Store`; each method is one atomic change or look."""
 
     rejected = 0
+    bad_attempts: tuple[str, ...] = ()
 
     class view:
         """What a pass reports of lines that are no jobs: there are none."""
 
         unreadable = ()
+        bad_records = 0
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -206,7 +208,9 @@ class MemoryLog:
         due_at = max(state.run_at, state.created_at)
         columns = (row.id, row.type, state.attempts, outcome, due_at, ended_at)
         took = "" if seconds is None else seconds
-        self._store.ended.append(Attempt("\t".join(map(str, (*columns, took, error, traceback)))))
+        self._store.ended.append(
+            Attempt("\t".join(map(str, (*columns, took, error, traceback))) + "\n")
+        )
 
     def flush(self) -> None:
         """Nothing is held back."""

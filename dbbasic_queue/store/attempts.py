@@ -33,6 +33,7 @@ HEADER = b"id\ttype\tattempt\toutcome\tdue_at\tended_at\tseconds\terror\ttraceba
 LARGEST = 16 << 20
 """Bytes after which the file is rotated; with the one before it, twice as much is kept."""
 
+_LONGEST = 1 << 20  # bytes of a line that can be a row
 _MOST_ROWS = 512
 _MOST_SECONDS = 1.0
 _PAUSE = 60.0  # after an error: to find out that it is still there may take a while each time
@@ -176,7 +177,7 @@ class Attempt:
     )
 
     def __init__(self, line: str) -> None:
-        """Raises ValueError for a line that is no row."""
+        """Raises ValueError for a line that isn't a row, or has no end."""
         (
             self.id,
             self.type,
@@ -187,13 +188,17 @@ class Attempt:
             seconds,
             self.error,
             self.traceback,
-        ) = line.split("\t")
+        ) = line.split("\t", 9)
+        if "\0" in line or not self.traceback.endswith("\n"):
+            raise ValueError("it has a NUL byte, or no end")
+        self.traceback = self.traceback[:-1]
         self.attempt = int(attempt)
         self.due_at = int(due_at)
         self.ended_at = float(ended_at)
         self.seconds = float(seconds) if seconds else None
-        if not (0 <= self.ended_at <= LATEST and 0 <= (self.seconds or 0) <= LATEST):
-            raise ValueError(line)  # NaN, too
+        numbers = (self.attempt, self.due_at, self.ended_at, self.seconds or 0)
+        if not all(0 <= number <= LATEST for number in numbers):  # NaN, too
+            raise ValueError("a number is out of range")
 
     def as_dict(self) -> dict[str, object]:
         """Return the columns with Python values."""
@@ -210,25 +215,39 @@ class Attempt:
         }
 
 
-def read(queue: str, job_id: str = "", since: float = -math.inf) -> Iterator[Attempt]:
-    """Yield the history, or that of one job, in the files' order; lines that are no rows are not.
+def read(
+    queue: str, job_id: str = "", since: float = -math.inf, skipped: list[str] | None = None
+) -> Iterator[Attempt]:
+    """Yield the history, or that of one job, in the files' order; skip lines that are not rows.
 
     What ended before `since` is passed over, but for the first row of a file, which says how far
-    back that goes. Raises NotAQueue or StoreError where a file cannot be used.
+    back that goes. The start of each line that was skipped is added to `skipped`. Raises NotAQueue
+    or StoreError where a file cannot be used.
     """
     prefix = f"{job_id}\t".encode() if job_id else b""
     for file in _files(_path(queue)):
         first = True
-        with open(file.fd, "rb", closefd=False) as lines:
-            for line in lines:
-                if not line.startswith(prefix) or line[-1:] != b"\n" or b"\0" in line:
-                    continue
-                try:
-                    if first or float(line.split(b"\t", 6)[5]) >= since:
-                        yield Attempt(line[:-1].decode())
-                        first = False
-                except (ValueError, IndexError):
-                    continue
+        for line in _lines(file):
+            if not line.startswith(prefix) or line == HEADER:
+                continue
+            try:
+                if first or float(line.split(b"\t", 6)[5]) >= since:
+                    yield Attempt(line.decode())
+                    first = False
+            except (ValueError, IndexError):
+                if skipped is not None:
+                    skipped.append(line[:80].decode("utf-8", "replace"))
+
+
+def _lines(file: OpenFile) -> Iterator[bytes]:
+    """Yield the complete lines; of one that is too long for a row, only the start."""
+    with open(file.fd, "rb", closefd=False) as lines:
+        in_a_line = False
+        while line := lines.readline(_LONGEST):
+            is_complete = line.endswith(b"\n")
+            if not in_a_line and (is_complete or len(line) == _LONGEST):
+                yield line
+            in_a_line = not is_complete
 
 
 def _files(path: str) -> list[OpenFile]:

@@ -276,7 +276,6 @@ class Claims:
                     continue
                 if self.terms.concurrency and not self._has_room(row.type, number, room):
                     continue
-                size += len(row.payload)
                 try:
                     payload = decode_json(row.payload or "{}")
                 except ValueError:
@@ -285,6 +284,7 @@ class Claims:
                 else:
                     row.state = state
                     found.append(Claim(row, payload, view.generation))
+                    size += len(row.payload)
             if not found:
                 self._nothing_seen, self._next_at = self._seen(), None
                 self._nothing_at = self.started_at

@@ -59,6 +59,7 @@ class Store:
         self._last_fold = (0.001, 0)
         self._lookups = 0
         self.rejected = 0
+        self.bad_attempts: list[str] = []  # the start of each line that a reading has skipped
         _stores.add(self)
 
     def close(self) -> None:
@@ -431,7 +432,9 @@ class Store:
         """Yield the attempts that have ended, or those of one job; see `attempts.read`."""
         from dbbasic_queue.store.attempts import read
 
-        return read(self.path, job_id, since)
+        skipped: list[str] = []
+        yield from read(self.path, job_id, since, skipped)
+        self.bad_attempts = skipped
 
     def is_complete(self) -> bool:
         """Tell whether no job is pending or being run."""

@@ -58,6 +58,7 @@ class View:
     `generation`  grows when rows that were read before have to be read again
     `numbering`   grows when the numbers of rows may have changed
     `records`     id -> the state that the journal gives it, as bytes
+    `bad_records` how many damaged records were skipped since a pass last reported them
     `seconds_anew` how long it took to go on when somebody else had folded; 0 until then
     """
 
@@ -66,6 +67,7 @@ class View:
         self.generation = 0
         self.numbering = 0
         self.seconds_anew = 0.0
+        self.bad_records = 0
         self._forget()
 
     def _forget(self) -> None:
@@ -198,6 +200,8 @@ class View:
                 record = decode_record(line)
                 if record is not None:
                     records.append(record)
+                elif line:
+                    self.bad_records += 1
         return records
 
     def _scan(self, content: bytes) -> None:

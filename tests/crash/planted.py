@@ -543,4 +543,26 @@ MUTANTS = (
         "        if False:\n",
         (kill("policies"),),
     ),
+    Mutant(
+        "payloads that are not JSON fill a batch",
+        "store/claims.py",
+        "                try:\n                    payload = decode_json(",
+        "                size += len(row.payload)\n"
+        "                try:\n                    payload = decode_json(",
+        (WORKER + "::test_payloads_that_are_not_json_leave_room_for_the_jobs_behind_them",),
+    ),
+    Mutant(
+        "an unclosed string is searched again from each quote",
+        "strict_json.py",
+        "\\\\?(?:\"|\\Z)')",
+        "\"')",
+        (ROWS + "::test_a_hostile_text_is_read_in_time_proportional_to_its_length",),
+    ),
+    Mutant(
+        "a forged record is believed",
+        "rows.py",
+        " or (not body.isascii() and is_binary(body)):",
+        ":",
+        (STORE + "::test_records_that_dbbasic_queue_cannot_have_written_are_skipped_and_reported",),
+    ),
 )
