@@ -23,6 +23,8 @@ import sys
 import time
 from contextlib import suppress
 
+from dbbasic_queue.forked import flush_output
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,13 +83,6 @@ def run(work: Callable[[], bytes], timeout: float, tick: Callable[[], None]) -> 
         if how == "exit"
         else "the handler's process was lost: its guardian was killed"
     )
-
-
-def flush_output() -> None:
-    """Write what is buffered: before a fork, and before an end that does not."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):  # none, or closed: whoever prints finds out
-            stream.flush()
 
 
 def _read_all(fd: int, tick: Callable[[], None]) -> bytes:

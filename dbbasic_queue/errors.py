@@ -6,6 +6,15 @@ All are `QueueError`; each is also the built-in exception that a caller would ex
 
 from __future__ import annotations
 
+import errno
+
+_LIMITS = {
+    errno.EAGAIN: "too many processes and threads: raise ulimit -u, or the container's pids.max",
+    errno.ENOMEM: "too little memory: add some, or run fewer processes",
+    errno.EMFILE: "this process has too many open files: raise ulimit -n",
+    errno.ENFILE: "the machine has too many open files: raise fs.file-max",
+}
+
 
 class QueueError(Exception):
     """The base of all errors of this package."""
@@ -46,3 +55,11 @@ class StoreError(QueueError, OSError):
 
     The message says what has become of the change: it is not in the queue unless it says so.
     """
+
+
+def not_started(what: str, error: BaseException) -> StoreError:
+    """Return the error to raise if the system refuses a thread, a process or a pipe."""
+    number = getattr(error, "errno", None) or errno.EAGAIN
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    advice = _LIMITS.get(number, "see the system's message")
+    return StoreError(number, f"{what} could not be started: {reason} ({advice})")

@@ -112,6 +112,12 @@ def bad_attempts(log: Logger, path: str, lines: Sequence[str]) -> None:
     )
 
 
+def replaced(log: Logger, error: Exception | None, pause: float) -> None:
+    """Log that one of several passes has ended that should have stayed."""
+    reason = "it was asked to end by itself" if error is None else str(error)
+    log.error("a pass has ended, and is replaced in %.1f seconds: %s", pause, reason)
+
+
 def unreadable(log: Logger, store: Store) -> None:
     """Log which lines are no jobs, and how many records of the journal were skipped."""
     rejected, store.rejected = store.rejected, 0

@@ -173,3 +173,12 @@ def is_free(lock: str | Path) -> bool:
     finally:
         os.close(fd)
     return True
+
+
+def open_pipes() -> set[str]:
+    """Return the ends of pipes that this process has open, each as its number and its pipe."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the one that lists them
+            found.add(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}")
+    return {end for end in found if " pipe:" in end}

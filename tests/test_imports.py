@@ -34,6 +34,7 @@ LAYERS = [
     {"worker"},
     {"attempt"},
     {"interrupts", "reports", "watcher", "event_loop", "child", "figures", "tracebacks"},
+    {"forked"},
     {"engines.memory_store"},
     {"store.claims"},
     {"store.store"},
@@ -223,5 +224,7 @@ def test_a_pass_that_finds_nothing_to_do_loads_nothing_more_of_the_standard_libr
         "queue.process_jobs({'greet': lambda payload: None})"
     )
     assert "worker" in ours
-    assert ours.isdisjoint({"strict_json", "child", "crew", "event_loop", "figures", "engines"})
+    assert ours.isdisjoint(
+        {"strict_json", "child", "forked", "crew", "event_loop", "figures", "engines"}
+    )
     assert others <= LOADED_FROM_THE_STANDARD_LIBRARY

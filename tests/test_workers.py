@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import errno
 import inspect
 import os
 import signal
@@ -10,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import NOW, Clock, job, row
-from processes import Programs, note, notes, wait_for, wait_for_notes
+from processes import Programs, note, notes, open_pipes, wait_for, wait_for_notes
 
 import dbbasic_queue
-from dbbasic_queue import Delay, Fail, Handler, Handlers, InvalidHandlers, Queue, Worker
+from dbbasic_queue import Delay, Fail, Handler, Handlers, InvalidHandlers, Queue, StoreError, Worker
 from dbbasic_queue.store import claims
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
@@ -168,6 +171,140 @@ def test_passes_whose_supervisor_is_killed_end_after_the_job_in_hand(
 def test_a_number_of_workers_that_is_none_is_refused(queue: Queue, workers: Any) -> None:
     with pytest.raises(InvalidHandlers, match="workers"):
         queue.process_jobs({}, workers=workers)
+
+
+def fork_without_hooks() -> int:
+    """Fork as a C library does: nothing that Python has registered is called."""
+    return int(ctypes.PyDLL(None).fork())
+
+
+@pytest.mark.parametrize("fork", [os.fork, fork_without_hooks])
+def test_a_daemon_that_a_handler_leaves_does_not_keep_the_call_from_returning(
+    queue: Queue, tmp_path: Path, fork: Callable[[], int]
+) -> None:
+    def start(_: Any) -> None:
+        if (pid := fork()) == 0:
+            signal.pause()
+        note(tmp_path / "daemons", str(pid))
+
+    queue.enqueue_many("start", range(2))
+    try:
+        assert queue.process_jobs({"start": start}, workers=2) == NONE | {"completed": 2}
+    finally:
+        for pid in notes(tmp_path / "daemons"):
+            os.kill(int(pid), signal.SIGKILL)
+
+
+def test_if_the_system_refuses_one_process_the_other_passes_do_the_work(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fork, forked = os.fork, []
+
+    def refuse_the_second() -> int:
+        forked.append(0)
+        if len(forked) == 2:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork()
+
+    queue.enqueue_many("greet", range(9))
+    before = open_pipes()
+    monkeypatch.setattr(os, "fork", refuse_the_second)
+    with pytest.raises(StoreError, match=r"could not be started.*ulimit -u") as raised:
+        queue.process_jobs({"greet": str}, workers=3)
+    assert raised.value.errno == errno.EAGAIN
+    assert queue.counts()["completed"] == 9
+    assert open_pipes() == before
+
+
+def test_a_killed_pass_of_a_worker_that_stays_is_logged_and_replaced(
+    programs: Programs, tmp_path: Path
+) -> None:
+    """Two jobs that wait for each other end only if two passes run again."""
+    queue = Queue(tmp_path / "data/queue.tsv")
+    queue.enqueue("die", {})
+    program = programs.start(
+        """
+        import logging
+        from dbbasic_queue import Worker
+        logging.basicConfig()
+
+        def die(_):
+            note("died", os.getpid())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def meet(n):
+            note("here", n)
+            wait_for_notes("here", 2)
+
+        Worker(queue, {"die": die, "meet": meet}, 2, workers=2).run_forever()
+        """
+    )
+    wait_for_notes(tmp_path / "died", 2)
+    ids = queue.enqueue_many("meet", range(2))
+    for job_id in ids:
+        found = queue.wait(job_id, 30)
+        assert found is not None
+        assert found["status"] == "completed"
+    program.signal(signal.SIGTERM)
+    program.succeed()
+    log = program.errors.read_text(encoding="utf-8")
+    assert "is replaced in 0.1 seconds: a pass (process" in log
+    assert "was killed before it could report (SIGKILL" in log
+
+
+def test_a_forked_pass_ends_as_a_program_does(programs: Programs, tmp_path: Path) -> None:
+    """Only what the program itself has registered is left for the program's own end."""
+    queue = Queue(tmp_path / "data/queue.tsv")
+    queue.enqueue_many("work", range(2))
+    programs.run(
+        """
+        import atexit, logging.handlers
+        from concurrent.futures import ThreadPoolExecutor
+
+        def remember(name):
+            log = logging.getLogger(name)
+            log.addHandler(logging.handlers.MemoryHandler(9, target=logging.FileHandler("log")))
+            log.warning("a record of the %s", name)
+
+        def work(n):
+            atexit.register(note, "atexit", "pass")
+            remember(f"job {n}")
+            ThreadPoolExecutor().submit(lambda: (time.sleep(0.05), note("thread", n)))
+            while len(notes("atexit")) + len(set(notes("begun"))) < 2:
+                note("begun", n)
+
+        atexit.register(note, "atexit", "program")
+        remember("program")
+        queue.process_jobs({"work": work}, workers=2)
+        """
+    )
+    assert sorted(notes(tmp_path / "atexit")) == ["pass", "pass", "program"]
+    assert sorted(notes(tmp_path / "thread")) == ["0", "1"]
+    assert sorted(notes(tmp_path / "log")) == [
+        "a record of the job 0",
+        "a record of the job 1",
+        "a record of the program",
+    ]
+
+
+def test_a_forked_pass_whose_thread_never_ends_is_waited_for_a_second(queue: Queue) -> None:
+    import threading
+
+    def work(_: Any) -> None:
+        threading.Thread(target=signal.pause).start()
+
+    queue.enqueue_many("work", range(2))
+    assert queue.process_jobs({"work": work}, workers=2) == NONE | {"completed": 2}
+
+
+def test_more_workers_than_there_are_slots_are_refused_before_anything_is_done(
+    queue: Queue, path: Path
+) -> None:
+    with pytest.raises(InvalidHandlers, match="invalid workers 65: must be 1 to 64"):
+        queue.process_jobs({"work": str}, workers=65)
+    with pytest.raises(InvalidHandlers, match="invalid workers 65: must be 1 to 64"):
+        Worker(queue, {"work": str}, workers=65)
+    assert not path.parent.exists()
 
 
 # --- coroutines
