@@ -122,7 +122,7 @@ def argument_parser() -> ArgumentParser:
         help="those that were due more than so many days ago",
     )
     purge.add_argument("--status", choices=FINISHED, help="only jobs with this status")
-    purge.add_argument("--archive", metavar="FILE", help="append them to this .gz file first")
+    purge.add_argument("--archive", metavar="FILE", help="append them to this TSV file first")
 
     pause = command(
         "pause", commands.run_pause, "have passes begin no job of a type, or none at all"

@@ -324,17 +324,19 @@ class Queue:
 
         Where a job came after it was due, what counts is when it came. Only those with this status
         (completed, failed or cancelled), if given. With `archive`, their rows are on the disk at
-        the end of that gzip'd TSV file before they leave the queue; a crash between the two leaves
-        them in both.
+        the end of that TSV file before they leave the queue; a crash between the two leaves them in
+        both. Several queues may share an archive.
+
+        Raises InvalidJob for an argument that can't be used, NotAQueue if another file has the
+        archive's name, QueueBusy if another purge has been writing it for a minute, StoreError if
+        the system refuses; then the queue is as it was.
         """
         if not is_seconds(older_than):
             raise InvalidJob(f"older_than {older_than!r} is refused: it must be seconds, 0 or more")
         if status is not None and status not in FINISHED:
             raise InvalidJob(f"status {status!r} is refused: it must be one of {FINISHED}")
         statuses = FINISHED if status is None else (status,)
-        path = None if archive is None else os.path.abspath(os.fspath(archive))
-        if path is not None and not path.endswith(".gz"):
-            raise InvalidJob(f"archive {archive!r} is refused: its name must end in .gz")
+        path = None if archive is None else self._archive_path(archive)
         before = self._clock() - older_than
 
         def is_old(row: Row) -> bool:
@@ -343,6 +345,21 @@ class Queue:
             return state.status in statuses and max(state.run_at, state.created_at) < before
 
         return self._store.remove(is_old, archive=path)
+
+    def _archive_path(self, archive: str | os.PathLike[str]) -> str:
+        """Return the archive's path; raises InvalidJob for a name that an archive can't have."""
+        path = os.path.abspath(os.fspath(archive))
+        name = os.fspath(archive)
+        if path.endswith(".gz"):
+            raise InvalidJob(
+                f"invalid archive {name!r}: archives are plain TSV files now (name one that "
+                "doesn't end in .gz; logrotate can compress it, and zcat still reads this one)"
+            )
+        if f"{os.path.realpath(path)}.".startswith(os.path.realpath(self.path) + "."):
+            raise InvalidJob(
+                f"invalid archive {name!r}: this is a file of the queue (name another)"
+            )
+        return path
 
     def jobs(
         self, status: str | None = None, job_type: str | None = None

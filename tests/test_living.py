@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import gzip
-import os
 import signal
 import stat
-import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import HEADER, NOW, Clock, add_lines, beside, job, line, row, rows
+from conftest import HEADER, NOW, Clock, add_lines, beside, job, line, row
 from processes import Programs, notes, wait_for_notes
 
 from dbbasic_queue import (
@@ -23,9 +19,7 @@ from dbbasic_queue import (
     Handler,
     InvalidHandlers,
     InvalidJob,
-    NotAQueue,
     Queue,
-    StoreError,
 )
 from dbbasic_queue.job import CANCELLED, COMPLETED, FAILED, PENDING, PROCESSING, STATUSES
 from dbbasic_queue.store.claims import Claims, Terms
@@ -571,149 +565,3 @@ def test_a_handler_may_purge_its_own_queue(queue: Queue, clock: Clock) -> None:
     handlers: dict[str, Any] = {"old": str, "purge": lambda _: queue.purge(3600)}
     assert queue.process_jobs(handlers) == NONE | {"completed": 6}
     assert [found["result"] for found in queue.jobs()] == [3, 0, 0]
-
-
-# --- the archive
-
-
-def zcat(archive: Path) -> list[str]:
-    """Return the lines of an archive, as the system's own zcat reads them."""
-    done = subprocess.run(["zcat", archive], capture_output=True, encoding="utf-8", check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert gzip.decompress(archive.read_bytes()).decode() == done.stdout
-    return done.stdout.splitlines()
-
-
-def test_purged_rows_go_to_the_end_of_a_gzipped_table_with_one_header(
-    full: Queue, path: Path, tmp_path: Path
-) -> None:
-    archive = tmp_path / "archive.tsv.gz"
-    lines = {columns[0]: "\t".join(columns) for columns in rows(path)}
-    assert full.purge(DAY, FAILED, archive=archive) == 2
-    assert full.purge(DAY, FAILED, archive=archive) == 0
-    assert full.purge(DAY, archive=str(archive)) == 4
-    header, *archived = zcat(archive)
-    assert header + "\n" == HEADER
-    gone = lines.keys() - ids(full)
-    assert sorted(archived) == sorted(lines[job_id] for job_id in gone)
-    assert archived[0].startswith("failed-old-a\t")
-    assert stat.S_IMODE(archive.stat().st_mode) == 0o600
-
-
-def test_an_archive_that_a_crash_has_torn_is_mended_and_stays_readable(
-    full: Queue, tmp_path: Path, clock: Clock
-) -> None:
-    archive = tmp_path / "archive.tsv.gz"
-    full.purge(DAY, FAILED, archive=archive)
-    whole = archive.read_bytes()
-    before = zcat(archive)
-    member = gzip.compress(b"torn\n" * 1000)
-    for torn in (whole[:-1], whole + member[:5], whole + member[:-3], whole + member):
-        archive.write_bytes(torn)
-        complete = torn == whole + member
-        job_id = full.enqueue("a", {})
-        full.cancel_job(job_id)
-        clock.now += 1
-        assert full.purge(0, CANCELLED, archive=archive) > 0
-        after = zcat(archive)
-        assert after[: len(before)] == before
-        assert after.count("torn") == (1000 if complete else 0)
-        assert any(text.startswith(job_id) for text in after)
-
-
-def test_a_first_archive_that_is_torn_is_begun_anew(full: Queue, tmp_path: Path) -> None:
-    archive = tmp_path / "archive.tsv.gz"
-    archive.write_bytes(gzip.compress(HEADER.encode() + b"row\n")[:20])
-    assert full.purge(DAY, FAILED, archive=archive) == 2
-    assert [text.split("\t")[0] for text in zcat(archive)] == ["id", "failed-old-a", "failed-old-b"]
-
-
-SEAL = gzip.compress(b"", mtime=0)
-
-
-@pytest.mark.parametrize("torn", [b"\0" * 20, SEAL[:9], SEAL[:9] + b"\0" * 11])
-def test_what_a_power_cut_leaves_of_a_new_archive_is_begun_anew(
-    full: Queue, tmp_path: Path, torn: bytes
-) -> None:
-    archive = tmp_path / "archive.tsv.gz"
-    archive.write_bytes(torn)
-    assert full.purge(DAY, FAILED, archive=archive) == 2
-    assert len(zcat(archive)) == 3
-    with archive.open("ab") as file:
-        file.write(b"\0" * 700)
-    assert full.purge(DAY, archive=archive) == 4
-    assert len(zcat(archive)) == 7
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"a person's notes\n",
-        b"notes",
-        gzip.compress(b"x") + b"\0" * 9,
-        b"\x1f\x8b\x08damaged" * 9,
-        SEAL + b"damaged" + SEAL + b"torn",
-    ],
-)
-def test_a_file_that_is_no_archive_is_left_alone_and_nothing_is_removed(
-    full: Queue, tmp_path: Path, content: bytes
-) -> None:
-    archive = tmp_path / "archive.tsv.gz"
-    archive.write_bytes(content)
-    with pytest.raises(NotAQueue, match="archive"):
-        full.purge(0, archive=archive)
-    assert archive.read_bytes() == content
-    assert len(ids(full)) == 20
-
-
-def test_an_archive_must_have_a_name_that_no_file_of_the_queue_has(full: Queue, path: Path) -> None:
-    for name in (path, beside(path, "journal"), beside(path, "lock"), path.with_name("a.tsv")):
-        with pytest.raises(InvalidJob, match=r"\.gz"):
-            full.purge(0, archive=name)
-    assert len(ids(full)) == 20
-
-
-def test_without_the_archives_directory_nothing_is_removed(full: Queue, tmp_path: Path) -> None:
-    with pytest.raises(StoreError) as caught:
-        full.purge(0, archive=tmp_path / "missing" / "archive.tsv.gz")
-    assert caught.value.errno == errno.ENOENT
-    assert len(ids(full)) == 20
-    assert full.purge(0) == 12
-
-
-def test_a_link_in_the_place_of_the_archive_is_refused(full: Queue, tmp_path: Path) -> None:
-    (tmp_path / "archive.tsv.gz").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(NotAQueue):
-        full.purge(0, archive=tmp_path / "archive.tsv.gz")
-    assert len(ids(full)) == 20
-    assert not (tmp_path / "elsewhere").exists()
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("first", [True, False])
-def test_on_a_full_disk_nothing_is_removed_and_the_archive_stays_whole(
-    full: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
-) -> None:
-    archive = tmp_path / "archive.tsv.gz"
-    if not first:
-        full.purge(DAY, FAILED, archive=archive)
-    kept = archive.read_bytes() if not first else b""
-    before = ids(full)
-    real = os.write
-
-    def write(fd: int, content: bytes) -> int:
-        if os.path.samestat(os.fstat(fd), archive.stat()):
-            if len(content) > 50:
-                return real(fd, content[:30])
-            raise OSError(errno.ENOSPC, "no space")
-        return real(fd, content)
-
-    with monkeypatch.context() as patch:
-        archive.touch()
-        patch.setattr(os, "write", write)
-        with pytest.raises(StoreError, match="full"):
-            full.purge(0, archive=archive)
-    assert archive.read_bytes() == kept
-    assert ids(full) == before
-    assert full.purge(0, archive=archive) == (12 if first else 10)
-    assert len(zcat(archive)) == 13

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dbbasic_queue import job
 from dbbasic_queue.errors import DuplicateJob, StoreError
 from dbbasic_queue.rows import Row, encode_state, parse_row
-from dbbasic_queue.store import fold
+from dbbasic_queue.store.archive import append_rows
 from dbbasic_queue.store.attempts import Attempt
 from dbbasic_queue.store.claims import Claim, Terms
 from dbbasic_queue.store.paused import ALL
@@ -137,7 +137,7 @@ class Memory:
                 if row.state.status != job.PROCESSING and unwanted(row)
             ]
             if removed and archive is not None:
-                fold.archive(archive, [_line(row) for row in removed])
+                append_rows(archive, [_line(row) for row in removed])
             for row in removed:
                 del self.kept[row.id]
         return len(removed)

@@ -164,9 +164,11 @@ class Engine(Protocol):
         """Take finished jobs out, all at once; return how many. Their ids are free then.
 
         Those whose `run_at` is more than `older_than` seconds ago, and that have this status
-        (`completed`, `failed` or `cancelled`), where given. With `archive`, the name of a `.gz`
-        file, they are on the disk at its end, as lines of the text file's nine columns, before
-        they leave. Raises InvalidJob for other arguments; an engine that cannot archive, too.
+        (`completed`, `failed` or `cancelled`), where given. With `archive`, the name of a
+        plain TSV file, they are on the disk at its end, as lines of the text file's nine columns,
+        before they leave.
+
+        Raises InvalidJob for other arguments; an engine that cannot archive, too.
         """
 
     def jobs(

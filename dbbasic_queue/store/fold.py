@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 
-from dbbasic_queue.errors import QueueDamaged, StoreError
+from dbbasic_queue.errors import StoreError
 from dbbasic_queue.rows import HEADER, is_binary, with_state
 from dbbasic_queue.store.files import (
     OpenFile,
@@ -28,7 +28,6 @@ from dbbasic_queue.store.follow import Follower, Rewritten
 from dbbasic_queue.store.places import within
 from dbbasic_queue.store.view import View
 
-_READ = 1 << 16
 _PIECE = 1 << 16
 
 
@@ -107,77 +106,6 @@ def _fresh(path: str) -> OpenFile:
         if file is not None:
             return file
         os.unlink(path)
-
-
-def archive(path: str, lines: list[bytes]) -> None:
-    """Append rows to a gzip'd TSV file, with a header where it is new; on the disk on return.
-
-    What is appended is a gzip member of its own (RFC 1952 lets a file have several), and when that
-    is on the disk an empty one, the seal, with which the file begins, too. A file that ends with it
-    is whole. What a crash has left behind the last one is cut off, for its rows are still in the
-    queue; behind it no program would read on.
-    """
-    import gzip
-
-    file = open_or_create(path, os.O_RDWR | os.O_APPEND)
-    seal = gzip.compress(b"", mtime=0)
-    size = os.fstat(file.fd).st_size
-    if os.pread(file.fd, len(seal), max(size - len(seal), 0)) != seal:
-        size = _whole_members(file, seal)
-        os.ftruncate(file.fd, size)
-    if not size:
-        append(file, size, seal)
-        os.fsync(file.fd)
-        sync_directory(os.path.dirname(path))
-        size = len(seal)
-    content = b"\n".join(lines) + b"\n"
-    member = gzip.compress(HEADER + content if size == len(seal) else content)
-    append(file, size, member)
-    os.fsync(file.fd)
-    append(file, size + len(member), seal)
-    os.fsync(file.fd)
-    sync_directory(os.path.dirname(path))
-
-
-def _whole_members(file: OpenFile, seal: bytes) -> int:
-    """Return where the last gzip member that is whole ends; refuse a file with anything else.
-
-    Behind the last seal there may be anything: a power cut leaves zeros, too.
-    """
-    import zlib
-
-    size = os.fstat(file.fd).st_size
-    end = at = 0
-    is_sealed = False
-    member = zlib.decompressobj(31)
-    try:
-        while chunk := os.pread(file.fd, _READ, at):
-            at += len(chunk)
-            while chunk:
-                member.decompress(chunk)
-                chunk = member.unused_data
-                if member.eof:
-                    end = at - len(chunk)
-                    last = os.pread(file.fd, len(seal), max(end - len(seal), 0))
-                    is_sealed = is_sealed or last == seal
-                    member = zlib.decompressobj(31)
-    except zlib.error as e:
-        rest = os.pread(file.fd, size - end, end)
-        is_torn = seal not in rest if is_sealed else not end and _is_torn_seal(rest, seal)
-        if not is_torn:
-            raise QueueDamaged(
-                errno.EINVAL,
-                f"the archive is no gzip file, or is damaged ({e}; nothing was done: move it away)",
-                file.path,
-            ) from e
-    return end
-
-
-def _is_torn_seal(content: bytes, seal: bytes) -> bool:
-    """Tell whether this is what a power cut may leave of the first seal."""
-    return len(content) <= len(seal) and all(
-        byte in (0, whole) for byte, whole in zip(content, seal, strict=False)
-    )
 
 
 def _binary_lines(view: View) -> dict[int, bytes]:

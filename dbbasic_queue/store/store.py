@@ -249,7 +249,9 @@ class Store:
             )
             if numbers:
                 if archive is not None:
-                    fold.archive(archive, [self.view.line(n) for n in sorted(numbers)])
+                    from dbbasic_queue.store.archive import append_rows
+
+                    append_rows(archive, [self.view.line(n) for n in sorted(numbers)])
                 self._replace(None, numbers)
             return len(numbers)
 

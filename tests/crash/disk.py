@@ -90,7 +90,7 @@ def read_disk(path: str) -> Disk:
 
 def archive_of(path: str) -> str:
     """Return where the workloads' purges put the rows of this queue."""
-    return path.removesuffix("queue.tsv") + "archive.tsv.gz"
+    return path.removesuffix("queue.tsv") + "archive.tsv"
 
 
 # Not `os.path.exists`: in an attacked process that would be a call like the package's own.
@@ -127,21 +127,10 @@ def _job(line: bytes) -> Job | None:
 
 
 def _read_archive(path: str, disk: Disk) -> None:
-    left = _content(path) or b""
-    text = b""
-    while left:
-        member = zlib.decompressobj(31)
-        part = member.decompress(left)
-        disk.archive_is_torn = not member.eof
-        if disk.archive_is_torn:
-            break
-        text += part
-        left = member.unused_data
-    header, *lines = text.split(b"\n")
-    if not text:
-        return
-    if header.decode() + "\n" != HEADER or lines.pop():
-        disk.wrong.append(f"P8: the archive begins with {header!r}, or its last line is torn")
+    header, *lines = (_content(path) or b"").split(b"\n")
+    disk.archive_is_torn = bool(lines.pop() if lines else header)
+    if lines and header.decode() + "\n" != HEADER:
+        disk.wrong.append(f"P8: the archive begins with {header!r}")
     for line in lines:
         job = _job(line)
         if job is None or job.status not in FINAL:

@@ -450,35 +450,41 @@ MUTANTS = (
     Mutant(
         "rows leave before they are archived",
         "store/store.py",
-        "                if archive is not None:\n"
-        "                    fold.archive(archive, [self.view.line(n) for n in sorted(numbers)])\n"
+        "                    append_rows(archive, [self.view.line(n) for n in sorted(numbers)])\n"
         "                self._replace(None, numbers)\n",
-        "                lines = [self.view.line(n) for n in sorted(numbers)]\n"
+        "                    lines = [self.view.line(n) for n in sorted(numbers)]\n"
         "                self._replace(None, numbers)\n"
         "                if archive is not None:\n"
-        "                    fold.archive(archive, lines)\n",
+        "                    append_rows(archive, lines)\n",
         (kill("purge"),),
     ),
     Mutant(
         "archive not synced before the rows leave",
-        "store/fold.py",
-        "    append(file, size, member)\n    os.fsync(file.fd)\n",
-        "    append(file, size, member + seal)\n    return\n",
+        "store/archive.py",
+        "        os.fsync(file.fd)\n        sync_directory(os.path.dirname(path))\n    except",
+        "        pass\n    except",
         (power("purges", "ordered"),),
     ),
     Mutant(
-        "archive sealed before it is synced",
-        "store/fold.py",
-        "    os.fsync(file.fd)\n    append(file, size + len(member), seal)\n",
-        "    append(file, size + len(member), seal)\n",
-        (power("purges", "ordered"),),
+        "what a power cut leaves of an archive's header is refused",
+        "store/archive.py",
+        "        byte in (0, whole) for byte",
+        "        byte == whole for byte",
+        ("tests/test_archive.py", power("purges", "ordered")),
     ),
     Mutant(
-        "what a power cut leaves of an archive is refused",
-        "store/fold.py",
-        "        is_torn = seal not in rest if is_sealed else ",
-        "        is_torn = False if is_sealed else ",
-        ("tests/test_living.py", power("purges", "ordered")),
+        "an archive's torn last line is not cut off",
+        "store/archive.py",
+        "    if cut < size:\n        os.ftruncate(file.fd, cut)\n    return cut\n",
+        "    return size\n",
+        (kill("purge"), power("purges", "ordered")),
+    ),
+    Mutant(
+        "an archive's lock not taken",
+        "store/archive.py",
+        "        while not lock_descriptor(lock.fd, blocking=False):\n",
+        "        while False:\n",
+        ("tests/test_archive.py",),
     ),
     Mutant(
         "a removal that is made is denied",

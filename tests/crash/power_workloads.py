@@ -20,7 +20,7 @@ NOW = 1_700_000_000
 MONTH = 30 * 86_400
 FINAL = ("completed", "failed", "cancelled")
 MAX_ATTEMPTS = 3
-ARCHIVE = "archive.tsv.gz"
+ARCHIVE = "archive.tsv"
 
 
 def done(payload: dict[str, Any]) -> dict[str, Any]:

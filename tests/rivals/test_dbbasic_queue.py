@@ -92,7 +92,7 @@ def test_finished_jobs_are_archived_and_the_others_stay(
     queue.enqueue("greet", {}, job_id="new")
     queue.process_jobs({"greet": str})
     queue.enqueue("greet", {}, job_id="waiting")
-    assert queue.purge(7 * DAY, archive=tmp_path / "archive.tsv.gz") == 1
+    assert queue.purge(7 * DAY, archive=tmp_path / "archive.tsv") == 1
     assert [found["id"] for found in queue.jobs()] == ["new", "waiting"]
 
 
