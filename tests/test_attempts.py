@@ -242,9 +242,9 @@ def test_jobs_that_a_dead_pass_had_not_begun_have_no_row(
     programs: Programs, tmp_path: Path
 ) -> None:
     programs.start("""
-        import dbbasic_queue.worker
-        dbbasic_queue.worker._SLOW = 1e9  # keeps its claims
-        dbbasic_queue.worker._BATCH_SECONDS = 1e9  # which are 1, 8, and the other 21
+        from unittest.mock import patch
+        patch("dbbasic_queue.worker._SLOW", 1e9).start()  # keeps its claims
+        patch("dbbasic_queue.worker._BATCH_SECONDS", 1e9).start()  # batches of 1, 8, 21
         queue.enqueue_many("work", range(30))
         def work(payload):
             if payload == 15:
@@ -703,8 +703,8 @@ def test_a_pass_that_is_overtaken_before_it_has_the_lock_does_not_rotate_again(
 
 
 ROTATE = """
-from dbbasic_queue.store import attempts
-attempts.LARGEST = 3000
+from unittest.mock import patch
+patch("dbbasic_queue.store.attempts.LARGEST", 3000).start()
 for _ in range(40):
     queue.enqueue_many("work", range(5))
     queue.process_jobs({"work": str})

@@ -55,10 +55,10 @@ A_PASS = HANG + "make_a_pass(hang=hang, work=work)"
 A_DEADLY_PASS = (
     HANG
     + """
-import dbbasic_queue.worker
+from unittest.mock import patch
 
 # Many are claimed at once, however slow the machine makes quick jobs look.
-vars(dbbasic_queue.worker)["_BATCH_SECONDS"] = 1e9
+patch("dbbasic_queue.worker._BATCH_SECONDS", 1e9).start()
 
 def deadly(payload):
     note("effects", payload)

@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 from bench import DAY, Bench, Log
 from checks import check_crashed, check_recovered, check_settled
@@ -27,6 +28,7 @@ from promises import Promises
 from shim import Call, Plan, Shim
 from workloads import Workload
 
+import dbbasic_queue.watcher
 import dbbasic_queue.worker
 
 HANGS_AFTER = 20
@@ -48,6 +50,12 @@ def start(work: Callable[[], None]) -> int:
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def set_constant(module: ModuleType, name: str, value: object) -> None:
+    """Set a module's constant; raises AttributeError if it has none of that name."""
+    getattr(module, name)
+    setattr(module, name, value)
 
 
 class Attack:
@@ -86,7 +94,7 @@ class Attack:
 
         def work() -> None:
             os.close(self._wake)
-            vars(dbbasic_queue.worker)["_SLOW"] = 1e9  # it would fold while we look
+            set_constant(dbbasic_queue.worker, "_SLOW", 1e9)  # it would fold while we look
             bench.pipes = (wait_read, ready_write)
             bench.work()
 
@@ -248,7 +256,7 @@ def _steady_times(bench: Bench, dear: bool) -> None:
     time.perf_counter = lambda: float(next(counter))
     time.monotonic = lambda: bench.ticks or 0.0
     time.sleep = lambda seconds: sleep(min(float(seconds), 0.0005))
-    vars(dbbasic_queue.worker)["_WATCH"] = 0.01
+    set_constant(dbbasic_queue.watcher, "_WATCH", 0.01)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from attack import Attack, scratch, trace_of
+from attack import Attack, scratch, set_constant, trace_of
 from bench import Bench
 from checks import check_errors
 from shim import PRESENT_IN, Call, Plan, changes
@@ -287,7 +287,7 @@ SWEEPS = {
 
 
 def main(kind: str, workload: str, every: str = "1") -> int:
-    vars(dbbasic_queue.store.slots)["SLOTS"] = 6  # 64 looks for slots that are not there, less
+    set_constant(dbbasic_queue.store.slots, "SLOTS", 6)  # not 64 looks for slots that aren't there
     gc.freeze()  # what is never looked at is never copied by a child
     with scratch() as base:
         try:

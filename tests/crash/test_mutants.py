@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 from pathlib import Path
 
@@ -31,3 +32,12 @@ def test_the_tests_that_are_to_catch_a_planted_bug_are_there(mutant: Mutant) -> 
 
 def test_planted_bugs_have_names_of_their_own() -> None:
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
+
+
+def test_a_test_that_sets_a_constant_fails_if_the_constant_is_gone() -> None:
+    """`monkeypatch.setattr`, `patch` and `set_constant` do; an assignment would change nothing."""
+    silent = re.compile(
+        r"^\s*(?:\w+\.)+(?!QUEUE_FILE)_?[A-Z][A-Z_]+ = |\bvars\(.+\)\[.+\] = ", re.MULTILINE
+    )
+    for file in (PROJECT / "tests").rglob("*.py"):
+        assert not (found := silent.findall(file.read_text(encoding="utf-8"))), (file, found)
