@@ -153,8 +153,8 @@ MUTANTS = (
     Mutant(
         "journal checksum not checked",
         "rows.py",
-        '    if b"%08x" % crc32(body) != checksum:\n',
-        "    if len(checksum) > 8:\n",
+        '    if b"%08x" % crc32(body) != checksum or (',
+        "    if len(checksum) > 8 or (",
         (TORN_RECORDS, ROWS),
     ),
     Mutant(
