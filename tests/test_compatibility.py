@@ -14,6 +14,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -76,6 +77,25 @@ def found(**columns: Any) -> dict[str, Any]:
         if all(job[column] == value for column, value in columns.items())
     ]
     return one
+
+
+# --- processes of both releases at the same time
+
+
+def test_jobs_that_it_enqueues_while_passes_of_this_release_run_are_not_lost(
+    old: Callable[[str], None],
+) -> None:
+    """As between the installation and the restart of a web app's processes."""
+    ran: list[int] = []
+    dbbasic_queue.enqueue("count", -1)
+    enqueuing = Thread(target=old, args=["for n in range(1000): enqueue('count', n)"])
+    enqueuing.start()
+    is_last = False
+    while not is_last:
+        is_last = not enqueuing.is_alive()
+        dbbasic_queue.process_jobs({"count": ran.append})
+    enqueuing.join()
+    assert sorted(ran) == list(range(-1, 1000))
 
 
 # --- files that 1.0.0 wrote

@@ -117,6 +117,7 @@ class Claims:
     def renew(self, now: float) -> bool:
         """Take what has become due until `now` for due; tell whether there may be anything."""
         self.started_at = now
+        self.store.rescue()
         with self.store.lock.reading:
             view = self.store.view
             view.refresh()
@@ -452,6 +453,7 @@ class Claims:
             with self.store.lock:
                 return self.store.try_fold()
         finally:
+            self.store.rescue()
             self.release()
 
     def release(self) -> None:

@@ -4,6 +4,9 @@ The order is the proof: the new file is whole and on the disk before the rename;
 the disk before the journal is cut. A crash before the rename leaves the old file and the journal;
 one between rename and cut leaves the new file and a journal whose replay changes nothing. Lines
 that would stop grep are in `queue.tsv.rejected` before they leave the file.
+
+Programs that append without the lock (dbbasic-queue 1.0.0, or `>>` in a shell) may write to the old
+file during and after all that. Those rows are copied, too: before the rename, and again after it.
 """
 
 from __future__ import annotations
@@ -32,13 +35,20 @@ _PIECE = 1 << 16
 
 
 def fold(
-    view: View, journal: OpenFile | None, *, fsync: bool, without: frozenset[int] = frozenset()
+    view: View,
+    journal: OpenFile | None,
+    added: Follower,
+    *,
+    fsync: bool,
+    without: frozenset[int] = frozenset(),
 ) -> tuple[OpenFile, int]:
     """Rewrite the file with the journal's changes in it, then cut the journal. Under the lock.
 
     The rows whose numbers are in `without` are left out. `view` is up to date, and is so
-    afterwards; where rows were left out, it is closed. Returns the new file, and how many lines
-    were rejected. Raises OSError, and has changed nothing, where the new file cannot be written.
+    afterwards; where rows were left out, it is closed. `added` reads what is appended to the old
+    file from then on; rows that it finds before the rename are copied and are new to `view`.
+    Returns the new file, and how many lines were rejected. Raises OSError, and has changed nothing,
+    where the new file cannot be written.
     """
     old = view.rows.file
     assert old is not None
@@ -49,6 +59,8 @@ def fold(
         written, numbers, lengths = _write_rows(view, new, without.union(binary))
         if binary:
             _reject(view.path + ".rejected", list(binary.values()), fsync=fsync)
+        for lines in added.new():
+            write_all(new.fd, lines)
         if fsync:
             os.fsync(new.fd)  # not fdatasync: the new inode's mode and owner count, too
         os.rename(new.path, view.path)

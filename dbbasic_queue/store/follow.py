@@ -37,7 +37,13 @@ class Follower:
         self.file = file
         self.end = end
         start = max(end - _LONGEST_ANCHOR, 0)
-        self.anchor = _end_of(os.pread(file.fd, end - start, start)) if file else b""
+        self.anchor = _end_of(os.pread(file.fd, end - start, start)) if file and end else b""
+
+    def copy(self) -> Follower:
+        """Return a follower of the same file that goes on from the same place."""
+        other = Follower(self.file)
+        other.end, other.anchor = self.end, self.anchor
+        return other
 
     def new(self) -> Iterator[bytes]:
         """Yield the complete lines that are new, about 256 KiB of them at a time."""

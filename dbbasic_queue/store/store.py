@@ -25,7 +25,7 @@ from dbbasic_queue.store.files import (
     sync,
     sync_directory,
 )
-from dbbasic_queue.store.follow import Follower, require_header
+from dbbasic_queue.store.follow import Follower, Rewritten, require_header
 from dbbasic_queue.store.lock import QueueLock
 from dbbasic_queue.store.search import search
 from dbbasic_queue.store.view import NEVER, View
@@ -56,6 +56,7 @@ class Store:
         self._rows: OpenFile | None = None
         self._ended_at = -1
         self._journal: OpenFile | None = None
+        self._replaced: Follower | None = None
         self._last_fold = (0.001, 0)
         self._lookups = 0
         self.rejected = 0
@@ -64,12 +65,13 @@ class Store:
 
     def close(self) -> None:
         """Close every descriptor; the next use opens the files anew."""
+        self.rescue()
         with self.lock.mutex:
             self._let_go()
 
     def _let_go(self) -> None:
         self.view.close()
-        self._rows = self._journal = None
+        self._rows = self._journal = self._replaced = None
         self.lock.close()
 
     def after_fork(self) -> None:
@@ -296,6 +298,7 @@ class Store:
 
     def read_new(self) -> None:
         """Read what others have written, new rows and files put into place by hand, too."""
+        self._rescue()
         self.view.refresh()
         journal = self.view.journal
         if journal.size() > journal.end:  # a torn last line: end it, and pass it over
@@ -364,6 +367,7 @@ class Store:
 
     def fold(self) -> None:
         """Fold the journal into the file, whatever it costs; nothing where there is nothing."""
+        self._rescue()
         self._rows_for_append()  # ends a torn last line, which then is a line like another
         self.view.refresh()
         if not self.view.journal.size() and not self.view.binary:
@@ -378,10 +382,57 @@ class Store:
     def _replace(self, journal: OpenFile | None, without: frozenset[int] = frozenset()) -> int:
         """Put a new file into place; return how many lines were rejected."""
         self.lock.closing += (self.view.rows.file, self._rows)
-        self._rows, rejected = fold.fold(self.view, journal, fsync=self.fsync, without=without)
-        self._ended_at = self.view.rows.end
-        self.lock.touch()
+        added = self.view.rows.copy()
+        try:
+            self._rows, rejected = fold.fold(
+                self.view, journal, added, fsync=self.fsync, without=without
+            )
+            self._ended_at = self.view.rows.end
+            self.lock.touch()
+        finally:
+            if added.file is not None and not added.file.is_at_path():
+                self._replaced = added
+                self._rescue(keep_open=True)
         return rejected
+
+    # -- rows that other programs append, without the lock, to a file that we replaced --
+
+    def rescue(self) -> None:
+        """Look for such rows once more, and close the old file."""
+        if self._replaced is None:
+            return
+        with self.lock.reading:
+            added = self._replaced
+            if added is None or added.size() <= added.end:
+                self._replaced = None
+                return
+        with self.lock:
+            self._rescue()
+
+    def _rescue(self, *, keep_open: bool = False) -> None:
+        """Append to the queue's file what was added to the replaced one. Under the lock.
+
+        It isn't synced: the programs that wrote it didn't do that either. If there is no room, it
+        is tried again with the next call.
+        """
+        added = self._replaced
+        if added is None:
+            return
+        try:
+            if added.size() > added.end:
+                found = added.copy()
+                for lines in found.new():
+                    file, size = self._rows_for_append()
+                    append(file, size, lines)
+                    self._ended_at = size + len(lines)
+                    added.end, added.anchor = found.end, found.anchor
+        except Rewritten:
+            pass  # nobody can tell which of its rows are new
+        except OSError:
+            return
+        if not keep_open:
+            self.lock.closing.append(added.file)
+            self._replaced = None
 
     def is_fold_cheap(self, seconds: float, share: float = 0.0) -> bool:
         """Tell whether a fold takes under `seconds`, or under `share` of the time since the last.

@@ -19,6 +19,7 @@ WORKER = "tests/test_worker.py"
 TRAPS = "tests/test_traps.py"
 ROWS = "tests/test_rows.py"
 CONTENTION = "tests/test_contention.py"
+UPGRADE = "tests/test_upgrade.py"
 
 
 def kill(workload: str) -> str:
@@ -339,6 +340,27 @@ MUTANTS = (
         "which then is a line like another\n        self.view.refresh()\n",
         "which then is a line like another\n        self.view.loaded or self.view.refresh()\n",
         (CONTENTION,),
+    ),
+    Mutant(
+        "rows appended to a file while it is being replaced are dropped",
+        "store/fold.py",
+        "        for lines in added.new():\n            write_all(new.fd, lines)\n",
+        "",
+        (UPGRADE,),
+    ),
+    Mutant(
+        "rows appended to a file that was replaced are dropped",
+        "store/store.py",
+        "            if added.size() > added.end:\n                found",
+        "            if False:\n                found",
+        (UPGRADE,),
+    ),
+    Mutant(
+        "rows appended to a file that was replaced are added twice",
+        "store/store.py",
+        "                    added.end, added.anchor = found.end, found.anchor\n",
+        "",
+        (UPGRADE,),
     ),
     Mutant(
         "a failed write not taken back",
