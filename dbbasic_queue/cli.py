@@ -13,7 +13,6 @@ from dbbasic_queue import __version__, commands
 from dbbasic_queue.commands import PROGRAM
 from dbbasic_queue.errors import QueueError
 from dbbasic_queue.job import FINISHED, STATUSES
-from dbbasic_queue.queue import QUEUE_FILE
 from dbbasic_queue.rows import HEADER
 
 TYPE_CHECKING = False
@@ -55,7 +54,6 @@ def argument_parser() -> ArgumentParser:
     file.add_argument(
         "--file",
         metavar="PATH",
-        default=QUEUE_FILE,
         help="the queue's file (default: $DBBASIC_QUEUE_FILE, else data/queue.tsv)",
     )
 

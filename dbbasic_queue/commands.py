@@ -11,7 +11,7 @@ import sys
 import time
 
 from dbbasic_queue.errors import NotAQueue
-from dbbasic_queue.queue import Queue
+from dbbasic_queue.queue import Queue, default_path, path_of
 from dbbasic_queue.rows import HEADER, Row, encode_state, is_id
 from dbbasic_queue.text import decode_json, escape
 
@@ -36,13 +36,21 @@ def existing_queue(arguments: Namespace) -> Queue:
 
     Raises NotAQueue where there is no such file.
     """
-    if not os.path.lexists(arguments.file):
+    path = queue_path(arguments)
+    if not os.path.lexists(path):
         raise NotAQueue(
             errno.ENOENT,
             "there is no queue (name its file with --file or $DBBASIC_QUEUE_FILE)",
-            arguments.file,
+            path,
         )
-    return Queue(arguments.file)
+    return Queue(path)
+
+
+def queue_path(arguments: Namespace) -> str:
+    """Return the absolute path that --file names, or that of the default queue."""
+    if arguments.file is None:
+        return default_path()
+    return os.path.abspath(path_of(arguments.file, "--file"))
 
 
 def run_status(arguments: Namespace) -> int:
@@ -106,7 +114,7 @@ def run_enqueue(arguments: Namespace) -> int:
             arguments.wrong_usage(
                 f"PAYLOAD is no JSON: {error} (a text needs its own quotes: '\"text\"')"
             )
-    with Queue(arguments.file) as queue:
+    with Queue(queue_path(arguments)) as queue:
         print(queue.enqueue(arguments.type, payload, arguments.run_at, job_id=arguments.id))
     return 0
 

@@ -1,7 +1,8 @@
 """The queue's calls: `Queue`, and the same as functions of the default queue.
 
-`QUEUE_FILE` is the default queue's path, read at each call: the environment's
-`DBBASIC_QUEUE_FILE`, else "data/queue.tsv", relative to the working directory of the call.
+The default queue's file is looked up at each call: a `QUEUE_FILE` that the program has set, else
+the environment's `DBBASIC_QUEUE_FILE`, else "data/queue.tsv". A relative path is relative to the
+working directory of the call.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 import os
 import time
 
-from dbbasic_queue.errors import InvalidHandlers, InvalidJob
+from dbbasic_queue.errors import InvalidHandlers, InvalidJob, NotAQueue
 from dbbasic_queue.handlers import is_seconds
 from dbbasic_queue.job import FAILED, FINISHED, PENDING, STATUSES
 from dbbasic_queue.loading import loading
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
     R = TypeVar("R")
 
-QUEUE_FILE = os.environ.get("DBBASIC_QUEUE_FILE") or "data/queue.tsv"
 MAX_ATTEMPTS = 3
 _FIRST_LOOK = 0.005
 _LONGEST_LOOK = 0.1
@@ -499,12 +499,63 @@ def _as_dict(row: Row) -> dict[str, Any] | None:
 _default: Queue | None = None
 
 
+class _NotSet(str):
+    """What `QUEUE_FILE` is while the program has not set it.
+
+    A test that sets `QUEUE_FILE` and then puts this back leaves it as it was: not set.
+    """
+
+
+if TYPE_CHECKING:
+    QUEUE_FILE: str | os.PathLike[str]
+else:
+
+    def __getattr__(name: str) -> str:
+        if name != "QUEUE_FILE":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return _NotSet(_file_of_environment())
+
+
+def default_path() -> str:
+    """Return the absolute path of the default queue's file, as it is at this call.
+
+    Raises NotAQueue if `DBBASIC_QUEUE_FILE` can't be used.
+    """
+    path = globals().get("QUEUE_FILE")
+    if path is None or isinstance(path, _NotSet):
+        path = _file_of_environment()
+    return os.path.abspath(path)
+
+
+def _file_of_environment() -> str:
+    value = os.environ.get("DBBASIC_QUEUE_FILE") or "data/queue.tsv"
+    return path_of(value, "DBBASIC_QUEUE_FILE")
+
+
+def path_of(value: str, name: str) -> str:
+    """Return the path that a setting or option with this name means: a path, or `file:PATH`.
+
+    A leading `~` is the home directory: a crontab doesn't expand it. Raises NotAQueue for the URL
+    of something other than a file.
+    """
+    if ":" in value:
+        from dbbasic_queue import engines
+
+        if engines.scheme_of(value) != "file":
+            raise NotAQueue(
+                f"invalid {name} {value!r}: must be a path, or file:PATH (if it is the name of a "
+                f"file, write ./{value})"
+            )
+        value = engines.path_of(value)
+    return os.path.expanduser(value) if value[:1] == "~" else value
+
+
 def default_queue() -> Queue:
-    """Return the queue at `QUEUE_FILE`, as that and the working directory are now."""
+    """Return the default queue: the one whose file is `default_path()` at this call."""
     global _default
-    queue = _default
-    if queue is None or queue.path != os.path.abspath(QUEUE_FILE):
-        queue = _default = Queue(QUEUE_FILE)
+    queue, path = _default, default_path()
+    if queue is None or queue.path != path:
+        queue = _default = Queue(path)
     return queue
 
 

@@ -590,15 +590,58 @@ def test_the_default_queue_follows_the_working_directory(
 
 
 @pytest.mark.parametrize(
-    ("value", "file"), [("mine/jobs.tsv", "mine/jobs.tsv"), ("", "data/queue.tsv")]
+    ("value", "file"),
+    [
+        ("mine/jobs.tsv", "mine/jobs.tsv"),
+        ("", "data/queue.tsv"),
+        ("file:mine/a%20b.tsv", "mine/a b.tsv"),
+        ("~/jobs.tsv", "home/jobs.tsv"),
+        ("file:~/jobs.tsv", "home/jobs.tsv"),
+    ],
 )
 def test_the_environment_may_name_the_default_queue(tmp_path: Path, value: str, file: str) -> None:
-    code = "import dbbasic_queue as q; print(q.queue.QUEUE_FILE, q.enqueue('greet', {}))"
+    code = "import dbbasic_queue as q; print(q.queue.QUEUE_FILE, q.enqueue('greet', {}), sep='|')"
+    home = str(tmp_path / "home")
+    done = python(code, cwd=tmp_path, env={"DBBASIC_QUEUE_FILE": value, "HOME": home})
+    assert done.stderr == ""
+    name, job_id = done.stdout.strip().split("|")
+    assert (tmp_path / name) == tmp_path / file
+    assert [columns[0] for columns in rows(tmp_path / file)] == [job_id]
+
+
+def test_the_environment_is_read_at_each_call_and_not_at_the_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one.tsv", "two.tsv"):
+        monkeypatch.setenv("DBBASIC_QUEUE_FILE", name)
+        dbbasic_queue.enqueue("greet", {})
+        assert len(rows(tmp_path / name)) == 1
+        assert name == dbbasic_queue.queue.QUEUE_FILE
+
+
+def test_a_queue_file_that_the_program_has_set_wins_over_the_environment_until_it_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DBBASIC_QUEUE_FILE", str(tmp_path / "environment.tsv"))
+    with monkeypatch.context() as patch:
+        patch.setattr("dbbasic_queue.queue.QUEUE_FILE", str(tmp_path / "program.tsv"))
+        assert dbbasic_queue.queue.default_queue().path == str(tmp_path / "program.tsv")
+    assert dbbasic_queue.queue.default_queue().path == str(tmp_path / "environment.tsv")
+    monkeypatch.setenv("DBBASIC_QUEUE_FILE", str(tmp_path / "other.tsv"))
+    assert dbbasic_queue.queue.default_queue().path == str(tmp_path / "other.tsv")
+
+
+@pytest.mark.parametrize("value", ["memory:", "memory:x", "redis://host/0", "file://host/q.tsv"])
+def test_the_environment_may_name_nothing_but_a_file(tmp_path: Path, value: str) -> None:
+    code = (
+        "import dbbasic_queue as q\ntry: q.enqueue('greet', {})\nexcept q.NotAQueue as e: print(e)"
+    )
     done = python(code, cwd=tmp_path, env={"DBBASIC_QUEUE_FILE": value})
     assert done.stderr == ""
-    name, job_id = done.stdout.split()
-    assert name == file
-    assert [columns[0] for columns in rows(tmp_path / file)] == [job_id]
+    assert repr(value) in done.stdout
+    assert "DBBASIC_QUEUE_FILE" in done.stdout or "host" in done.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- a file that is none of ours
