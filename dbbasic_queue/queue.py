@@ -128,7 +128,12 @@ class Queue:
         One lock, one write, one sync for all of them. Returns the ids, in the payloads' order.
         Raises as `enqueue` does.
         """
-        check_type(job_type)
+        job_type = check_type(job_type)
+        if isinstance(payloads, (str, bytes, bytearray)) or hasattr(payloads, "keys"):
+            raise InvalidJob(
+                f"invalid payloads of type {type(payloads).__name__}: must be a list, or another "
+                "iterable, with one payload for each job"
+            )
         now = int(self._clock())
         due = check_instant(run_at) if run_at else self._now(run_at, now)
         texts = [self._payload(payload) for payload in payloads]
@@ -143,10 +148,7 @@ class Queue:
         try:
             return encode_json({} if payload is None else payload, self.max_payload)
         except ValueError as e:
-            raise InvalidJob(
-                f"the payload is refused: {e} (give a JSON value; what is large belongs into a "
-                "file whose name is the payload)"
-            ) from e
+            raise InvalidJob(f"invalid payload: {e}") from e
 
     @staticmethod
     def _now(run_at: object, now: int) -> int:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 HEADER = b"id\ttype\tpayload\tstatus\tcreated_at\trun_at\tattempts\terror\tresult\n"
 
 IN_AN_ID = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+_IN_A_TYPE = IN_AN_ID + ":"
 
 
 class Row:
@@ -50,25 +51,31 @@ def is_id(job_id: object) -> bool:
 
 
 def check_id(job_id: str) -> str:
-    """Return `job_id`; raises InvalidJob if it cannot be one."""
-    if not is_id(job_id):
+    """Return a new job's id as a plain str; raises InvalidJob if it cannot be one.
+
+    A job that is in the file already may have an id that begins with "-".
+    """
+    if not is_id(job_id) or job_id[0] == "-":
         raise InvalidJob(
-            f"job_id {_shown(job_id)} is refused: it must be 1 to 64 of A-Z a-z 0-9 . _ -"
+            f"invalid job_id {_shown(job_id)}: must be 1 to 64 characters from A-Z a-z 0-9 . _ - "
+            'and must not begin with "-", which a shell command would take for an option'
         )
-    return job_id
+    return job_id if type(job_id) is str else _plain(job_id)
 
 
 def check_type(job_type: object) -> str:
-    """Return `job_type`; raises InvalidJob if it cannot name a handler."""
-    if (
-        not isinstance(job_type, str)
-        or not 0 < len(job_type) <= 100
-        or job_type.strip(IN_AN_ID + ":")
-    ):
+    """Return `job_type` as a plain str; raises InvalidJob if it cannot name a handler."""
+    if not isinstance(job_type, str) or not 0 < len(job_type) <= 100 or job_type.strip(_IN_A_TYPE):
         raise InvalidJob(
-            f"job type {_shown(job_type)} is refused: it must be 1 to 100 of A-Z a-z 0-9 _ . : -"
+            f"invalid job type {_shown(job_type)}: must be 1 to 100 characters from "
+            "A-Z a-z 0-9 _ . : -"
         )
-    return job_type
+    return job_type if type(job_type) is str else _plain(job_type)
+
+
+def _plain(text: str) -> str:
+    """Return the characters of a str, also of an Enum that formats as its name."""
+    return str.__str__(text)
 
 
 def check_instant(instant: object, name: str = "run_at") -> int:

@@ -108,8 +108,8 @@ def _numbered_in_json(character: str) -> str:
 def encode_json(value: object, limit: int) -> str:
     """Return `value` as strict JSON on one line, at most `limit` bytes of UTF-8.
 
-    Raises ValueError, in words that continue "the value is refused: ...", if it is not JSON
-    (NaN and infinity are not), is nested over 100 deep, or is too long.
+    Raises ValueError, in words that continue "invalid payload: ...", if it is not JSON (NaN,
+    infinity and dict keys other than str are not), is nested over 100 deep, or is too long.
     """
     text = _to_json(value)
     if not text.isprintable():
@@ -118,7 +118,10 @@ def encode_json(value: object, limit: int) -> str:
         )
     size = len(text) if text.isascii() else len(text.encode())
     if size > limit:
-        raise ValueError(f"it takes {size} bytes, and {limit} are allowed")
+        raise ValueError(
+            f"it takes {size} bytes, and {limit} are allowed (keep what is large in a file and "
+            "give the file's name)"
+        )
     return text
 
 

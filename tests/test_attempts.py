@@ -80,7 +80,8 @@ def test_each_way_in_which_an_attempt_ends_is_a_row(queue: Queue, path: Path, cl
     clock.now += 1000
     queue.process_jobs({"bad": handlers["bad"]}, 2, only=True)
     found = [(id_, attempt, end, error) for id_, _, attempt, end, _, _, _, error, _ in table(path)]
-    kept = "result not kept: ValueError: Object of type object is not JSON serializable"
+    json_types = "give a dict, list, str, int, float, bool or None"
+    kept = f"result not kept: ValueError: object is not JSON ({json_types})"
     assert found == [
         ("good", "1", "completed", ""),
         ("bad", "1", "retried", "ValueError: no such user"),

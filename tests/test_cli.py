@@ -221,7 +221,7 @@ def test_a_payload_that_is_no_json_is_wrong_usage_and_nothing_is_written(
 
 
 def test_a_type_that_is_none_is_refused(tmp_path: Path) -> None:
-    assert "job type 'a b' is refused" in refused("enqueue", "a b", cwd=tmp_path)
+    assert "invalid job type 'a b'" in refused("enqueue", "a b", cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -66,7 +66,7 @@ run_ats = (
     | st.integers(START - 1000, START + 2000)
     | st.floats(START - 5.0, START + 500.0)
 )
-own_ids = st.none() | st.sampled_from(["mine", "a.b-c_d", "0", "x" * 64, "-"])
+own_ids = st.none() | st.sampled_from(["mine", "a.b-c_d", "0", "x" * 64, "."])
 bad_lines = st.sampled_from(
     [
         b"not a job",
@@ -263,7 +263,7 @@ class TheQueueAndItsModel(RuleBasedStateMachine):
                 nests += 1
                 job |= {"status": "completed", "error": None, "result": nests}
             elif job["type"] == "not-json":
-                error = "result not kept: Object of type set is not JSON serializable"
+                error = "result not kept: ValueError: set is not JSON (make it a list)"
                 job |= {"status": "completed", "result": None}
                 job["error"] = self.error_of(queue, job, error.partition(": ")[0])
             else:

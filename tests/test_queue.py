@@ -6,7 +6,9 @@ import json
 import math
 import os
 import threading
+from collections import UserDict
 from datetime import date, datetime, timedelta, timezone
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -131,7 +133,11 @@ def nested(depth: int) -> Any:
 AWARE = "use datetime.now(timezone.utc) or .astimezone()"
 SECONDS = "give Unix seconds (int or float) or an aware datetime"
 BOUNDS = "it must lie between 0 and 253402300799"
-JSON = "give a JSON value; what is large belongs into a file whose name is the payload"
+NUMBER = "give None or a str instead of NaN or infinity"
+LARGE = "keep what is large in a file and give the file's name"
+DEEP = "nested more than 100 deep"
+ID = "must be 1 to 64 characters from A-Z a-z 0-9 . _ -"
+TYPE = "must be 1 to 100 characters from A-Z a-z 0-9 _ . : -"
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"run_at": math.nan}, "run_at nan", BOUNDS),
     ({"run_at": math.inf}, "run_at inf", BOUNDS),
@@ -149,28 +155,32 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"run_at": date(2027, 1, 15)}, "run_at datetime.date(2027, 1, 15)", SECONDS),
     ({"run_at": datetime(2027, 1, 15)}, "run_at datetime.datetime(2027, 1, 15, 0, 0)", AWARE),
     ({"run_at": datetime(1969, 1, 1, tzinfo=UTC)}, "run_at datetime.datetime(1969", BOUNDS),
-    ({"payload": math.nan}, "the payload", JSON),
-    ({"payload": {"a": [math.inf]}}, "the payload", JSON),
-    ({"payload": b"bytes"}, "bytes is not JSON", JSON),
-    ({"payload": {1, 2}}, "set is not JSON", JSON),
-    ({"payload": circular()}, "Circular reference", JSON),
-    ({"payload": nested(101)}, "nested more than 100 deep", JSON),
-    ({"payload": nested(100_000)}, "nested more than 100 deep", JSON),
-    ({"payload": 10**5000}, "4300", JSON),
-    ({"payload": "x" * 1_048_575}, "it takes 1048577 bytes, and 1048576 are allowed", JSON),
-    ({"payload": "é" * 600_000}, "it takes 1200002 bytes", JSON),
-    ({"job_type": ""}, "job type ''", "it must be 1 to 100 of A-Z a-z 0-9 _ . : -"),
-    ({"job_type": "a b"}, "job type 'a b'", "it must be 1 to 100 of"),
-    ({"job_type": "a\tb"}, r"job type 'a\\tb'", "it must be 1 to 100 of"),
-    ({"job_type": "a\n"}, r"job type 'a\\n'", "it must be 1 to 100 of"),
-    ({"job_type": "x" * 101}, "job type 'xxx", "it must be 1 to 100 of"),
-    ({"job_type": None}, "job type None", "it must be 1 to 100 of"),
-    ({"job_id": ""}, "job_id ''", "it must be 1 to 64 of A-Z a-z 0-9 . _ -"),
-    ({"job_id": "a b"}, "job_id 'a b'", "it must be 1 to 64 of"),
-    ({"job_id": "a\n"}, r"job_id 'a\\n'", "it must be 1 to 64 of"),
-    ({"job_id": "x" * 65}, "job_id 'xxx", "it must be 1 to 64 of"),
-    ({"job_id": 7}, "job_id 7", "it must be 1 to 64 of"),
-    ({"job_id": "é"}, "job_id 'é'", "it must be 1 to 64 of"),
+    ({"payload": math.nan}, "invalid payload: Out of range", NUMBER),
+    ({"payload": {"a": [math.inf]}}, "Out of range", NUMBER),
+    ({"payload": b"bytes"}, "bytes is not JSON", "decode it, or use base64"),
+    ({"payload": {1, 2}}, "set is not JSON", "make it a list"),
+    ({"payload": [datetime(2027, 1, 15)]}, "datetime is not JSON", "use its isoformat()"),
+    ({"payload": object()}, "object is not JSON", "give a dict, list, str, int, float, bool"),
+    ({"payload": {1: 2}}, "a dict has a key of type int", "convert it with str()"),
+    ({"payload": circular()}, "Circular reference", "it contains itself"),
+    ({"payload": nested(101)}, "invalid payload", DEEP),
+    ({"payload": nested(100_000)}, "invalid payload", DEEP),
+    ({"payload": 10**5000}, "4300", "give the number as a str"),
+    ({"payload": "x" * 1_048_575}, "takes 1048577 bytes, and 1048576 are allowed", LARGE),
+    ({"payload": "é" * 600_000}, "it takes 1200002 bytes", LARGE),
+    ({"job_type": ""}, "job type ''", TYPE),
+    ({"job_type": "a b"}, "job type 'a b'", TYPE),
+    ({"job_type": "a\tb"}, r"job type 'a\\tb'", TYPE),
+    ({"job_type": "a\n"}, r"job type 'a\\n'", TYPE),
+    ({"job_type": "x" * 101}, "job type 'xxx", TYPE),
+    ({"job_type": None}, "job type None", TYPE),
+    ({"job_id": ""}, "job_id ''", ID),
+    ({"job_id": "a b"}, "job_id 'a b'", ID),
+    ({"job_id": "a\n"}, r"job_id 'a\\n'", ID),
+    ({"job_id": "x" * 65}, "job_id 'xxx", ID),
+    ({"job_id": 7}, "job_id 7", ID),
+    ({"job_id": "--failed"}, "job_id '--failed'", 'must not begin with "-"'),
+    ({"job_id": "é"}, "job_id 'é'", ID),
 ]
 
 
@@ -186,7 +196,6 @@ def test_a_refusal_names_the_value_the_rule_and_the_way_out_and_leaves_the_file_
     with pytest.raises(InvalidJob) as refusal:
         queue.enqueue(**full)
     assert what in str(refusal.value)
-    assert " is refused: " in str(refusal.value)
     assert way_out in str(refusal.value)
     assert len(str(refusal.value)) < 400
     if "job_id" not in arguments:
@@ -194,6 +203,40 @@ def test_a_refusal_names_the_value_the_rule_and_the_way_out_and_leaves_the_file_
         with pytest.raises(InvalidJob):
             queue.enqueue_many(payloads=[{}, payload, {}], **full)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("payloads", [{"to": "ada"}, UserDict(to="ada"), "ada", b"ada"])
+def test_one_payload_in_the_place_of_many_is_refused(
+    queue: Queue, path: Path, payloads: Any
+) -> None:
+    with pytest.raises(InvalidJob, match=r"invalid payloads of type .* one payload for each job"):
+        queue.enqueue_many("greet", payloads)
+    assert not path.exists()
+    assert len(queue.enqueue_many("greet", ({"to": name} for name in ("ada", "bob")))) == 2
+
+
+class Kind(str, Enum):
+    MAIL = "mail"
+
+
+class Key(str, Enum):
+    DAILY = "daily"
+
+
+def test_an_enum_that_is_a_str_stands_for_its_value_in_every_call(queue: Queue, path: Path) -> None:
+    assert queue.enqueue(Kind.MAIL, {}, job_id=Key.DAILY) == "daily"
+    queue.enqueue_many(Kind.MAIL, [{}])
+    assert [row[1] for row in rows(path)] == ["mail", "mail"]
+    with pytest.raises(DuplicateJob):
+        queue.enqueue("mail", {}, job_id=Key.DAILY)
+    assert job(queue, Key.DAILY) == job(queue, "daily")
+    assert len(list(queue.jobs(job_type=Kind.MAIL))) == 2
+    assert queue.pause(Kind.MAIL) and not queue.pause("mail")
+    assert queue.process_jobs({"mail": len})["completed"] == 0
+    assert queue.resume(Kind.MAIL)
+    assert queue.process_jobs({Kind.MAIL: len})["completed"] == 2
+    assert [attempt["type"] for attempt in queue.attempts(Key.DAILY)] == ["mail"]
+    assert queue.remove_type(Kind.MAIL) == 2
 
 
 def test_a_refused_first_job_does_not_even_make_the_directory(queue: Queue, path: Path) -> None:

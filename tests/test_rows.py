@@ -10,8 +10,10 @@ import pkgutil
 import sys
 import time
 import unicodedata
+from collections import OrderedDict
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
+from enum import Enum, IntEnum
 from typing import Any
 
 import pytest
@@ -150,7 +152,11 @@ def circular() -> Any:
         (b"bytes", "bytes is not JSON"),
         ({1, 2}, "set is not JSON"),
         (object(), "object is not JSON"),
-        ({(1, 2): 3}, "keys must be str"),
+        ({(1, 2): 3}, "key of type tuple"),
+        ({1: "a", "1": "b"}, "key of type int"),
+        ([{"a": ({"b": [{None: 1}]},)}], "key of type NoneType"),
+        ({"a": {True: 1}}, "key of type bool"),
+        (OrderedDict(a=OrderedDict({0.5: 1})), "key of type float"),
         (circular(), "Circular"),
         (nested(MAX_DEPTH + 1), "nested more than 100 deep"),
         (nested(100_000), "nested more than 100 deep"),
@@ -202,14 +208,17 @@ def test_decoding_raises_nothing_but_value_error(text: str) -> None:
 # --- ids, types, instants
 
 
-@pytest.mark.parametrize("job_id", ["a", "report-2026-11-21", "A.b_C-9", "x" * 64, "-", "."])
+@pytest.mark.parametrize("job_id", ["a", "report-2026-11-21", "A.b_C-9", "x" * 64, "."])
 def test_an_id_of_the_callers_own_may_be_a_name(job_id: str) -> None:
     assert check_id(job_id) == job_id
 
 
-@pytest.mark.parametrize("job_id", ["", "x" * 65, "a b", "a\tb", "a\n", "é", "a/b", 7, b"a", True])
+@pytest.mark.parametrize(
+    "job_id",
+    ["", "x" * 65, "a b", "a\tb", "a\n", "é", "a/b", 7, b"a", True, "-", "--failed"],
+)
 def test_other_ids_are_refused(job_id: Any) -> None:
-    with pytest.raises(InvalidJob, match=r"job_id .* is refused: it must be 1 to 64 of"):
+    with pytest.raises(InvalidJob, match=r"invalid job_id .*: must be 1 to 64 characters from"):
         check_id(job_id)
 
 
@@ -220,8 +229,33 @@ def test_a_type_may_be_a_dotted_name(job_type: str) -> None:
 
 @pytest.mark.parametrize("job_type", ["", "x" * 101, "a b", "a\tb", "a\n", "é", "a/b", None, 7])
 def test_other_types_are_refused(job_type: Any) -> None:
-    with pytest.raises(InvalidJob, match=r"job type .* is refused: it must be 1 to 100 of"):
+    with pytest.raises(InvalidJob, match=r"invalid job type .*: must be 1 to 100 characters from"):
         check_type(job_type)
+
+
+class Kind(str, Enum):
+    MAIL = "mail"
+
+
+class Soon(IntEnum):
+    AT = NOW
+
+
+class Shouting(str):
+    def __str__(self) -> str:
+        return self.upper()
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("text", [Kind.MAIL, Shouting("mail")])
+def test_an_id_or_type_of_a_subclass_of_str_becomes_the_plain_text_that_it_holds(text: str) -> None:
+    for checked in (check_id(text), check_type(text)):
+        assert (checked, type(checked), f"{checked}") == ("mail", str, "mail")
+
+
+def test_enums_in_a_payload_are_their_values() -> None:
+    assert encode_json({Kind.MAIL: [Kind.MAIL, Soon.AT]}, 100) == f'{{"mail": ["mail", {NOW}]}}'
 
 
 ZONE = timezone(timedelta(hours=5, minutes=30))
@@ -232,6 +266,7 @@ ZONE = timezone(timedelta(hours=5, minutes=30))
     [
         (0, 0),
         (NOW, NOW),
+        (Soon.AT, NOW),
         (NOW + 0.25, NOW + 1),
         (float(NOW), NOW),
         (0.0001, 1),

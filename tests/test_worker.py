@@ -298,7 +298,8 @@ def test_an_exception_chain_with_a_loop_is_the_jobs_error(queue: Queue) -> None:
         (float("nan"), "not JSON compliant"),
         ("x" * 1_048_576, "it takes 1048578 bytes"),
         (10**5000, "4300"),
-        ({(1, 2): 3}, "keys must be str"),
+        ({(1, 2): 3}, "key of type tuple"),
+        ({1: "a", "1": "b"}, "key of type int"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -536,7 +537,7 @@ def test_the_log_says_why_a_result_was_not_kept(
     queue: Queue, log: Callable[[], list[Record]]
 ) -> None:
     outcome(queue, lambda _: b"")
-    assert "result not kept: ValueError: Object of type bytes" in log()[0].getMessage()
+    assert "result not kept: ValueError: bytes is not JSON" in log()[0].getMessage()
 
 
 def test_nothing_hostile_reaches_the_log_unescaped(

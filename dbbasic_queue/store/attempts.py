@@ -224,7 +224,7 @@ def read(
     back that goes. The start of each line that was skipped is added to `skipped`. Raises NotAQueue
     or StoreError where a file cannot be used.
     """
-    prefix = f"{job_id}\t".encode() if job_id else b""
+    prefix = job_id.encode() + b"\t" if job_id else b""
     for file in _files(_path(queue)):
         first = True
         for line in _lines(file):

@@ -18,6 +18,7 @@ STORE = "tests/test_store.py"
 WORKER = "tests/test_worker.py"
 TRAPS = "tests/test_traps.py"
 ROWS = "tests/test_rows.py"
+QUEUE = "tests/test_queue.py"
 CONTENTION = "tests/test_contention.py"
 UPGRADE = "tests/test_upgrade.py"
 
@@ -402,6 +403,13 @@ MUTANTS = (
             WORKER + "::test_whatever_a_handler_raises_is_one_line_of_the_file_and_stops_nobody",
             kill("passes"),
         ),
+    ),
+    Mutant(
+        "an id that is an Enum is written by its name",
+        "rows.py",
+        "    return str.__str__(text)\n",
+        "    return text\n",
+        (QUEUE + "::test_an_enum_that_is_a_str_stands_for_its_value_in_every_call",),
     ),
     Mutant(
         "result 0 dropped",

@@ -211,7 +211,7 @@ def test_the_errors_are_one_tree_with_the_cause_kept(queue: Queue) -> None:
         queue.enqueue("report", {"when": {1, 2}})
     assert isinstance(refused.value, ValueError)
     assert isinstance(refused.value.__cause__, ValueError)
-    assert "set is not JSON serializable (give a JSON value" in str(refused.value)
+    assert "set is not JSON (make it a list)" in str(refused.value)
 
 
 def test_what_is_to_run_first_is_due_first(queue: Queue) -> None:

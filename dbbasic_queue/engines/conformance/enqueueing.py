@@ -44,6 +44,7 @@ REFUSED: list[dict[str, Any]] = [
     {"payload": [math.inf]},
     {"payload": b"bytes"},
     {"payload": {1, 2}},
+    {"payload": {"n": [{1: 2}]}},
     {"payload": nested(101)},
     {"payload": "x" * 1_048_575},
     {"run_at": math.nan},
@@ -53,7 +54,7 @@ REFUSED: list[dict[str, Any]] = [
     {"run_at": "1800000000"},
     {"run_at": datetime(2027, 1, 15)},
 ]
-REFUSED_IDS: list[Any] = ["", "a b", "a\n", "x" * 65, 7, "é"]
+REFUSED_IDS: list[Any] = ["", "a b", "a\n", "x" * 65, 7, "é", "--failed"]
 
 
 class EnqueueTests(EngineCase):
@@ -90,10 +91,10 @@ class EnqueueTests(EngineCase):
     def test_a_payload_is_kept_as_json_would_have_it_and_as_it_was_when_it_was_enqueued(
         self, queue: Engine
     ) -> None:
-        payload = {"to": ["ada"], 1: (2, 3)}
+        payload: dict[str, Any] = {"to": ["ada"], "n": (2, 3)}
         job_id = queue.enqueue("greet", payload)
         payload["to"] = "nobody"
-        assert job(queue, job_id)["payload"] == {"to": ["ada"], "1": [2, 3]}
+        assert job(queue, job_id)["payload"] == {"to": ["ada"], "n": [2, 3]}
 
     def test_what_is_shown_of_a_job_is_the_callers_to_alter(self, queue: Engine) -> None:
         job_id = queue.enqueue("greet", {"to": ["ada"]})
@@ -137,10 +138,10 @@ class EnqueueTests(EngineCase):
         self, queue: Engine, arguments: dict[str, Any]
     ) -> None:
         full: dict[str, Any] = {"job_type": "greet", "payload": {}, **arguments}
-        with pytest.raises(InvalidJob, match="is refused"):
+        with pytest.raises(InvalidJob, match=r"refused|invalid"):
             queue.enqueue(**full)
         payload = full.pop("payload")
-        with pytest.raises(InvalidJob, match="is refused"):
+        with pytest.raises(InvalidJob, match=r"refused|invalid"):
             queue.enqueue_many(payloads=[{}, payload, {}], **full)
         assert list(queue.jobs()) == []
 
@@ -148,7 +149,7 @@ class EnqueueTests(EngineCase):
     def test_an_id_that_cannot_be_one_is_refused_and_is_that_of_no_job(
         self, queue: Engine, job_id: Any
     ) -> None:
-        with pytest.raises(InvalidJob, match=r"job_id .* is refused"):
+        with pytest.raises(InvalidJob, match="invalid job_id"):
             queue.enqueue("greet", {}, job_id=job_id)
         assert queue.get_job(job_id) is None
         assert (queue.cancel_job(job_id), queue.requeue(job_id)) == (False, False)
