@@ -7,10 +7,11 @@ a job leaves running on it is cancelled before the next one begins, as `asyncio.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Coroutine, Iterable
     from typing import Any
 
 
@@ -23,24 +24,55 @@ class OneLoop:
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Return what the coroutine returns, or raise what it raises."""
         try:
+            if asyncio._get_running_loop() is not None:
+                raise RuntimeError(
+                    "the handler returned a coroutine, and an event loop runs in this thread "
+                    "already: run the pass in a thread of its own (asyncio.to_thread)"
+                )
             return self._loop.run_until_complete(coroutine)
         finally:
-            coroutine.close()  # where it could not begin: another loop runs in this thread
+            coroutine.close()  # where it could not begin
             cancel_all(self._loop)
 
     def close(self) -> None:
         """Close the loop."""
-        try:
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.run_until_complete(self._loop.shutdown_default_executor())
-        finally:
-            self._loop.close()
+        if asyncio._get_running_loop() is None:
+            with suppress(BaseException):
+                _finish(self._loop, self._loop.shutdown_default_executor())
+        close(self._loop)
 
 
-def cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+def close(loop: asyncio.AbstractEventLoop, hidden: Iterable[asyncio.Task[Any]] = ()) -> None:
+    """End what still runs, hidden tasks too, and close the loop.
+
+    Whatever that raises ends with the loop, not with the pass.
+    """
+    if asyncio._get_running_loop() is None:
+        with suppress(BaseException):
+            cancel_all(loop, hidden)
+        with suppress(BaseException):
+            _finish(loop, loop.shutdown_asyncgens())
+    loop.close()
+
+
+def hide(task: asyncio.Task[Any]) -> None:
+    """Take a task out of `asyncio.all_tasks()`: a job that cancels all tasks means its own."""
+    asyncio._unregister_task(task)
+
+
+def cancel_all(loop: asyncio.AbstractEventLoop, hidden: Iterable[asyncio.Task[Any]] = ()) -> None:
     """Cancel what still runs on a loop that stands still, and let it end."""
-    tasks = asyncio.all_tasks(loop)
+    tasks = {*asyncio.all_tasks(loop), *hidden}
     for task in tasks:
         task.cancel()
     if tasks:
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        _finish(loop, asyncio.gather(*tasks, return_exceptions=True))
+
+
+def _finish(loop: asyncio.AbstractEventLoop, last: Awaitable[object]) -> None:
+    """Run the loop until this has ended, whatever tasks stop it or call `sys.exit`."""
+    task = asyncio.ensure_future(last, loop=loop)
+    task.add_done_callback(lambda _: loop.stop())
+    while not task.done():
+        with suppress(SystemExit):
+            loop.run_forever()

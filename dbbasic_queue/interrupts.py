@@ -1,7 +1,7 @@
-"""SIGTERM and Ctrl-C while a pass runs.
+"""SIGTERM and Ctrl-C while a pass runs, and passes within the jobs of other passes.
 
-`signal` takes longer to load than an idle pass, which needs none of it: it is imported where the
-signals are received.
+`signal` and `contextvars` take longer to load than an idle pass, which needs neither: they are
+imported where signals are received.
 """
 
 from __future__ import annotations
@@ -13,87 +13,165 @@ from dbbasic_queue.loading import loading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextvars import ContextVar, Token
     from types import FrameType
     from typing import Any
+
+_enclosing: ContextVar[Interrupts | None] | None = None
+"""those of the pass whose job calls, also from a thread that got the job's context"""
+
+
+class Asked(SystemExit):
+    """Raised after a pass that SIGTERM has ended; its code is the one that a shell would report."""
 
 
 class Interrupts:
     """Tells a pass that the program is asked to end.
 
-    The first SIGTERM lets the job in hand finish; Ctrl-C, or a second signal, interrupts it.
-    Outside of a handler both only end the pass after what it is doing. Handlers that the program
-    has installed itself are left alone, and so is every thread but the main one.
+    The first SIGTERM lets the running job finish; Ctrl-C, or a second signal, interrupts it.
+    Outside of a handler both only end the pass after what it is doing. Every thread but the main
+    one is left alone.
+
+    A signal handler that the program has installed itself is called as before. If it raises, the
+    program wants to end: the running job is given back, the pass ends, and then the exception goes
+    on. It is never raised outside of a job, where it could interrupt a change of the files.
+
+    A pass within a job of another pass is asked to end when that one is, and tells it what it
+    receives itself.
 
     In one of several forked passes (`supervisor` is the process that forked them) a second
     SIGTERM says nothing new, for it may have been sent to both; and the supervisor's death is
-    like the first.
+    like the first. The program's signal handlers are the supervisor's to call, not theirs.
     """
 
     def __init__(self, supervisor: int = 0) -> None:
         self.received: list[int] = []
+        """the signals, also those that a pass within one of our jobs has received"""
+        self.stopped = False
         self.in_handler = False
         self.cancelling = False
+        self.jobs: set[tuple[str, str]] = set()
+        """path and id of each job that the pass is running"""
+        self._raised: list[BaseException] = []
         self._supervisor = supervisor
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
+        self._outer: Interrupts | None = None
+        self._ended = False
+        self._token: Token[Interrupts | None] | None = None
 
     def __enter__(self) -> Interrupts:
+        global _enclosing
         with loading:
             import signal
 
+            if _enclosing is None:
+                from contextvars import ContextVar
+
+                _enclosing = ContextVar("dbbasic_queue_pass", default=None)
+        self._outer = _enclosing.get()
+        while self._outer is not None and self._outer._ended:  # a thread has kept its job's context
+            self._outer = self._outer._outer
+        self._token = _enclosing.set(self)
+        if outer := self._asked_too():
+            self.received, self._raised = outer.received, outer._raised
+            self._supervisor = outer._supervisor
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                    self._before[number] = signal.signal(number, self._receive)
+                before = signal.getsignal(number)
+                if callable(before) or before == signal.SIG_DFL or self._supervisor:
+                    self._before[number] = before
+                    signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended = True
+        if self._token is not None:
+            self._token.var.reset(self._token)
         self.leave()
 
     def leave(self) -> None:
-        """Give the signals back to whoever had them before."""
+        """Give the signals back to the handlers that had them before."""
         import signal
 
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._receive:  # a job may have installed its own
+                signal.signal(number, handler)
 
-    def _receive(self, number: int, _: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         import signal
 
+        program: Any = self._receive
+        while isinstance(owner := getattr(program, "__self__", None), Interrupts):
+            program = owner._before.get(number, signal.SIG_DFL)
         if os.getpid() != self._process:  # a child that a handler has forked: as if we were not
-            signal.signal(number, self._before[number])
+            signal.signal(number, program)
             os.kill(os.getpid(), number)
-            return
-        self.stop(number)
-        if self.in_handler and self.at_once():
-            raise KeyboardInterrupt
+        elif self._supervisor or program in (signal.SIG_DFL, signal.default_int_handler):
+            self.received.append(number)
+            if self.in_handler and self.at_once():
+                raise KeyboardInterrupt
+        else:
+            try:
+                program(number, frame)
+            except BaseException as e:
+                self._raised.append(e)
+                self.received.append(number)
+                if self.in_handler:
+                    raise
 
     def asked(self) -> bool:
         """Tell whether the pass is to end."""
-        if self._supervisor and not self.received and os.getppid() != self._supervisor:
+        if self.stopped or self.received:
+            return True
+        if self._supervisor and os.getppid() != self._supervisor:
             self.stop()
-        return bool(self.received)
+        outer = self._asked_too()
+        return self.stopped or (outer is not None and outer.asked())
+
+    def _asked_too(self) -> Interrupts | None:
+        """Return those of the pass around this one, if it is one of this process."""
+        outer = self._outer
+        return outer if outer is not None and outer._process == self._process else None
 
     def at_once(self) -> bool:
-        """Tell whether the job in hand is to be interrupted, too."""
+        """Tell whether the running job is to be interrupted, too."""
         import signal
 
         return signal.SIGINT in self.received or (len(self.received) > 1 and not self._supervisor)
 
     def caused(self, error: BaseException) -> bool:
         """Tell whether what a handler raised is our doing, not its own."""
-        return self.cancelling or (isinstance(error, KeyboardInterrupt) and bool(self.received))
+        if self.cancelling or any(error is raised for raised in self._raised):
+            return True
+        return isinstance(error, KeyboardInterrupt) and bool(self.received)
 
-    def stop(self, number: int = 0) -> None:
-        """Ask the pass to end after the job in hand; safe from any thread."""
-        self.received.append(number)
+    def stop(self) -> None:
+        """Ask the pass to end after the running job; safe from any thread, any number of times."""
+        self.stopped = True
+
+    def enclosing_jobs(self) -> Iterator[tuple[str, str]]:
+        """Yield path and id of each job that a pass around this one is running."""
+        outer = self._outer
+        while outer is not None:
+            yield from outer.jobs
+            outer = outer._outer
 
     def pass_on(self) -> None:
         """After the pass: end the program as the signal asked."""
         import signal
 
-        if signal.SIGINT in self.received:
-            raise KeyboardInterrupt
-        for number in self.received:
-            if number:
-                raise SystemExit(128 + number)
+        if not self.received:
+            return
+        if not self._raised:
+            interrupt = signal.SIGINT in self.received
+            self._raised.append(KeyboardInterrupt() if interrupt else Asked(128 + self.received[0]))
+        error = self._raised[0]
+        if self._asked_too() is None:
+            self._raised = []
+        # Otherwise it is kept: it comes out of a job of the outer pass that is not to blame.
+        try:
+            raise error
+        finally:
+            del error

@@ -216,18 +216,23 @@ class Queue:
     ) -> dict[str, int]:
         """Run jobs until none is pending or processing, retries and delays waited for.
 
-        Otherwise as `process_jobs`; returns its counts.
+        Jobs of paused types are not waited for; nor, if it is called within a job, are the jobs
+        that the calling job's pass is running. Otherwise as `process_jobs`; returns its counts.
         """
-        how = {"linger": math.inf, "until_complete": True}
-        return self._worker(handlers, max_attempts, workers, **how).run()
+        return self._worker(
+            handlers, max_attempts, workers, linger=math.inf, until_complete=True
+        ).run()
 
     def _worker(
-        self, handlers: Any, max_attempts: int, workers: int = 1, **how: Any
+        self, handlers: Any, max_attempts: int, workers: int = 1, *, here: bool = True, **how: Any
     ) -> Pass | Crew:
+        """Return a pass, or several; they are to run in this thread, unless it is not `here`."""
         with loading:
             from dbbasic_queue import worker
 
             worker.check(handlers, max_attempts, workers)
+            if here:
+                worker.check_thread(handlers)
             if workers > 1:
                 from dbbasic_queue import crew
         settings = self._store, handlers, max_attempts, self._clock, self.max_payload

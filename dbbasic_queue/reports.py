@@ -95,6 +95,12 @@ def not_folded(log: Logger, error: Exception) -> None:
     write(log, ERROR, "the journal could not be folded, and nothing is lost: %s", error)
 
 
+def exit_held(log: Logger, error: BaseException) -> None:
+    """Log that a task has tried to end the program."""
+    text = escape(f"{type(error).__name__}: {error}")
+    write(log, ERROR, "a task on the event loop raised %s; the pass and its jobs go on", text)
+
+
 def history_lost(log: Logger, error: Exception) -> None:
     """Log that attempts are not in the history."""
     write(

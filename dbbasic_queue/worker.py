@@ -50,21 +50,27 @@ def check(handlers: AnyHandlers, max_attempts: int, workers: int = 1) -> None:
             f"handlers must map job types to callables, and {type(handlers).__name__} does not: "
             'give a dict such as {"send_email": send_email}'
         )
-    asyncio = sys.modules.get("asyncio")
-    in_loop = asyncio is not None and asyncio._get_running_loop() is not None
     for job_type, handler in handlers.items():
         if handler is not None and not callable(handler):
             raise InvalidHandlers(
                 f"the handler for {job_type!r} is {type(handler).__name__}, which cannot be "
                 "called: give a function that takes the payload"
             )
-        if in_loop and handler is not None and Handler.of(handler).is_coroutine:
+    check_count(max_attempts, "max_attempts")
+    check_count(workers, "workers")
+
+
+def check_thread(handlers: AnyHandlers) -> None:
+    """Raise InvalidHandlers if a pass with these cannot run in this thread."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or asyncio._get_running_loop() is None:
+        return
+    for job_type, handler in handlers.items():
+        if handler is not None and Handler.of(handler).is_coroutine:
             raise InvalidHandlers(
                 f"the handler for {job_type!r} is a coroutine function, and an event loop runs in "
                 "this thread already: await asyncio.to_thread(process_jobs, handlers)"
             )
-    check_count(max_attempts, "max_attempts")
-    check_count(workers, "workers")
 
 
 class Pass:
@@ -178,13 +184,19 @@ class Pass:
             view.refresh()
             return max(len(view.due(now, len(view.when))), 1)
 
+    def is_complete(self) -> bool:
+        """Tell whether a pass that runs until all is complete may end."""
+        if not self.until_complete:
+            return False
+        return self.store.is_complete(set(self.interrupts.enclosing_jobs()))
+
     def _work(self, claims: Claims) -> None:
         end = time.monotonic() + self.linger
         watcher = Watcher(lambda: self.look(claims))
         try:
             self._work_off(claims, watcher)
             while not self.interrupts.asked() and time.monotonic() < end:
-                if self.until_complete and self.store.is_complete():
+                if self.is_complete():
                     break
                 if claims.renew(self.clock()):
                     self._report_recovered(claims)
@@ -249,6 +261,8 @@ class Pass:
     def _execute(self, claims: Claims, watcher: Watcher, claim: Claim) -> None:
         row = claim.row
         handler = self.handler(row.type)
+        running = self.store.path, row.id
+        self.interrupts.jobs.add(running)
         self.begun_at = began = time.monotonic()
         try:
             if handler is not None and handler.timeout is not None:
@@ -260,6 +274,7 @@ class Pass:
                 outcome, after, trace = self.attempts.run(handler, row, claim.payload)
         finally:
             self.begun_at = math.inf
+            self.interrupts.jobs.discard(running)
         took = time.monotonic() - began
         if outcome == INTERRUPTED or after is None:
             self.interrupted(claims, claim, took)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import stat
 import time
@@ -310,6 +311,67 @@ def test_run_until_complete_of_a_queue_that_is_not_there_ends_at_once(queue: Que
     assert queue.run_until_complete({"greet": len}) == NONE
     with pytest.raises(InvalidHandlers):
         queue.run_until_complete({"greet": len}, 0)
+
+
+@pytest.mark.parametrize("all_types", [True, False])
+def test_run_until_complete_does_not_wait_for_paused_jobs(
+    queue: Queue, night: Night, all_types: bool
+) -> None:
+    queue.enqueue("paused", {})
+    queue.enqueue("paused", {}, NOW + DAY)
+    if all_types:
+        queue.pause()
+        assert queue.run_until_complete({"greet": len}) == NONE
+    else:
+        queue.pause("paused")
+        queue.enqueue("greet", [], NOW + 5)
+        assert queue.run_until_complete({"greet": len}) == NONE | {"completed": 1}
+        assert 5 <= night.seconds < 6
+    assert queue.counts()[PENDING] == 2
+
+
+def test_run_until_complete_reads_jobs_of_other_types_once_while_it_waits(
+    queue: Queue, night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.pause("paused")
+    queue.enqueue_many("paused", range(50))
+    queue.enqueue("greet", [], NOW + 9)
+    reads = 0
+    real = View.row
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return real(*args, **options)
+
+    monkeypatch.setattr(View, "row", counted)
+    assert queue.run_until_complete({"greet": len}) == NONE | {"completed": 1}
+    assert reads < 300
+
+
+@pytest.mark.parametrize("url", ["text file", "memory:"])
+@pytest.mark.parametrize("how", ["function", "coroutine", "timeout"])
+def test_run_until_complete_within_a_job_does_not_wait_for_that_job(
+    tmp_path: Path, url: str, how: str
+) -> None:
+    if url == "memory:" and how == "timeout":
+        pytest.skip("the process of a job with a time limit has no jobs in memory")
+    queue = Queue(tmp_path / "queue.tsv") if url == "text file" else Queue.open(url)
+
+    def function(_: Any) -> Any:
+        return queue.run_until_complete({"greet": len})
+
+    async def coroutine(_: Any) -> Any:
+        return await asyncio.to_thread(queue.run_until_complete, {"greet": len})
+
+    ways: dict[str, Any] = {"function": function, "coroutine": coroutine}
+    outer = ways.get(how) or Handler(function, timeout=30)
+    queue.enqueue("greet", [])
+    job_id = queue.enqueue("outer", {})
+    queue.process_jobs({"outer": outer}, only=True)
+    found = queue.get_job(job_id)
+    assert found is not None
+    assert found["result"] == NONE | {"completed": 1}
 
 
 # --- wait

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import fcntl
 import json
 import logging
@@ -15,12 +16,14 @@ import threading
 import time
 import types
 from collections import Counter, UserDict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import NOW, Clock, add_lines, beside, job, line, python, row, rows
+from processes import wait_for
 
-from dbbasic_queue import InvalidHandlers, Queue, QueueBusy, StoreError, reports
+from dbbasic_queue import InvalidHandlers, Queue, QueueBusy, StoreError, interrupts, reports
 from dbbasic_queue.store.claims import Claims, Terms
 
 if TYPE_CHECKING:
@@ -922,6 +925,182 @@ def test_a_signal_handler_of_the_programs_own_is_left_alone(queue: Queue) -> Non
     finally:
         signal.signal(signal.SIGTERM, before)
     assert received == [signal.SIGTERM] * 3
+
+
+class Shutdown(Exception):
+    """As some programs raise it in their signal handlers."""
+
+
+@contextlib.contextmanager
+def handling(number: int, handler: Callable[[int, Any], Any]) -> Iterator[None]:
+    before = signal.signal(number, handler)
+    try:
+        yield
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
+
+
+def state(queue: Queue, job_id: str) -> tuple[str, int]:
+    found = job(queue, job_id)
+    return found["status"], found["attempts"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("error", [SystemExit(7), KeyboardInterrupt(), Shutdown()])
+def test_when_the_programs_signal_handler_raises_the_job_is_given_back_and_the_pass_ends(
+    queue: Queue, number: int, error: BaseException
+) -> None:
+    ids = queue.enqueue_many("greet", range(4))
+
+    def work(n: int) -> None:
+        if n == 1:
+            os.kill(os.getpid(), number)
+
+    def ends(*_: object) -> None:
+        raise error
+
+    with handling(number, ends), pytest.raises(type(error)) as caught:
+        queue.process_jobs({"greet": work})
+    assert caught.value is error
+    assert [state(queue, i) for i in ids] == [("completed", 1)] + [("pending", 0)] * 3
+    assert job(queue, ids[1])["error"] == "interrupted: the pass was stopped"
+
+
+def test_the_programs_signal_handler_does_not_interrupt_what_the_pass_itself_does(
+    queue: Queue,
+) -> None:
+    """It raises while an outcome is logged: only at the end of the pass is that seen."""
+
+    class Kills(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            after.append("the handler has returned")
+
+    after: list[str] = []
+    ids = queue.enqueue_many("greet", range(3))
+    kills = Kills()
+    log = logging.getLogger("dbbasic_queue")
+    log.addHandler(kills)
+    try:
+        with handling(signal.SIGTERM, lambda *_: sys.exit(7)), pytest.raises(SystemExit) as end:
+            queue.process_jobs({"greet": lambda _: object()})
+    finally:
+        log.removeHandler(kills)
+    assert end.value.code == 7
+    assert len(after) == 1
+    assert [state(queue, i) for i in ids] == [("completed", 1)] + [("pending", 0)] * 2
+
+
+def test_coroutines_finish_when_the_programs_signal_handler_raises(queue: Queue) -> None:
+    async def work(n: int) -> None:
+        if n == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.001)
+
+    ids = queue.enqueue_many("greet", range(4))
+    with handling(signal.SIGTERM, lambda *_: sys.exit(7)), pytest.raises(SystemExit) as end:
+        queue.process_jobs({"greet": work}, workers=2)
+    assert end.value.code == 7
+    assert [state(queue, i) for i in ids] == [("completed", 1)] * 2 + [("pending", 0)] * 2
+
+
+def test_a_signal_handler_that_a_job_installs_stays(queue: Queue) -> None:
+    def install(_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    queue.enqueue("greet", {})
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert queue.process_jobs({"greet": install})["completed"] == 1
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("where", ["the same thread", "another thread"])
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_pass_within_a_job_ends_with_the_pass_around_it(
+    queue: Queue, where: str, signals: int
+) -> None:
+    """After one signal the inner job finishes; after two it is given back, in the main thread."""
+
+    def inner(n: int) -> None:
+        for sent in range(signals if n == 1 else 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+            if where == "another thread":  # the main thread receives it at some time
+                assert interrupts._enclosing is not None
+                around = interrupts._enclosing.get()
+                assert around is not None
+                wait_for(partial(received, around, sent + 1), "the signal")
+
+    def received(around: interrupts.Interrupts, count: int) -> bool:
+        return len(around.received) >= count
+
+    def outer(_: Any) -> None:
+        passes = {"inner": inner}
+        if where == "the same thread":
+            queue.process_jobs(passes, only=True)
+        else:
+            asyncio.run(asyncio.to_thread(queue.process_jobs, passes, only=True))
+
+    outer_id = queue.enqueue("outer", {}, NOW - 1)
+    ids = queue.enqueue_many("inner", range(6))
+    late = queue.enqueue("outer", {})
+    with pytest.raises(SystemExit) as end:
+        queue.process_jobs({"outer": outer}, only=True)
+    assert end.value.code == 143
+    assert state(queue, outer_id) == state(queue, late) == ("pending", 0)
+    whole = 2 if signals == 1 or where == "another thread" else 1
+    assert [state(queue, i) for i in ids] == [("completed", 1)] * whole + [("pending", 0)] * (
+        6 - whole
+    )
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_pass_that_a_job_begins_after_the_signal_ends_at_once(queue: Queue) -> None:
+    def outer(_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        while queue.counts()["pending"]:
+            queue.process_jobs({"inner": len}, only=True)
+
+    queue.enqueue("outer", {})
+    queue.enqueue("inner", [])
+    with pytest.raises(SystemExit):
+        queue.process_jobs({"outer": outer}, only=True)
+    assert queue.counts()["pending"] == 2
+
+
+def test_a_context_that_outlives_its_pass_stops_no_later_one(queue: Queue) -> None:
+    contexts = []
+
+    def keep(_: Any) -> None:
+        contexts.append(contextvars.copy_context())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    queue.enqueue("keep", {})
+    with pytest.raises(SystemExit):
+        queue.process_jobs({"keep": keep})
+    queue.enqueue("greet", [])
+    assert contexts[0].run(queue.process_jobs, {"greet": len})["completed"] == 1
+
+
+def test_a_coroutine_hidden_in_a_function_is_the_jobs_error_where_a_loop_runs(
+    queue: Queue,
+) -> None:
+    async def work() -> int:
+        return 1
+
+    hidden = queue.enqueue("hidden", {})
+    ids = queue.enqueue_many("plain", range(3))
+
+    async def view() -> dict[str, int]:
+        return queue.process_jobs({"hidden": lambda _: work(), "plain": lambda _: None})
+
+    assert asyncio.run(view()) == NONE | {"completed": 3, "retried": 1}
+    assert "an event loop runs in this thread already" in job(queue, hidden)["error"]
+    assert [state(queue, i) for i in ids] == [("completed", 1)] * 3
+    assert queue.process_jobs({"hidden": lambda _: work()}) == NONE
 
 
 def test_a_fold_that_fails_keeps_no_job_from_running(queue: Queue, path: Path) -> None:

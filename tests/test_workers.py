@@ -8,6 +8,8 @@ import errno
 import inspect
 import os
 import signal
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,11 +17,21 @@ from conftest import NOW, Clock, job, row
 from processes import Programs, note, notes, open_pipes, wait_for, wait_for_notes
 
 import dbbasic_queue
-from dbbasic_queue import Delay, Fail, Handler, Handlers, InvalidHandlers, Queue, StoreError, Worker
+from dbbasic_queue import (
+    Delay,
+    Fail,
+    Handler,
+    Handlers,
+    InvalidHandlers,
+    Queue,
+    StoreError,
+    Worker,
+    worker,
+)
 from dbbasic_queue.store import claims
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
     from pathlib import Path
 
 NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
@@ -485,6 +497,191 @@ def test_a_kill_costs_each_of_the_coroutines_in_hand_an_attempt(
     }
     lost = [job(queue, i)["error"] for i in ids]
     assert lost == ["worker died in attempt 1"] * 3 + [None] * 2
+
+
+async def exits_in_a_task() -> None:
+    async def task() -> None:
+        sys.exit(3)
+
+    await asyncio.gather(task())
+
+
+async def is_interrupted_in_a_task() -> None:
+    async def task() -> None:
+        raise KeyboardInterrupt
+
+    await asyncio.create_task(task())
+
+
+async def exits_in_a_callback() -> None:
+    asyncio.get_running_loop().call_soon(sys.exit, 3)
+    await asyncio.sleep(0.001)
+
+
+async def stops_the_loop() -> None:
+    asyncio.get_running_loop().stop()
+    await asyncio.sleep(0.001)
+
+
+async def cancels_all_others() -> None:
+    for task in asyncio.all_tasks():
+        if task is not asyncio.current_task():
+            task.cancel()
+
+
+async def cancels_itself() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+
+
+@pytest.mark.parametrize(
+    ("clumsy", "error"),
+    [
+        (exits_in_a_task, "SystemExit: 3"),
+        (is_interrupted_in_a_task, "KeyboardInterrupt"),
+        (exits_in_a_callback, None),
+        (stops_the_loop, None),
+        (cancels_all_others, None),
+        (cancels_itself, None),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_a_coroutine_does_to_the_loop_is_its_own_error_and_no_other_jobs(
+    queue: Queue, clumsy: Callable[[], Coroutine[Any, Any, None]], error: str | None
+) -> None:
+    here: set[int] = set()
+    done: list[str] = []
+
+    async def good(n: int) -> int:
+        await meet_all(n, here, 3)
+        while not done:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.002)
+        return n
+
+    async def bad(_: Any) -> None:
+        here.add(2)
+        await meet_all(2, here, 3)
+        done.append("done")
+        await clumsy()
+
+    ids = queue.enqueue_many("good", range(2))
+    bad_id = queue.enqueue("bad", {})
+    counts = queue.process_jobs({"good": good, "bad": bad}, workers=4)
+    assert counts == NONE | ({"completed": 2, "retried": 1} if error else {"completed": 3})
+    assert [(job(queue, i)["result"], job(queue, i)["attempts"]) for i in ids] == [(0, 1), (1, 1)]
+    assert job(queue, bad_id)["error"] == error
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_coroutine_leaves_on_the_loop_cannot_end_its_pass(
+    queue: Queue, caplog: pytest.LogCaptureFixture, workers: int
+) -> None:
+    async def exits_when_it_is_cancelled() -> None:
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            sys.exit(3)
+
+    async def work(_: Any) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(exits_when_it_is_cancelled())
+        await asyncio.sleep(0)
+        return task
+
+    queue.enqueue_many("work", range(3))
+    counts = queue.process_jobs({"work": work}, workers=workers)
+    assert sum(counts.values()) == 3
+
+
+def test_a_refused_claim_lets_the_running_coroutines_finish_and_be_recorded(
+    queue: Queue, path: Path
+) -> None:
+    async def work(_: Any) -> str:
+        path.with_name("queue.tsv.paused").mkdir()  # every claim reads it
+        await asyncio.sleep(3 * worker.LOOK)
+        return "done"
+
+    job_id = queue.enqueue("work", {})
+    with pytest.raises(dbbasic_queue.NotAQueue):
+        queue.process_jobs({"work": work}, workers=2)
+    path.with_name("queue.tsv.paused").rmdir()
+    assert job(queue, job_id)["result"] == "done"
+
+
+def test_a_refused_outcome_lets_the_other_coroutines_finish(queue: Queue, path: Path) -> None:
+    lock = path.with_name("queue.tsv.lock")
+    refused: list[int] = []
+
+    async def first(_: Any) -> None:
+        lock.unlink()
+        lock.mkdir()
+        refused.append(1)
+
+    async def second(_: Any) -> str:
+        while not refused:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(3 * worker.LOOK)
+        lock.rmdir()
+        return "done"
+
+    queue.enqueue("first", {})
+    job_id = queue.enqueue("second", {})
+    with pytest.raises(dbbasic_queue.NotAQueue):
+        queue.process_jobs({"first": first, "second": second}, workers=2)
+    assert job(queue, job_id)["result"] == "done"
+
+
+def test_a_job_that_was_put_off_leaves_the_list_while_another_coroutine_runs(
+    queue: Queue, path: Path
+) -> None:
+    """Another pass may claim it under the same attempt number, and be killed."""
+    slot = path.with_name("queue.tsv.pass.1")
+    listed: list[bool] = []
+
+    async def put_off(_: Any) -> None:
+        listed.append(b"put-off" in slot.read_bytes())
+        raise Delay(0)
+
+    async def long(_: Any) -> None:
+        end = time.monotonic() + 30
+        while b"put-off" in slot.read_bytes() and time.monotonic() < end:
+            await asyncio.sleep(0.001)
+        listed.append(b"put-off" in slot.read_bytes())
+        assert b"long" in slot.read_bytes()
+
+    queue.enqueue("put-off", {}, job_id="put-off")
+    queue.enqueue("long", {}, job_id="long")
+    handlers = {"put-off": put_off, "long": long}
+    assert queue.process_jobs(handlers, workers=2) == NONE | {"completed": 1, "delayed": 1}
+    assert listed == [True, False]
+
+
+def test_a_coroutine_is_cancelled_once_and_may_clean_up_in_peace(
+    programs: Programs, tmp_path: Path
+) -> None:
+    queue = Queue(tmp_path / "data/queue.tsv")
+    job_id = queue.enqueue("work", {})
+    program = programs.start(
+        """
+        import asyncio
+
+        async def work(_):
+            try:
+                note("begun", "")
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(0.2)  # as the closing of a connection
+                note("cleaned", "")
+
+        queue.process_jobs({"work": work}, workers=3)
+        """
+    )
+    wait_for_notes(tmp_path / "begun", 1)
+    program.signal(signal.SIGINT)
+    assert program.wait() in (130, -signal.SIGINT)
+    assert len(notes(tmp_path / "cleaned")) == 1
+    assert (job(queue, job_id)["status"], job(queue, job_id)["attempts"]) == ("pending", 0)
 
 
 def test_new_jobs_are_picked_up_while_coroutines_run(queue: Queue) -> None:

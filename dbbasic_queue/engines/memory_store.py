@@ -22,7 +22,7 @@ from dbbasic_queue.store.paused import ALL
 from dbbasic_queue.text import decode_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
 
 class Kept(Row):
@@ -178,10 +178,19 @@ class Memory:
         """Tell whether a pass might have anything to do."""
         return bool(self.kept)
 
-    def is_complete(self) -> bool:
-        """Tell whether no job is pending or being run."""
+    def is_complete(self, apart_from: Collection[tuple[str, str]] = ()) -> bool:
+        """Tell whether no job is pending, unless its type is paused, or being run.
+
+        Jobs whose path and id are in `apart_from` may be running.
+        """
         with self.lock:
-            return all(row.state.status in job.FINISHED for row in self.kept.values())
+            for row in self.kept.values():
+                status = row.state.status
+                if status == job.PROCESSING and (self.path, row.id) not in apart_from:
+                    return False
+                if status == job.PENDING and self._paused.isdisjoint((row.type, ALL)):
+                    return False
+            return True
 
 
 def _line(row: Row) -> bytes:

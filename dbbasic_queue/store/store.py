@@ -32,7 +32,7 @@ from dbbasic_queue.store.view import NEVER, View
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from dbbasic_queue.rows import Row
     from dbbasic_queue.store.attempts import Attempt
@@ -59,6 +59,8 @@ class Store:
         self._replaced: Follower | None = None
         self._last_fold = (0.001, 0)
         self._lookups = 0
+        self._unpaused_at: object = None
+        """what had been read when a pending job was found whose type is not paused"""
         self.rejected = 0
         self.bad_attempts: list[str] = []  # the start of each line that a reading has skipped
         _stores.add(self)
@@ -489,11 +491,30 @@ class Store:
         yield from read(self.path, job_id, since, skipped)
         self.bad_attempts = skipped
 
-    def is_complete(self) -> bool:
-        """Tell whether no job is pending or being run."""
+    def is_complete(self, apart_from: Collection[tuple[str, str]] = ()) -> bool:
+        """Tell whether no job is pending, unless its type is paused, or being run.
+
+        Jobs whose path and id are in `apart_from` may be running.
+        """
         with self.lock.reading:
-            self.view.refresh()
-            return not self.view.processing and min(self.view.when, default=NEVER) == NEVER
+            view = self.view
+            view.refresh()
+            running = {
+                view.index.get(key.encode()) for path, key in apart_from if path == self.path
+            }
+            if any(number not in running for number in view.processing):
+                return False
+            if min(view.when, default=NEVER) == NEVER:
+                return True
+            types = paused.read(self.path)
+            seen = view.generation, view.rows.end, view.journal.end, types
+            if not types or seen == self._unpaused_at:
+                return False
+            rows = (view.row(number) for number, at in enumerate(view.when) if at != NEVER)
+            if paused.ALL in types or all(row is None or row.type in types for row in rows):
+                return True
+            self._unpaused_at = seen
+            return False
 
     def has_work(self, now: float, longest_wait: Callable[[str, int], float]) -> bool:
         """Tell, without the lock, whether a pass would have anything to do."""

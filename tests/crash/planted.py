@@ -21,6 +21,8 @@ ROWS = "tests/test_rows.py"
 QUEUE = "tests/test_queue.py"
 CONTENTION = "tests/test_contention.py"
 UPGRADE = "tests/test_upgrade.py"
+WORKERS = "tests/test_workers.py"
+LOOP = WORKERS + "::test_what_a_coroutine_does_to_the_loop_is_its_own_error_and_no_other_jobs"
 
 
 def kill(workload: str) -> str:
@@ -83,6 +85,41 @@ MUTANTS = (
         "    sync(file.fd)\n            except OSError as e:\n                consequence",
         "    pass\n            except OSError as e:\n                consequence",
         (POWER,),
+    ),
+    Mutant(
+        "sys.exit in one coroutine's task ends the pass",
+        "together.py",
+        "        except (SystemExit, KeyboardInterrupt) as e:\n",
+        "        except ZeroDivisionError as e:\n",
+        (LOOP,),
+    ),
+    Mutant(
+        "a coroutine that cancels all tasks cancels other jobs",
+        "together.py",
+        "        hide(task)\n",
+        "",
+        (LOOP,),
+    ),
+    Mutant(
+        "a refused claim breaks off the running coroutines",
+        "together.py",
+        "        return e\n",
+        "        raise\n",
+        (WORKERS + "::test_a_refused_claim_lets_the_running_coroutines_finish_and_be_recorded",),
+    ),
+    Mutant(
+        "a coroutine that has ended stays in the slot's list",
+        "together.py",
+        "                claims.give_back([])  # which lists what is still held\n",
+        "                pass\n",
+        (WORKERS + "::test_a_job_that_was_put_off_leaves_the_list_while_another_coroutine_runs",),
+    ),
+    Mutant(
+        "the program's own signal handler charges the job",
+        "interrupts.py",
+        "any(error is raised for raised in self._raised)",
+        "False",
+        (WORKER,),
     ),
     Mutant(
         "no sync before the rename",
