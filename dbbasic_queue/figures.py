@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 
+from dbbasic_queue.errors import InvalidJob, NotAQueue
 from dbbasic_queue.job import PENDING, STATUSES
-from dbbasic_queue.store.files import store_error, write_all
+from dbbasic_queue.store.files import open_file, store_error, write_all
 from dbbasic_queue.store.paused import ALL
 from dbbasic_queue.text import escape
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.attempts import Attempt
 
 _QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+_BEGINNING = b"# HELP dbbasic_queue_"
 
 
 class _Type:
@@ -171,6 +174,24 @@ class _Text:
 
 def _escape_label(text: str) -> str:
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def check_path(path: str) -> None:
+    """Raise an error unless metrics may be written to a path: a new `.prom` file, or our own."""
+    if not path.endswith(".prom"):
+        raise InvalidJob(
+            f"invalid file for metrics {path!r}: its name must end in .prom, as node_exporter "
+            "expects it (this keeps a slip from replacing another file)"
+        )
+    file = open_file(path, os.O_RDONLY)
+    start = b"" if file is None else os.pread(file.fd, len(_BEGINNING), 0)
+    if start.strip(b"\0") and start != _BEGINNING:  # NULs: what a power cut leaves
+        raise NotAQueue(
+            errno.EINVAL,
+            "not a file of metrics that dbbasic_queue has written (it was left untouched; give "
+            "another name)",
+            path,
+        )
 
 
 def write(path: str, text: str) -> None:

@@ -455,11 +455,14 @@ class Queue:
         Its textfile collector reads the files in its directory whose names end in `.prom`. The
         file is replaced in one step, and readable by all.
 
-        Raises StoreError if the system refuses; then the old file is as it was.
+        Raises InvalidJob if the name doesn't end in `.prom`, NotAQueue if a file is there that
+        isn't a file of these metrics, StoreError if the system refuses; then it is as it was.
         """
         from dbbasic_queue import figures
 
-        figures.write(os.path.abspath(os.fspath(path)), figures.to_text(self.metrics(window)))
+        place = os.path.abspath(os.fspath(path))
+        figures.check_path(place)
+        figures.write(place, figures.to_text(self.metrics(window)))
 
 
 def _looks(timeout: float) -> Iterator[float]:

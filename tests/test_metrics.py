@@ -300,15 +300,47 @@ def test_write_metrics_puts_a_whole_file_into_place_that_all_may_read(
     parse(place.read_text("utf-8"))
 
 
-def test_write_metrics_replaces_a_link_and_leaves_its_target_alone(
-    queue: Queue, tmp_path: Path
+@pytest.mark.parametrize("kind", ["link", "FIFO", "directory", "notes"])
+def test_write_metrics_replaces_nothing_but_its_own_file(
+    queue: Queue, tmp_path: Path, kind: str
 ) -> None:
     victim, place = tmp_path / "victim", tmp_path / "queue.prom"
     victim.write_text("precious")
-    place.symlink_to(victim)
-    queue.write_metrics(place)
+    if kind == "link":
+        place.symlink_to(victim)
+    elif kind == "FIFO":
+        os.mkfifo(place)
+    elif kind == "directory":
+        place.mkdir()
+    else:
+        place.write_text("notes")
+    before = place.lstat()
+    with pytest.raises(NotAQueue, match="left untouched"):
+        queue.write_metrics(place)
+    assert os.path.samestat(place.lstat(), before)
     assert victim.read_text() == "precious"
-    assert not place.is_symlink()
+    assert kind != "notes" or place.read_text() == "notes"
+    assert sorted(tmp_path.iterdir()) == [place, victim]
+
+
+@pytest.mark.parametrize("name", ["queue.tsv", "null", "queue.prom.tsv"])
+def test_metrics_go_only_to_a_file_whose_name_ends_in_prom(
+    queue: Queue, path: Path, name: str
+) -> None:
+    queue.enqueue("mail", {})
+    before = path.read_bytes()
+    with pytest.raises(InvalidJob, match=r"must end in \.prom"):
+        queue.write_metrics(path.with_name(name))
+    assert path.read_bytes() == before
+    assert {entry.name for entry in path.parent.iterdir()} == {"queue.tsv", "queue.tsv.lock"}
+
+
+def test_metrics_replace_what_a_power_cut_has_left_of_them(queue: Queue, tmp_path: Path) -> None:
+    place = tmp_path / "queue.prom"
+    for left in (b"", b"\0" * 40):
+        place.write_bytes(left)
+        queue.write_metrics(place)
+        parse(place.read_text("utf-8"))
 
 
 def test_where_the_textfile_cannot_be_written_the_old_one_stays(
