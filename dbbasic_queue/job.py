@@ -7,7 +7,7 @@
                |  |-- error, attempts left: run_at = now + backoff
          claim |  |-- given back unbegun, or stopped: due at once, the attempt returned
                |  |-- its handler raised Delay: due when that says, the attempt returned
-   attempts +1 |  |-- its pass died: due at once, or failed when no attempt is left
+   attempts +1 |  |-- its pass died: due at once, after the others; failed if no attempt is left
                v  |
            processing --- error, no attempt left ---> failed
                |
@@ -32,8 +32,14 @@ STATUSES = (PENDING, PROCESSING, COMPLETED, FAILED, CANCELLED)
 DELAYED = "delayed"
 """How the error of a job begins that its handler has put off."""
 
+DIED = "worker died in attempt"
+"""How the error of a job begins whose pass died while it ran."""
+
 MOST_ATTEMPTS = 999_999_999
 """The count of attempts stays there: the file's readers take nine digits."""
+
+CLOCK_TOLERANCE = 60
+"""Seconds by which the clocks of two processes may differ."""
 
 LATEST = 253_402_300_799
 """The last instant that a job may carry: 9999-12-31T23:59:59Z, in Unix seconds."""
@@ -130,11 +136,16 @@ def recover(state: State, max_attempts: int, now: float) -> State | None:
     """The pass that had the job is dead: due at once, or failed when no attempt is left."""
     if state.status != PROCESSING:
         return None
-    error = f"worker died in attempt {state.attempts}"
+    error = f"{DIED} {state.attempts}"
     if state.attempts >= max_attempts:
         return State(FAILED, state.created_at, state.run_at, state.attempts, error, "")
     run_at = min(state.run_at, int(now))
     return State(PENDING, state.created_at, run_at, state.attempts, error, "")
+
+
+def may_kill(state: State) -> bool:
+    """Tell whether the job's last attempt ended with its pass: the job may have killed it."""
+    return state.error.startswith(DIED)
 
 
 def clamp(state: State, latest: int) -> State | None:
@@ -145,6 +156,15 @@ def clamp(state: State, latest: int) -> State | None:
     if state.error.startswith(DELAYED):
         return None  # its handler's own wish
     return State(PENDING, state.created_at, run_at, state.attempts, state.error, "")
+
+
+def pull_in(state: State, now: float) -> State | None:
+    """Due now: the job was meant for then, and enqueued while the clock ran ahead."""
+    if state.status != PENDING or state.attempts or state.run_at > state.created_at + 1:
+        return None
+    if state.created_at <= now + CLOCK_TOLERANCE:
+        return None
+    return State(PENDING, int(now), int(now), 0, state.error, "")
 
 
 def requeue(state: State, now: float) -> State | None:

@@ -15,7 +15,15 @@ from dbbasic_queue.errors import InvalidHandlers, InvalidJob, NotAQueue
 from dbbasic_queue.handlers import is_seconds
 from dbbasic_queue.job import FAILED, FINISHED, PENDING, STATUSES
 from dbbasic_queue.loading import loading
-from dbbasic_queue.rows import Row, check_id, check_instant, check_type, is_id, new_row
+from dbbasic_queue.rows import (
+    Row,
+    check_id,
+    check_instant,
+    check_type,
+    checked_clock,
+    is_id,
+    new_row,
+)
 from dbbasic_queue.store.paused import ALL
 from dbbasic_queue.store.store import Store
 from dbbasic_queue.text import MAX_PAYLOAD, decode_json, encode_json, unescape
@@ -59,7 +67,7 @@ class Queue:
     ) -> None:
         self.path = os.path.abspath(os.fspath(path))
         self.max_payload = max_payload
-        self._clock = clock
+        self._clock = clock if clock is time.time else checked_clock(clock)
         self._store = Store(self.path, fsync=fsync)
 
     @staticmethod

@@ -90,6 +90,11 @@ def late(log: Logger, job_id: str, job_type: str, attempt: int) -> None:
     )
 
 
+def pulled_in(log: Logger, count: int) -> None:
+    """Log that jobs are due now, which a wrong clock had put off."""
+    log.warning("%d jobs were enqueued while the clock was ahead: they are due now", count)
+
+
 def not_folded(log: Logger, error: Exception) -> None:
     """Log that the changes of a pass stay in the journal for now."""
     write(log, ERROR, "the journal could not be folded, and nothing is lost: %s", error)

@@ -320,6 +320,9 @@ class Pass:
         if lost and (log := reports.logger()):
             for row in lost:
                 reports.outcome(log, "failed", row.id, row.type, row.state, None)
+        ahead, claims.pulled_in = claims.pulled_in, 0
+        if ahead and (log := reports.logger()):
+            reports.pulled_in(log, ahead)
         self._report_lost_history(claims)
 
     def _report_lost_history(self, claims: Claims) -> None:

@@ -25,6 +25,7 @@ from dbbasic_queue.job import (
     fail,
     give_back,
     later,
+    pull_in,
     recover,
     requeue,
     retry,
@@ -186,3 +187,24 @@ def test_no_change_touches_the_state_it_starts_from() -> None:
     give_back(before, "other")
     recover(before, 1, math.pi)
     assert columns(before) == copy
+
+
+def test_a_job_that_a_clock_ahead_has_enqueued_for_now_is_due_now() -> None:
+    ahead = NOW + 3 * 365 * 86_400
+    for created_at, run_at, due in (
+        (ahead, ahead, True),
+        (ahead, ahead + 1, True),  # time.time(), rounded up
+        (ahead, NOW + 7200, True),
+        (ahead, ahead + 2, False),  # wanted later
+        (NOW + 60, NOW + 60, False),  # another machine's clock
+        (NOW, ahead, False),
+    ):
+        pulled_in = pull_in(State("pending", created_at, run_at, 0, "", ""), NOW + 0.5)
+        assert (pulled_in is not None) == due
+        if pulled_in is not None:
+            assert (pulled_in.created_at, pulled_in.run_at) == (NOW, NOW)
+    for state in (
+        State("pending", ahead, ahead, 1, "", ""),
+        State("completed", ahead, ahead, 0, "", ""),
+    ):
+        assert pull_in(state, NOW) is None

@@ -131,10 +131,58 @@ def test_a_job_that_kills_its_worker_each_time_ends_failed_and_holds_up_no_other
         assert job(queue, "deadly")["attempts"] == attempt
     counts = counts_of(programs.run(A_DEADLY_PASS))
 
-    assert counts == NONE | {"recovered": 1, "failed": 1, "completed": 1}
+    assert counts == NONE | {"recovered": 1, "failed": 1}
     assert fates(queue) == {"deadly": ("failed", 3), "work": ("completed", 1)}
     assert job(queue, "deadly")["error"] == "worker died in attempt 3"
-    assert notes(tmp_path / "effects") == ["deadly", "deadly", "deadly", "work"]
+    assert notes(tmp_path / "effects") == ["deadly", "work", "deadly", "deadly"]
+
+
+def enqueue_50_with_a_poisoned_one(queue: Queue, place: int) -> None:
+    first = int(time.time()) - 1000
+    for n in range(50):
+        queue.enqueue("work" if n != place else "deadly", f"{n}", first + n, job_id=f"{n}")
+
+
+def test_a_job_that_has_killed_a_pass_runs_after_all_others(
+    programs: Programs, queue: Queue, tmp_path: Path
+) -> None:
+    enqueue_50_with_a_poisoned_one(queue, 3)
+    assert programs.start(A_DEADLY_PASS).wait() == -signal.SIGKILL
+    assert notes(tmp_path / "effects") == ["0", "1", "2", "3"]
+    for _ in range(2):
+        assert programs.start(A_DEADLY_PASS).wait() == -signal.SIGKILL
+        assert notes(tmp_path / "effects")[-1] == "3"
+        assert queue.counts()["completed"] == 49
+    assert counts_of(programs.run(A_DEADLY_PASS)) == NONE | {"recovered": 1, "failed": 1}
+    assert fates(queue)["3"] == ("failed", 3)
+    assert Counter(notes(tmp_path / "effects"))["3"] == 3
+
+
+def test_a_coroutine_that_has_killed_a_pass_runs_alone(
+    programs: Programs, queue: Queue, tmp_path: Path
+) -> None:
+    a_pass = """
+    import asyncio
+
+    async def work(name):
+        note("effects", name)
+        await asyncio.sleep(name in ("48", "49"))  # they are still running at the end
+
+    async def deadly(name):
+        note("effects", name)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    queue.process_jobs({"work": work, "deadly": deadly}, workers=4)
+    """
+    enqueue_50_with_a_poisoned_one(queue, 0)
+    for _ in range(3):
+        assert programs.start(a_pass).wait() == -signal.SIGKILL
+        assert notes(tmp_path / "effects")[-1] == "0"
+    programs.run(a_pass)
+    # Its first neighbours may have been the cause, too: they were charged once, and had to wait.
+    attempts = [("completed", 2)] * 3 + [("completed", 1)] * 46
+    assert list(fates(queue).values()) == [("failed", 3), *attempts]
+    assert Counter(notes(tmp_path / "effects")) == {f"{n}": 1 for n in range(1, 50)} | {"0": 3}
 
 
 def enqueue_a_batch(queue: Queue) -> tuple[list[str], list[str]]:

@@ -8,6 +8,7 @@ import contextvars
 import fcntl
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -23,7 +24,15 @@ import pytest
 from conftest import NOW, Clock, add_lines, beside, job, line, python, row, rows
 from processes import wait_for
 
-from dbbasic_queue import InvalidHandlers, Queue, QueueBusy, StoreError, interrupts, reports
+from dbbasic_queue import (
+    InvalidHandlers,
+    InvalidJob,
+    Queue,
+    QueueBusy,
+    StoreError,
+    interrupts,
+    reports,
+)
 from dbbasic_queue.store.claims import Claims, Terms
 
 if TYPE_CHECKING:
@@ -419,6 +428,58 @@ def test_a_handler_may_enqueue_and_close_and_look(queue: Queue) -> None:
     assert queue.process_jobs({"greet": handler}) == NONE | {"completed": 20}
     assert job(queue, ids[0])["result"] == 1
     assert queue.counts()["pending"] == 20
+
+
+# --- a clock that is wrong
+
+
+def test_a_job_enqueued_while_the_clock_was_ahead_is_run_once_it_is_right(
+    queue: Queue, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock.now = NOW + 10**8
+    queue.enqueue("greet", "now")
+    queue.enqueue("greet", "later", NOW + 10**8 + 3600)
+    queue.enqueue_many("greet", [1, 2], clock.now)
+    clock.now = NOW
+    queue.enqueue("greet", "scheduled", NOW + 10**8)
+    ran: list[object] = []
+    assert queue.process_jobs({"greet": ran.append})["completed"] == 3
+    assert ran == ["now", 1, 2]
+    assert [found["created_at"] for found in queue.jobs("completed")] == [NOW] * 3
+    (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert message == "3 jobs were enqueued while the clock was ahead: they are due now"
+    clock.now = NOW + 100  # what the first pass has looked at is looked at again
+    queue.enqueue("greet", "again")
+    clock.now = NOW
+    assert queue.process_jobs({"greet": ran.append})["completed"] == 1
+
+
+def test_a_pass_that_lingers_runs_a_job_that_a_clock_ahead_enqueues(queue: Queue) -> None:
+    def handler(name: str) -> None:
+        if name == "first":
+            with Queue(queue.path, clock=Clock(NOW + 10**8)) as other:
+                other.enqueue("greet", "second")
+        else:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    queue.enqueue("greet", "first")
+    with pytest.raises(KeyboardInterrupt):
+        queue.process_jobs({"greet": handler}, linger=20)
+
+
+@pytest.mark.parametrize("now", [-1e9, -0.5, 1.8e12, math.nan, math.inf, 10**400])
+def test_a_time_that_no_row_can_hold_is_an_error_at_once(queue: Queue, now: float) -> None:
+    queue.enqueue("greet", 1)
+    with Queue(queue.path, clock=lambda: now) as other:
+        for call in (
+            lambda: other.enqueue("greet", {}),
+            lambda: other.enqueue_many("greet", [1]),
+            lambda: other.requeue("x"),
+            lambda: other.process_jobs({"greet": print}),
+        ):
+            with pytest.raises(InvalidJob, match=r"invalid time .* of the queue's clock: must be"):
+                call()
+    assert [found["payload"] for found in queue.jobs("pending")] == [1]
 
 
 # --- what cannot be read

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dbbasic_queue.engines.memory_store import Memory
 from dbbasic_queue.handlers import Handler
 from dbbasic_queue.queue import Queue
+from dbbasic_queue.rows import checked_clock
 from dbbasic_queue.text import MAX_PAYLOAD
 from dbbasic_queue.worker import check
 
@@ -56,7 +57,7 @@ class MemoryQueue(Queue):
     ) -> None:
         self.path = url
         self.max_payload = max_payload
-        self._clock = clock
+        self._clock = clock if clock is time.time else checked_clock(clock)
         self._store = cast("Store", _memory(url))
 
     def _worker(

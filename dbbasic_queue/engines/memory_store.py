@@ -231,6 +231,8 @@ class MemoryLog:
 class MemoryClaims:
     """What `Pass` asks of `Claims`."""
 
+    pulled_in = 0
+
     def __init__(self, store: Memory, terms: Terms, now: float, parallel: int) -> None:
         self.store = store
         self.terms = terms
@@ -239,6 +241,9 @@ class MemoryClaims:
         self._held: dict[str, tuple[Kept, job.State]] = {}
         with store.lock:
             for row in store.kept.values():
+                if pulled_in := job.pull_in(row.state, now):
+                    row.state = pulled_in
+                    self.pulled_in += 1
                 if row.state.status != job.PENDING or not row.state.attempts:
                     continue
                 longest = terms.longest_wait(row.type, row.state.attempts)

@@ -80,11 +80,15 @@ class Claims:
         self.store = store
         self.terms = terms
         self.parallel = parallel
+        self.pulled_in = 0
+        """how many jobs a clock that ran ahead has enqueued, and are due now"""
         self._recovered = 0
         self._died: list[Row] = []
         self.started_at = now
         self._due = array("q")
         self._aside: dict[str, deque[int]] = {}
+        self._suspects: deque[int] = deque()
+        self._alone = b""  # the suspect that was claimed last: nothing runs next to it
         self._paused: frozenset[str] = frozenset()
         self._numbering = -1
         self._survey_at = time.monotonic() + _SURVEY_SECONDS
@@ -129,7 +133,7 @@ class Claims:
                 self._put_back.clear()
                 self._nothing_seen = None
             lost_passes = view.processing and time.monotonic() >= self._survey_at
-            if not lost_passes:
+            if not lost_passes and view.latest_created <= now + job.CLOCK_TOLERANCE:
                 return view.soonest <= now and self._may_have_become_due()
         self._survey_at = time.monotonic() + _SURVEY_SECONDS
         with self.store.lock:
@@ -165,7 +169,9 @@ class Claims:
             return job_id in rows and rows[job_id].state.attempts == attempt
 
         survey = slots.Survey(self.store.path, self.slot, is_open)
-        changes = self.store.unexplained(now, self.terms.longest_wait)
+        changes = self.store.enqueued_ahead(now)
+        self.pulled_in += len(changes)
+        changes += self.store.unexplained(now, self.terms.longest_wait)
         for row in rows.values():
             claim = (row.id, row.state.attempts)
             if claim in survey.alive or row.id.encode() in self._held:
@@ -238,6 +244,8 @@ class Claims:
                 return False
             if (row.type, row.payload) != (claim.row.type, claim.row.payload):
                 return False  # another job with the same id
+            if job.may_kill(state) and claim.key != self._alone:
+                return False  # another pass has died with it since
             claim.row.state = state
             claim.state = encode_state(state)
         return True
@@ -245,13 +253,17 @@ class Claims:
     def _candidates(self, most: int) -> list[Claim]:
         """Read the next due rows, and make their claims, before the lock is taken.
 
-        They hold unless `_is_due` finds that something has changed since.
+        They hold unless `_is_due` finds that something has changed since. A job that may have
+        killed its last pass comes after all others, and alone: it may kill this one.
         """
         found: list[Claim] = []
         size = 0
         view = self.store.view
+        if self._alone in self._held:
+            return found
         with self.store.lock.reading:
-            if (not self._due and not self._aside) or self._numbering != view.numbering:
+            waiting = self._due or self._aside or self._suspects
+            if not waiting or self._numbering != view.numbering:
                 view.refresh()
                 self._numbering = view.numbering
                 self._paused = paused.read(self.store.path)
@@ -259,37 +271,58 @@ class Claims:
                     self._last = next(reversed(view.index), b"")
                 self._due = view.due(self.started_at, view.index.get(self._last, -1) + 1)
                 self._aside.clear()
+                self._suspects.clear()
             room: dict[str, int] = {}
             if self._aside:
                 self._bring_back(room)
-            due, when, wants = self._due, view.when, self.terms.wants
+            due = self._due
             while due and len(found) < most and size < _BATCH_BYTES:
                 number = due.pop()
-                if number >= len(when) or when[number] > self.started_at:
-                    continue
-                row = view.row(number, ahead=_READ_AHEAD)
-                state = job.claim(row.state) if row else None
-                if row is None or state is None or not wants(row.type):
-                    continue
-                if self._put_back and row.id.encode() in self._put_back:
-                    continue
-                if self._paused and self._is_paused(row.type):
-                    continue
-                if self.terms.concurrency and not self._has_room(row.type, number, room):
-                    continue
-                try:
-                    payload = decode_json(row.payload or "{}")
-                except ValueError:
-                    when[number] = NEVER
-                    view.unreadable.append(number)
-                else:
-                    row.state = state
-                    found.append(Claim(row, payload, view.generation))
-                    size += len(row.payload)
+                claim = self._candidate(number, room)
+                if claim is not None:
+                    found.append(claim)
+                    size += len(claim.row.payload)
+            if not found and not (self._held and self.parallel > 1):
+                while self._suspects and not found:
+                    claim = self._candidate(self._suspects.popleft(), room, alone=True)
+                    if claim is not None:
+                        self._alone = claim.key
+                        found.append(claim)
             if not found:
                 self._nothing_seen, self._next_at = self._seen(), None
                 self._nothing_at = self.started_at
         return found
+
+    def _candidate(self, number: int, room: dict[str, int], *, alone: bool = False) -> Claim | None:
+        """Return the claim of a due row; None if it isn't one that this pass may claim now.
+
+        A job that may kill the pass is put aside, unless it will be `alone` in its batch.
+        """
+        view = self.store.view
+        when = view.when
+        if number >= len(when) or when[number] > self.started_at:
+            return None
+        row = view.row(number, ahead=_READ_AHEAD)
+        state = job.claim(row.state) if row else None
+        if row is None or state is None or not self.terms.wants(row.type):
+            return None
+        if self._put_back and row.id.encode() in self._put_back:
+            return None
+        if self._paused and self._is_paused(row.type):
+            return None
+        if state.error and job.may_kill(state) and not alone:
+            self._suspects.append(number)
+            return None
+        if self.terms.concurrency and not self._has_room(row.type, number, room):
+            return None
+        try:
+            payload = decode_json(row.payload or "{}")
+        except ValueError:
+            when[number] = NEVER
+            view.unreadable.append(number)
+            return None
+        row.state = state
+        return Claim(row, payload, view.generation)
 
     def _is_paused(self, job_type: str) -> bool:
         return job_type in self._paused or paused.ALL in self._paused

@@ -13,8 +13,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    Columns = tuple[list[bytes], list[bytes], list[int], list[bytes]]
-    """ids, statuses, `run_at` and attempts of rows that are all jobs, but for ids met twice"""
+    Columns = tuple[list[bytes], list[bytes], list[int], list[bytes], int]
+    """ids, statuses, `run_at` and attempts of rows that are all jobs, but for ids met twice; and
+    the latest `created_at`"""
 
 PENDING = b"pending"
 PROCESSING = b"processing"
@@ -50,7 +51,7 @@ def _plain_columns(content: bytes) -> Columns | None:
     if (
         b"".join(columns[8::9]).count(b"\n") == count  # so each ninth column ends a line
         and _STATUSES.issuperset(statuses)
-        and _are_numbers(set(columns[4::9]), 12)
+        and _are_numbers(created := set(columns[4::9]), 12)
         and _are_numbers(instants := set(times), 12)
         and _are_numbers(set(attempts), 9)
         and all(columns[1::9])
@@ -60,7 +61,7 @@ def _plain_columns(content: bytes) -> Columns | None:
         and not is_binary(content)
     ):
         seconds = {text: int(text) for text in instants}
-        return ids, statuses, [seconds[text] for text in times], attempts
+        return ids, statuses, [seconds[text] for text in times], attempts, max(map(int, created))
     return None
 
 

@@ -12,7 +12,16 @@ import time
 import weakref
 
 from dbbasic_queue.errors import DuplicateJob
-from dbbasic_queue.job import FAILED, PROCESSING, cancel, clamp, later, requeue
+from dbbasic_queue.job import (
+    CLOCK_TOLERANCE,
+    FAILED,
+    PROCESSING,
+    cancel,
+    clamp,
+    later,
+    pull_in,
+    requeue,
+)
 from dbbasic_queue.rows import HEADER, encode_record, encode_state
 from dbbasic_queue.store import fold, paused
 from dbbasic_queue.store.files import (
@@ -42,6 +51,7 @@ CHEAP_OUTSIDE = 0.050
 SHARE_OF_TIME = 0.05
 _SECONDS_A_BYTE = 4e-9
 _SECONDS_A_CHANGE = 1e-6
+_READ_AHEAD = 1 << 16
 _LOOKUPS_WITHOUT_INDEX = 2
 
 
@@ -526,6 +536,7 @@ class Store:
                 or view.binary
                 or view.journal.size()
                 or self.unexplained(now, longest_wait)
+                or self.enqueued_ahead(now)
                 or view.soonest <= now
             )
 
@@ -541,6 +552,21 @@ class Store:
                 state = clamp(row.state, latest)
                 if state is not None:
                     changes.append((row.id.encode(), encode_state(state)))
+        return changes
+
+    def enqueued_ahead(self, now: float) -> list[tuple[bytes, bytes]]:
+        """Return the changes for jobs that were meant for now, and enqueued by a clock ahead."""
+        view = self.view
+        if view.latest_created <= now + CLOCK_TOLERANCE:
+            return []
+        changes = []
+        for number, run_at in enumerate(view.when):
+            if now < run_at < NEVER and (row := view.row(number, ahead=_READ_AHEAD)):
+                state = pull_in(row.state, now)
+                if state is not None:
+                    changes.append((row.id.encode(), encode_state(state)))
+        if not changes:
+            view.latest_created = int(now) + CLOCK_TOLERANCE  # of those that could be pulled in
         return changes
 
 

@@ -53,6 +53,7 @@ class View:
     `soonest`     no pending job is due before this instant
     `processing`  numbers of the jobs in that status
     `retrying`    numbers of the pending jobs with an attempt behind them
+    `latest_created` no job was enqueued after this instant
     `unreadable`  numbers of the lines that are no job
     `binary`      whether one of those would stop grep
     `generation`  grows when rows that were read before have to be read again
@@ -78,6 +79,7 @@ class View:
         self.places = Places()
         self.when = array("q")
         self.soonest = NEVER
+        self.latest_created = 0
         self.processing: set[int] = set()
         self.retrying: set[int] = set()
         self.unreadable: list[int] = []
@@ -169,6 +171,7 @@ class View:
                 self.processing.discard(number)
                 self.retrying.discard(number)
                 self._set(number, row.state.status, row.state.run_at, row.state.attempts > 0)
+                self.latest_created = max(self.latest_created, row.state.created_at)
             numbers, lengths = [n for n, *_ in changed], [len(line) for *_, line in changed]
             self.places.moved(len(HEADER), numbers, lengths)
             self.rows = Follower(new, end)
@@ -220,7 +223,12 @@ class View:
                     self._add_line(line)
 
     def _add_jobs(
-        self, ids: list[bytes], statuses: list[bytes], times: list[int], attempts: list[bytes]
+        self,
+        ids: list[bytes],
+        statuses: list[bytes],
+        times: list[int],
+        attempts: list[bytes],
+        latest_created: int,
     ) -> None:
         first = len(self.when)
         numbers = list(range(first, first + len(ids)))
@@ -243,6 +251,7 @@ class View:
             )
         self.when.extend(times)
         self.soonest = min(self.soonest, min(times))
+        self.latest_created = max(self.latest_created, latest_created)
         if holders != numbers:
             for number, holder in zip(numbers, holders, strict=True):
                 if number != holder:
@@ -258,6 +267,7 @@ class View:
         job_id = row.id.encode() if row else b""
         if row and self.index.setdefault(job_id, number) == number:
             self._set(number, row.state.status, row.state.run_at, row.state.attempts > 0)
+            self.latest_created = max(self.latest_created, row.state.created_at)
             if job_id in self.records:
                 self.apply(job_id, self.records[job_id])
         elif line:

@@ -638,4 +638,18 @@ MUTANTS = (
         ":",
         (STORE + "::test_records_that_dbbasic_queue_cannot_have_written_are_skipped_and_reported",),
     ),
+    Mutant(
+        "a job that has killed its pass runs first",
+        "job.py",
+        "    return state.error.startswith(DIED)\n",
+        "    return False\n",
+        ("tests/test_kill.py::test_a_job_that_has_killed_a_pass_runs_after_all_others",),
+    ),
+    Mutant(
+        "a job that has killed its pass runs next to others",
+        "store/claims.py",
+        "            if not found and not (self._held and self.parallel > 1):\n",
+        "            if not found:\n",
+        ("tests/test_kill.py::test_a_coroutine_that_has_killed_a_pass_runs_alone",),
+    ),
 )

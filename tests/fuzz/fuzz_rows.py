@@ -125,11 +125,14 @@ def scans_what_it_parses(data: bytes) -> None:
         scanned += piece
         if columns is not None:
             lines = piece.split(b"\n")[:-1]
-            for line, job_id, status, run_at, attempts in zip(lines, *columns, strict=True):
+            latest = 0
+            for line, job_id, status, run_at, attempts in zip(lines, *columns[:4], strict=True):
                 row = parse_row(line)
                 assert row is not None, line
                 assert (row.id.encode(), row.state.status.encode()) == (job_id, status)
                 assert (row.state.run_at, row.state.attempts) == (run_at, int(attempts))
+                latest = max(latest, row.state.created_at)
+            assert columns[4] == latest
     assert scanned == content
 
 
