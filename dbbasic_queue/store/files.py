@@ -23,6 +23,7 @@ _ADVICE = {
     errno.EDQUOT: "the disk quota is used up: free some space",
     errno.EACCES: "this user may not: give it the directory's group, or run as its owner",
     errno.EPERM: "this user may not: give it the directory's group, or run as its owner",
+    errno.EBUSY: "is the file mounted by itself, as into a container? mount its directory",
     errno.EROFS: "the file system is mounted read-only: remount it",
     errno.EIO: "the disk reports an error: look at dmesg, and at the disk's health",
     errno.EMFILE: "this process has too many open files: see ulimit -n",
@@ -121,6 +122,38 @@ def _not_ours(path: str) -> NotAQueue:
         "(it was left untouched; move it away)",
         path,
     )
+
+
+def refuse_mount_point(file: OpenFile) -> None:
+    """Raise NotAQueue if a file is mounted by itself, as by `docker run -v ./queue.tsv:...`.
+
+    Only Linux tells, in /proc.
+    """
+    directory = os.open(os.path.dirname(file.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        is_mounted = _mount_id(file.fd) != _mount_id(directory)
+    finally:
+        os.close(directory)
+    if is_mounted:
+        raise NotAQueue(
+            errno.EBUSY,
+            "this file is mounted by itself, so each container has a lock and a journal of its "
+            "own, and would run every job (nothing was done; mount the file's directory instead)",
+            file.path,
+        )
+
+
+def _mount_id(fd: int) -> bytes:
+    """Return the number of the mount that an open file is on; nothing without /proc.
+
+    Devices wouldn't do: they are the same for a file that is mounted from the same file system, and
+    differ within one directory of a container's image.
+    """
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as facts:
+            return facts.read().partition(b"mnt_id:")[2].split(b"\n")[0]
+    except OSError:
+        return b""
 
 
 def create_file(path: str, flags: int) -> OpenFile | None:

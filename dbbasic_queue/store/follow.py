@@ -121,6 +121,18 @@ def require_header(line: bytes, path: str) -> None:
         )
 
 
+def has_header(file: OpenFile) -> bool:
+    """Return whether the header is whole: not if the file is empty, or the header cut short.
+
+    Raises NotAQueue for a file that begins otherwise.
+    """
+    start = os.pread(file.fd, len(HEADER) + 4, 0)
+    if len(start) < len(HEADER) and HEADER.startswith(start):
+        return False
+    require_header(start.split(b"\n")[0], file.path)
+    return True
+
+
 def require_header_begun(file: OpenFile) -> None:
     """Refuse a file without a single line, unless it is empty or a header cut short."""
     start = os.pread(file.fd, len(HEADER), 0)

@@ -27,6 +27,10 @@ from dbbasic_queue.store.files import (
 PATIENCE = 60.0
 """Seconds after which a lock that is still taken is an error; its holder is stopped or hangs."""
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 # Most holders are done within microseconds. One that is not after 20 ms does something else, such
 # as a fold.
 _PAUSE = 0.00005
@@ -67,11 +71,13 @@ class QueueLock:
     """`with lock:` is the only time when the queue's files change.
 
     `closing` are files that have been replaced: they are let go of when the lock is free again, for
-    to close one frees its blocks on the disk, which takes a while.
+    to close one frees its blocks on the disk, which takes a while. `check` is called before the
+    lock file is opened or created; it raises an error if that must not happen.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, check: Callable[[], None]) -> None:
         self.path = path
+        self._check = check
         self.mutex = threading.Lock()
         self.reading = Reading(self)
         self.closing: list[OpenFile | None] = []
@@ -137,6 +143,7 @@ class QueueLock:
 
         self._try_lock = lock_descriptor
         self._unlock = unlock_descriptor
+        self._check()
         self._file = self._open_in_directory()
         close_after_fork(self._file)
         return self._file

@@ -30,11 +30,12 @@ from dbbasic_queue.store.files import (
     end_last_line,
     open_file,
     open_or_create,
+    refuse_mount_point,
     store_error,
     sync,
     sync_directory,
 )
-from dbbasic_queue.store.follow import Follower, Rewritten, require_header
+from dbbasic_queue.store.follow import Follower, Rewritten, has_header
 from dbbasic_queue.store.lock import QueueLock
 from dbbasic_queue.store.search import search
 from dbbasic_queue.store.view import NEVER, View
@@ -61,7 +62,7 @@ class Store:
     def __init__(self, path: str, *, fsync: bool) -> None:
         self.path = path
         self.fsync = fsync
-        self.lock = QueueLock(path + ".lock")
+        self.lock = QueueLock(path + ".lock", self._check_path)
         self.view = View(path)
         self._rows: OpenFile | None = None
         self._ended_at = -1
@@ -74,6 +75,20 @@ class Store:
         self.rejected = 0
         self.bad_attempts: list[str] = []  # the start of each line that a reading has skipped
         _stores.add(self)
+
+    def _check_path(self) -> None:
+        """Raise NotAQueue for another program's file, before any is created next to it.
+
+        And for a queue's file that is mounted by itself: its lock and journal would be other ones.
+        """
+        file = open_file(self.path, os.O_RDONLY) if self.exists() else None
+        if file is not None:
+            has_header(file)
+            refuse_mount_point(file)
+
+    def exists(self) -> bool:
+        """Return whether there is something at the queue's path."""
+        return os.path.lexists(self.path)
 
     def close(self) -> None:
         """Close every descriptor; the next use opens the files anew."""
@@ -166,12 +181,9 @@ class Store:
     def _begin(self, file: OpenFile) -> None:
         """See that the file begins with the header, an empty one is given it; and that its name
         is on the disk: whoever put it into place may have been killed before that was so."""
-        start = os.pread(file.fd, len(HEADER) + 4, 0)
-        if len(start) < len(HEADER) and HEADER.startswith(start):
+        if not has_header(file):
             os.ftruncate(file.fd, 0)
             append(file, 0, HEADER)
-        else:
-            require_header(start.split(b"\n")[0], self.path)
         if self.fsync:
             sync_directory(os.path.dirname(self.path))
         self._ended_at = -1

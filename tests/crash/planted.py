@@ -652,4 +652,18 @@ MUTANTS = (
         "            if not found:\n",
         ("tests/test_kill.py::test_a_coroutine_that_has_killed_a_pass_runs_alone",),
     ),
+    Mutant(
+        "a file that is mounted by itself is used",
+        "store/files.py",
+        "        is_mounted = _mount_id(file.fd) != _mount_id(directory)\n",
+        "        is_mounted = False\n",
+        ("tests/test_deployment.py",),
+    ),
+    Mutant(
+        "another program's file gets a lock file",
+        "store/lock.py",
+        "        self._check()\n",
+        "        pass\n",
+        ("tests/test_deployment.py",),
+    ),
 )

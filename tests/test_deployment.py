@@ -1,0 +1,101 @@
+"""Files that aren't ours, or that are mounted, moved or removed while the queue is used."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import HEADER, PROJECT
+
+from dbbasic_queue import NotAQueue, Queue
+
+# -- other people's files
+
+
+@pytest.mark.parametrize("content", ["root:x:0:0:root:/root:/bin/sh\n", "notes", "\0\0"])
+def test_a_file_that_is_not_a_queue_is_refused_before_anything_is_created_next_to_it(
+    tmp_path: Path, content: str
+) -> None:
+    passwd = tmp_path / "passwd"
+    passwd.write_text(content)
+    queue = Queue(passwd)
+    handlers = {"greet": str}
+    for call in (
+        lambda: queue.enqueue("greet", {}),
+        lambda: queue.enqueue("greet", {}, job_id="own"),
+        lambda: queue.cancel_job("x"),
+        lambda: queue.requeue("x"),
+        lambda: queue.requeue_failed(),
+        lambda: queue.remove_type("greet"),
+        lambda: queue.purge(0, archive=tmp_path / "archive.tsv"),
+        lambda: queue.pause("greet"),
+        lambda: queue.process_jobs(handlers),
+        lambda: queue.process_jobs(handlers, linger=9),
+    ):
+        with pytest.raises(NotAQueue):
+            call()
+        assert [file.name for file in tmp_path.iterdir()] == ["passwd"]
+    assert passwd.read_text() == content
+
+
+@pytest.mark.parametrize(
+    "content", ["", HEADER[:20], HEADER, "\ufeff" + HEADER.replace("\n", "\r\n")]
+)
+def test_an_empty_file_and_any_header_of_a_queue_are_accepted(path: Path, content: str) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content.encode())
+    with Queue(path) as queue:
+        queue.enqueue("greet", {}, job_id="x")
+        assert queue.process_jobs({"greet": str})["completed"] == 1
+
+
+# -- mounts
+
+MOUNTED = """
+import os, subprocess
+from dbbasic_queue import NotAQueue, Queue
+with Queue("queue.tsv") as queue:
+    queue.enqueue("charge", 42)
+charged = []
+os.makedirs("mounted/data")
+open("mounted/data/queue.tsv", "w").close()
+subprocess.run(["mount", "--bind", "queue.tsv", "mounted/data/queue.tsv"], check=True)
+queue = Queue("mounted/data/queue.tsv")
+for call in (
+    lambda: queue.enqueue("charge", 1),
+    lambda: queue.process_jobs({"charge": charged.append}),
+    lambda: queue.process_jobs({"charge": charged.append}, workers=2),
+):
+    try: call()
+    except NotAQueue as e: assert "mounted by itself" in str(e) and "directory" in str(e), e
+    else: raise SystemExit("not refused")
+assert [job["payload"] for job in queue.jobs()] == [42] and charged == []
+assert os.listdir("mounted/data") == ["queue.tsv"]
+os.mkdir("whole")
+subprocess.run(["mount", "--bind", ".", "whole"], check=True)
+assert Queue("whole/queue.tsv").process_jobs({"charge": charged.append})["completed"] == 1
+assert charged == [42]
+"""
+
+
+def in_private_mounts(code: str, directory: Path) -> None:
+    """Run a program that may mount what it likes: nobody else sees it."""
+    if not sys.platform.startswith("linux") or os.geteuid():
+        pytest.skip("needs root on Linux, to mount")
+    command = ["unshare", "--mount", sys.executable, "-c", code]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(
+        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=60
+    )
+    if "unshare failed" in done.stderr:
+        pytest.skip(f"mounts of its own: {done.stderr}")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_queue_file_that_is_mounted_by_itself_is_refused_and_a_mounted_directory_works(
+    tmp_path: Path,
+) -> None:
+    in_private_mounts(MOUNTED, tmp_path)
