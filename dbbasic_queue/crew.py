@@ -152,6 +152,8 @@ class Crew:
         report = json.loads(place.content) if place.content.endswith(b"\n") else {}
         for name, number in report.get("counts", {}).items():
             self._counts[name] += number
+        if report.get("stopped"):
+            self.interrupts.stop()  # one of its jobs has asked the worker to stop
         if report:
             self._ended(place, _error(report))
         elif self.interrupts.asked():
@@ -169,8 +171,7 @@ class Crew:
         place.start_at = math.inf
         if self._stays and not self.interrupts.asked():
             place.start_at = time.monotonic() + place.pause
-            if log := reports.logger():
-                reports.replaced(log, error, place.pause)
+            reports.replaced(error, place.pause)
         elif error is not None:
             self._errors.append(error)
 
@@ -257,6 +258,7 @@ def _be_a_pass(running: Pass, report: int) -> None:
             "path": getattr(e, "filename", None),
         }
     told["counts"] = running.counts
+    told["stopped"] = running.interrupts.stopped
     os.write(report, json.dumps(told).encode() + b"\n")
     forked.end()
 

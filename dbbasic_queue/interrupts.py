@@ -151,6 +151,23 @@ class Interrupts:
         """Ask the pass to end after the running job; safe from any thread, any number of times."""
         self.stopped = True
 
+    def stop_by_job(self) -> bool | None:
+        """If one of the pass's jobs is calling, in any process, ask the passes around it to end.
+
+        Returns None if it isn't one of them, otherwise whether a pass of this process was asked.
+        """
+        around = _enclosing.get() if _enclosing is not None else None
+        here: list[Interrupts] = []
+        while around is not None:
+            if around._process == os.getpid():
+                here.append(around)
+            if around is self:
+                for pass_ in here:
+                    pass_.stop()
+                return bool(here)
+            around = around._outer
+        return None
+
     def enclosing_jobs(self) -> Iterator[tuple[str, str]]:
         """Yield path and id of each job that a pass around this one is running."""
         outer = self._outer

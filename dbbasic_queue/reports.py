@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 
+from dbbasic_queue.errors import QueueError
 from dbbasic_queue.text import escape
 
 TYPE_CHECKING = False
@@ -36,11 +37,21 @@ def logger() -> Logger | None:
     return log
 
 
-def write(log: Logger, level: int, message: str, *facts: object, **extra: object) -> None:
-    """Log one record; `extra` are its attributes. Raises nothing that logging raises."""
+def write(
+    log: Logger,
+    level: int,
+    message: str,
+    *facts: object,
+    error: BaseException | None = None,
+    **extra: object,
+) -> None:
+    """Log one record, with an error's traceback; `extra` are its attributes.
+
+    Raises nothing that logging raises.
+    """
     global _complained
     try:
-        log.log(level, message, *facts, extra=extra)
+        log.log(level, message, *facts, exc_info=error, extra=extra)
     except Exception as e:  # noqa: BLE001 - whatever it is: the queue's work goes on
         if not _complained:
             _complained = True
@@ -92,7 +103,7 @@ def late(log: Logger, job_id: str, job_type: str, attempt: int) -> None:
 
 def pulled_in(log: Logger, count: int) -> None:
     """Log that jobs are due now, which a wrong clock had put off."""
-    log.warning("%d jobs were enqueued while the clock was ahead: they are due now", count)
+    write(log, WARNING, "%d jobs were enqueued while the clock was ahead: they are due now", count)
 
 
 def not_folded(log: Logger, error: Exception) -> None:
@@ -115,7 +126,9 @@ def history_lost(log: Logger, error: Exception) -> None:
 
 def bad_attempts(log: Logger, path: str, lines: Sequence[str]) -> None:
     """Log that lines of the history were skipped."""
-    log.warning(
+    write(
+        log,
+        WARNING,
         "%s.attempts: skipped %d lines that are not rows of a history, the first one: %s",
         path,
         len(lines),
@@ -123,10 +136,27 @@ def bad_attempts(log: Logger, path: str, lines: Sequence[str]) -> None:
     )
 
 
-def replaced(log: Logger, error: Exception | None, pause: float) -> None:
+def worker_failed(text: str, error: BaseException, pause: float) -> None:
+    """Log why a worker starts again, with the traceback of an error that nobody foresaw."""
+    unforeseen = None if isinstance(error, QueueError) else error
+    _alarm(f"the worker starts again in {pause:.0f} seconds: {text}", unforeseen)
+
+
+def replaced(error: Exception | None, pause: float) -> None:
     """Log that one of several passes has ended that should have stayed."""
     reason = "it was asked to end by itself" if error is None else str(error)
-    log.error("a pass has ended, and is replaced in %.1f seconds: %s", pause, reason)
+    _alarm(f"a pass has ended, and is replaced in {pause:.1f} seconds: {reason}")
+
+
+def _alarm(text: str, error: BaseException | None = None) -> None:
+    """Log an error of a worker that stays; on stderr if nobody listens: it is never silent."""
+    log = listener = logger()
+    while listener is not None:
+        if any(type(handler).__name__ != "NullHandler" for handler in listener.handlers):
+            assert log is not None
+            return write(log, ERROR, "%s", text, error=error)
+        listener = listener.parent if listener.propagate else None
+    return _complain(text)
 
 
 def unreadable(log: Logger, store: Store) -> None:
@@ -135,7 +165,9 @@ def unreadable(log: Logger, store: Store) -> None:
     view = store.view
     skipped, view.bad_records = view.bad_records, 0
     if skipped:
-        log.warning(
+        write(
+            log,
+            WARNING,
             "%s.journal: skipped %d damaged records (cut short by a crash, or written by another "
             "program)",
             store.path,

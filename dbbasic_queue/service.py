@@ -1,15 +1,19 @@
-"""A worker that stays: a thread of a program, or the whole of one under systemd or in a container.
+"""A long-running worker: a thread in your program, or a program of its own.
 
-It is one pass that lingers without end. What the system refuses meanwhile, a full disk for
-example, is logged, and the worker begins again some seconds later.
+It makes one pass that lingers without end. If an error ends the pass, the error is logged, and
+another pass starts some seconds later.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import threading
+import time
 
-from dbbasic_queue import reports
-from dbbasic_queue.errors import QueueBusy, StoreError
+from dbbasic_queue import errors, reports
+from dbbasic_queue.errors import QueueError
+from dbbasic_queue.interrupts import Asked, Interrupts
 from dbbasic_queue.queue import MAX_ATTEMPTS, Queue
 
 TYPE_CHECKING = False
@@ -21,12 +25,28 @@ if TYPE_CHECKING:
     from dbbasic_queue.worker import Pass
 
 _PAUSE = 5.0
+_TICK = 0.1
 
 
 class Worker:
     """Runs the jobs of a queue as they become due, until it is stopped.
 
     The arguments are those of `process_jobs`. As a context manager it is started and stopped.
+
+    A worker is idle, running or stopping:
+
+    - `start` and `run_forever` make an idle worker run.
+    - `stop` makes it stop: the running jobs finish, then it is idle. So does SIGTERM in
+      `run_forever`.
+    - `start` makes a worker that is stopping run on.
+    - `stop` of an idle worker holds for the next `run_forever`, which then returns at once. So a
+      signal handler may call it at any time.
+
+    The state belongs to one process: in a forked child the worker is idle. Every call is safe from
+    any thread, and from a job.
+
+    An error that ends a pass (a full disk, a damaged file) doesn't end the worker: it is logged, on
+    stderr if `logging` has no handler, and the worker starts again 5 seconds later.
     """
 
     def __init__(
@@ -41,62 +61,154 @@ class Worker:
         self._queue = queue
         self._settings = handlers, max_attempts, workers
         self._only = only
-        self._stopped = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._running = self._make()  # raises now what could not work later
+        self._make()  # raises now what could not work later
+        self._be_idle()
 
-    def _make(self) -> Pass | Crew:
-        return self._queue._worker(*self._settings, only=self._only, linger=float("inf"))
+    def _be_idle(self) -> None:
+        self._process = os.getpid()
+        self._change = threading.Condition()
+        """held to look at the state or to change it, and notified of each change"""
+        self._thread: threading.Thread | None = None  # that runs the passes
+        self._asked = False
+        self._running: Pass | Crew | None = None
+
+    def _make(self, *, here: bool = False) -> Pass | Crew:
+        return self._queue._worker(*self._settings, only=self._only, linger=math.inf, here=here)
+
+    def _state(self) -> threading.Condition:
+        if self._process != os.getpid():  # the thread, and any lock that it holds, are the parent's
+            self._be_idle()
+        return self._change
+
+    def __repr__(self) -> str:
+        with self._state():
+            running = "stopping" if self._asked else "running"
+            return f"<Worker of {self._queue.path}: {running if self._thread else 'idle'}>"
+
+    def is_alive(self) -> bool:
+        """Return whether it is running or stopping, in this process."""
+        with self._state():
+            return self._thread is not None
 
     def start(self) -> None:
-        """Begin, in a thread of its own; nothing where it has begun.
+        """Run, in a thread of its own; a running worker just goes on, one that is stopping too.
 
         A process that has threads should not fork: with `workers`, and for handlers with a
-        `timeout`, a program of its own is safer (`run_forever`, or cron).
+        `timeout`, a program of its own is safer (`run_forever`, or cron). Raises StoreError if the
+        system refuses a thread.
         """
-        if self._thread is None:
-            self._stopped.clear()
-            self._thread = threading.Thread(target=self._run, name="queue-worker", daemon=True)
-            self._thread.start()
+        with self._state():
+            if self._asked:
+                self._asked = False
+                self._running = None  # its end is no longer the worker's
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="queue-worker", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as e:
+                    raise errors.not_started("the worker's thread", e) from e
+                self._thread = thread
+            self._change.notify_all()
 
     def stop(self, timeout: float | None = None) -> bool:
-        """Let the jobs in hand finish, and end; what was claimed beside them is given back.
+        """Let the running jobs finish, and be idle; claimed jobs that haven't started are returned.
 
-        Waits at most `timeout` seconds, or as long as it takes. Returns whether it has ended.
+        However often it is called, it never interrupts a job. Waits at most `timeout` seconds, by
+        default as long as it takes. Returns whether the worker is idle: False if the time is up,
+        if `start` is called in the meantime, and at once if the caller is one of the worker's jobs.
+
+        Raises QueueError in a job that has a `timeout`: its process can't reach the worker.
         """
-        self._stopped.set()
-        self._running.interrupts.stop()
-        thread = self._thread
-        if thread is None:
-            return True
-        thread.join(timeout)
-        if thread.is_alive():
-            return False
-        self._thread = None
-        return True
+        running = self._running
+        by_job = running.interrupts.stop_by_job() if running is not None else None
+        if by_job is False:
+            raise QueueError(
+                "the worker can't be stopped by a job with a timeout, which runs in a process of "
+                f"its own: give its handler none, or send SIGTERM to process {self._process}"
+            )
+        if by_job and self._process != os.getpid():
+            return False  # its pass ends, and with it the others
+        with self._state():
+            self._asked = True
+            if self._running is not None:
+                self._running.interrupts.stop()
+            self._change.notify_all()
+            thread = self._thread
+            if thread is None:
+                return True
+            if by_job or thread is threading.current_thread():
+                return False
+            self._change.wait_for(lambda: self._thread is not thread or not self._asked, timeout)
+            return self._thread is not thread
 
     def run_forever(self) -> None:
-        """Work in this thread until SIGTERM, or `stop` from another one; the job in hand finishes.
+        """Run in this thread until SIGTERM, or `stop`; the running jobs finish.
 
-        Ctrl-C raises KeyboardInterrupt.
+        Ctrl-C raises KeyboardInterrupt, after the running jobs were given back. What the program's
+        own signal handler raises is raised, too. Raises QueueError if the worker runs already,
+        InvalidHandlers for coroutine functions if an event loop runs in this thread.
         """
-        self._stopped.clear()
+        self._make(here=True)
+        with self._state():
+            if self._thread is not None:
+                raise QueueError(
+                    "this worker runs already: make another Worker, or stop() it first"
+                )
+            self._thread = threading.current_thread()
         try:
             self._run()
-        except SystemExit:
+        except Asked:
             return  # it was asked to end, and has ended well
 
     def _run(self) -> None:
-        while True:
-            self._running = self._make()
-            if self._stopped.is_set():
-                return
-            try:
-                self._running.run()
-            except (StoreError, QueueBusy) as e:
-                if log := reports.logger():
-                    log.error("the worker begins again in %.0f seconds: %s", _PAUSE, e)
-                self._stopped.wait(_PAUSE)
+        with self._change:  # held by `start` until it has noted this thread
+            thread = threading.current_thread()
+        try:
+            while self._is_to_go_on():
+                self._make_a_pass()
+        finally:
+            with self._change:
+                if self._thread is thread:
+                    self._end()
+
+    def _is_to_go_on(self) -> bool:
+        with self._change:
+            if self._asked:
+                self._end()
+            return self._thread is not None
+
+    def _end(self) -> None:
+        self._thread = self._running = None
+        self._asked = False
+        self._change.notify_all()
+
+    def _make_a_pass(self) -> None:
+        try:
+            running = self._make()
+            with self._change:
+                self._running = running
+                if self._asked:
+                    return
+            running.run()
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as e:  # noqa: BLE001 - a worker ends only if it is asked to
+            from dbbasic_queue.attempt import describe
+
+            reports.worker_failed(describe(e), e, _PAUSE)
+            self._rest()
+        else:
+            with self._change:  # one of its jobs may have asked, in a process of its own
+                if running.interrupts.stopped and self._running is running:
+                    self._asked = True
+
+    def _rest(self) -> None:
+        with Interrupts() as asked:
+            end = time.monotonic() + _PAUSE
+            with self._change:
+                while not (self._asked or asked.asked()) and time.monotonic() < end:
+                    self._change.wait(_TICK)
+        asked.pass_on()
 
     def __enter__(self) -> Worker:
         self.start()

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import contextvars
 import fcntl
+import inspect
 import json
 import logging
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -678,6 +680,11 @@ def test_a_log_that_raises_ends_no_pass_and_charges_no_job(
     assert {found["attempts"] for found in queue.jobs("completed")} == {1}
     (said,) = capsys.readouterr().err.splitlines()
     assert said == "dbbasic_queue: the program's logging raised RuntimeError, a record is lost"
+
+
+def test_every_record_is_written_by_the_function_that_catches_what_logging_raises() -> None:
+    source = inspect.getsource(reports)
+    assert re.findall(r"\blog\.(?:log|error|warning|info|exception)\(", source) == ["log.log("]
 
 
 def test_a_pass_while_another_thread_imports_logging_has_no_log(

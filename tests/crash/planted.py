@@ -115,6 +115,13 @@ MUTANTS = (
         (WORKERS + "::test_a_job_that_was_put_off_leaves_the_list_while_another_coroutine_runs",),
     ),
     Mutant(
+        "a second stop interrupts the job",
+        "interrupts.py",
+        "        self.stopped = True\n",
+        "        self.stopped = True\n        self.received.append(15)\n",
+        ("tests/test_service.py::test_stop_interrupts_no_job_however_often_it_is_called",),
+    ),
+    Mutant(
         "the program's own signal handler charges the job",
         "interrupts.py",
         "any(error is raised for raised in self._raised)",
