@@ -36,14 +36,14 @@ def existing_queue(arguments: Namespace) -> Queue:
 
     Raises NotAQueue where there is no such file.
     """
-    path = queue_path(arguments)
-    if not os.path.lexists(path):
+    queue = Queue(queue_path(arguments))
+    if not queue._store.exists():
         raise NotAQueue(
             errno.ENOENT,
             "there is no queue (name its file with --file or $DBBASIC_QUEUE_FILE)",
-            path,
+            queue.path,
         )
-    return Queue(path)
+    return queue
 
 
 def queue_path(arguments: Namespace) -> str:

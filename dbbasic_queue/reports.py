@@ -106,6 +106,16 @@ def pulled_in(log: Logger, count: int) -> None:
     write(log, WARNING, "%d jobs were enqueued while the clock was ahead: they are due now", count)
 
 
+def no_queue(log: Logger, path: str) -> None:
+    """Log that there is no queue, which may be an error in its path or the working directory."""
+    write(
+        log,
+        WARNING,
+        "%s: there is no queue yet (enqueue creates it; is this the path that you mean?)",
+        path,
+    )
+
+
 def not_folded(log: Logger, error: Exception) -> None:
     """Log that the changes of a pass stay in the journal for now."""
     write(log, ERROR, "the journal could not be folded, and nothing is lost: %s", error)

@@ -148,10 +148,18 @@ class Pass:
         """Work through what is due; return how many jobs ended how."""
         terms = Terms(self._limit, self._longest_wait, self._wants, self._concurrency)
         now = self.clock()
-        if not self.linger and not self.has_work(now):
+        exists = self.store.exists()
+        if not exists and (log := reports.logger()):
+            reports.no_queue(log, self.store.path)
+        if not self.linger and not (exists and self.has_work(now)):
             self._report_unreadable()
             return self.counts
         with self.interrupts:
+            if not exists:
+                if not self._wait_for_queue():
+                    self.interrupts.pass_on()
+                    return self.counts
+                now = self.clock()
             claims: Claims = self.open_claims(self.store, terms, now, self.parallel)
             try:
                 self._report_recovered(claims)
@@ -169,6 +177,16 @@ class Pass:
             reports.not_folded(log, unfolded)
         self.interrupts.pass_on()
         return self.counts
+
+    def _wait_for_queue(self) -> bool:
+        """Wait as long as the pass lingers for the first job, which creates the queue's file."""
+        end = time.monotonic() + self.linger
+        while not self.until_complete and not self.interrupts.asked() and time.monotonic() < end:
+            time.sleep(LOOK)
+            if self.store.exists():
+                self.linger = end - time.monotonic()
+                return True
+        return False
 
     def has_work(self, now: float) -> bool:
         """Tell, without the lock, whether there is anything to do."""

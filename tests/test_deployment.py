@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from conftest import HEADER, PROJECT
 
-from dbbasic_queue import NotAQueue, Queue
+from dbbasic_queue import NotAQueue, Queue, Worker
+
+NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
 
 # -- other people's files
 
@@ -50,6 +53,58 @@ def test_an_empty_file_and_any_header_of_a_queue_are_accepted(path: Path, conten
     with Queue(path) as queue:
         queue.enqueue("greet", {}, job_id="x")
         assert queue.process_jobs({"greet": str})["completed"] == 1
+
+
+# -- a queue that isn't there
+
+
+def test_nothing_but_enqueue_and_pause_creates_a_queue_or_its_directory(
+    queue: Queue, path: Path, tmp_path: Path
+) -> None:
+    handlers = {"greet": str}
+    assert queue.process_jobs(handlers) == NONE
+    assert queue.process_jobs(handlers, workers=2) == NONE
+    assert queue.process_jobs(handlers, linger=0.01) == NONE
+    assert queue.run_until_complete(handlers) == NONE
+    assert queue.get_job("x") is None
+    assert not queue.cancel_job("x")
+    assert not queue.requeue("x")
+    assert queue.requeue_failed() == queue.clear_failed() == queue.remove_type("greet") == 0
+    assert queue.purge(0, archive=tmp_path / "archive.tsv") == 0
+    assert not queue.resume()
+    assert sum(queue.counts().values()) == 0
+    assert list(tmp_path.iterdir()) == []
+    queue.enqueue("greet", {})
+    assert path.exists()
+
+
+def test_a_pass_without_a_queue_logs_one_warning_with_the_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Queue("data/queue.tsv").process_jobs({"greet": str})
+    Queue("data/queue.tsv").process_jobs({"greet": str}, linger=0.01)
+    assert [(r.levelname, r.getMessage().split(":")[0]) for r in caplog.records] == [
+        ("WARNING", str(tmp_path / "data/queue.tsv"))
+    ] * 2
+
+
+def test_a_pass_that_lingers_and_a_worker_wait_for_a_queue_to_appear(
+    queue: Queue, path: Path, tmp_path: Path
+) -> None:
+    ran = threading.Event()
+    with Worker(Queue(path), {"greet": lambda _: ran.set()}):
+        assert list(tmp_path.iterdir()) == []
+        queue.enqueue("greet", {}, 1)
+        assert ran.wait(20)
+
+
+def test_a_pass_does_not_create_a_queue_again_that_was_removed_under_it(
+    queue: Queue, path: Path
+) -> None:
+    queue.enqueue("greet", {})
+    assert queue.process_jobs({"greet": lambda _: path.unlink()}) == NONE
+    assert not path.exists()
 
 
 # -- mounts

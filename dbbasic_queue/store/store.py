@@ -87,8 +87,14 @@ class Store:
             refuse_mount_point(file)
 
     def exists(self) -> bool:
-        """Return whether there is something at the queue's path."""
-        return os.path.lexists(self.path)
+        """Return whether there is something at the queue's path. Only `add` creates the file."""
+        try:
+            os.lstat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as e:
+            raise store_error(e, self.path, "nothing was done") from e
+        return True
 
     def close(self) -> None:
         """Close every descriptor; the next use opens the files anew."""
@@ -229,6 +235,8 @@ class Store:
         The journal is folded first: a record from before can then not speak of the job again.
         Several jobs are requeued by one rewrite, for an append may be torn between two records.
         """
+        if not self.exists():
+            return 0
         with self.lock:
             self.read_new()
             self._fold_and_sync_cut()
@@ -265,6 +273,8 @@ class Store:
         Never a job that is being run. The journal is folded, and its cut on the disk, first: no
         record is left that could meet a new job with the same id.
         """
+        if not self.exists():
+            return 0
         with self.lock:
             self.read_new()
             self._fold_and_sync_cut()
@@ -298,6 +308,8 @@ class Store:
 
     def resume(self, job_type: str | None) -> bool:
         """Take back the pause of a type, or of everything; on the disk on return."""
+        if not paused.read(self.path):
+            return False
         with self.lock:
             types = paused.read(self.path)
             gone = types if job_type is None else types & {job_type}
@@ -391,6 +403,8 @@ class Store:
 
     def fold(self) -> None:
         """Fold the journal into the file, whatever it costs; nothing where there is nothing."""
+        if not self.exists():
+            return  # removed by hand: only a new job creates it again
         self._rescue()
         self._rows_for_append()  # ends a torn last line, which then is a line like another
         self.view.refresh()
