@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import threading
 
-from dbbasic_queue.loading import loading
+from dbbasic_queue.loading import load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextvars import ContextVar, Token
-    from types import FrameType
+    from types import FrameType, ModuleType
     from typing import Any
 
 _enclosing: ContextVar[Interrupts | None] | None = None
@@ -24,6 +24,13 @@ _enclosing: ContextVar[Interrupts | None] | None = None
 
 class Asked(SystemExit):
     """Raised after a pass that SIGTERM has ended; its code is the one that a shell would report."""
+
+
+def _signal() -> tuple[ModuleType, Callable[..., ContextVar[Interrupts | None]]]:
+    import signal
+    from contextvars import ContextVar
+
+    return signal, ContextVar
 
 
 class Interrupts:
@@ -63,13 +70,9 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         global _enclosing
-        with loading:
-            import signal
-
-            if _enclosing is None:
-                from contextvars import ContextVar
-
-                _enclosing = ContextVar("dbbasic_queue_pass", default=None)
+        signal, context_var = load(_signal)
+        if _enclosing is None:
+            _enclosing = context_var("dbbasic_queue_pass", default=None)
         self._outer = _enclosing.get()
         while self._outer is not None and self._outer._ended:  # a thread has kept its job's context
             self._outer = self._outer._outer

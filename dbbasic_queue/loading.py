@@ -1,15 +1,121 @@
-"""What an idle pass does not need is loaded late: with its first use, and under one lock."""
+"""Modules that an idle pass doesn't need are imported on first use.
+
+Python itself waits for an import that another thread has started. Two cases it leaves open:
+
+- A signal handler that uses the queue while its own thread imports finds a half-imported module.
+  So the main thread, where signal handlers run, lets another thread import, and waits.
+- A child that is forked while another thread imports inherits the half-imported module and its
+  import lock, and waits for ever when it imports the module. So the child forgets both.
+"""
 
 from __future__ import annotations
 
+import _thread
 import os
+import sys
 import threading
 
-loading = threading.RLock()
-"""Held while a module is loaded late, and across every fork: a child that is forked while another
-thread imports would inherit that module's import lock, which nobody ever releases. A thread may
-take it again: a signal handler may fork, or enqueue, while its thread loads."""
+from dbbasic_queue import forks
+from dbbasic_queue.errors import QueueError
 
-os.register_at_fork(
-    before=loading.acquire, after_in_parent=loading.release, after_in_child=loading.release
-)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+
+_LOOK_SECONDS = 0.1
+_IMPORTING = "<frozen importlib._bootstrap>"
+
+_loaded: dict[Callable[[], Any], Any] = {}
+_importing: set[int] = set()
+"""The threads that import for `load` now."""
+
+
+def load(imports: Callable[[], T]) -> T:
+    """Return what a function of a module returns that imports others, and is called only once.
+
+    Raises QueueError if the same thread is importing for `load` already: the caller is a signal
+    handler, or a finalizer.
+    """
+    loaded: T
+    if imports in _loaded:
+        loaded = _loaded[imports]
+        return loaded
+    if "signal" in sys.modules and _in_main_thread() and not _inside_an_import():
+        _in_another_thread(lambda: _load(imports))
+    if imports not in _loaded:
+        _load(imports)
+    loaded = _loaded[imports]
+    return loaded
+
+
+def _load(imports: Callable[[], object]) -> None:
+    me = threading.get_ident()
+    if me in _importing:
+        raise QueueError(
+            "called by a signal handler, or a finalizer such as __del__, while this thread is "
+            "importing what the queue needs: nothing was done (call it after that)"
+        )
+    try:
+        _importing.add(me)
+        _loaded[imports] = imports()
+    finally:
+        _importing.discard(me)
+
+
+def _in_main_thread() -> bool:
+    return threading.get_ident() == threading.main_thread().ident
+
+
+def _inside_an_import() -> bool:
+    """Tell whether this thread imports a module, for which another thread might have to wait."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        if frame.f_code.co_filename == _IMPORTING:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _in_another_thread(work: Callable[[], None]) -> None:
+    """Wait until another thread has done the work; do nothing if no thread can be started.
+
+    `threading.Thread` has locks of its own, which the code that a signal has interrupted may hold.
+    """
+    done = _thread.allocate_lock()
+    done.acquire()
+    me = os.getpid()
+
+    def do() -> None:
+        try:
+            work()
+        except BaseException:  # noqa: BLE001, S110 - the caller tries it itself, and meets the same
+            pass
+        finally:
+            done.release()
+
+    try:
+        _thread.start_new_thread(do, ())
+    except RuntimeError:
+        return
+    while not done.acquire(timeout=_LOOK_SECONDS) and os.getpid() == me:
+        pass  # a signal handler may fork and return in the child, which has no such thread
+
+
+def _forget_half_imported() -> None:
+    """In a forked child: forget the modules that threads of the parent were importing for us."""
+    theirs = _importing - {threading.get_ident()}
+    locks = getattr(sys.modules.get("_frozen_importlib"), "_module_locks", {}) if theirs else {}
+    for name, reference in list(locks.items()):
+        lock = reference()
+        if lock is not None and lock.owner in theirs:
+            locks.pop(name, None)
+            spec = getattr(sys.modules.get(name), "__spec__", None)
+            if getattr(spec, "_initializing", False):
+                sys.modules.pop(name, None)
+    _importing.difference_update(theirs)
+
+
+forks.in_child(_forget_half_imported)

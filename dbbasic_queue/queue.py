@@ -14,7 +14,7 @@ import time
 from dbbasic_queue.errors import InvalidHandlers, InvalidJob, NotAQueue
 from dbbasic_queue.handlers import is_seconds
 from dbbasic_queue.job import FAILED, FINISHED, PENDING, STATUSES
-from dbbasic_queue.loading import loading
+from dbbasic_queue.loading import load
 from dbbasic_queue.rows import (
     Row,
     check_id,
@@ -78,13 +78,11 @@ class Queue:
         `memory:NAME` one that all in the process share. Other schemes are those of installed
         packages (see `dbbasic_queue.engines`). Raises NotAQueue where no engine has the scheme.
         """
-        with loading:
-            from dbbasic_queue import engines
-
-        scheme = engines.scheme_of(url_or_path)
+        scheme_of, path_of, find = load(_engines)
+        scheme = scheme_of(url_or_path)
         if scheme == "file":
-            return Queue(engines.path_of(url_or_path), **options)
-        return engines.find(scheme)(url_or_path, **options)
+            return Queue(path_of(url_or_path), **options)
+        return find(scheme)(url_or_path, **options)
 
     def close(self) -> None:
         """Close the files; the queue may be used again, and then opens them anew."""
@@ -235,18 +233,14 @@ class Queue:
         self, handlers: Any, max_attempts: int, workers: int = 1, *, here: bool = True, **how: Any
     ) -> Pass | Crew:
         """Return a pass, or several; they are to run in this thread, unless it is not `here`."""
-        with loading:
-            from dbbasic_queue import worker
-
-            worker.check(handlers, max_attempts, workers)
-            if here:
-                worker.check_thread(handlers)
-            if workers > 1:
-                from dbbasic_queue import crew
+        check, check_thread, make_pass = load(_pass)
+        check(handlers, max_attempts, workers)
+        if here:
+            check_thread(handlers)
         settings = self._store, handlers, max_attempts, self._clock, self.max_payload
         if workers > 1:
-            return crew.several(workers, *settings, **how)
-        return worker.Pass(*settings, **how)
+            return load(_several)(workers, *settings, **how)
+        return make_pass(*settings, **how)
 
     def pause(self, job_type: str | None = None) -> bool:
         """Have passes claim no job of this type, or of any; what is being run goes on.
@@ -471,6 +465,26 @@ class Queue:
         place = os.path.abspath(os.fspath(path))
         figures.check_path(place)
         figures.write(place, figures.to_text(self.metrics(window)))
+
+
+def _engines() -> tuple[
+    Callable[[Any], str], Callable[[Any], str], Callable[[str], Callable[..., Engine]]
+]:
+    from dbbasic_queue.engines import find, path_of, scheme_of
+
+    return scheme_of, path_of, find
+
+
+def _pass() -> tuple[Callable[..., None], Callable[..., None], Callable[..., Pass]]:
+    from dbbasic_queue.worker import Pass, check, check_thread
+
+    return check, check_thread, Pass
+
+
+def _several() -> Callable[..., Pass | Crew]:
+    from dbbasic_queue.crew import several
+
+    return several
 
 
 def _looks(timeout: float) -> Iterator[float]:

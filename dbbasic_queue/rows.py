@@ -17,11 +17,12 @@ from zlib import crc32
 
 from dbbasic_queue.errors import InvalidJob
 from dbbasic_queue.job import LATEST, STATUSES, State
-from dbbasic_queue.loading import loading
+from dbbasic_queue.loading import load
 from dbbasic_queue.text import escape, is_unsafe, numbered
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import re
     from collections.abc import Callable
 
 HEADER = b"id\ttype\tpayload\tstatus\tcreated_at\trun_at\tattempts\terror\tresult\n"
@@ -258,13 +259,17 @@ def decode_record(line: bytes) -> tuple[bytes, bytes] | None:
 
 def _first_matches_state(state: bytes) -> object:
     global _matches_state
-    with loading:
-        import re
     statuses = "|".join(STATUSES).encode()
-    _matches_state = re.compile(
+    _matches_state = load(_compile)(
         rb"(%b)\t[0-9]{1,12}\t[0-9]{1,12}\t[0-9]{1,9}\t[^\t\0]*\t[^\t\0\r]*" % statuses
     ).fullmatch
     return _matches_state(state)
+
+
+def _compile() -> Callable[[bytes], re.Pattern[bytes]]:
+    import re
+
+    return re.compile
 
 
 # A pattern takes two thirds of the time of a split; `re` is loaded with the first record.

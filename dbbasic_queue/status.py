@@ -107,12 +107,15 @@ def _waited(row: Row, now: float) -> int:
     return max(int(now) - max(row.state.run_at, row.state.created_at), 0)
 
 
+def _at_work(store: Store) -> tuple[list[slots.Living], list[Row]]:
+    store.view.refresh()
+    numbers = sorted(store.view.processing)
+    return slots.living(store.path), [row for n in numbers if (row := store.view.row(n))]
+
+
 def _running(store: Store, now: float) -> Iterator[str]:
-    with store.lock:  # the jobs and the lists of the passes, as they are at one instant
-        view = store.view
-        view.refresh()
-        passes = slots.living(store.path)
-        rows = [row for number in sorted(view.processing) if (row := view.row(number))]
+    # Under the lock: the jobs and the lists of the passes, as they are at one instant.
+    passes, rows = store.lock.run(_at_work, store)
     for living in sorted(passes, key=lambda living: living.begun_at):
         yield f"pass\t{living.pid}\t{instant(living.begun_at)}"
     for row in rows:

@@ -7,7 +7,7 @@ line-separator character as `\xNN`, `\uNNNN` or `\UNNNNNNNN`; in JSON, as JSON's
 
 from __future__ import annotations
 
-from dbbasic_queue.loading import loading
+from dbbasic_queue.loading import load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,9 +62,6 @@ def unescape(text: str) -> str:
     if "\\" not in text:
         return text
 
-    with loading:
-        import re
-
     def character(match: re.Match[str]) -> str:
         x, u, wide, short = match.groups()
         if short is None:
@@ -72,7 +69,13 @@ def unescape(text: str) -> str:
             return chr(code) if code <= 0x10FFFF else match.group()
         return _LONG.get(short) or (short if short == "\\" else match.group())
 
-    return re.sub(_ESCAPE, character, text)
+    return load(_sub)(_ESCAPE, character, text)
+
+
+def _sub() -> Callable[[str, Callable[[re.Match[str]], str], str], str]:
+    import re
+
+    return re.sub
 
 
 # -- JSON --------------------------------------------------------------------------------------
@@ -80,9 +83,13 @@ def unescape(text: str) -> str:
 
 def _load_json() -> None:
     global _to_json, _from_json
-    with loading:
-        from dbbasic_queue import strict_json
-    _to_json, _from_json = strict_json.to_json, strict_json.from_json
+    _to_json, _from_json = load(_strict_json)
+
+
+def _strict_json() -> tuple[Callable[[object], str], Callable[[str], Any]]:
+    from dbbasic_queue.strict_json import from_json, to_json
+
+    return to_json, from_json
 
 
 def _first_to_json(value: object) -> str:

@@ -197,10 +197,7 @@ class Pass:
         now = self.clock()
         if not self.has_work(now):
             return 0
-        with self.store.lock.reading:
-            view = self.store.view
-            view.refresh()
-            return max(len(view.due(now, len(view.when))), 1)
+        return max(self.store.count_due(now), 1)
 
     def is_complete(self) -> bool:
         """Tell whether a pass that runs until all is complete may end."""

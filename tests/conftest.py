@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ from dbbasic_queue import Queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from dbbasic_queue.store.lock import QueueLock
 
 pytest_plugins = ["ahead"]
 
@@ -65,6 +69,18 @@ def programs(tmp_path: Path) -> Iterator[Programs]:
     """Starts processes in the test's directory, whose queue is at `path`."""
     with Programs(tmp_path) as programs:
         yield programs
+
+
+@contextmanager
+def held(lock: QueueLock) -> Iterator[None]:
+    """Hold the lock during a block of a test, as its `run` does during a function."""
+    with lock._mutex:
+        lock._acquire()
+        assert lock._file is not None
+        try:
+            yield
+        finally:
+            fcntl.flock(lock._file.fd, fcntl.LOCK_UN)
 
 
 def beside(path: Path, suffix: str) -> Path:

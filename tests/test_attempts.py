@@ -687,13 +687,10 @@ def test_a_pass_that_is_overtaken_before_it_has_the_lock_does_not_rotate_again(
     monkeypatch.setattr(history, "LARGEST", len(full))
 
     class Overtaken:
-        def __enter__(self) -> None:
+        def run(self, function: Any) -> object:
             add(queue, first)
             first.flush()
-            queue._store.lock.__enter__()
-
-        def __exit__(self, *error: Any) -> None:
-            queue._store.lock.__exit__(*error)
+            return queue._store.lock.run(function)
 
     lock: Any = Overtaken()
     second = AttemptLog(queue.path, lock, room)

@@ -377,11 +377,10 @@ lock = queue._store.lock
 held, let_go = threading.Event(), threading.Event()
 
 def hold():
-    with lock:
-        held.set()
-        assert let_go.wait(30)
+    held.set()
+    assert let_go.wait(30)
 
-thread = threading.Thread(target=hold, daemon=True)
+thread = threading.Thread(target=lock.run, args=(hold,), daemon=True)
 thread.start()
 assert held.wait(30)
 """

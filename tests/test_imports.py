@@ -51,7 +51,7 @@ LAYERS = [
     {"text"},
     {"strict_json"},
     {"job", "loading"},
-    {"errors"},
+    {"errors", "forks"},
 ]
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 MODULES = {
@@ -169,6 +169,7 @@ LOADED_FROM_THE_STANDARD_LIBRARY = {
     "collections",
     "collections.abc",
     "errno",
+    "fcntl",
     "functools",  # until Python 3.12, by threading
     "itertools",
     "keyword",
@@ -228,3 +229,19 @@ def test_a_pass_that_finds_nothing_to_do_loads_nothing_more_of_the_standard_libr
         {"strict_json", "child", "forked", "crew", "event_loop", "figures", "engines"}
     )
     assert others <= LOADED_FROM_THE_STANDARD_LIBRARY
+
+
+def test_neither_a_web_app_nor_a_pass_imports_filelock(tmp_path: Path) -> None:
+    """Its hooks reach into every fork of the program, and refuse some."""
+    path = tmp_path / "queue.tsv"
+    _, others = loaded_by(
+        "from dbbasic_queue import Handler, Queue\n"
+        f"queue = Queue({str(path)!r})\n"
+        "queue.cancel_job(queue.enqueue('greet', {}))\n"
+        "queue.enqueue_many('greet', range(3))\n"
+        "queue.process_jobs({'greet': Handler(lambda _: None, timeout=9)}, workers=2)\n"
+        "assert queue.counts()['completed'] == 3\n"
+        "queue.metrics(), queue.requeue_failed(), queue.purge(0)"
+    )
+    assert {"fcntl", "json"} <= others
+    assert "filelock" not in others

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import NOW, Clock, add_lines, beside, job, line, row
+from conftest import NOW, Clock, add_lines, beside, held, job, line, row
 from processes import Programs, notes, wait_for_notes
 
 from dbbasic_queue import (
@@ -538,7 +538,7 @@ def test_a_purged_id_can_be_enqueued_again_and_runs(
         if not folded:
             path.with_name("other").write_bytes(path.read_bytes())
             queue.enqueue("greet", 1, job_id="y")
-            with queue._store.lock:  # a cancel whose fold has to wait
+            with held(queue._store.lock):  # a cancel whose fold has to wait
                 queue._store.read_new()
                 state = b"cancelled\t%d\t%d\t0\tno\t" % (NOW, NOW)
                 queue._store.change([(b"y", state)])

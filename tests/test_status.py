@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -234,11 +235,9 @@ def test_passes_at_work_are_not_disturbed_by_those_who_look(programs: Programs) 
 
 
 def test_the_head_of_a_slot_that_says_nothing_stops_nobody(queue: Queue, path: Path) -> None:
-    from filelock import lock_descriptor
-
     queue.enqueue("greet", {})
     fd = os.open(f"{path}.pass.1", os.O_RDWR | os.O_CREAT)
-    assert lock_descriptor(fd, blocking=False)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     try:
         assert status(queue)["pass"] == [["0", instant(0)]]
     finally:

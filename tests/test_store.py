@@ -1012,7 +1012,8 @@ def test_a_child_never_unlocks_what_its_parent_holds(tmp_path: Path) -> None:
     fork(
         tmp_path,
         """
-with queue._store.lock:
+def hold():
+    global pid, queue
     pid = os.fork()
     if not pid:
         queue.close()
@@ -1028,6 +1029,7 @@ with queue._store.lock:
             pass
         else:
             raise SystemExit("the child has freed the lock")
+queue._store.lock.run(hold)
 # And once the parent is done, the child that lives on does not keep it.
 with open("queue.tsv.lock", "r+") as file:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,7 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import NOW, Clock, add_lines, beside, job, line, python, row, rows
+from conftest import NOW, Clock, add_lines, beside, held, job, line, python, row, rows
 
 from dbbasic_queue import InvalidJob, Queue, StoreError
 from dbbasic_queue.job import State
@@ -46,7 +46,7 @@ def raise_(error: BaseException) -> None:
 def test_a_deleted_lock_file_does_not_let_two_in(queue: Queue, path: Path) -> None:
     queue.enqueue("greet", {})
     beside(path, "lock").unlink()  # the queue's descriptor is of an inode without a name
-    with queue._store.lock:
+    with held(queue._store.lock):
         assert is_locked(beside(path, "lock"))
 
 
@@ -64,7 +64,7 @@ import fcntl, os
 from dbbasic_queue import Queue
 queue = Queue("queue.tsv")
 queue.enqueue("greet", {})
-with queue._store.lock:
+def fork():
     pid = os.fork()
     if not pid:
         queue.close()
@@ -74,6 +74,7 @@ with queue._store.lock:
         fcntl.flock(open("queue.tsv.lock"), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         print("still locked")
+queue._store.lock.run(fork)
 """
     (tmp_path / "data").mkdir()
     done = python(code, cwd=tmp_path / "data")

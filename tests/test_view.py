@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from conftest import held
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -151,7 +152,7 @@ def test_a_fold_changes_the_rows_that_the_journal_names_and_no_other_byte(
     with tempfile.TemporaryDirectory() as directory:
         path = written(directory, lines)
         store = Store(path, fsync=False)
-        with store.lock:
+        with held(store.lock):
             store.read_new()
             changes = []
             for job_id in chosen:
@@ -170,7 +171,7 @@ def test_a_file_edited_in_place_in_the_middle_of_a_change_is_not_folded(tmp_path
     lines = [PLAIN % (n, n) for n in range(10)]
     path = Path(written(str(tmp_path), lines))
     store = Store(str(path), fsync=False)
-    with store.lock:
+    with held(store.lock):
         store.read_new()
         store.change([(b"3", encode_state(job.State(job.CANCELLED, 5, 7, 0, "", "")))])
         edited = path.read_bytes().replace(b"\n3\t", b"\nx\t")
@@ -249,7 +250,7 @@ def test_after_whatever_others_did_a_view_knows_what_a_new_one_would(
         kept.refresh()
         for step in range(data.draw(st.integers(1, 8))):
             act = data.draw(st.sampled_from(ACTS))
-            with store.lock:
+            with held(store.lock):
                 store.read_new()
                 ids = sorted(store.view.index)
                 if act == "change" and ids:
@@ -286,7 +287,7 @@ def test_after_the_fold_of_another_process_rows_keep_their_numbers(tmp_path: Pat
     view.refresh()
     numbering, generation = view.numbering, view.generation
     done = encode_state(job.State(job.COMPLETED, 5, 7, 1, "", '"longer than before"'))
-    with store.lock:
+    with held(store.lock):
         store.read_new()
         store.change([(b"%d" % n, done) for n in (0, 1500, 2999)])
         store.fold()
@@ -310,7 +311,7 @@ def test_a_file_that_was_edited_in_place_and_then_folded_is_read_anew(tmp_path: 
         path.read_bytes().replace(b"\n50\tgreet\t{}\tpending", b"\n50\tgreet\t{}\tfailed")
     )
     store = Store(str(path), fsync=False)
-    with store.lock:
+    with held(store.lock):
         store.read_new()
         store.change([(b"7", encode_state(job.State(job.CANCELLED, 5, 7, 0, "", "")))])
         store.fold()
@@ -326,7 +327,7 @@ def test_a_change_that_was_taken_back_is_not_known_after_a_fold(tmp_path: Path) 
     view = View(path)
     for job_id in (b"7", b"2999"):
         store = Store(path, fsync=False)
-        with store.lock:
+        with held(store.lock):
             store.read_new()
             store.change([(job_id, cancelled)])
             if job_id == b"2999":

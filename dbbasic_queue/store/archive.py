@@ -16,7 +16,6 @@ from dbbasic_queue.rows import HEADER
 from dbbasic_queue.store.files import (
     OpenFile,
     append,
-    close_after_fork,
     open_file,
     open_or_create,
     store_error,
@@ -92,8 +91,7 @@ def _lock(path: str) -> OpenFile:
 
     end = time.monotonic() + PATIENCE
     while True:
-        lock = open_or_create(path + ".lock", os.O_RDWR)
-        close_after_fork(lock)
+        lock = open_or_create(path + ".lock", os.O_RDWR, to_lock=True)
         while not lock_descriptor(lock.fd, blocking=False):
             if time.monotonic() >= end:
                 raise QueueBusy(

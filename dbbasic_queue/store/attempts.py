@@ -139,22 +139,24 @@ class AttemptLog:
     def _current(self) -> OpenFile:
         """Return the file that is at the path, begun and not full."""
         file = self._file
-        if file is None or not file.is_at_path():
+        if file is None or not file.is_ours() or not file.is_at_path():
             file = self._file = open_or_create(self._path, os.O_RDWR | os.O_APPEND)
-        if len(HEADER) <= os.fstat(file.fd).st_size < LARGEST:
-            return file
-        with self._lock:
+        if not len(HEADER) <= os.fstat(file.fd).st_size < LARGEST:
+            file = self._file = self._lock.run(self._rotated)
+        return file
+
+    def _rotated(self) -> OpenFile:
+        """Return a file that is begun and not full. Under the lock."""
+        file = open_or_create(self._path, os.O_RDWR | os.O_APPEND)
+        size = os.fstat(file.fd).st_size
+        if size >= LARGEST:  # else another pass has rotated it meanwhile
+            open_file(self._path + ".1", os.O_RDONLY)  # refuses what is not ours to replace
+            os.rename(self._path, self._path + ".1")
             file = open_or_create(self._path, os.O_RDWR | os.O_APPEND)
-            size = os.fstat(file.fd).st_size
-            if size >= LARGEST:  # else another pass has rotated it meanwhile
-                open_file(self._path + ".1", os.O_RDONLY)  # refuses what is not ours to replace
-                os.rename(self._path, self._path + ".1")
-                file = open_or_create(self._path, os.O_RDWR | os.O_APPEND)
-                size = 0
-            if size < len(HEADER):
-                os.ftruncate(file.fd, 0)
-                os.write(file.fd, HEADER)
-        self._file = file
+            size = 0
+        if size < len(HEADER):
+            os.ftruncate(file.fd, 0)
+            os.write(file.fd, HEADER)
         return file
 
 

@@ -17,6 +17,7 @@ from dbbasic_queue.errors import StoreError
 from dbbasic_queue.rows import Row, decode_state, encode_state
 from dbbasic_queue.store import paused, slots
 from dbbasic_queue.store.attempts import AttemptLog
+from dbbasic_queue.store.lock import locked, reading
 from dbbasic_queue.store.store import CHEAP_IN_A_PASS, SHARE_OF_TIME, Store
 from dbbasic_queue.store.view import NEVER
 from dbbasic_queue.text import decode_json
@@ -78,6 +79,7 @@ class Claims:
         slots are held.
         """
         self.store = store
+        self.lock = store.lock
         self.terms = terms
         self.parallel = parallel
         self.pulled_in = 0
@@ -98,19 +100,23 @@ class Claims:
         self._nothing_at = now
         self._next_at: int | None = None
         self._lists_own = False  # until then, the list is that of a dead pass
-        with store.lock:
-            store.read_new()
-            self.slot = slots.take(store.path, parallel)
+        self._start()
+
+    @locked
+    def _start(self) -> None:
+        store = self.store
+        store.read_new()
+        self.slot = slots.take(store.path, self.parallel)
+        try:
             self.attempts = AttemptLog(store.path, store.lock, self.slot)
-            try:
-                self._recover()
-                self.slot.write([])
-                self._lists_own = True
-            except BaseException:
-                self.release()
-                raise
-            # Rows that are added from now on are not this pass's.
-            self._last = next(reversed(store.view.index), b"")
+            self._recover()
+            self.slot.write([])
+            self._lists_own = True
+        except BaseException:
+            self.slot.release(clear=False)
+            raise
+        # Rows that are added from now on are not this pass's.
+        self._last = next(reversed(store.view.index), b"")
 
     def take_recovered(self) -> tuple[int, list[Row]]:
         """Return how many jobs have been recovered since the last call, and which were begun."""
@@ -122,24 +128,35 @@ class Claims:
         """Take what has become due until `now` for due; tell whether there may be anything."""
         self.started_at = now
         self.store.rescue()
-        with self.store.lock.reading:
-            view = self.store.view
-            view.refresh()
-            self._paused = paused.read(self.store.path)
-            self._last = next(reversed(view.index), b"")
-            self._due = array("q")
-            self._numbering = -1
-            if self._put_back:
-                self._put_back.clear()
-                self._nothing_seen = None
-            lost_passes = view.processing and time.monotonic() >= self._survey_at
-            if not lost_passes and view.latest_created <= now + job.CLOCK_TOLERANCE:
-                return view.soonest <= now and self._may_have_become_due()
+        may_be_due = self._look()
+        if may_be_due is not None:
+            return may_be_due
         self._survey_at = time.monotonic() + _SURVEY_SECONDS
-        with self.store.lock:
-            self.store.read_new()
-            self._recover()
+        self._recover_again()
         return True
+
+    @reading
+    def _look(self) -> bool | None:
+        """Tell whether jobs may be due; None if some have to be recovered first."""
+        view = self.store.view
+        view.refresh()
+        self._paused = paused.read(self.store.path)
+        self._last = next(reversed(view.index), b"")
+        self._due = array("q")
+        self._numbering = -1
+        if self._put_back:
+            self._put_back.clear()
+            self._nothing_seen = None
+        now = self.started_at
+        lost_passes = view.processing and time.monotonic() >= self._survey_at
+        if lost_passes or view.latest_created > now + job.CLOCK_TOLERANCE:
+            return None
+        return view.soonest <= now and self._may_have_become_due()
+
+    @locked
+    def _recover_again(self) -> None:
+        self.store.read_new()
+        self._recover()
 
     def _may_have_become_due(self) -> bool:
         """Tell jobs that are new, or due only now, from those that are due and not wanted here."""
@@ -161,7 +178,6 @@ class Claims:
         One that was begun counts by its own handler's limit: where that is another pass's to
         know, the job is left to that pass.
         """
-        now = self.started_at
         view = self.store.view
         rows = {row.id: row for n in sorted(view.processing) if (row := view.row(n))}
 
@@ -169,6 +185,14 @@ class Claims:
             return job_id in rows and rows[job_id].state.attempts == attempt
 
         survey = slots.Survey(self.store.path, self.slot, is_open)
+        try:
+            self._recover_lost(survey, rows)
+            survey.clear()
+        finally:
+            survey.release()
+
+    def _recover_lost(self, survey: slots.Survey, rows: dict[str, Row]) -> None:
+        now = self.started_at
         changes = self.store.enqueued_ahead(now)
         self.pulled_in += len(changes)
         changes += self.store.unexplained(now, self.terms.longest_wait)
@@ -189,7 +213,6 @@ class Claims:
             self._recovered += 1
         if changes:
             self.store.change(changes)
-        survey.clear()
 
     def claim(self, most: int) -> list[Claim]:
         """Claim up to `most` due jobs, earliest `run_at` first; recorded on return.
@@ -198,31 +221,35 @@ class Claims:
         and so does one that this pass has put back, whatever the clock says since.
         """
         while candidates := self._candidates(most):
-            with self.store.lock:
-                self.store.read_new()
-                self._paused = paused.read(self.store.path)
-                room: dict[str, int] = {}
-                claims = [c for c in candidates if self._is_due(c)]
-                if self.terms.concurrency:
-                    index = self.store.view.index
-                    claims = [c for c in claims if self._has_room(c.row.type, index[c.key], room)]
-                if claims:
-                    # First what will be begun first; then what the watcher is giving back.
-                    self._held = {claim.key: claim for claim in claims} | self._held
-                    self._list()
-                    self.store.change([(c.key, c.state) for c in claims])
+            claims = self._claim(candidates)
             if claims:
                 # Quick jobs come in batches: to show each of them takes its share of time only.
                 self._fold(CHEAP_IN_A_PASS if len(claims) == 1 else 0.0)
                 return claims
         return []
 
+    @locked
+    def _claim(self, candidates: list[Claim]) -> list[Claim]:
+        """Claim those that still may be; recorded on return."""
+        self.store.read_new()
+        self._paused = paused.read(self.store.path)
+        room: dict[str, int] = {}
+        claims = [c for c in candidates if self._is_due(c)]
+        if self.terms.concurrency:
+            index = self.store.view.index
+            claims = [c for c in claims if self._has_room(c.row.type, index[c.key], room)]
+        if claims:
+            # First what will be begun first; then what the watcher is giving back.
+            self._held = {claim.key: claim for claim in claims} | self._held
+            self._list()
+            self.store.change([(c.key, c.state) for c in claims])
+        return claims
+
     def _fold(self, cheap: float) -> None:
         """Fold where that is cheap; the lock was free before, so that nobody waits for both."""
         if self.store.is_fold_cheap(cheap, SHARE_OF_TIME):
             try:
-                with self.store.lock:
-                    self.store.try_fold()
+                self.lock.run(self.store.try_fold)
             except StoreError:
                 pass  # whatever keeps us from the lock: what was claimed is to be run
 
@@ -250,6 +277,7 @@ class Claims:
             claim.state = encode_state(state)
         return True
 
+    @reading
     def _candidates(self, most: int) -> list[Claim]:
         """Read the next due rows, and make their claims, before the lock is taken.
 
@@ -261,36 +289,35 @@ class Claims:
         view = self.store.view
         if self._alone in self._held:
             return found
-        with self.store.lock.reading:
-            waiting = self._due or self._aside or self._suspects
-            if not waiting or self._numbering != view.numbering:
-                view.refresh()
-                self._numbering = view.numbering
-                self._paused = paused.read(self.store.path)
-                if self._last and self._last not in view.index:  # it was purged meanwhile
-                    self._last = next(reversed(view.index), b"")
-                self._due = view.due(self.started_at, view.index.get(self._last, -1) + 1)
-                self._aside.clear()
-                self._suspects.clear()
-            room: dict[str, int] = {}
-            if self._aside:
-                self._bring_back(room)
-            due = self._due
-            while due and len(found) < most and size < _BATCH_BYTES:
-                number = due.pop()
-                claim = self._candidate(number, room)
+        waiting = self._due or self._aside or self._suspects
+        if not waiting or self._numbering != view.numbering:
+            view.refresh()
+            self._numbering = view.numbering
+            self._paused = paused.read(self.store.path)
+            if self._last and self._last not in view.index:  # it was purged meanwhile
+                self._last = next(reversed(view.index), b"")
+            self._due = view.due(self.started_at, view.index.get(self._last, -1) + 1)
+            self._aside.clear()
+            self._suspects.clear()
+        room: dict[str, int] = {}
+        if self._aside:
+            self._bring_back(room)
+        due = self._due
+        while due and len(found) < most and size < _BATCH_BYTES:
+            number = due.pop()
+            claim = self._candidate(number, room)
+            if claim is not None:
+                found.append(claim)
+                size += len(claim.row.payload)
+        if not found and not (self._held and self.parallel > 1):
+            while self._suspects and not found:
+                claim = self._candidate(self._suspects.popleft(), room, alone=True)
                 if claim is not None:
+                    self._alone = claim.key
                     found.append(claim)
-                    size += len(claim.row.payload)
-            if not found and not (self._held and self.parallel > 1):
-                while self._suspects and not found:
-                    claim = self._candidate(self._suspects.popleft(), room, alone=True)
-                    if claim is not None:
-                        self._alone = claim.key
-                        found.append(claim)
-            if not found:
-                self._nothing_seen, self._next_at = self._seen(), None
-                self._nothing_at = self.started_at
+        if not found:
+            self._nothing_seen, self._next_at = self._seen(), None
+            self._nothing_at = self.started_at
         return found
 
     def _candidate(self, number: int, room: dict[str, int], *, alone: bool = False) -> Claim | None:
@@ -364,6 +391,7 @@ class Claims:
             if not numbers:
                 del self._aside[job_type]
 
+    @locked
     def settle(self, claim: Claim, state: job.State) -> job.State | None:
         """Record an attempt's outcome: on the disk on return.
 
@@ -371,65 +399,67 @@ class Claims:
         the work is done and must not run again. None, and nothing recorded, where the attempt is
         no longer the current one.
         """
-        with self.store.lock:
-            self.store.catch_up()
-            recorded = None
-            if self._is_current(claim):
-                recorded = state
-                try:
-                    self._write([(claim, state)], last=True)
-                except StoreError as e:
-                    recorded = job.without_result(state, "result not kept: the disk is full")
-                    if recorded is None or not self._has_made_room(e, [claim]):
-                        raise
-                    self.store.change([(claim.key, encode_state(recorded))])
-            self._forget(claim, recorded)
-            return recorded
+        self.store.catch_up()
+        recorded = None
+        if self._is_current(claim):
+            recorded = state
+            try:
+                self._write([(claim, state)], last=True)
+            except StoreError as e:
+                recorded = job.without_result(state, "result not kept: the disk is full")
+                if recorded is None or not self._has_made_room(e, [claim]):
+                    raise
+                self.store.change([(claim.key, encode_state(recorded))])
+        self._forget(claim, recorded)
+        return recorded
 
     def settle_all(self, ended: list[tuple[Claim, job.State]]) -> list[job.State | None]:
         """Record several outcomes by one write; otherwise as `settle`."""
-        with self.store.lock:
-            self.store.catch_up()
-            recorded = [state if self._is_current(claim) else None for claim, state in ended]
-            current = [(c, s) for (c, _), s in zip(ended, recorded, strict=True) if s]
-            try:
-                self._write(current, last=True)
-            except StoreError as e:
-                if not self._has_made_room(e, [c for c, _ in current]):
-                    raise
-                recorded = []
-            else:
-                for (claim, _), state in zip(ended, recorded, strict=True):
-                    self._forget(claim, state)
-        return recorded or [self.settle(claim, state) for claim, state in ended]
+        return self._settle_all(ended) or [self.settle(claim, state) for claim, state in ended]
+
+    @locked
+    def _settle_all(self, ended: list[tuple[Claim, job.State]]) -> list[job.State | None]:
+        """Return what was recorded; nothing if the slot's room on the disk had to be given up."""
+        self.store.catch_up()
+        recorded = [state if self._is_current(claim) else None for claim, state in ended]
+        current = [(c, s) for (c, _), s in zip(ended, recorded, strict=True) if s]
+        try:
+            self._write(current, last=True)
+        except StoreError as e:
+            if not self._has_made_room(e, [c for c, _ in current]):
+                raise
+            return []
+        for (claim, _), state in zip(ended, recorded, strict=True):
+            self._forget(claim, state)
+        return recorded
 
     def _forget(self, claim: Claim, recorded: job.State | None) -> None:
         if recorded is not None and recorded.status == job.PENDING:
             self._put_back.add(claim.key)
         self._held.pop(claim.key, None)
 
+    @locked
     def give_back(self, claims: list[Claim], error: str = "") -> None:
         """Put jobs back as they were, their attempts returned, for whoever claims them next.
 
         The slot's list is what is still held afterwards: another pass may claim one of these
         under the same attempt's number, and die.
         """
-        with self.store.lock:
-            self.store.catch_up()
-            changes = []
-            for claim in claims:
-                state = job.give_back(decode_state(claim.state), error)
-                if state is not None and self._is_current(claim):
-                    changes.append((claim, state))
-            if changes:
-                self._write(changes)
-            for claim in claims:
-                self._held.pop(claim.key, None)
-            if len(self._held) < self.slot.claims:
-                try:
-                    self._list()
-                except OSError:
-                    pass  # the jobs are given back; a list too long can wait
+        self.store.catch_up()
+        changes = []
+        for claim in claims:
+            state = job.give_back(decode_state(claim.state), error)
+            if state is not None and self._is_current(claim):
+                changes.append((claim, state))
+        if changes:
+            self._write(changes)
+        for claim in claims:
+            self._held.pop(claim.key, None)
+        if len(self._held) < self.slot.claims:
+            try:
+                self._list()
+            except OSError:
+                pass  # the jobs are given back; a list too long can wait
 
     def _is_current(self, claim: Claim) -> bool:
         view = self.store.view
@@ -471,8 +501,7 @@ class Claims:
         """
         self.show()
         if self.slot.claims:
-            with self.store.lock:
-                self._list()
+            self.lock.run(self._list)
 
     def show(self) -> None:
         """Fold where that is cheap, so that `cat` shows what is running, and write the history."""
@@ -483,8 +512,7 @@ class Claims:
     def finish(self) -> Exception | None:
         """Fold and let go of the slot; returns the error of a fold that has to wait."""
         try:
-            with self.store.lock:
-                return self.store.try_fold()
+            return self.lock.run(self.store.try_fold)
         finally:
             self.store.rescue()
             self.release()

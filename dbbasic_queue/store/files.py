@@ -10,12 +10,15 @@ that everybody may write.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import sys
 import time
 import weakref
+from itertools import count
 
+from dbbasic_queue import forks
 from dbbasic_queue.errors import NotAQueue, StoreError
 
 _ADVICE = {
@@ -28,7 +31,12 @@ _ADVICE = {
     errno.EIO: "the disk reports an error: look at dmesg, and at the disk's health",
     errno.EMFILE: "this process has too many open files: see ulimit -n",
     errno.ENFILE: "the machine has too many open files: see fs.file-max",
+    **dict.fromkeys(
+        (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP),
+        "does this file system, such as NFS or FUSE, support flock? Put the queue on a local one",
+    ),
 }
+_TRIES = 100
 
 
 def store_error(e: OSError, path: str, consequence: str) -> StoreError:
@@ -38,24 +46,89 @@ def store_error(e: OSError, path: str, consequence: str) -> StoreError:
     return StoreError(e.errno, text, path)
 
 
+def unstable_inodes(path: str) -> StoreError:
+    """Return the error for a path that leads to another file each time one looks."""
+    return StoreError(
+        errno.ESTALE,
+        f"another inode number at each of {_TRIES} looks: nothing was done (does this file system, "
+        "such as NFS, FUSE or overlay, have stable inode numbers? Put the queue on a local one)",
+        path,
+    )
+
+
 class OpenFile:
     """A descriptor that is closed when the last user lets go of it.
 
     One that is cached stays open, so that its inode number cannot come back as another file.
+
+    Programs close descriptors that they didn't open, and open files of their own under the same
+    numbers. So `is_ours` is asked before a cached descriptor is locked, written or cut. The answer
+    is mostly one lseek: the file's offset, which neither O_APPEND nor pread uses, is a number that
+    no other descriptor has, or the end of a long file. Otherwise it is an fstat, which takes five
+    times as long.
+
+    `unique` is set for a file that is never written: then another descriptor of the same file,
+    which has another lock, isn't ours either.
     """
 
-    __slots__ = ("__weakref__", "fd", "identity", "path")
+    __slots__ = ("__weakref__", "_mark", "_own", "fd", "identity", "path", "unique")
 
-    def __init__(self, fd: int, path: str, status: os.stat_result) -> None:
+    def __init__(self, fd: int, path: str) -> None:
+        """Take over a descriptor; it may become another number."""
+        if fd < _FIRST:  # standard input, output and error: the program prints there
+            low, fd = fd, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST)
+            os.close(low)
+        status = os.fstat(fd)
         self.fd = fd
         self.path = path
         self.identity = (status.st_dev, status.st_ino)
+        self._mark = self._own = next(_marks)
+        self.unique = False
 
     def close(self) -> None:
-        """Let go of the descriptor; a second time does nothing."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
+        """Close the descriptor, if it still is this file's; a second time does nothing."""
+        if self.fd >= 0 and self.is_ours():
+            fd, self.fd = self.fd, -1
             os.close(fd)
+        self.fd = -1
+
+    def is_ours(self) -> bool:
+        """Tell whether the descriptor still is the file that was opened."""
+        try:
+            if os.lseek(self.fd, 0, _SEEK_CUR) == self._mark:
+                return True
+            status = os.fstat(self.fd)
+            if self.unique or (status.st_dev, status.st_ino) != self.identity:
+                return False
+            self.mark()
+        except OSError:
+            return False
+        return True
+
+    def wrote_until(self, end: int) -> None:
+        """Note where an append has left the offset, so that the next `is_ours` is quick."""
+        if end >= _RARE:
+            self._mark = end
+        else:
+            self.mark()
+
+    def mark(self) -> bool:
+        """Set the offset to the file's own number; False on a file system of small files."""
+        try:
+            self._mark = os.lseek(self.fd, self._own, _SEEK_SET)
+        except OSError:
+            return False
+        return True
+
+    def require(self, consequence: str) -> None:
+        """Raise StoreError if the program has closed the descriptor."""
+        if not self.is_ours():
+            raise StoreError(
+                errno.EBADF,
+                f"the program has closed this file's descriptor: {consequence} (it must not close "
+                "descriptors that it didn't open)",
+                self.path,
+            )
 
     def __del__(self) -> None:
         self.close()
@@ -69,16 +142,14 @@ class OpenFile:
         return (status.st_dev, status.st_ino) == self.identity
 
 
+_FIRST = 3
+_RARE = 1 << 16
+_SEEK_SET, _SEEK_CUR = os.SEEK_SET, os.SEEK_CUR
+_marks = count(1 << 30 | int.from_bytes(os.urandom(3), "big"))
+
 _to_close_after_fork: weakref.WeakSet[OpenFile] = weakref.WeakSet()
-
-
-def close_after_fork(file: OpenFile) -> None:
-    """Have a forked child close a file that is about to be locked.
-
-    The lock belongs to the open file, which parent and child share: the child must neither keep
-    it nor, by an unlock, free it.
-    """
-    _to_close_after_fork.add(file)
+"""Files that are, or will be, locked: a forked child closes them. The lock belongs to the open
+file, which parent and child share: the child must neither keep it nor, by an unlock, free it."""
 
 
 def _after_fork() -> None:
@@ -86,17 +157,28 @@ def _after_fork() -> None:
         file.close()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+forks.in_child(_after_fork)
 
 
-def open_file(path: str, flags: int) -> OpenFile | None:
+def _open(path: str, flags: int, to_lock: bool) -> OpenFile:
+    flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+    if not to_lock:
+        return OpenFile(os.open(path, flags, 0o600), path)
+    with forks.opening:
+        file = OpenFile(os.open(path, flags, 0o600), path)
+        _to_close_after_fork.add(file)
+    return file
+
+
+def open_file(path: str, flags: int, *, to_lock: bool = False) -> OpenFile | None:
     """Open an existing file of the queue, or return None where there is none.
 
-    Raises NotAQueue for anything but a regular file with one name, StoreError if refused.
+    A forked child closes one that is opened `to_lock` it. Raises NotAQueue for anything but a
+    regular file with one name, StoreError if refused.
     """
     for patience in (0.002, 0.02, 0.2, 0):
         try:
-            fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            file = _open(path, flags | os.O_NONBLOCK, to_lock)
         except FileNotFoundError:
             return None
         except OSError as e:
@@ -106,8 +188,7 @@ def open_file(path: str, flags: int) -> OpenFile | None:
                 time.sleep(patience)
                 continue
             raise store_error(e, path, "nothing was done") from e
-        status = os.fstat(fd)
-        file = OpenFile(fd, path, status)
+        status = os.fstat(file.fd)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             file.close()
             raise _not_ours(path)
@@ -156,17 +237,16 @@ def _mount_id(fd: int) -> bytes:
         return b""
 
 
-def create_file(path: str, flags: int) -> OpenFile | None:
+def create_file(path: str, flags: int, *, to_lock: bool = False) -> OpenFile | None:
     """Create a file with the access that its directory suggests; None if there is one already."""
     directory = os.stat(os.path.dirname(path))
     try:
-        fd = os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        file = _open(path, flags | os.O_CREAT | os.O_EXCL, to_lock)
     except FileExistsError:
         return None
     except OSError as e:
         raise store_error(e, path, "nothing was done") from e
-    file = OpenFile(fd, path, os.fstat(fd))
-    _set_access(fd, directory)
+    _set_access(file.fd, directory)
     return file
 
 
@@ -177,17 +257,17 @@ def _set_access(fd: int, directory: os.stat_result) -> None:
     os.fchmod(fd, 0o660 if shared else 0o600)
 
 
-def open_or_create(path: str, flags: int) -> OpenFile:
+def open_or_create(path: str, flags: int, *, to_lock: bool = False) -> OpenFile:
     """Open a file of the queue, creating it where there is none."""
     while True:
-        file = open_file(path, flags)
+        file = open_file(path, flags, to_lock=to_lock)
         if file is not None:
             status = os.fstat(file.fd)
             if not status.st_size and os.geteuid() in (0, status.st_uid):
                 # Its creator may have been killed before it could set the mode.
                 _set_access(file.fd, os.stat(os.path.dirname(path)))
             return file
-        file = create_file(path, flags)
+        file = create_file(path, flags, to_lock=to_lock)
         if file is not None:
             return file
 
@@ -281,8 +361,6 @@ def sync(fd: int) -> None:
     macOS only hands them to the drive unless asked with F_FULLFSYNC (its fsync(2) says so).
     """
     if sys.platform == "darwin":
-        import fcntl
-
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
     else:
         os.fdatasync(fd)
@@ -314,7 +392,9 @@ def append(file: OpenFile, size: int, content: bytes) -> None:
     writer ends the torn line.
     """
     try:
-        write_all(file.fd, content)
+        written = os.write(file.fd, content)
+        if written < len(content):
+            write_all(file.fd, content[written:])
     except BaseException as e:
         consequence = "nothing was added"
         try:
@@ -324,6 +404,7 @@ def append(file: OpenFile, size: int, content: bytes) -> None:
         if isinstance(e, OSError):
             raise store_error(e, file.path, consequence) from e
         raise
+    file.wrote_until(size + len(content))
 
 
 def end_last_line(file: OpenFile, size: int) -> int:

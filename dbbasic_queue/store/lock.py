@@ -1,110 +1,198 @@
 """The queue's one lock: `flock` on a file that is never renamed and never deleted.
 
-It is held for microseconds, by one thread of one process. Whoever gets it checks that the path
-still leads to the locked inode: a person who deletes the lock file must not make two holders.
-After a fork the child only closes the descriptor: the lock belongs to the open file description,
-which both share, so an unlock by the child would free its parent's.
+It is held for microseconds, by one thread of one process. After locking, the path is looked at
+again: if somebody has deleted the lock file, another process may hold the lock of a new one.
+
+Whatever a signal handler raises, and wherever, the lock is free afterwards. Python calls handlers
+when a Python function starts and after each call, so no Python function starts between the end of
+the work and the call that unlocks. That is why the work is a function that `run` calls, not the
+block of a `with` statement: its `__exit__` would be a Python function.
+
+A forked child closes the lock file and does not unlock it: the lock belongs to the open file,
+which both share, so unlocking would free the parent's lock.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import math
 import os
 import threading
 import time
 
+from dbbasic_queue import forks
 from dbbasic_queue.errors import QueueBusy, QueueError, StoreError
-from dbbasic_queue.loading import loading
 from dbbasic_queue.store.files import (
     OpenFile,
-    close_after_fork,
     open_or_create,
     prepare_directory,
     store_error,
+    unstable_inodes,
 )
-
-PATIENCE = 60.0
-"""Seconds after which a lock that is still taken is an error; its holder is stopped or hangs."""
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-# Most holders are done within microseconds. One that is not after 20 ms does something else, such
-# as a fold.
-_PAUSE = 0.00005
-_LONG = 0.02
-_LONG_PAUSE = 0.0005
-# Who has held the lock for so long leaves it free until whoever waits has looked again: a pass
-# would be back before.
+    P = ParamSpec("P")
+    R = TypeVar("R")
+
+    class Locked(Protocol):
+        """What `locked` and `reading` need of an object."""
+
+        @property
+        def lock(self) -> QueueLock:
+            """The lock of its queue."""
+
+    L = TypeVar("L", bound=Locked)
+
+PATIENCE = 60.0
+"""Seconds after which a lock that is still taken is an error; its holder is stopped or hangs."""
+
+# Most holders are done within microseconds. Others do something long, such as a fold, and many
+# processes that poll for it would keep them from the processor.
+_SHORTEST_PAUSE = 0.00005
+_LONGEST_PAUSE = 0.002
+_PAUSE_SHARE = 0.025
+# After holding the lock for that long, sleep until waiting processes have polled again. Otherwise
+# a pass would grab it back before they get a chance.
 _TURN = 0.004
-_TRIES = 10
+_TRIES = 100
+_TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
 _TURNS_OF_OTHERS = 20
 
+_getpid, _get_ident, _now = os.getpid, threading.get_ident, time.monotonic
 _let_others_run = getattr(os, "sched_yield", lambda: time.sleep(0))
 
 
-def name_error(error: BaseException, path: str) -> None:
-    """Raise the system's bare error as a StoreError; what it says is true as long as the change
-    itself, and all behind it, raise their own."""
-    if isinstance(error, OSError) and not isinstance(error, QueueError):
-        raise store_error(error, error.filename or path, "nothing was done") from error
+def locked(method: Callable[Concatenate[L, P], R]) -> Callable[Concatenate[L, P], R]:
+    """Make a method hold the lock, `self.lock`, while it runs."""
+
+    def call(self: L, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.lock.run(method, self, *args, **kwargs)
+
+    call.__name__, call.__doc__ = method.__name__, method.__doc__
+    return call
 
 
-class Reading:
-    """`with reading:` keeps other threads out; the lock is not taken."""
+def reading(method: Callable[Concatenate[L, P], R]) -> Callable[Concatenate[L, P], R]:
+    """Make a method keep this process's other threads out while it runs; the lock is not taken."""
 
-    def __init__(self, lock: QueueLock) -> None:
-        self._lock = lock
+    def call(self: L, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.lock.read(method, self, *args, **kwargs)
 
-    def __enter__(self) -> None:
-        self._lock.mutex.acquire()
+    call.__name__, call.__doc__ = method.__name__, method.__doc__
+    return call
 
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        self._lock.mutex.release()
-        if error is not None:
-            name_error(error, self._lock.path)
+
+def try_lock(fd: int) -> bool:
+    """Lock an open file; False if another one holds its lock."""
+    try:
+        fcntl.flock(fd, _TRY)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def unlock(file: OpenFile) -> None:
+    """Free a lock before its file is closed: a child may have inherited the open file."""
+    if file.is_ours():
+        fcntl.flock(file.fd, fcntl.LOCK_UN)
 
 
 class QueueLock:
-    """`with lock:` is the only time when the queue's files change.
+    """Only what `run` calls changes the queue's files.
 
-    `closing` are files that have been replaced: they are let go of when the lock is free again, for
-    to close one frees its blocks on the disk, which takes a while. `check` is called before the
+    `closing` are files that have been replaced: they are closed when the lock is free again, for
+    closing one frees its blocks on the disk, which takes a while. `check` is called before the
     lock file is opened or created; it raises an error if that must not happen.
     """
 
     def __init__(self, path: str, check: Callable[[], None]) -> None:
         self.path = path
         self._check = check
-        self.mutex = threading.Lock()
-        self.reading = Reading(self)
         self.closing: list[OpenFile | None] = []
         self._file: OpenFile | None = None
-        self._held_since = 0.0
+        self._held_since = math.inf
+        # Reentrant, so that a call by a signal handler never waits for its own thread.
+        self._mutex = threading.RLock()
+        self._owner = 0
 
-    def __enter__(self) -> None:
-        self.mutex.acquire()
+    def run(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function while this thread holds the lock; return what it returns.
+
+        Raises QueueError if this thread is inside another call of the same queue, QueueBusy if
+        another process holds the lock for a minute. An OSError of the function becomes a
+        StoreError that says that nothing was done: code that makes a change, or runs after one,
+        must raise its own.
+        """
+        if _getpid() != forks.process:
+            forks.notice()
+        me = _get_ident()
+        if self._owner == me:
+            raise _called_inside()
+        since = math.inf
+        replaced: list[OpenFile | None] = []
         try:
-            self._acquire()
-        except BaseException as e:
-            self._release()
-            name_error(e, self.path)
+            with self._mutex:
+                self._owner = me
+                try:
+                    self._acquire()
+                    result = function(*args, **kwargs)
+                finally:
+                    try:
+                        if self._file is not None:
+                            fcntl.flock(self._file.fd, fcntl.LOCK_UN)
+                    except OSError:
+                        pass  # it was not held
+                    finally:
+                        since, self._held_since = self._held_since, math.inf
+                        replaced, self.closing = self.closing, replaced
+                        self._owner = 0
+        except OSError as e:
+            self._name(e)
+            raise
+        finally:
+            replaced.clear()
+        held = _now() - since
+        if held > _TURN:
+            time.sleep(_pause(held) + _SHORTEST_PAUSE)
+        return result
+
+    def read(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function while this process's other threads stay out; the lock is not taken.
+
+        Otherwise as `run`.
+        """
+        if _getpid() != forks.process:
+            forks.notice()
+        me = _get_ident()
+        if self._owner == me:
+            raise _called_inside()
+        try:
+            with self._mutex:
+                self._owner = me
+                try:
+                    return function(*args, **kwargs)
+                finally:
+                    self._owner = 0
+        except OSError as e:
+            self._name(e)
             raise
 
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        self._release()
-        if error is not None:
-            name_error(error, self.path)
+    def _name(self, error: OSError) -> None:
+        if not isinstance(error, QueueError):
+            raise store_error(error, error.filename or self.path, "nothing was done") from error
 
     def let_go(self) -> None:
-        """Free the lock before the block ends, for what is left to do needs no lock.
+        """Free the lock before the function ends, for what is left to do needs no lock.
 
-        This process's other threads stay out until the block's end.
+        This process's other threads stay out until its end.
         """
         if self._file is not None:
-            self._unlock(self._file.fd)
+            unlock(self._file)
         self._held_since = math.inf
 
     def take_again(self) -> None:
@@ -112,60 +200,44 @@ class QueueLock:
         self._acquire()
 
     def _acquire(self) -> None:
-        file = self._file or self._open()
-        while True:
-            if not self._try_lock(file.fd, blocking=False):
+        for _ in range(_TRIES):
+            file = self._file
+            if file is None or not file.is_ours():
+                file = self._open()
+            try:
+                fcntl.flock(file.fd, _TRY)
+            except BlockingIOError:
                 self._wait(file.fd)
             if file.is_at_path():
-                self._held_since = time.monotonic()
+                self._held_since = _now()
                 return
-            file = self._open()
-
-    def _release(self) -> None:
-        try:
-            held = time.monotonic() - self._held_since
-            replaced = self.closing
-            if self._file is not None:
-                self._unlock(self._file.fd)  # harmless where it is not held
-            if replaced:
-                self.closing = []
-        finally:
-            self.mutex.release()
-        # Only now, with the lock free again, may the files that were replaced be let go of.
-        del replaced
-        if held > _TURN:
-            time.sleep(_PAUSE if held < _LONG else 2 * _LONG_PAUSE)
+            unlock(file)
+            self._file = None
+        raise unstable_inodes(self.path)
 
     def _open(self) -> OpenFile:
-        # Loading filelock takes longer than an idle pass: only when a lock is really taken.
-        with loading:
-            from filelock import lock_descriptor, unlock_descriptor
-
-        self._try_lock = lock_descriptor
-        self._unlock = unlock_descriptor
-        self._check()
-        self._file = self._open_in_directory()
-        close_after_fork(self._file)
-        return self._file
-
-    def _open_in_directory(self) -> OpenFile:
         """Open the lock file; where its new directory was replaced meanwhile, in that one."""
+        self._check()
         for _ in range(_TRIES):
             prepare_directory(os.path.dirname(self.path))
             try:
-                return open_or_create(self.path, os.O_RDWR)
+                file = open_or_create(self.path, os.O_RDWR, to_lock=True)
             except StoreError as e:
                 if e.errno != errno.ENOENT:
                     raise
-        return open_or_create(self.path, os.O_RDWR)
+            else:
+                file.unique = file.mark()
+                self._file = file
+                return file
+        raise unstable_inodes(self.path)
 
     def _wait(self, fd: int) -> None:
         for _ in range(_TURNS_OF_OTHERS):
             _let_others_run()
-            if self._try_lock(fd, blocking=False):
+            if try_lock(fd):
                 return
         begun = time.monotonic()
-        while not self._try_lock(fd, blocking=False):
+        while not try_lock(fd):
             waited = time.monotonic() - begun
             if waited > PATIENCE:
                 raise QueueBusy(
@@ -174,7 +246,7 @@ class QueueLock:
                     f"(fuser -v {self.path} shows who holds it: a stopped process?)",
                     self.path,
                 )
-            time.sleep(_PAUSE if waited < _LONG else _LONG_PAUSE)
+            time.sleep(_pause(waited))
 
     def touch(self) -> None:
         """Note in the lock file's times that a fold has been made now."""
@@ -192,11 +264,25 @@ class QueueLock:
             return 0.0
 
     def close(self) -> None:
-        """Let go of the file; the next use opens it anew."""
+        """Close the file; the next use opens it again."""
         self._file = None
 
     def after_fork(self) -> None:
         """In a forked child: forget what is the parent's; its file is closed, not unlocked."""
         self._file = None
         self.closing = []
-        self.mutex = threading.Lock()
+        self._held_since = math.inf
+        self._mutex = threading.RLock()
+        self._owner = 0
+
+
+def _called_inside() -> QueueError:
+    return QueueError(
+        "called inside another call of the same queue, by a signal handler or a finalizer such as "
+        "__del__: nothing was done (note it there, and make the call later)"
+    )
+
+
+def _pause(waited: float) -> float:
+    """Return how long to sleep before the next look, after that many seconds of waiting."""
+    return min(max(waited * _PAUSE_SHARE, _SHORTEST_PAUSE), _LONGEST_PAUSE)

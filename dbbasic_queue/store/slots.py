@@ -23,12 +23,12 @@ import time
 from dbbasic_queue.errors import QueueBusy
 from dbbasic_queue.store.files import (
     OpenFile,
-    close_after_fork,
     open_file,
     open_or_create,
     store_error,
     write_all,
 )
+from dbbasic_queue.store.lock import try_lock, unlock
 
 SLOTS = 64
 _ROOM = 8192
@@ -61,6 +61,7 @@ class Slot:
         """
         content = (self._head + "".join(f"{i}\t{n}\n" for i, n in claims)).encode()
         size = max(self._size, len(content) + _ROOM + _ROOM_A_CLAIM * len(claims))
+        self.require()
         try:
             # Written over, not cut first: on a full disk the blocks would be gone, and with them
             # the list that says whose the job in hand is.
@@ -72,12 +73,20 @@ class Slot:
         self._listed = len(content)
         self.claims = len(claims)
 
+    def require(self) -> None:
+        """Raise StoreError if the program has closed the slot's file: the lock is gone with it.
+
+        Other passes take the jobs in its list for lost, and run them: this pass must not.
+        """
+        self.file.require("no further job is started")
+
     def has_room(self) -> bool:
         """Tell whether the room on the disk is there: it has not been given up."""
         return self._size > self._listed
 
     def give_up_room(self) -> None:
         """Free the room on the disk: an outcome has found it full."""
+        self.require()
         os.ftruncate(self.file.fd, self._listed)
         self._size = self._listed
 
@@ -86,12 +95,14 @@ class Slot:
 
         The list is emptied, or left for the pass that recovers what is still open in it.
         """
-        if clear:
-            try:
+        try:
+            if clear and self.file.is_ours():
                 os.ftruncate(self.file.fd, 0)
-            except OSError:
-                pass  # a claim that is not open any more means nothing
-        self.file.close()
+        except OSError:
+            pass  # a claim that is not open any more means nothing
+        finally:
+            unlock(self.file)
+            self.file.close()
 
 
 def take(queue: str, parallel: int = 1) -> Slot:
@@ -99,12 +110,9 @@ def take(queue: str, parallel: int = 1) -> Slot:
 
     Raises QueueBusy if all are held: a job that hangs must not make cron pile up processes.
     """
-    from filelock import lock_descriptor
-
     for number in range(1, SLOTS + 1):
-        file = open_or_create(_path(queue, number), os.O_RDWR)
-        close_after_fork(file)
-        if lock_descriptor(file.fd, blocking=False):
+        file = open_or_create(_path(queue, number), os.O_RDWR, to_lock=True)
+        if try_lock(file.fd):
             return Slot(file, parallel)
     raise QueueBusy(
         errno.EAGAIN,
@@ -123,25 +131,31 @@ class Survey:
     """
 
     def __init__(self, queue: str, own: Slot, is_open: Callable[[str, int], bool]) -> None:
-        from filelock import lock_descriptor
-
         self.alive: set[tuple[str, int]] = set()
         self.begun: set[tuple[str, int]] = set()
         self.unbegun: set[tuple[str, int]] = set()
         self._left: list[OpenFile] = []
         self._note_dead(*_read(own.file), is_open)
-        for number in range(1, SLOTS + 1):
-            file = open_file(_path(queue, number), os.O_RDWR)
-            if file is None or file.identity == own.file.identity:
-                continue
-            close_after_fork(file)
-            if not lock_descriptor(file.fd, blocking=False):
-                self.alive.update(_read(file)[0])
-                continue
-            claims, parallel = _read(file)
-            if claims:
-                self._note_dead(claims, parallel, is_open)
-                self._left.append(file)  # locked until it is cleared
+        try:
+            for number in range(1, SLOTS + 1):
+                file = open_file(_path(queue, number), os.O_RDWR, to_lock=True)
+                if file is not None and file.identity != own.file.identity:
+                    self._look_at(file, is_open)
+        except BaseException:
+            self.release()
+            raise
+
+    def _look_at(self, file: OpenFile, is_open: Callable[[str, int], bool]) -> None:
+        if not try_lock(file.fd):
+            self.alive.update(_read(file)[0])
+            return
+        self._left.append(file)  # locked until it is cleared
+        claims, parallel = _read(file)
+        if claims:
+            self._note_dead(claims, parallel, is_open)
+        else:
+            self._left.pop()
+            unlock(file)
 
     def _note_dead(
         self, claims: list[tuple[str, int]], parallel: int, is_open: Callable[[str, int], bool]
@@ -154,7 +168,11 @@ class Survey:
         """Empty the lists of dead passes: their jobs have been recovered, and are on the disk."""
         for file in self._left:
             os.ftruncate(file.fd, 0)
-        self._left.clear()
+
+    def release(self) -> None:
+        """Free the slots of dead passes, whether their jobs have been recovered or not."""
+        while self._left:
+            unlock(self._left.pop())
 
 
 def _read(file: OpenFile) -> tuple[list[tuple[str, int]], int]:
@@ -189,15 +207,13 @@ class Living:
 
 def living(queue: str) -> list[Living]:
     """Return the passes that are alive. Under the queue's lock, so that every list is whole."""
-    from filelock import lock_descriptor
-
     found = []
     for number in range(1, SLOTS + 1):
-        file = open_file(_path(queue, number), os.O_RDONLY)
+        file = open_file(_path(queue, number), os.O_RDONLY, to_lock=True)
         if file is None:
             continue
-        close_after_fork(file)
-        if not lock_descriptor(file.fd, blocking=False):
+        if try_lock(file.fd):
+            unlock(file)
+        else:
             found.append(Living(file))
-        file.close()
     return found

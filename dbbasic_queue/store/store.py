@@ -11,6 +11,7 @@ import os
 import time
 import weakref
 
+from dbbasic_queue import forks
 from dbbasic_queue.errors import DuplicateJob
 from dbbasic_queue.job import (
     CLOCK_TOLERANCE,
@@ -34,9 +35,10 @@ from dbbasic_queue.store.files import (
     store_error,
     sync,
     sync_directory,
+    unstable_inodes,
 )
 from dbbasic_queue.store.follow import Follower, Rewritten, has_header
-from dbbasic_queue.store.lock import QueueLock
+from dbbasic_queue.store.lock import QueueLock, locked, reading
 from dbbasic_queue.store.search import search
 from dbbasic_queue.store.view import NEVER, View
 
@@ -54,6 +56,7 @@ _SECONDS_A_BYTE = 4e-9
 _SECONDS_A_CHANGE = 1e-6
 _READ_AHEAD = 1 << 16
 _LOOKUPS_WITHOUT_INDEX = 2
+_TRIES = 100
 
 
 class Store:
@@ -99,8 +102,7 @@ class Store:
     def close(self) -> None:
         """Close every descriptor; the next use opens the files anew."""
         self.rescue()
-        with self.lock.mutex:
-            self._let_go()
+        self.lock.read(self._let_go)
 
     def _let_go(self) -> None:
         self.view.close()
@@ -121,13 +123,7 @@ class Store:
         none is in the queue.
         """
         content = rows.encode()
-        with self.lock:
-            file, size = self._rows_for_append()
-            if own_id is not None:
-                self._check_free(own_id)
-                file, size = self._rows_for_append()
-            append(file, size, content)
-            self._ended_at = size + len(content)
+        file, size = self.lock.run(self._add, content, own_id)
         if self.fsync:
             # After the unlock, so that enqueues of several processes share the disk's time. A
             # fold that copies the rows meanwhile syncs them itself.
@@ -137,12 +133,20 @@ class Store:
                 self._rows = None
                 consequence = "the jobs were added and may run, but may not survive a power cut"
                 try:
-                    with self.lock:
-                        if self._take_back(file, size, content):
-                            consequence = "nothing was added"
+                    if self.lock.run(self._take_back, file, size, content):
+                        consequence = "nothing was added"
                 except OSError:
                     pass
                 raise store_error(e, self.path, consequence) from e
+
+    def _add(self, content: bytes, own_id: str | None) -> tuple[OpenFile, int]:
+        file, size = self._rows_for_append()
+        if own_id is not None:
+            self._check_free(own_id)
+            file, size = self._rows_for_append()
+        append(file, size, content)
+        self._ended_at = size + len(content)
+        return file, size
 
     def _take_back(self, file: OpenFile, size: int, content: bytes) -> bool:
         """Cut unsynced rows off, where they still are the last ones and nobody has begun them.
@@ -150,7 +154,9 @@ class Store:
         The descriptor is not synced again: after an error the kernel may take the lost pages for
         clean (https://lwn.net/Articles/752063/).
         """
-        if not file.is_at_path() or os.fstat(file.fd).st_size != size + len(content):
+        if not file.is_ours() or not file.is_at_path():
+            return False
+        if os.fstat(file.fd).st_size != size + len(content):
             return False
         self.view.refresh()
         first = len(self.view.when) - content.count(b"\n")
@@ -162,6 +168,7 @@ class Store:
 
     def _rows_for_append(self) -> tuple[OpenFile, int]:
         """Return the file that is at the path now, its last line ended, and its size."""
+        tries = 0
         while True:
             try:
                 status = os.lstat(self.path)
@@ -169,7 +176,13 @@ class Store:
                 fold.create(self.path, fsync=self.fsync)
                 continue
             file = self._rows
-            if file is None or file.identity != (status.st_dev, status.st_ino):
+            if (
+                file is None
+                or file.identity != (status.st_dev, status.st_ino)
+                or not file.is_ours()
+            ):
+                if (tries := tries + 1) > _TRIES:
+                    raise unstable_inodes(self.path)
                 file = open_file(self.path, os.O_RDWR | os.O_APPEND)
                 if file is None:
                     continue
@@ -215,19 +228,21 @@ class Store:
     def cancel(self, job_id: str) -> bool:
         """Cancel a job if it is pending; on the disk, and mostly in the file, on return."""
         key = job_id.encode()
-        with self.lock.reading:
-            self.view.refresh()
-            if key not in self.view.index:
-                return False
-        with self.lock:
-            self.read_new()
-            row = self.view.find(key)
-            state = cancel(row.state) if row else None
-            if state is None:
-                return False
-            self.change([(key, encode_state(state))])
-            self.fold_if_cheap(CHEAP_OUTSIDE)
-            return True
+        return self.lock.read(self._has, key) and self.lock.run(self._cancel, key)
+
+    def _has(self, key: bytes) -> bool:
+        self.view.refresh()
+        return key in self.view.index
+
+    def _cancel(self, key: bytes) -> bool:
+        self.read_new()
+        row = self.view.find(key)
+        state = cancel(row.state) if row else None
+        if state is None:
+            return False
+        self.change([(key, encode_state(state))])
+        self.fold_if_cheap(CHEAP_OUTSIDE)
+        return True
 
     def requeue(self, now: float, *, job_id: str | None = None, job_type: str | None = None) -> int:
         """Requeue one job, or all failed ones, or those of a type; on the disk on return.
@@ -235,37 +250,38 @@ class Store:
         The journal is folded first: a record from before can then not speak of the job again.
         Several jobs are requeued by one rewrite, for an append may be torn between two records.
         """
-        if not self.exists():
-            return 0
-        with self.lock:
-            self.read_new()
-            self._fold_and_sync_cut()
-            if job_id is not None:
-                row = self.view.find(job_id.encode())
-                rows = [] if row is None else [row]
-            else:
-                rows = [
-                    row
-                    for row in self.view.rows_as_they_stand()
-                    if row.state.status == FAILED and job_type in (None, row.type)
-                ]
-            changes = [
-                (row.id.encode(), encode_state(state))
-                for row in rows
-                if (state := requeue(row.state, now))
+        return self._requeue(now, job_id, job_type) if self.exists() else 0
+
+    @locked
+    def _requeue(self, now: float, job_id: str | None, job_type: str | None) -> int:
+        self.read_new()
+        self._fold_and_sync_cut()
+        if job_id is not None:
+            row = self.view.find(job_id.encode())
+            rows = [] if row is None else [row]
+        else:
+            rows = [
+                row
+                for row in self.view.rows_as_they_stand()
+                if row.state.status == FAILED and job_type in (None, row.type)
             ]
-            if len(changes) == 1:
-                self.change(changes)
-                self.fold_if_cheap(CHEAP_OUTSIDE)
-            elif changes:
-                try:
-                    for key, new_state in changes:
-                        self.view.apply(key, new_state)
-                    self._replace(None)
-                except BaseException:
-                    self.view.close()  # it says what the files do not
-                    raise
-            return len(changes)
+        changes = [
+            (row.id.encode(), encode_state(state))
+            for row in rows
+            if (state := requeue(row.state, now))
+        ]
+        if len(changes) == 1:
+            self.change(changes)
+            self.fold_if_cheap(CHEAP_OUTSIDE)
+        elif changes:
+            try:
+                for key, new_state in changes:
+                    self.view.apply(key, new_state)
+                self._replace(None)
+            except BaseException:
+                self.view.close()  # it says what the files do not
+                raise
+        return len(changes)
 
     def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
         """Take the jobs that are not wanted out of the file, by one rewrite; return how many.
@@ -273,23 +289,24 @@ class Store:
         Never a job that is being run. The journal is folded, and its cut on the disk, first: no
         record is left that could meet a new job with the same id.
         """
-        if not self.exists():
-            return 0
-        with self.lock:
-            self.read_new()
-            self._fold_and_sync_cut()
-            numbers = frozenset(
-                self.view.index[row.id.encode()]
-                for row in self.view.rows_as_they_stand()
-                if row.state.status != PROCESSING and unwanted(row)
-            )
-            if numbers:
-                if archive is not None:
-                    from dbbasic_queue.store.archive import append_rows
+        return self._remove(unwanted, archive) if self.exists() else 0
 
-                    append_rows(archive, [self.view.line(n) for n in sorted(numbers)])
-                self._replace(None, numbers)
-            return len(numbers)
+    @locked
+    def _remove(self, unwanted: Callable[[Row], bool], archive: str | None) -> int:
+        self.read_new()
+        self._fold_and_sync_cut()
+        numbers = frozenset(
+            self.view.index[row.id.encode()]
+            for row in self.view.rows_as_they_stand()
+            if row.state.status != PROCESSING and unwanted(row)
+        )
+        if numbers:
+            if archive is not None:
+                from dbbasic_queue.store.archive import append_rows
+
+                append_rows(archive, [self.view.line(n) for n in sorted(numbers)])
+            self._replace(None, numbers)
+        return len(numbers)
 
     # -- pausing --
 
@@ -297,25 +314,23 @@ class Store:
         """Return the paused types; `paused.ALL` among them stands for all."""
         return paused.read(self.path)
 
+    @locked
     def pause(self, job_type: str) -> bool:
         """Pause a type, or `paused.ALL`; on the disk on return. False if it was paused so."""
-        with self.lock:
-            types = paused.read(self.path)
-            if job_type in types:
-                return False
-            paused.write(self.path, types | {job_type}, fsync=self.fsync)
-            return True
+        types = paused.read(self.path)
+        if job_type in types:
+            return False
+        paused.write(self.path, types | {job_type}, fsync=self.fsync)
+        return True
 
+    @locked
     def resume(self, job_type: str | None) -> bool:
         """Take back the pause of a type, or of everything; on the disk on return."""
-        if not paused.read(self.path):
-            return False
-        with self.lock:
-            types = paused.read(self.path)
-            gone = types if job_type is None else types & {job_type}
-            if gone:
-                paused.write(self.path, types - gone, fsync=self.fsync)
-            return bool(gone)
+        types = paused.read(self.path)
+        gone = types if job_type is None else types & {job_type}
+        if gone:
+            paused.write(self.path, types - gone, fsync=self.fsync)
+        return bool(gone)
 
     def _fold_and_sync_cut(self) -> None:
         """Fold so that no record is left, after a power cut neither."""
@@ -382,7 +397,7 @@ class Store:
     @staticmethod
     def _cut_off(file: OpenFile, start: int, content: bytes) -> bool:
         """Take unsynced records back, where nobody has written behind them, or cut them."""
-        if os.pread(file.fd, len(content) + 1, start) != content:
+        if not file.is_ours() or os.pread(file.fd, len(content) + 1, start) != content:
             return False
         os.ftruncate(file.fd, start)
         return True
@@ -390,7 +405,7 @@ class Store:
     def _journal_for_append(self) -> OpenFile:
         seen = self.view.journal.file
         file = self._journal
-        if file is None or seen is None or file.identity != seen.identity:
+        if file is None or seen is None or file.identity != seen.identity or not file.is_ours():
             path = self.path + ".journal"
             file = self._journal = open_or_create(path, os.O_RDWR | os.O_APPEND)
             if seen is None:
@@ -437,15 +452,15 @@ class Store:
 
     def rescue(self) -> None:
         """Look for such rows once more, and close the old file."""
-        if self._replaced is None:
-            return
-        with self.lock.reading:
-            added = self._replaced
-            if added is None or added.size() <= added.end:
-                self._replaced = None
-                return
-        with self.lock:
-            self._rescue()
+        if self._replaced is not None and self.lock.read(self._has_late_rows):
+            self.lock.run(self._rescue)
+
+    def _has_late_rows(self) -> bool:
+        added = self._replaced
+        if added is None or added.size() <= added.end:
+            self._replaced = None
+            return False
+        return True
 
     def _rescue(self, *, keep_open: bool = False) -> None:
         """Append to the queue's file what was added to the replaced one. Under the lock.
@@ -498,26 +513,27 @@ class Store:
 
     # -- reading: under the mutex, without the lock --
 
+    @reading
     def find(self, job_id: str) -> Row | None:
         """Return the job with this id as it stands, or None."""
-        with self.lock.reading:
-            key = job_id.encode()
-            while self.view.loaded:
-                if self.view.follow():
-                    return self.view.find(key)
-                self._lookups = 0
-            if self._lookups < _LOOKUPS_WITHOUT_INDEX:
-                self._lookups += 1
-                return search(self.path, key)
-            self.view.refresh()
-            return self.view.find(key)
+        key = job_id.encode()
+        while self.view.loaded:
+            if self.view.follow():
+                return self.view.find(key)
+            self._lookups = 0
+        if self._lookups < _LOOKUPS_WITHOUT_INDEX:
+            self._lookups += 1
+            return search(self.path, key)
+        self.view.refresh()
+        return self.view.find(key)
 
     def rows(self) -> Iterator[Row]:
         """Yield every job as it stood at the first step, in the file's order."""
-        with self.lock.reading:
-            self.view.refresh()
-            view = self.view.snapshot()
-        yield from view.rows_as_they_stand()
+        yield from self.lock.read(self._snapshot).rows_as_they_stand()
+
+    def _snapshot(self) -> View:
+        self.view.refresh()
+        return self.view.snapshot()
 
     def history(self, job_id: str = "", since: float = -math.inf) -> Iterator[Attempt]:
         """Yield the attempts that have ended, or those of one job; see `attempts.read`."""
@@ -527,44 +543,49 @@ class Store:
         yield from read(self.path, job_id, since, skipped)
         self.bad_attempts = skipped
 
+    @reading
     def is_complete(self, apart_from: Collection[tuple[str, str]] = ()) -> bool:
         """Tell whether no job is pending, unless its type is paused, or being run.
 
         Jobs whose path and id are in `apart_from` may be running.
         """
-        with self.lock.reading:
-            view = self.view
-            view.refresh()
-            running = {
-                view.index.get(key.encode()) for path, key in apart_from if path == self.path
-            }
-            if any(number not in running for number in view.processing):
-                return False
-            if min(view.when, default=NEVER) == NEVER:
-                return True
-            types = paused.read(self.path)
-            seen = view.generation, view.rows.end, view.journal.end, types
-            if not types or seen == self._unpaused_at:
-                return False
-            rows = (view.row(number) for number, at in enumerate(view.when) if at != NEVER)
-            if paused.ALL in types or all(row is None or row.type in types for row in rows):
-                return True
-            self._unpaused_at = seen
+        view = self.view
+        view.refresh()
+        running = {view.index.get(key.encode()) for path, key in apart_from if path == self.path}
+        if any(number not in running for number in view.processing):
             return False
+        if min(view.when, default=NEVER) == NEVER:
+            return True
+        types = paused.read(self.path)
+        seen = view.generation, view.rows.end, view.journal.end, types
+        if not types or seen == self._unpaused_at:
+            return False
+        rows = (view.row(number) for number, at in enumerate(view.when) if at != NEVER)
+        if paused.ALL in types or all(row is None or row.type in types for row in rows):
+            return True
+        self._unpaused_at = seen
+        return False
 
+    @reading
     def has_work(self, now: float, longest_wait: Callable[[str, int], float]) -> bool:
         """Tell, without the lock, whether a pass would have anything to do."""
-        with self.lock.reading:
-            view = self.view
-            view.refresh()
-            return bool(
-                view.processing
-                or view.binary
-                or view.journal.size()
-                or self.unexplained(now, longest_wait)
-                or self.enqueued_ahead(now)
-                or view.soonest <= now
-            )
+        view = self.view
+        view.refresh()
+        return bool(
+            view.processing
+            or view.binary
+            or view.journal.size()
+            or self.unexplained(now, longest_wait)
+            or self.enqueued_ahead(now)
+            or view.soonest <= now
+        )
+
+    @reading
+    def count_due(self, now: float) -> int:
+        """Return how many pending jobs are due, whatever their types."""
+        view = self.view
+        view.refresh()
+        return len(view.due(now, len(view.when)))
 
     def unexplained(
         self, now: float, longest_wait: Callable[[str, int], float]
@@ -604,4 +625,4 @@ def _after_fork() -> None:
         store.after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+forks.in_child(_after_fork)

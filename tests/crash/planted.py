@@ -248,26 +248,25 @@ MUTANTS = (
     Mutant(
         "claim before the slot's list",
         "store/claims.py",
-        "                    self._list()\n"
-        "                    self.store.change([(c.key, c.state) for c in claims])\n",
-        "                    self.store.change([(c.key, c.state) for c in claims])\n"
-        "                    self._list()\n",
+        "            self._list()\n"
+        "            self.store.change([(c.key, c.state) for c in claims])\n",
+        "            self.store.change([(c.key, c.state) for c in claims])\n"
+        "            self._list()\n",
         (kill("passes"), kill("slow")),
     ),
     Mutant(
         "slot's list not written",
         "store/claims.py",
-        "                    self._list()\n"
-        "                    self.store.change([(c.key, c.state) for c in claims])\n",
-        "                    self.store.change([(c.key, c.state) for c in claims])\n",
+        "            self._list()\n"
+        "            self.store.change([(c.key, c.state) for c in claims])\n",
+        "            self.store.change([(c.key, c.state) for c in claims])\n",
         (kill("overlapping"),),
     ),
     Mutant(
         "slot lock not held",
         "store/slots.py",
         "            return Slot(file, parallel)\n",
-        "            __import__('filelock').unlock_descriptor(file.fd)\n"
-        "            return Slot(file, parallel)\n",
+        "            unlock(file)\n            return Slot(file, parallel)\n",
         (kill("overlapping"),),
     ),
     Mutant(
@@ -306,8 +305,8 @@ MUTANTS = (
     Mutant(
         "lock not taken",
         "store/lock.py",
-        "            if not self._try_lock(file.fd, blocking=False):\n",
-        "            if False:\n",
+        "                fcntl.flock(file.fd, _TRY)\n",
+        "                pass\n",
         (CONTENTION,),
     ),
     Mutant(
@@ -320,8 +319,8 @@ MUTANTS = (
     Mutant(
         "cached file's path not checked again",
         "store/files.py",
-        "        return (status.st_dev, status.st_ino) == self.identity\n",
-        "        return True\n",
+        "            status = os.lstat(self.path)\n",
+        "            status = os.fstat(self.fd)\n",
         (
             STORE + "::test_what_another_process_adds_changes_and_folds_is_noticed",
             kill("overlapping"),
@@ -368,8 +367,8 @@ MUTANTS = (
         "unlock in a forked child",
         "store/files.py",
         "    for file in list(_to_close_after_fork):\n",
-        "    import filelock\n\n    for file in list(_to_close_after_fork):\n"
-        "        if file.fd >= 0:\n            filelock.unlock_descriptor(file.fd)\n",
+        "    for file in list(_to_close_after_fork):\n"
+        "        if file.fd >= 0:\n            fcntl.flock(file.fd, fcntl.LOCK_UN)\n",
         (STORE + "::test_a_child_never_unlocks_what_its_parent_holds", CONTENTION),
     ),
     Mutant(
@@ -424,7 +423,7 @@ MUTANTS = (
     Mutant(
         "what others have written behind a failed sync is cut off",
         "store/store.py",
-        "        if os.pread(file.fd, len(content) + 1, start) != content:\n",
+        "        if not file.is_ours() or os.pread(file.fd, len(content) + 1, start) != content:\n",
         "        if False:\n",
         (
             CONTENTION
@@ -482,15 +481,15 @@ MUTANTS = (
     Mutant(
         "requeue does not fold first",
         "store/store.py",
-        "            self._fold_and_sync_cut()\n            if job_id is not None:\n",
-        "            if job_id is not None:\n",
+        "        self._fold_and_sync_cut()\n        if job_id is not None:\n",
+        "        if job_id is not None:\n",
         (kill("requeue"),),
     ),
     Mutant(
         "several jobs requeued by an append",
         "store/store.py",
-        "            if len(changes) == 1:\n",
-        "            if changes:\n",
+        "        if len(changes) == 1:\n",
+        "        if changes:\n",
         (kill("requeue"),),
     ),
     Mutant(
@@ -503,8 +502,8 @@ MUTANTS = (
     Mutant(
         "purge does not fold first",
         "store/store.py",
-        "            self._fold_and_sync_cut()\n            numbers = frozenset(\n",
-        "            numbers = frozenset(\n",
+        "        self._fold_and_sync_cut()\n        numbers = frozenset(\n",
+        "        numbers = frozenset(\n",
         (kill("purge"),),
     ),
     Mutant(
@@ -517,19 +516,19 @@ MUTANTS = (
     Mutant(
         "purge takes what is being run",
         "store/store.py",
-        "                if row.state.status != PROCESSING and unwanted(row)\n",
-        "                if unwanted(row)\n",
+        "            if row.state.status != PROCESSING and unwanted(row)\n",
+        "            if unwanted(row)\n",
         (kill("purge"),),
     ),
     Mutant(
         "rows leave before they are archived",
         "store/store.py",
-        "                    append_rows(archive, [self.view.line(n) for n in sorted(numbers)])\n"
-        "                self._replace(None, numbers)\n",
-        "                    lines = [self.view.line(n) for n in sorted(numbers)]\n"
-        "                self._replace(None, numbers)\n"
-        "                if archive is not None:\n"
-        "                    append_rows(archive, lines)\n",
+        "                append_rows(archive, [self.view.line(n) for n in sorted(numbers)])\n"
+        "            self._replace(None, numbers)\n",
+        "                lines = [self.view.line(n) for n in sorted(numbers)]\n"
+        "            self._replace(None, numbers)\n"
+        "            if archive is not None:\n"
+        "                append_rows(archive, lines)\n",
         (kill("purge"),),
     ),
     Mutant(
@@ -626,9 +625,9 @@ MUTANTS = (
     Mutant(
         "payloads that are not JSON fill a batch",
         "store/claims.py",
-        "                try:\n                    payload = decode_json(",
-        "                size += len(row.payload)\n"
-        "                try:\n                    payload = decode_json(",
+        "            claim = self._candidate(number, room)\n",
+        "            claim = self._candidate(number, room)\n"
+        "            size += len(view.line(number))\n",
         (WORKER + "::test_payloads_that_are_not_json_leave_room_for_the_jobs_behind_them",),
     ),
     Mutant(
@@ -655,8 +654,8 @@ MUTANTS = (
     Mutant(
         "a job that has killed its pass runs next to others",
         "store/claims.py",
-        "            if not found and not (self._held and self.parallel > 1):\n",
-        "            if not found:\n",
+        "        if not found and not (self._held and self.parallel > 1):\n",
+        "        if not found:\n",
         ("tests/test_kill.py::test_a_coroutine_that_has_killed_a_pass_runs_alone",),
     ),
     Mutant(

@@ -1,0 +1,64 @@
+"""What a forked child must forget, whether or not the fork ran Python's hooks.
+
+uWSGI forks in C, and so may any extension: then no hook runs. So the process id is compared
+whenever a lock is about to be acquired.
+
+A lock that a before-fork hook waits for is never held while a module is imported, nor while code
+of the program runs. Otherwise a fork could wait for an import, and the import for the fork.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+process = os.getpid()
+"""The process that the package's state belongs to."""
+
+opening = threading.RLock()
+"""Held while a file that will be locked is opened and registered, and during each fork: a child
+that gets the file unregistered would keep its lock. Reentrant, for signal handlers may fork."""
+
+_forget: list[Callable[[], None]] = []
+_forgetting = threading.Lock()
+
+
+def in_child(forget: Callable[[], None]) -> None:
+    """Have a forked child call a function that makes it forget what belongs to its parent.
+
+    A second call of the function must do no harm.
+    """
+    _forget.append(forget)
+
+
+def notice() -> None:
+    """Forget what belongs to the parent if this process was forked without hooks."""
+    if os.getpid() != process:
+        with _forgetting:
+            if os.getpid() != process:
+                _after_in_child()
+
+
+def _before() -> None:
+    opening.acquire()
+
+
+def _after_in_parent() -> None:
+    opening.release()
+
+
+def _after_in_child() -> None:
+    global opening, process
+    opening = threading.RLock()
+    for forget in _forget:
+        forget()
+    process = os.getpid()
+
+
+os.register_at_fork(
+    before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child
+)
