@@ -40,10 +40,13 @@ setup(
             "pytest-cov>=7",
             "aiosmtpd>=1.4",
             "cloudpickle>=3",
+            "fastapi>=0.115",
             "flask>=3",
             "gunicorn>=22",
             "hypothesis>=6.100",
             "prometheus-client>=0.20",
+            "pyuwsgi>=2.0.30",  # uWSGI itself, built
+            "uvicorn>=0.30",
         ],
         "lint": ["ruff>=0.12", "mypy>=1.16"],
     },

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import dbbasic_queue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
 DEADLINE = 30.0
@@ -72,7 +72,14 @@ def wait_for_notes(file: str | Path, count: int) -> None:
 class Child:
     """A program that runs, or has run, in the test's directory."""
 
-    def __init__(self, command: list[str], directory: Path, name: str) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        directory: Path,
+        name: str,
+        variables: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
         self.output = directory / f"{name}.out"
         self.errors = directory / f"{name}.err"
         # Files, not pipes: a pipe would have no end as long as a grandchild holds it.
@@ -80,10 +87,11 @@ class Child:
             self.process = subprocess.Popen(
                 command,
                 cwd=directory,
-                env=environment(),
+                env=environment() | dict(variables or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=errors,
+                pass_fds=pass_fds,
                 start_new_session=True,  # a group of its own, with what it forks
             )
 

@@ -1,0 +1,190 @@
+"""Real servers that are started again and again, and the accounts of what they enqueued."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import os
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import filelock
+from conftest import rows
+from processes import QUEUE, Child, environment, notes
+
+HERE = Path(__file__).parent
+LONG = bool(os.environ.get("DBBASIC_QUEUE_LONG"))
+HANGS_AFTER = 40.0  # a start takes 0.3 s, and up to 3 s on a machine with much else to do
+
+# What is deprecated since Python 3.12 is to fork in a program with threads, which servers do.
+QUIET = "ignore::DeprecationWarning"
+
+RUN_ALL = """
+from dbbasic_queue import Queue
+from processes import QUEUE
+from web_app import work
+Queue(QUEUE).run_until_complete({"work": work, "work_in_the_loop": work}, max_attempts=100)
+"""
+
+
+def seconds(short: float) -> float:
+    """How long a test goes on starting servers: in all, a minute for each kind of server."""
+    return 20.0 if LONG else short
+
+
+class Deployed(Child):
+    """A program with its processes that must not hang, and must print no traceback."""
+
+    def finish(self) -> None:
+        """Wait for its end."""
+        end = time.monotonic() + HANGS_AFTER
+        while self.is_running():
+            assert time.monotonic() < end, f"it doesn't end: {self.stacks()}"
+            time.sleep(0.005)
+        log = self.log()
+        assert "Traceback" not in log and "Exception ignored" not in log, log
+
+    def stacks(self) -> str:
+        """Let its processes print what they are doing; return all that was printed."""
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                session = stat.read_text("utf-8").rpartition(")")[2].split()[3]
+                if int(session) == self.process.pid:
+                    os.kill(int(stat.parent.name), signal.SIGRTMIN)
+                    time.sleep(0.1)
+        return f"exit code {self.process.poll()}\n{self.log()}"
+
+    def log(self) -> str:
+        return self.errors.read_text("utf-8") + self.output.read_text("utf-8")
+
+
+class Server(Deployed):
+    """A server that runs, on a socket that the test has opened for it: it may be asked at once."""
+
+    def __init__(
+        self, command: list[str], directory: Path, name: str, more: Mapping[str, str]
+    ) -> None:
+        with socket.create_server(("127.0.0.1", 0), backlog=256) as listening:
+            self.port: int = listening.getsockname()[1]
+            command = [part.format(fd=listening.fileno()) for part in command]
+            super().__init__(command, directory, name, variables(**more), [listening.fileno()])
+
+    def ask(self, order: str) -> list[str] | None:
+        """Return the words of the answer; None if a process was killed that was to give it."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANGS_AFTER)
+        try:
+            connection.request("GET", order)
+            response = connection.getresponse()
+            text = response.read().decode()
+        except TimeoutError:
+            raise AssertionError(f"no answer to {order}: {self.stacks()}") from None
+        except (ConnectionError, http.client.IncompleteRead):
+            return None
+        finally:
+            connection.close()
+        assert response.status == 200, f"{response.status}: {text}\n{self.log()}"
+        return text.split()
+
+    def end(self) -> None:
+        self.signal(signal.SIGTERM)
+        self.finish()
+
+
+class Site:
+    """One queue, the servers that use it one after the other, and what they acknowledged."""
+
+    def __init__(self, directory: Path, clients: int = 4) -> None:
+        self.directory = directory
+        self.acknowledged: list[str] = []
+        self.starts = 0
+        self.unanswered = 0
+        self._orders = itertools.count()
+        self._clients = ThreadPoolExecutor(clients)
+
+    @contextmanager
+    def server(self, command: list[str], **more: str) -> Iterator[Server]:
+        """Start a server whose command has {fd} for the socket; it is killed after the block."""
+        self.starts += 1
+        server = Server(command, self.directory, f"server-{self.starts}", more)
+        try:
+            yield server
+        finally:
+            server.clean_up()
+
+    def run(self, command: list[str]) -> None:
+        """Run a program to its good end."""
+        self.starts += 1
+        program = Deployed(command, self.directory, f"program-{self.starts}", variables())
+        try:
+            program.finish()
+            assert program.wait() == 0, program.log()
+        finally:
+            program.clean_up()
+
+    def order(self, server: Server, count: int, *kinds: str) -> set[int]:
+        """Send requests of these kinds at the same time; return the processes that answered."""
+
+        def ask(n: int) -> list[str] | None:
+            return server.ask(f"/{kinds[n % len(kinds)]}/{n}")
+
+        pids = set()
+        for answer in self._clients.map(ask, itertools.islice(self._orders, count)):
+            if answer is None:
+                self.unanswered += 1
+            else:
+                pids.add(int(answer[0]))
+                self.acknowledged += answer[1:]
+        return pids
+
+    def check(self, may_be_killed: bool = False) -> None:
+        """Run what is left in a process of its own; each job must then have run once.
+
+        A `Worker` in a server that was ended may be killed between a job's effect and its record.
+        Such a job has an attempt more, and only then may it have an effect more.
+        """
+        self.run([sys.executable, "-c", RUN_ALL])
+        acknowledged = self.acknowledged + notes(self.directory / "acknowledged")
+        effects = Counter(notes(self.directory / "effects"))
+        jobs = {row[0]: row for row in rows(self.directory / QUEUE)}
+        assert len(jobs) == len(rows(self.directory / QUEUE)), "an id is there twice"
+        assert len({row[2] for row in jobs.values()}) == len(jobs), "a call added two jobs"
+        assert max(Counter(acknowledged).values()) == 1, "an id was given twice"
+        lost = set(acknowledged) - set(jobs)
+        assert not lost, f"{len(lost)} of {len(acknowledged)} acknowledged jobs are lost"
+        assert {row[3] for row in jobs.values()} == {"completed"}
+        assert effects.keys() == jobs.keys()
+        attempts = {job_id: int(row[6]) for job_id, row in jobs.items()}
+        wrong = {i: (effects[i], attempts[i]) for i in jobs if not 1 <= effects[i] <= attempts[i]}
+        assert not wrong, f"(effects, attempts): {wrong}"
+        if not may_be_killed:
+            assert set(attempts.values()) == {1}
+        print(
+            f"{self.starts} starts, {len(acknowledged)} jobs acknowledged, {len(jobs)} run, "
+            f"{self.unanswered} requests not answered, {sum(attempts.values()) - len(jobs)} rerun"
+        )
+
+
+def variables(**more: str) -> dict[str, str]:
+    """Return what a server's environment has besides the test's own."""
+    packages = Path(filelock.__file__).parents[1]  # uWSGI doesn't know the virtual environment
+    path = os.pathsep.join([str(HERE), environment()["PYTHONPATH"], str(packages)])
+    return {"PYTHONPATH": path, "PYTHONWARNINGS": QUIET, **more}
+
+
+def missing(*modules: str) -> str:
+    """Say which of the modules aren't installed; nothing if all are."""
+    names = [name for name in modules if find_spec(name) is None]
+    return f"{' and '.join(names)} not installed" if names else ""
+
+
+def until(short: float) -> Callable[[], bool]:
+    end = time.monotonic() + seconds(short)
+    return lambda: time.monotonic() < end

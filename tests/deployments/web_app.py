@@ -1,0 +1,65 @@
+"""The web app that the deployments serve: it enqueues at import, in each request and from threads.
+
+It is plain WSGI. The words of `AT_IMPORT`, in the environment, say what happens at its import:
+
+- `enqueue`: the importing thread enqueues one job;
+- `worker`: a `Worker` runs jobs in this process;
+- `thread`: a thread enqueues, while the server forks.
+
+`acknowledged` has a line for each job whose enqueue returned here, `effects` for each run of a job.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from processes import QUEUE, note
+
+from dbbasic_queue import Queue, Worker, enqueue
+
+faulthandler.register(signal.SIGRTMIN, chain=False)  # prints the stacks of a server that hangs
+
+JOBS_OF_THE_THREAD = 20
+
+
+def work(payload: Any, job: Any) -> None:
+    note("effects", job.id)
+
+
+def add(origin: str) -> None:
+    note("acknowledged", enqueue("work", f"{origin} {os.urandom(8).hex()}"))
+
+
+def enqueue_in_a_thread() -> None:
+    for _ in range(JOBS_OF_THE_THREAD):
+        add("thread")
+
+
+at_import = os.environ.get("AT_IMPORT", "").split()
+if "enqueue" in at_import:
+    add("import")
+if "worker" in at_import:
+    worker = Worker(Queue(QUEUE), {"work": work}, max_attempts=100)
+    worker.start()
+if "thread" in at_import:
+    threading.Thread(target=enqueue_in_a_thread, daemon=True).start()
+
+
+def application(
+    environ: dict[str, Any], start_response: Callable[[str, list[tuple[str, str]]], object]
+) -> Iterable[bytes]:
+    """Enqueue one job, or for `/threads/...` three from threads; answer pid and job ids."""
+    order = environ["PATH_INFO"]
+    if order.startswith("/threads/"):
+        with ThreadPoolExecutor(3) as threads:
+            ids = list(threads.map(lambda n: enqueue("work", f"{order}: {n}"), range(3)))
+    else:
+        ids = [enqueue("work", order)]
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [" ".join([str(os.getpid()), *ids]).encode()]
