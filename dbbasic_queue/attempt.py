@@ -192,15 +192,7 @@ class Attempts:
 
 def _begin(handler: Handler, row: Row, payload: Any) -> Any:
     """Call the function; a coroutine function has not begun when this returns."""
-    if handler.unpack:
-        if not isinstance(payload, dict):
-            raise TypeError(f"the payload is a {type(payload).__name__}, no object to unpack")
-        if handler.takes_job:
-            payload = payload | {"job": Job(row)}
-        return handler.function(**payload)
-    if handler.takes_job:
-        return handler.function(payload, Job(row))
-    return handler.function(payload)
+    return handler.start(payload, Job(row) if handler.takes_job else None)
 
 
 def _end_child(job_type: str) -> None:

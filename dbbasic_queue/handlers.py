@@ -12,7 +12,8 @@ from types import FunctionType, MethodType
 from dbbasic_queue.errors import InvalidHandlers
 from dbbasic_queue.job import LATEST, backoff
 
-CO_VARARGS, CO_COROUTINE = 4, 128  # of the module `inspect`, which takes long to load
+# Of the module `inspect`, which takes long to load.
+CO_VARARGS, CO_VARKEYWORDS, CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR = 4, 8, 32, 128, 512
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -120,6 +121,11 @@ class Job:
         return adapter  # type: ignore[no-any-return]
 
 
+JOB_IN_PAYLOAD = (
+    "the payload has a member named job, but that argument gets the Job (rename the member)"
+)
+
+
 class Handler:
     """A function, or coroutine function, and its policy; None leaves it to the pass.
 
@@ -161,7 +167,10 @@ class Handler:
         self.timeout = timeout
         self.concurrency = concurrency
         self.unpack = unpack
-        self.takes_job, self.is_coroutine = _look_at(function, unpack)
+        signature = _Signature(function, unpack)
+        self.takes_job = signature.takes_job
+        self._job_by_name = signature.job_by_name
+        self.is_coroutine = signature.is_coroutine
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> Handler:
@@ -170,6 +179,25 @@ class Handler:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
+
+    def start(self, payload: Any, job: Job | None) -> Any:
+        """Call the function with a job's payload, and with the `job` if it takes one.
+
+        A coroutine function has not run when this returns.
+        """
+        if self.unpack:
+            if not isinstance(payload, dict):
+                raise TypeError(f"the payload is a {type(payload).__name__}, no object to unpack")
+            if self.takes_job:
+                if "job" in payload:
+                    raise TypeError(JOB_IN_PAYLOAD)
+                payload = payload | {"job": job}
+            return self.function(**payload)
+        if not self.takes_job:
+            return self.function(payload)
+        if self._job_by_name:
+            return self.function(payload, job=job)
+        return self.function(payload, job)
 
     @property
     def shares_loop(self) -> bool:
@@ -198,44 +226,101 @@ def is_seconds(seconds: object, *, above: float | None = None) -> bool:
     return seconds >= 0 if above is None else seconds > above
 
 
-def _look_at(function: Callable[..., Any], unpack: bool) -> tuple[bool, bool]:
-    """Tell whether a function wants the `Job`, and whether it is a coroutine function.
+class _Signature:
+    """What a function takes, as far as that can be told without calling it.
 
-    It wants the job in a second argument: one without a default, or one named `job`; of unpacked
-    arguments, in the one with that name. Behind a decorator that passes on whatever it is given
-    (functools.wraps), only the name tells: another argument may be the decorator's to give.
+    It takes the job in a second argument: one without a default, or one named `job`, which may be
+    keyword-only; of unpacked arguments, in the one with that name. Behind a decorator that passes
+    on what it is given (functools.wraps), only the name tells: another argument may be the
+    decorator's to give. A built-in or a class is taken to want the payload only.
+
+    Raises InvalidHandlers for a function that no pass could call.
     """
-    given = 0
-    named: set[str] = set()
-    functools = sys.modules.get("functools")  # who has made a partial has loaded it
-    while not isinstance(function, FunctionType):
-        if isinstance(function, Handler):
-            return function.takes_job, function.is_coroutine
-        if functools and hasattr(functools, "partial") and isinstance(function, functools.partial):
-            given += len(function.args)
-            named.update(function.keywords)
-            function = function.func
-        elif isinstance(function, MethodType):
-            given += 1
-            function = function.__func__
-        elif isinstance(type(function).__call__, FunctionType):
-            given += 1
-            function = type(function).__call__
-        else:
-            return False, False
-    is_coroutine = bool(function.__code__.co_flags & CO_COROUTINE)
-    by_name_alone = False
-    while function.__code__.co_flags & CO_VARARGS and isinstance(
-        inner := getattr(function, "__wrapped__", None), FunctionType
-    ):
-        by_name_alone = True
-        function = inner
+
+    def __init__(self, function: Callable[..., Any], unpack: bool) -> None:
+        self.takes_job = self.job_by_name = self.is_coroutine = False
+        given = 0
+        named: set[str] = set()
+        functools = sys.modules.get("functools")  # who has made a partial has loaded it
+        while not isinstance(function, FunctionType):
+            if isinstance(function, Handler):
+                self.takes_job = function.takes_job
+                self.job_by_name = function._job_by_name
+                self.is_coroutine = function.is_coroutine
+                return
+            if (
+                functools
+                and hasattr(functools, "partial")
+                and isinstance(function, functools.partial)
+            ):
+                given += len(function.args)
+                named.update(function.keywords)
+                function = function.func
+            elif isinstance(function, MethodType):
+                given += 1
+                function = function.__func__
+            elif isinstance(function, staticmethod):
+                function = function.__func__
+            elif isinstance(type(function).__call__, FunctionType):
+                given += 1
+                function = type(function).__call__
+            else:
+                return
+        self.is_coroutine = bool(function.__code__.co_flags & CO_COROUTINE)
+        wrapped = False
+        passes_names = True
+        while function.__code__.co_flags & CO_VARARGS and isinstance(
+            inner := getattr(function, "__wrapped__", None), FunctionType
+        ):
+            wrapped = True
+            passes_names = passes_names and bool(function.__code__.co_flags & CO_VARKEYWORDS)
+            function = inner
+        code = function.__code__
+        positional = code.co_varnames[given : code.co_argcount]
+        by_name = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+        if not wrapped:
+            _check_callable(function, given, named, unpack)
+        if unpack:
+            self.takes_job = "job" in (*positional, *by_name) and "job" not in named
+        elif len(positional) > 1 and positional[1] not in named:
+            required = code.co_argcount - len(function.__defaults__ or ())
+            self.takes_job = positional[1] == "job" or (given + 1 < required and not wrapped)
+        if not unpack and not self.takes_job and passes_names:
+            self.takes_job = self.job_by_name = "job" in by_name and "job" not in named
+
+
+def _check_callable(function: FunctionType, given: int, named: set[str], unpack: bool) -> None:
+    """Raise InvalidHandlers if no pass could call it; a partial has `given` and `named` some."""
     code = function.__code__
-    last = code.co_argcount + (code.co_kwonlyargcount if unpack else 0)
-    names = code.co_varnames[given:last]
-    if unpack:
-        return "job" in names and "job" not in named, is_coroutine
-    if len(names) < 2 or names[1] in named:
-        return False, is_coroutine
-    required = code.co_argcount - len(function.__defaults__ or ())
-    return names[1] == "job" or (given + 1 < required and not by_name_alone), is_coroutine
+    arguments = code.co_varnames[: code.co_argcount]
+    first_default = code.co_argcount - len(function.__defaults__ or ())
+    required = [name for name in arguments[given:first_default] if name not in named]
+    by_name = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+    defaults = function.__kwdefaults__ or {}
+    why = ""
+    if code.co_flags & (CO_GENERATOR | CO_ASYNC_GENERATOR):
+        why = "is a generator function: use return in the place of yield"
+    elif not given and arguments[:1] == ("self",):
+        why = "is a method without its object: register a bound method, such as mailer.send"
+    elif unpack:
+        for name in required:
+            if name in arguments[: code.co_posonlyargcount]:
+                why = f"takes {name!r} by position only: unpack gives arguments by name"
+    elif not (arguments[given:] or code.co_flags & CO_VARARGS):
+        why = "takes no payload: give it an argument for that"
+    elif arguments[given:] and arguments[given] in named:
+        why = f"is given its first argument, {arguments[given]!r}, which is the payload's"
+    elif len(required) > 2:
+        why = (
+            f"requires {len(required)} arguments: a handler gets the payload and, if it takes a "
+            "second one, the job (bind the others with functools.partial)"
+        )
+    else:
+        missing = {*by_name} - {*defaults} - named - {"job"}
+        if missing:
+            why = (
+                f"requires the argument {min(missing)!r}: only one named job is given by name "
+                "(with unpack=True, all members of the payload are)"
+            )
+    if why:
+        raise InvalidHandlers(f"invalid handler {function.__qualname__}: it {why}")

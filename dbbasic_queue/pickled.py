@@ -117,7 +117,7 @@ class Pickles:
         @functools.wraps(function)
         def plain(payload: Any, job: Job) -> Any:
             value = self.load(job.type, payload)
-            return function(value, job) if handler.takes_job else function(value)
+            return handler.start(value, job)
 
         @functools.wraps(function)
         async def coroutine(payload: Any, job: Job) -> Any:

@@ -11,16 +11,16 @@ import math
 import os
 import time
 
-from dbbasic_queue.errors import InvalidHandlers, InvalidJob, NotAQueue
+from dbbasic_queue.errors import InvalidHandlers, InvalidJob, NotAQueue, QueueError
 from dbbasic_queue.handlers import is_seconds
 from dbbasic_queue.job import FAILED, FINISHED, PENDING, STATUSES
 from dbbasic_queue.loading import load
 from dbbasic_queue.rows import (
+    CheckedClock,
     Row,
     check_id,
     check_instant,
     check_type,
-    checked_clock,
     is_id,
     new_row,
 )
@@ -67,7 +67,7 @@ class Queue:
     ) -> None:
         self.path = os.path.abspath(os.fspath(path))
         self.max_payload = max_payload
-        self._clock = clock if clock is time.time else checked_clock(clock)
+        self._clock = clock if clock is time.time else CheckedClock(clock)
         self._store = Store(self.path, fsync=fsync)
 
     @staticmethod
@@ -87,6 +87,28 @@ class Queue:
     def close(self) -> None:
         """Close the files; the queue may be used again, and then opens them anew."""
         self._store.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy in another process needs: it opens the same file."""
+        clock = getattr(self._clock, "clock", self._clock)
+        if "<" in getattr(clock, "__qualname__", ""):
+            raise QueueError(
+                f"cannot pickle the queue {self.path}: its clock {clock!r} is a lambda or an inner "
+                "function (define it at the top level of a module)"
+            )
+        state = {
+            **self.__dict__,
+            "path": self.path,
+            "_clock": self._clock,
+            "fsync": self._store.fsync,
+        }
+        del state["_store"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        fsync = state.pop("fsync")
+        self.__dict__.update(state)
+        self._store = Store(self.path, fsync=fsync)
 
     def __enter__(self) -> Queue:
         return self
@@ -237,10 +259,22 @@ class Queue:
         check(handlers, max_attempts, workers)
         if here:
             check_thread(handlers)
+        self._check_registry(getattr(handlers, "queue", None))
         settings = self._store, handlers, max_attempts, self._clock, self.max_payload
         if workers > 1:
             return load(_several)(workers, *settings, **how)
         return make_pass(*settings, **how)
+
+    def _check_registry(self, of: object) -> None:
+        """Raise InvalidHandlers if the handlers' own queue is another one."""
+        if not isinstance(of, Queue) or of._store is self._store:
+            return
+        are_files = os.path.isabs(self.path) and os.path.isabs(of.path)
+        if not are_files or os.path.realpath(of.path) != os.path.realpath(self.path):
+            raise InvalidHandlers(
+                f"invalid handlers: this registry enqueues into {of.path}, and this pass runs the "
+                f"jobs of {self.path} (call process_jobs of the registry's queue)"
+            )
 
     def pause(self, job_type: str | None = None) -> bool:
         """Have passes claim no job of this type, or of any; what is being run goes on.

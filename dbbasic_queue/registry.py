@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 
 from dbbasic_queue.errors import InvalidHandlers, InvalidJob
-from dbbasic_queue.handlers import Handler
+from dbbasic_queue.handlers import JOB_IN_PAYLOAD, Handler
 from dbbasic_queue.queue import Queue, default_queue
 from dbbasic_queue.rows import check_type
 
@@ -20,15 +21,17 @@ if TYPE_CHECKING:
 class Handlers(Mapping[str, Handler]):
     """A registry of handlers, accepted wherever a dict of them is.
 
-    A type that is registered twice is an error. Look-up is exact, or without regard to case with
+    A type that is registered twice is an error, unless it is the same function of a module that
+    was reloaded: that replaces itself. Look-up is exact, or without regard to case with
     `ignore_case=True`. `enqueue` of a registered function acts on `queue`, by default on the
-    default queue.
+    default queue; a registry with a `queue` works in that queue's passes only. It can be pickled
+    if its functions can.
     """
 
     def __init__(self, *, ignore_case: bool = False, queue: Queue | None = None) -> None:
         self.ignore_case = ignore_case
         self.queue = queue
-        self._handlers: dict[str, Handler] = {}
+        self._handlers: dict[str, Registered] = {}
 
     if TYPE_CHECKING:
 
@@ -53,7 +56,7 @@ class Handlers(Mapping[str, Handler]):
 
         The policy is that of `Handler`. The function stays callable as itself, and gets
         `enqueue(payload, run_at=None, *, job_id=None)`. Raises InvalidHandlers if the type is
-        taken or cannot be a type.
+        taken or cannot be a type, and for a function that no pass could call.
         """
         if callable(job_type):
             return self._register(None, job_type, policy)
@@ -67,12 +70,13 @@ class Handlers(Mapping[str, Handler]):
         except InvalidJob as e:
             raise InvalidHandlers(f'{e} (give another one: @handler("..."))') from None
         key = self._key(job_type)
-        if key in self._handlers:
+        registered = Registered(self, job_type, function, policy)
+        old = self._handlers.get(key)
+        if old is not None and not registered.is_again(old):
             raise InvalidHandlers(
                 f"job type {job_type!r} is registered twice: give one of the functions another "
                 'type, @handler("...")'
             )
-        registered = Registered(self, job_type, function, policy)
         self._handlers[key] = registered
         return registered
 
@@ -82,6 +86,11 @@ class Handlers(Mapping[str, Handler]):
     def __getitem__(self, job_type: str) -> Handler:
         return self._handlers[self._key(job_type)]
 
+    if not TYPE_CHECKING:
+
+        def get(self, job_type, default=None):  # a pass asks for every job of an unknown type
+            return self._handlers.get(self._key(job_type), default)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._handlers)
 
@@ -90,7 +99,13 @@ class Handlers(Mapping[str, Handler]):
 
 
 class Registered(Handler):
-    """A handler that knows its type, and so can be put into the queue."""
+    """A handler that knows its type, and so can be put into the queue.
+
+    It is pickled as functions are, by its module and name: so it can be given to a pool of
+    processes if it stands under its function's own name.
+    """
+
+    __qualname__: str
 
     def __init__(
         self,
@@ -102,9 +117,27 @@ class Registered(Handler):
         super().__init__(function, **policy)
         self.type = job_type
         self._handlers = handlers
+        self.__module__ = getattr(function, "__module__", None) or __name__
         self.__name__ = getattr(function, "__name__", job_type)
+        self.__qualname__ = getattr(function, "__qualname__", self.__name__)
+        self._spec = getattr(sys.modules.get(self.__module__), "__spec__", None)
         self.__doc__ = function.__doc__
         self.__wrapped__ = function
+
+    def __reduce__(self) -> str:
+        return self.__qualname__
+
+    def is_again(self, old: Registered) -> bool:
+        """Tell whether this is the function of `old`, from a second run of its module or cell.
+
+        Two functions of one name are told from that by their lines.
+        """
+        if (self.__module__, self.__qualname__) != (old.__module__, old.__qualname__):
+            return False
+        if "<" in self.__qualname__:
+            return False  # lambdas and inner functions share their names
+        here, there = _place(self), _place(old)
+        return self._spec is not old._spec or here[0] != there[0] or here == there
 
     def enqueue(
         self,
@@ -129,14 +162,23 @@ class Registered(Handler):
         members = {} if payload is None else payload
         if not isinstance(members, dict):
             raise InvalidJob(
-                f"the payload is refused: it is a {type(payload).__name__}, and {self.type} "
-                "unpacks a dict of its arguments"
+                f"invalid payload of type {type(payload).__name__}: must be a dict of the "
+                f"arguments that {self.type} unpacks"
             )
+        if self.takes_job and "job" in members:
+            raise InvalidJob(f"invalid payload: {JOB_IN_PAYLOAD}")
         fit = signature(self.function)
         try:
             fit.bind(**members | ({"job": None} if self.takes_job else {}))
         except TypeError as e:
             raise InvalidJob(
-                f"the payload is refused: {e} (its members are the arguments of "
-                f"{self.__name__}{fit})"
+                f"invalid payload: {e} (its members are the arguments of {self.__name__}{fit})"
             ) from None
+
+
+def _place(function: Any) -> tuple[object, object]:
+    """Return the file and the line in which a function begins, behind its decorators."""
+    while (inner := getattr(function, "__wrapped__", None)) is not None:
+        function = inner
+    code = getattr(function, "__code__", None)
+    return getattr(code, "co_filename", None), getattr(code, "co_firstlineno", None)

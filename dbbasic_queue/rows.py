@@ -95,19 +95,20 @@ def check_instant(instant: object, name: str = "run_at") -> int:
     return math.ceil(seconds)
 
 
-def checked_clock(clock: Callable[[], float]) -> Callable[[], float]:
-    """Return a clock that raises InvalidJob for a time that no row can hold."""
+class CheckedClock:
+    """A clock that raises InvalidJob for a time that no row can hold."""
 
-    def checked() -> float:
-        now = clock()
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+
+    def __call__(self) -> float:
+        now = self.clock()
         if not 0 <= now <= LATEST:  # false for NaN too
             raise InvalidJob(
                 f"invalid time {_shown(now)} of the queue's clock: must be between 0 and {LATEST} "
                 "(Unix seconds; 1970 to 9999)"
             )
         return now
-
-    return checked
 
 
 def _from_datetime(instant: object, name: str) -> float:

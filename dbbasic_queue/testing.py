@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from dbbasic_queue.job import PENDING
@@ -12,7 +13,6 @@ from dbbasic_queue.queue import MAX_ATTEMPTS, Queue
 from dbbasic_queue.text import MAX_PAYLOAD, decode_json, encode_json
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Mapping
 
 MOST_PASSES = 1000
@@ -31,6 +31,32 @@ class Clock:
     def move(self, seconds: float) -> None:
         """Let so many seconds pass; with a negative number the clock is set back."""
         self.now += seconds
+
+
+class Redirected:
+    """An attribute of every `Queue` whose file isn't below a directory: it is that of another one.
+
+    As a class attribute it comes before the attribute of the same name that each queue has.
+    """
+
+    def __init__(self, name: str, to: Queue, except_below: str) -> None:
+        self._name = name
+        self._to = to
+        self._kept = os.path.join(os.path.realpath(except_below), "")
+
+    def __get__(self, queue: Queue | None, owner: type[Queue]) -> Any:
+        if queue is None:
+            return self
+        path: str = queue.__dict__["path"]
+        is_redirected = os.path.isabs(path) and not path.startswith(self._kept)
+        return (self._to if is_redirected else queue).__dict__[self._name]
+
+    def __set__(self, queue: Queue, value: Any) -> None:
+        queue.__dict__[self._name] = value
+
+
+REDIRECTED = ("path", "_store", "_clock")
+"""What makes a queue act on another one's jobs, by the other one's clock."""
 
 
 class JobQueue(Queue):
@@ -77,12 +103,12 @@ class JobQueue(Queue):
     def enqueued(self, job_type: str, /, *payload: Any, **members: Any) -> list[dict[str, Any]]:
         """Return the jobs of a type that were enqueued, whatever has become of them.
 
-        Only those with this payload, if it is given, and whose payload is an object with these
-        members among others.
+        Only those with this payload, if it is given (None is `{}`, as in `enqueue`), and whose
+        payload is an object with these members among others.
         """
         if len(payload) > 1:
             raise TypeError("give one payload, or members of it by name")
-        whole = [_as_kept(value) for value in payload]
+        whole = [_as_kept({} if value is None else value) for value in payload]
         wanted = {name: _as_kept(value) for name, value in members.items()}
         return [
             job

@@ -56,6 +56,8 @@ def check(handlers: AnyHandlers, max_attempts: int, workers: int = 1) -> None:
                 f"the handler for {job_type!r} is {type(handler).__name__}, which cannot be "
                 "called: give a function that takes the payload"
             )
+        if handler is not None:
+            Handler.of(handler)
     check_count(max_attempts, "max_attempts")
     check_count(workers, "workers")
 
@@ -111,7 +113,7 @@ class Pass:
         self.log: Logger | None = None
         self.counts = dict.fromkeys(COUNTS, 0)
         self._handlers = handlers
-        self._policies: dict[str, Handler | None] = {}
+        self._policies: dict[str, Handler] = {}
         self._concurrency: dict[str, int] = {}
         self._only = only
         self._share = share
@@ -119,13 +121,16 @@ class Pass:
     # -- what the store has to know of the handlers --
 
     def handler(self, job_type: str) -> Handler | None:
-        """Return the handler of a type with its policy, or None."""
-        if job_type not in self._policies:
-            found = self._handlers.get(job_type)
-            policy = self._policies[job_type] = None if found is None else Handler.of(found)
-            if policy is not None and policy.concurrency is not None:
+        """Return the handler of a type with its policy, or None.
+
+        That there is none is not remembered: the program may register it later.
+        """
+        policy = self._policies.get(job_type)
+        if policy is None and (found := self._handlers.get(job_type)) is not None:
+            policy = self._policies[job_type] = Handler.of(found)
+            if policy.concurrency is not None:
                 self._concurrency[job_type] = policy.concurrency
-        return self._policies[job_type]
+        return policy
 
     def _limit(self, job_type: str) -> int:
         return self.attempts.limit(self.handler(job_type))
@@ -146,7 +151,8 @@ class Pass:
 
     def run(self) -> dict[str, int]:
         """Work through what is due; return how many jobs ended how."""
-        terms = Terms(self._limit, self._longest_wait, self._wants, self._concurrency)
+        count = getattr(self._handlers, "__len__", lambda: 0)
+        terms = Terms(self._limit, self._longest_wait, self._wants, self._concurrency, count)
         now = self.clock()
         exists = self.store.exists()
         if not exists and (log := reports.logger()):

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import os
+import pickle
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import NOW, Clock, job
+from conftest import NOW, PROJECT, Clock, job
 
 import dbbasic_queue.queue
 from dbbasic_queue import (
@@ -18,11 +27,15 @@ from dbbasic_queue import (
     InvalidJob,
     Job,
     Queue,
+    QueueError,
+    Worker,
+    testing,
 )
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+REGISTRIES: list[Handlers] = []
 NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
 
 
@@ -193,7 +206,287 @@ def test_a_policy_that_cannot_work_is_refused_and_nothing_is_registered(jobs: Ha
     assert len(jobs) == 0
 
 
+def test_a_registry_works_in_the_passes_of_its_own_queue_only(
+    jobs: Handlers, queue: Queue, tmp_path: Path, path: Path
+) -> None:
+    jobs.handler("greet")(len).enqueue("ada")
+    (tmp_path / "link").symlink_to(path.parent)
+    with Queue(tmp_path / "other.tsv") as other:
+        other.enqueue("greet", "eve")
+        for refused in (other.process_jobs, other.run_until_complete, partial(Worker, other)):
+            with pytest.raises(InvalidHandlers, match=rf"enqueues into {path}, and this pass runs"):
+                refused(jobs)
+        assert other.counts()["pending"] == 1
+    memory: Any = Queue.open("memory:")
+    with pytest.raises(InvalidHandlers, match="enqueues into memory:"):
+        queue.process_jobs(Handlers(queue=memory))
+    with pytest.raises(InvalidHandlers, match="the jobs of memory:"):
+        Queue.open("memory:").process_jobs(Handlers(queue=memory))
+    memory.process_jobs(Handlers(queue=memory))
+    with Queue(tmp_path / "link" / path.name, clock=queue._clock) as same:
+        assert same.process_jobs(jobs) == NONE | {"completed": 1}
+
+
+@pytest.mark.parametrize("only", [False, True])
+def test_a_handler_that_is_registered_while_a_pass_runs_is_found_from_then_on(
+    jobs: Handlers, queue: Queue, clock: Clock, only: bool
+) -> None:
+    first = queue.enqueue("late", "ada")
+    sleeps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        sleeps.append(seconds)
+        clock.now += 300
+        if len(sleeps) == 1:
+            jobs.handler("late")(len)
+        if len(sleeps) > 5:
+            raise TimeoutError
+
+    with pytest.MonkeyPatch.context() as patch, suppress(TimeoutError):
+        patch.setattr(
+            "dbbasic_queue.worker.time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic)
+        )
+        queue.process_jobs(jobs, only=only, linger=60)
+    found = job(queue, first)
+    assert (found["status"], found["result"]) == ("completed", 3)
+    assert found["attempts"] == (1 if only else 2)
+
+
+# --- a second run of a module
+
+
+def test_a_reloaded_module_replaces_its_handlers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: Handlers, queue: Queue
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    code = "{0}from test_registry import REGISTRIES\n{0}@REGISTRIES[-1].handler\n{0}def greet(_):\n"
+    file = tmp_path / "reloaded_tasks.py"
+    monkeypatch.setitem(sys.modules, "test_registry", sys.modules[__name__])
+    REGISTRIES.append(jobs)
+    file.write_text(code.format("") + "    return 'before'\n")
+    tasks = importlib.import_module("reloaded_tasks")
+    file.write_text("# A line more.\n" + code.format("") + "    return 'after it'\n")
+    importlib.reload(tasks)
+    assert jobs["greet"] is tasks.greet and len(jobs) == 1
+    job_id = queue.enqueue("greet", {})
+    queue.process_jobs(jobs)
+    assert job(queue, job_id)["result"] == "after it"
+
+    file.write_text(2 * (code.format("") + "    return 'twice'\n"))
+    with pytest.raises(InvalidHandlers, match="registered twice"):
+        importlib.reload(tasks)
+
+
+def test_a_cell_of_a_notebook_that_runs_again_replaces_its_handler(jobs: Handlers) -> None:
+    cells = {"jobs": jobs, "__name__": "__main__"}
+    for number, code in enumerate(("1", "1", "\n\n2")):
+        cell = f"@jobs.handler\ndef greet(_):\n    return {code.strip()}\n"
+        exec(compile("\n" * code.count("\n") + cell, f"<cell {number}>", "exec"), cells)
+    assert jobs["greet"](None) == 2
+
+
+def test_inner_functions_and_lambdas_of_one_name_are_not_taken_for_each_other(
+    jobs: Handlers,
+) -> None:
+    def make(number: int) -> None:
+        @jobs.handler
+        def greet(_: Any) -> int:
+            return number
+
+    make(1)
+    with pytest.raises(InvalidHandlers, match="registered twice"):
+        make(2)
+    jobs.handler("short")(lambda _: 1)
+    with pytest.raises(InvalidHandlers, match="registered twice"):
+        jobs.handler("short")(lambda _: 2)
+
+
+# --- in other processes
+
+POOLED = """
+import multiprocessing, sys
+from dbbasic_queue import Handler, Handlers, Queue
+
+queue = Queue("queue.tsv", fsync=False)
+jobs = Handlers(queue=queue)
+
+@jobs.handler
+def square(n):
+    return n * n
+
+@jobs.handler
+def squares(numbers):
+    with multiprocessing.get_context(sys.argv[1]).Pool(2) as pool:
+        return pool.map(square, numbers)
+
+def look(given):
+    queue, jobs, handler = given
+    queue.enqueue("square", 5)
+    return [queue.path, sorted(jobs), handler(3), queue.process_jobs(jobs)["completed"]]
+
+if __name__ == "__main__":
+    job_id = squares.enqueue([1, 2, 3])
+    queue.process_jobs(jobs)
+    print(queue.get_job(job_id)["result"])
+    with multiprocessing.get_context(sys.argv[1]).Pool(1) as pool:
+        print(pool.apply(look, [(queue, jobs, Handler(abs))]))
+    print(queue.counts()["completed"])
+"""
+
+
+@pytest.mark.parametrize("how", ["fork", "spawn"])
+def test_registered_functions_queues_and_registries_can_be_given_to_a_pool_of_processes(
+    tmp_path: Path, how: str
+) -> None:
+    (tmp_path / "pooled.py").write_text(POOLED)
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(
+        [sys.executable, "pooled.py", how],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    path = str(tmp_path / "queue.tsv")
+    looked = [path, ["square", "squares"], 3, 1]
+    assert done.stdout.splitlines() == ["[1, 4, 9]", str(looked), "2"]
+
+
+def test_a_copy_of_a_queue_has_its_settings(tmp_path: Path) -> None:
+    with testing.JobQueue(tmp_path / "queue.tsv", testing.Clock(NOW)) as given:
+        given.max_payload = 5
+        copy = pickle.loads(pickle.dumps(given))
+    assert (type(copy), copy.path, copy.max_payload) == (testing.JobQueue, given.path, 5)
+    assert (copy._store.fsync, copy.clock.now, copy.clock is copy._clock.clock) == (
+        False,
+        NOW,
+        True,
+    )
+    with copy:
+        assert job(given, copy.enqueue("greet", 1))["created_at"] == NOW
+
+
+def test_what_cannot_be_pickled_says_why(tmp_path: Path) -> None:
+    with pytest.raises(QueueError, match=r"cannot pickle the queue .* is a lambda or an inner"):
+        pickle.dumps(Queue(tmp_path / "queue.tsv", clock=lambda: NOW))
+    with pytest.raises(QueueError, match="its jobs are in the memory of this process"):
+        pickle.dumps(Queue.open("memory:"))
+
+
+# --- functions that no pass could call
+
+
+class Mailer:
+    def send(self, payload: Any) -> None: ...
+    @staticmethod
+    def static(payload: Any, *, job: Job) -> None: ...
+
+
+def nothing() -> None: ...
+def three(payload: Any, about: Any, more: Any) -> None: ...
+def only_named(*, payload: Any) -> None: ...
+def other_named(payload: Any, *, database: Any) -> None: ...
+def yields(payload: Any) -> Any:
+    yield payload
+
+
+async def yields_too(payload: Any) -> Any:
+    yield payload
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (nothing, "nothing: it takes no payload"),
+        (lambda: None, "takes no payload"),
+        (three, "three: it requires 3 arguments"),
+        (only_named, "takes no payload"),
+        (other_named, "requires the argument 'database'"),
+        (Mailer.send, "Mailer.send: it is a method without its object"),
+        (partial(nothing), "takes no payload"),
+        (partial(three, about=1, payload=2), "is given its first argument, 'payload'"),
+        (partial(Mailer().send, 1), "takes no payload"),
+        (yields, "yields: it is a generator function"),
+        (yields_too, "is a generator function"),
+    ],
+)
+def test_a_function_that_no_pass_could_call_is_refused(
+    jobs: Handlers, queue: Queue, function: Any, why: str
+) -> None:
+    with pytest.raises(InvalidHandlers, match=f"invalid handler .*{why}"):
+        jobs.handler("greet")(function)
+    assert len(jobs) == 0
+    queue.enqueue("greet", {})
+    with pytest.raises(InvalidHandlers, match=why):
+        queue.process_jobs({"greet": function})
+    assert queue.counts()["pending"] == 1
+
+
+def test_a_function_whose_arguments_cannot_be_unpacked_is_refused(jobs: Handlers) -> None:
+    def by_position(a: int, /, b: int = 0) -> None: ...
+
+    with pytest.raises(InvalidHandlers, match="takes 'a' by position only"):
+        jobs.handler(unpack=True)(by_position)
+    with pytest.raises(InvalidHandlers, match="method without its object"):
+        jobs.handler("send", unpack=True)(Mailer.send)
+    jobs.handler("three", unpack=True)(three)
+    jobs.handler("none", unpack=True)(nothing)
+
+
+def test_a_function_may_take_the_job_by_name_only(jobs: Handlers, queue: Queue) -> None:
+    @jobs.handler
+    def keyword(payload: Any, *, job: Job) -> str:
+        return job.id
+
+    @jobs.handler
+    async def optional(payload: Any, *, job: Job | None = None) -> Any:
+        return job and job.id
+
+    @jobs.handler
+    @passes_on
+    def behind(payload: Any, *, job: Job) -> str:
+        return job.id
+
+    jobs.handler("static")(Mailer.__dict__["static"])
+    jobs.handler("again")(keyword)
+    jobs.handler("bound")(partial(other_named, database="db"))
+    ids = [queue.enqueue(name, {}) for name in jobs]
+    assert queue.process_jobs(jobs) == NONE | {"completed": len(jobs)}
+    results = [job(queue, job_id)["result"] for job_id in ids]
+    assert results == [*ids[:3], None, ids[4], None]
+
+
+def passes_on(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
 # --- arguments by name
+
+
+def test_a_payload_member_named_job_does_not_vanish_behind_the_job(
+    jobs: Handlers, queue: Queue
+) -> None:
+    @jobs.handler(unpack=True)
+    def add(a: int, job: Job) -> int:
+        return a
+
+    @jobs.handler(unpack=True)
+    def everything(**members: Any) -> Any:
+        return members
+
+    with pytest.raises(InvalidJob, match="the payload has a member named job"):
+        add.enqueue({"a": 1, "job": 2})
+    ids = [queue.enqueue("add", {"a": 1, "job": 2}), everything.enqueue({"job": 2})]
+    assert queue.process_jobs(jobs) == NONE | {"retried": 1, "completed": 1}
+    assert job(queue, ids[0])["error"].startswith("TypeError: the payload has a member named job")
+    assert job(queue, ids[1])["result"] == {"job": 2}
 
 
 def test_an_unpacked_payload_becomes_the_functions_arguments(jobs: Handlers, queue: Queue) -> None:
@@ -221,7 +514,7 @@ def test_an_unpacked_payload_becomes_the_functions_arguments(jobs: Handlers, que
         ({}, "missing a required argument: 'a'"),
         ({"a": 1, "c": 2}, "unexpected keyword argument 'c'"),
         ({"a": 1, "job": 2}, "job"),
-        ([1], "it is a list, and add unpacks a dict"),
+        ([1], "invalid payload of type list: must be a dict of the"),
         (None, "missing a required argument: 'a'"),
     ],
 )

@@ -121,6 +121,13 @@ def test_an_assertion_finds_jobs_by_type_payload_and_members(jobs: JobQueue) -> 
     jobs.assert_not_enqueued("send_email", to="eve")
 
 
+def test_a_job_that_was_enqueued_with_none_is_found_by_none(jobs: JobQueue) -> None:
+    jobs.assert_not_enqueued("ping", None)
+    job_id = jobs.enqueue("ping", None)
+    assert jobs.assert_enqueued("ping", None)["id"] == job_id
+    assert jobs.assert_enqueued("ping", {})["id"] == job_id
+
+
 def test_what_was_enqueued_is_found_whatever_became_of_it(jobs: JobQueue) -> None:
     jobs.enqueue("greet", {"to": "ada"})
     jobs.cancel_job(jobs.enqueue("greet", {"to": "bob"}))
@@ -234,6 +241,56 @@ def test_the_fixture_is_there_without_a_line_of_configuration(installed: pytest.
     )
     done = installed.runpytest_subprocess("-Werror", "-p", "no:cacheprovider")
     done.assert_outcomes(passed=5)
+
+
+def test_every_queue_of_the_program_is_the_fixtures_whenever_it_was_made(
+    installed: pytest.Pytester,
+) -> None:
+    installed.makepyfile(
+        """
+        import os, pickle
+        from dbbasic_queue import Handlers, Queue, Worker, enqueue
+
+        media, other = Queue("data/media.tsv"), Queue("data/other.tsv", fsync=False)
+        memory = Queue.open("memory:")
+        jobs = Handlers(queue=media)
+
+        @jobs.handler
+        def convert(name):
+            return name.upper()
+
+        def test_queues_of_before_and_registries_of_them(job_queue):
+            job_id = convert.enqueue("cat")
+            other.enqueue("convert", "dog", job_queue.clock() + 60)
+            job_queue.assert_enqueued("convert", "cat")
+            assert media.path == other.path == job_queue.path
+            assert job_queue.run_all(jobs)["completed"] == 2
+            assert media.get_job(job_id)["result"] == "CAT"
+            assert media.wait(job_id, 5)["status"] == "completed"
+
+        def test_queues_that_are_made_during_the_test_and_copies_of_them(job_queue):
+            with Queue("data/media.tsv") as late:
+                late.enqueue("convert", "cat")
+            assert pickle.loads(pickle.dumps(media)).path == job_queue.path
+            with Worker(media, jobs):
+                assert other.wait(enqueue("convert", "dog"), 30)["result"] == "DOG"
+            job_queue.assert_enqueued("convert", "cat")
+
+        def test_a_queue_in_the_tests_directory_or_in_memory_is_itself(job_queue, tmp_path):
+            with Queue(tmp_path / "own.tsv") as own:
+                own.enqueue("convert", "cat")
+                assert own.path == str(tmp_path / "own.tsv")
+            memory.enqueue("convert", "cat")
+            job_queue.assert_not_enqueued("convert")
+
+        def test_afterwards_all_is_as_before():
+            assert media.path == os.path.abspath("data/media.tsv")
+            assert media.get_job("a") is None and media._store.path == media.path
+            assert not os.path.exists("data")
+        """
+    )
+    done = installed.runpytest_subprocess("-Werror", "-p", "no:cacheprovider")
+    done.assert_outcomes(passed=4)
 
 
 def test_where_the_fixture_is_not_used_the_package_is_not_even_imported(

@@ -22,9 +22,10 @@ import time
 from typing import TYPE_CHECKING, Any, cast
 
 from dbbasic_queue.engines.memory_store import Memory
+from dbbasic_queue.errors import QueueError
 from dbbasic_queue.handlers import Handler
 from dbbasic_queue.queue import Queue
-from dbbasic_queue.rows import checked_clock
+from dbbasic_queue.rows import CheckedClock
 from dbbasic_queue.text import MAX_PAYLOAD
 from dbbasic_queue.worker import check
 
@@ -57,8 +58,14 @@ class MemoryQueue(Queue):
     ) -> None:
         self.path = url
         self.max_payload = max_payload
-        self._clock = clock if clock is time.time else checked_clock(clock)
+        self._clock = clock if clock is time.time else CheckedClock(clock)
         self._store = cast("Store", _memory(url))
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise QueueError(
+            f"cannot pickle the queue {self.path}: its jobs are in the memory of this process "
+            "(a queue for several processes is a text file)"
+        )
 
     def _worker(
         self, handlers: Any, max_attempts: int, workers: int = 1, **how: Any

@@ -21,19 +21,29 @@ pytest.register_assert_rewrite("dbbasic_queue.engines.conformance")
 
 
 @pytest.fixture
-def job_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobQueue]:
-    """A fresh queue in `tmp_path`, which the module's functions act on, too, until the test ends.
+def job_queue(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[JobQueue]:
+    """A fresh queue in `tmp_path`, which takes the place of the program's own until the test ends.
+
+    The module's functions act on it, and so does every `Queue` of this process, made before or
+    during the test, whose file is outside of pytest's temporary directories. Several such queues
+    become this one. A `Queue` in `tmp_path`, and one in memory, stays what it is. In programs that
+    the test starts, only the default queue is this one.
 
     Its `clock` stands still, at the time when the test began, until it is moved.
     """
     import time
 
     from dbbasic_queue import queue
-    from dbbasic_queue.testing import Clock, JobQueue
+    from dbbasic_queue.testing import REDIRECTED, Clock, JobQueue, Redirected
 
     path = tmp_path / "job_queue" / "queue.tsv"
     with JobQueue(path, Clock(time.time())) as fresh:
         monkeypatch.setenv("DBBASIC_QUEUE_FILE", fresh.path)
         monkeypatch.setattr(queue, "QUEUE_FILE", fresh.path)
         monkeypatch.setattr(queue, "_default", fresh)
+        for name in REDIRECTED:
+            attribute = Redirected(name, fresh, str(tmp_path_factory.getbasetemp()))
+            monkeypatch.setattr(queue.Queue, name, attribute, raising=False)
         yield fresh

@@ -53,7 +53,8 @@ class Terms:
     """What a pass's handlers say of jobs of a type.
 
     `concurrency` is how many may be processing at once, for the types that have such a number, once
-    it has been asked whether one of them is wanted.
+    it has been asked whether one of them is wanted. `count` tells how many types have a handler:
+    when there are more, jobs that were not wanted are looked at again.
     """
 
     def __init__(
@@ -62,11 +63,13 @@ class Terms:
         longest_wait: Callable[[str, int], float],
         wants: Callable[[str], bool],
         concurrency: Mapping[str, int] | None = None,
+        count: Callable[[], int] = lambda: 0,
     ) -> None:
         self.limit = limit
         self.longest_wait = longest_wait
         self.wants = wants
         self.concurrency = {} if concurrency is None else concurrency
+        self.count = count
 
 
 class Claims:
@@ -170,7 +173,8 @@ class Claims:
     def _seen(self) -> object:
         """Return what changes with everything that is read anew."""
         view = self.store.view
-        return view.generation, view.rows.end, view.journal.end, self._last, self._paused
+        known = self.terms.count()
+        return view.generation, view.rows.end, view.journal.end, self._last, self._paused, known
 
     def _recover(self) -> None:
         """Recover the jobs of dead passes.
