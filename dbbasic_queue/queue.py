@@ -26,7 +26,7 @@ from dbbasic_queue.rows import (
 )
 from dbbasic_queue.store.paused import ALL
 from dbbasic_queue.store.store import Store
-from dbbasic_queue.text import MAX_PAYLOAD, decode_json, encode_json, unescape
+from dbbasic_queue.text import LARGEST_PAYLOAD, MAX_PAYLOAD, decode_json, encode_json, unescape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,6 +65,11 @@ class Queue:
         max_payload: int = MAX_PAYLOAD,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        if max_payload > LARGEST_PAYLOAD:
+            raise InvalidJob(
+                f"invalid max_payload {max_payload!r}: must be at most {LARGEST_PAYLOAD} bytes "
+                "(put what is larger into a file, and its name into the payload)"
+            )
         self.path = os.path.abspath(os.fspath(path))
         self.max_payload = max_payload
         self._clock = clock if clock is time.time else CheckedClock(clock)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 HEADER = b"id\ttype\tpayload\tstatus\tcreated_at\trun_at\tattempts\terror\tresult\n"
 
+LONGEST_ROW = (1 << 26) + (1 << 16)
+"""Bytes of a line, without its end, that can be a row: a payload and a result of 32 MiB each."""
+
 IN_AN_ID = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
 _IN_A_TYPE = IN_AN_ID + ":"
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_PAYLOAD = 1_048_576
+LARGEST_PAYLOAD = 1 << 25
+"""The most bytes that a queue may allow for a payload: a row has to hold it and a result."""
 MAX_ERROR = 500
 
 _ESCAPE = r"(?s)\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|(.))"

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +38,9 @@ from dbbasic_queue import (
     StoreError,
 )
 from dbbasic_queue.job import State
-from dbbasic_queue.rows import encode_record, encode_state, parse_row
+from dbbasic_queue.rows import LONGEST_ROW, encode_record, encode_state, parse_row
 from dbbasic_queue.store import lock
+from dbbasic_queue.text import LARGEST_PAYLOAD, MAX_ERROR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -379,6 +381,123 @@ def test_records_that_dbbasic_queue_cannot_have_written_are_skipped_and_reported
     )
     queue.process_jobs(HANDLERS)
     assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 1
+
+
+# --- a last line without an end, and lines that are too long for a row
+
+TOO_LONG = LONGEST_ROW + 1
+
+
+def add_hole(path: Path, size: int, end: str = "\n") -> None:
+    """Append a line of NULs that takes no room on the disk."""
+    with path.open("ab") as file:
+        file.truncate(file.tell() + size)
+    add_lines(path, end)
+
+
+def test_a_row_that_an_editor_left_without_a_line_end_is_run(queue: Queue, path: Path) -> None:
+    add_lines(path, line("a")[:-1])
+    assert queue.counts()["pending"] == 0
+    assert queue.process_jobs(HANDLERS) == NONE | {"completed": 1}
+    assert row(path, "a")["status"] == "completed"
+
+
+def test_a_pass_that_lingers_runs_a_row_without_a_line_end(queue: Queue, path: Path) -> None:
+    def handler(name: str) -> None:
+        if name == "first":
+            add_lines(path, line("b", payload='"second"')[:-1])
+        else:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    add_lines(path, line("a", payload='"first"'))
+    with pytest.raises(KeyboardInterrupt):
+        queue.process_jobs({"greet": handler}, linger=20)
+
+
+def test_a_part_of_a_row_without_a_line_end_is_kept_and_reported_and_never_run(
+    queue: Queue, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    part = line("a", run_at=NOW - 500).partition(f"{NOW - 500}\t0")[0] + "18"
+    add_lines(path, part)
+    for _ in range(2):
+        caplog.clear()
+        assert queue.process_jobs(HANDLERS) == NONE
+        assert path.read_text() == HEADER + part + "\n"
+        assert "line 2" in caplog.text
+    queue.enqueue("greet", 1)
+    assert queue.process_jobs(HANDLERS) == NONE | {"completed": 1}
+
+
+def test_a_line_that_is_too_long_for_a_row_hides_no_job_and_is_not_held_in_memory(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_lines(path, line("a"))
+    add_hole(path, TOO_LONG)
+    with Queue(path, fsync=False) as queue, Queue(path, fsync=False) as other:
+        assert [found["id"] for found in other.jobs()] == ["a"]
+        queue.enqueue("greet", {}, job_id="b")
+        tracemalloc.start()
+        for looks in (queue, other, Queue(path)):
+            assert [found["id"] for found in looks.jobs()] == ["a", "b"]
+            assert job(looks, "b")["status"] == "pending"
+        assert queue.process_jobs(HANDLERS) == NONE | {"completed": 2}
+        assert [found["status"] for found in other.jobs()] == ["completed"] * 2
+        assert other.cancel_job(other.enqueue("greet", {}))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 10_000_000
+    assert f"1 lines of {path} are no jobs, and are kept as they are: line 3" in caplog.text
+    assert path.stat().st_size > TOO_LONG
+    with path.open("rb") as file:
+        assert [len(text) for text in file][2] == TOO_LONG + 1
+
+
+def test_a_row_that_is_longer_than_one_reading_is_a_job(path: Path) -> None:
+    text = "x" * 3_000_000
+    with Queue(path, fsync=False, max_payload=LARGEST_PAYLOAD) as queue:
+        job_id = queue.enqueue("greet", text)
+        later = queue.enqueue("greet", 1)
+        assert queue.process_jobs(HANDLERS) == NONE | {"completed": 2}
+    with Queue(path) as other:
+        assert job(other, job_id)["result"] == text
+        assert job(other, later)["result"] == 1
+
+
+def test_a_payload_may_be_as_long_as_a_row_has_room_for_it_and_its_result(path: Path) -> None:
+    an_error = MAX_ERROR * len("\\U0010ffff")
+    assert 2 * LARGEST_PAYLOAD + an_error + 1000 < LONGEST_ROW
+    with pytest.raises(
+        InvalidJob, match=r"invalid max_payload 33554433: must be at most 33554432 "
+    ):
+        Queue(path, max_payload=LARGEST_PAYLOAD + 1)
+
+
+def test_what_was_read_of_a_line_without_an_end_is_not_read_again(
+    queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = 0
+    pread = os.pread
+
+    def counting(fd: int, size: int, at: int) -> bytes:
+        nonlocal read
+        content = pread(fd, size, at)
+        read += len(content)
+        return content
+
+    add_lines(path, line("a"))
+    add_hole(path, 20_000_000, end="")
+    monkeypatch.setattr(os, "pread", counting)
+    assert queue.counts()["pending"] == 1
+    view = queue._store.view
+    for _ in range(3):
+        read = 0
+        view.refresh()
+        assert read < 1_000_000
+        add_hole(path, 100_000, end="")
+    with path.open("r+b") as file:  # it is cut off, and others add rows
+        file.truncate(len(HEADER) + len(line("a")))
+    add_lines(path, *[line(f"{n}", payload=f'"{"x" * 500_000}"') for n in range(50)])
+    assert queue.counts()["pending"] == 51
 
 
 # --- lines that are odd, or no jobs
@@ -1175,11 +1294,12 @@ except StoreError as e:
     assert path.read_bytes().count(b"\n") == 2
 
 
+@pytest.mark.parametrize("length", [100, 990, 5000, 300_000])
 def test_a_job_enqueued_in_the_place_of_one_that_was_taken_back_is_seen_by_all(
-    queue: Queue, path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    queue: Queue, path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
     """Their rows differ in the id alone: not in length, and not in how they end."""
-    payload = {"template": "welcome_newsletter_of_this_month", "padding": "x" * 100}
+    payload = {"template": "welcome_newsletter_of_this_month", "padding": "x" * length}
     queue.enqueue("greet", {})
     with Queue(path, clock=clock) as other:
         other.counts()

@@ -140,7 +140,7 @@ class Claims:
 
     @reading
     def _look(self) -> bool | None:
-        """Tell whether jobs may be due; None if some have to be recovered first."""
+        """Tell whether jobs may be due; None if something has to be put right first."""
         view = self.store.view
         view.refresh()
         self._paused = paused.read(self.store.path)
@@ -152,7 +152,8 @@ class Claims:
             self._nothing_seen = None
         now = self.started_at
         lost_passes = view.processing and time.monotonic() >= self._survey_at
-        if lost_passes or view.latest_created > now + job.CLOCK_TOLERANCE:
+        clock_was_ahead = view.latest_created > now + job.CLOCK_TOLERANCE
+        if lost_passes or clock_was_ahead or view.has_torn_row():
             return None
         return view.soonest <= now and self._may_have_become_due()
 

@@ -15,7 +15,7 @@ import errno
 import os
 
 from dbbasic_queue.errors import StoreError
-from dbbasic_queue.rows import HEADER, is_binary, with_state
+from dbbasic_queue.rows import HEADER, LONGEST_ROW, is_binary, with_state
 from dbbasic_queue.store.files import (
     OpenFile,
     append,
@@ -32,6 +32,11 @@ from dbbasic_queue.store.places import within
 from dbbasic_queue.store.view import View
 
 _PIECE = 1 << 16
+_LARGE_PIECE = 1 << 20
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def fold(
@@ -59,7 +64,7 @@ def fold(
         written, numbers, lengths = _write_rows(view, new, without.union(binary))
         if binary:
             _reject(view.path + ".rejected", list(binary.values()), fsync=fsync)
-        for lines in added.new():
+        for lines in added.new(_start_again):
             write_all(new.fd, lines)
         if fsync:
             os.fsync(new.fd)  # not fdatasync: the new inode's mode and owner count, too
@@ -123,7 +128,11 @@ def _fresh(path: str) -> OpenFile:
 def _binary_lines(view: View) -> dict[int, bytes]:
     if not view.binary:
         return {}
-    lines = {number: view.line(number) for number in view.unreadable}
+    lines = {
+        number: view.line(number)
+        for number in view.unreadable
+        if view.places.length(number) <= LONGEST_ROW
+    }
     return {number: line for number, line in lines.items() if is_binary(line)}
 
 
@@ -144,6 +153,12 @@ def _write_rows(
     write_all(new.fd, HEADER)
     written.passed(HEADER)
     for rows, start, end in view.places.pieces(_PIECE):
+        if end - start > LONGEST_ROW + 1:  # no row
+            if rows.start not in without:
+                for content in _large_pieces(old, start, end):
+                    write_all(new.fd, content)
+                    written.passed(content)
+            continue
         content = os.pread(old.fd, end - start, start)
         changed_here, leaving_here = within(rows, changed), within(rows, leaving)
         if changed_here or leaving_here:
@@ -165,6 +180,20 @@ def _write_rows(
         write_all(new.fd, content)
         written.passed(content)
     return written, changed, lengths
+
+
+def _start_again(_: int) -> None:
+    raise Rewritten
+
+
+def _large_pieces(file: OpenFile, start: int, end: int) -> Iterator[bytes]:
+    """Yield what lies there, and never hold all of it."""
+    while start < end:
+        content = os.pread(file.fd, min(end - start, _LARGE_PIECE), start)
+        if not content:
+            raise Rewritten
+        yield content
+        start += len(content)
 
 
 def _reject(path: str, lines: list[bytes], *, fsync: bool) -> None:

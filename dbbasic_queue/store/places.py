@@ -7,6 +7,8 @@ from bisect import bisect_left, bisect_right
 from itertools import accumulate
 from operator import add
 
+from dbbasic_queue.rows import LONGEST_ROW
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,12 +25,20 @@ class Places:
 
     def __init__(self, start: int = 0) -> None:
         """`start` is where the first row begins."""
-        self._lengths = array("I")
+        self._lengths = array("q")
         self._starts = array("q", [start])
 
     def extend(self, lines: list[bytes]) -> None:
         """Add the rows that follow."""
         self._lengths.extend(map(len, lines))
+        self._find_starts()
+
+    def add(self, length: int) -> None:
+        """Add one line that follows, without its end so many bytes long."""
+        self._lengths.append(length)
+        self._find_starts()
+
+    def _find_starts(self) -> None:
         end = len(self._starts) * _BLOCK
         while end <= len(self._lengths):
             size = sum(self._lengths[end - _BLOCK : end]) + _BLOCK
@@ -39,6 +49,10 @@ class Places:
         """Return where a row begins; for the number that comes next, where that will."""
         before = self._lengths[number // _BLOCK * _BLOCK : number]
         return self._starts[number // _BLOCK] + sum(before) + len(before)
+
+    def length(self, number: int) -> int:
+        """Return the length of a row, without its end."""
+        return self._lengths[number]
 
     def lengths(self, number: int, size: int) -> list[int]:
         """Return the lengths, without their ends, of this row and of those behind it.
@@ -51,13 +65,21 @@ class Places:
         return lengths[: bisect_right(list(accumulate(lengths)), size) or 1]
 
     def pieces(self, size: int) -> Iterator[tuple[range, int, int]]:
-        """Yield all rows in pieces of about so many bytes: their numbers, where they lie."""
+        """Yield all rows in pieces of about so many bytes: their numbers, where they lie.
+
+        A line that is too long for a row is a piece of its own.
+        """
         first = 0
         while first < len(self._lengths):
             start = self.start(first)
             block = bisect_right(self._starts, start + size) - 1
             after = min(max(block, first // _BLOCK + 1) * _BLOCK, len(self._lengths))
-            yield range(first, after), start, self.start(after)
+            end = self.start(after)
+            if end - start > LONGEST_ROW + 1:
+                for number in range(first, after):
+                    yield range(number, number + 1), self.start(number), self.start(number + 1)
+            else:
+                yield range(first, after), start, end
             first = after
 
     def moved(self, start: int, numbers: list[int], lengths: list[int]) -> None:

@@ -22,6 +22,7 @@ PROCESSING = b"processing"
 _STATUSES = frozenset((PENDING, PROCESSING, b"completed", b"failed", b"cancelled"))
 _IN_AN_ID = IN_AN_ID.encode()
 _FEW = 1 << 10
+_LARGE = 1 << 20
 
 
 def scan(content: bytes) -> Iterator[tuple[bytes, Columns | None]]:
@@ -44,6 +45,8 @@ def scan(content: bytes) -> Iterator[tuple[bytes, Columns | None]]:
 def _plain_columns(content: bytes) -> Columns | None:
     """Return the columns of lines that `parse_row` would read all the same; else None."""
     count = content.count(b"\n")
+    if len(content) > _LARGE and content.count(b"\t") != 8 * count:
+        return None  # a huge line that is nothing but tabs would become a huge list
     columns = content.replace(b"\n", b"\n\t").split(b"\t")
     if len(columns) != 9 * count + 1:
         return None

@@ -351,6 +351,9 @@ class Store:
         """Read what others have written, new rows and files put into place by hand, too."""
         self._rescue()
         self.view.refresh()
+        if self.view.has_torn_row():
+            self._rows_for_append()  # ends it: from now on it is a row, or a line that is no job
+            self.view.refresh()
         journal = self.view.journal
         if journal.size() > journal.end:  # a torn last line: end it, and pass it over
             append(self._journal_for_append(), journal.size(), b"\n")
@@ -478,7 +481,7 @@ class Store:
                     file, size = self._rows_for_append()
                     append(file, size, lines)
                     self._ended_at = size + len(lines)
-                    added.end, added.anchor = found.end, found.anchor
+                    added.go_on_from(found)
         except Rewritten:
             pass  # nobody can tell which of its rows are new
         except OSError:
@@ -578,6 +581,7 @@ class Store:
             or self.unexplained(now, longest_wait)
             or self.enqueued_ahead(now)
             or view.soonest <= now
+            or view.has_torn_row()
         )
 
     @reading

@@ -114,7 +114,7 @@ class View:
         try:
             self._open()
             records = self._new_records()
-            for content in self.rows.new():
+            for content in self.rows.new(self._add_long_line):
                 self._scan(content)
             if self.rows.file is not None and not self.rows.end:
                 require_header_begun(self.rows.file)
@@ -174,7 +174,7 @@ class View:
                 self.latest_created = max(self.latest_created, row.state.created_at)
             numbers, lengths = [n for n, *_ in changed], [len(line) for *_, line in changed]
             self.places.moved(len(HEADER), numbers, lengths)
-            self.rows = Follower(new, end)
+            self.rows = Follower(new, end, self.places.length(-1) if self.when else 0)
             self.journal = Follower(None)
             self.records = {}
             self._ahead = []
@@ -274,6 +274,17 @@ class View:
             self._is_no_job(number)
             self.binary = self.binary or is_binary(line)
 
+    def _add_long_line(self, length: int) -> None:
+        if self.rows.end == length + 1:
+            require_header(b"", self.path)
+        self.places.add(length)
+        self.when.append(NEVER)
+        self.unreadable.append(len(self.when) - 1)
+
+    def has_torn_row(self) -> bool:
+        """Tell whether the file had a last line without an end, and it is not the header."""
+        return self.rows.torn and self.rows.end > 0
+
     def _is_no_job(self, number: int) -> None:
         self.when[number] = NEVER
         self.processing.discard(number)
@@ -356,7 +367,14 @@ class View:
         number = 0
         end = self.rows.end
         reader = Follower(self.rows.file)
-        for content in reader.new():
+
+        def count(_: int) -> None:
+            nonlocal number
+            number += 1
+
+        for content in reader.new(count):
+            if reader.end - len(content) >= end:
+                return
             lines = content[: len(content) - max(reader.end - end, 0)].split(b"\n")
             lines.pop()
             if reader.end == len(content):

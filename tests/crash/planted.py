@@ -388,7 +388,7 @@ MUTANTS = (
     Mutant(
         "rows appended to a file while it is being replaced are dropped",
         "store/fold.py",
-        "        for lines in added.new():\n            write_all(new.fd, lines)\n",
+        "        for lines in added.new(_start_again):\n            write_all(new.fd, lines)\n",
         "",
         (UPGRADE,),
     ),
@@ -671,5 +671,29 @@ MUTANTS = (
         "        self._check()\n",
         "        pass\n",
         ("tests/test_deployment.py",),
+    ),
+    Mutant(
+        "a line that is too long hides what is written after it",
+        "store/follow.py",
+        "                    size = _MUCH\n                    too_long(length)\n",
+        "                    return\n",
+        (
+            STORE
+            + "::test_a_line_that_is_too_long_for_a_row_hides_no_job_and_is_not_held_in_memory",
+        ),
+    ),
+    Mutant(
+        "a row without a line end is left alone",
+        "store/store.py",
+        "        if self.view.has_torn_row():\n",
+        "        if False:\n",
+        (STORE + "::test_a_row_that_an_editor_left_without_a_line_end_is_run",),
+    ),
+    Mutant(
+        "two long rows that end alike are taken for one",
+        "store/follow.py",
+        "        if self._head and not self._begins_as_read():\n",
+        "        if False:\n",
+        (STORE + "::test_a_job_enqueued_in_the_place_of_one_that_was_taken_back_is_seen_by_all",),
     ),
 )
