@@ -39,7 +39,7 @@ LAYERS = [
     {"store.claims"},
     {"store.store"},
     {"store.attempts"},
-    {"store.archive", "store.slots", "store.fold", "store.paused"},
+    {"store.archive", "store.choice", "store.slots", "store.fold", "store.paused"},
     {"store.view", "store.search"},
     {"store.compare"},
     {"store.follow", "store.scan", "store.places"},

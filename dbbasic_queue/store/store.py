@@ -23,7 +23,7 @@ from dbbasic_queue.job import (
     pull_in,
     requeue,
 )
-from dbbasic_queue.rows import HEADER, encode_record, encode_state
+from dbbasic_queue.rows import HEADER, decode_record, encode_record, encode_state
 from dbbasic_queue.store import fold, paused
 from dbbasic_queue.store.files import (
     OpenFile,
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from dbbasic_queue.rows import Row
     from dbbasic_queue.store.attempts import Attempt
+    from dbbasic_queue.store.choice import Choice, Pick
 
 CHEAP_IN_A_PASS = 0.005
 CHEAP_OUTSIDE = 0.050
@@ -57,6 +58,10 @@ _SECONDS_A_CHANGE = 1e-6
 _READ_AHEAD = 1 << 16
 _LOOKUPS_WITHOUT_INDEX = 2
 _TRIES = 100
+_LONG = 1 << 20
+"""Bytes that take longer to read than others should wait for the lock."""
+_READINGS = 3
+"""How often a file is read without the lock that others replace before it is acquired."""
 
 
 class Store:
@@ -209,6 +214,7 @@ class Store:
 
     def _check_free(self, job_id: str) -> None:
         key = job_id.encode()
+        self._read_long_ones_unlocked()
         self.view.refresh()
         if key in self.view.index:
             raise DuplicateJob(
@@ -247,66 +253,129 @@ class Store:
     def requeue(self, now: float, *, job_id: str | None = None, job_type: str | None = None) -> int:
         """Requeue one job, or all failed ones, or those of a type; on the disk on return.
 
-        The journal is folded first: a record from before can then not speak of the job again.
-        Several jobs are requeued by one rewrite, for an append may be torn between two records.
+        One job is requeued by a record, as any change; several by a rewrite, for an append may be
+        torn between two records. The journal is folded before that: a record must not be replayed
+        over what the rewrite says of its job.
         """
-        return self._requeue(now, job_id, job_type) if self.exists() else 0
-
-    @locked
-    def _requeue(self, now: float, job_id: str | None, job_type: str | None) -> int:
-        self.read_new()
-        self._fold_and_sync_cut()
+        if not self.exists():
+            return 0
         if job_id is not None:
-            row = self.view.find(job_id.encode())
-            rows = [] if row is None else [row]
-        else:
-            rows = [
-                row
-                for row in self.view.rows_as_they_stand()
-                if row.state.status == FAILED and job_type in (None, row.type)
-            ]
-        changes = [
-            (row.id.encode(), encode_state(state))
-            for row in rows
-            if (state := requeue(row.state, now))
-        ]
-        if len(changes) == 1:
-            self.change(changes)
-            self.fold_if_cheap(CHEAP_OUTSIDE)
-        elif changes:
-            try:
-                for key, new_state in changes:
-                    self.view.apply(key, new_state)
-                self._replace(None)
-            except BaseException:
-                self.view.close()  # it says what the files do not
-                raise
-        return len(changes)
+            return self.lock.run(self._requeue_one, job_id.encode(), now)
+
+        def new_state(row: Row, line: bytes) -> bytes | None:
+            if row.state.status != FAILED or job_type not in (None, row.type):
+                return None
+            state = requeue(row.state, now)
+            return encode_record(row.id.encode(), encode_state(state)) if state else None
+
+        return self._rewrite(new_state, self._apply_all)
+
+    def _requeue_one(self, key: bytes, now: float) -> int:
+        self.read_new()
+        row = self.view.find(key)
+        state = requeue(row.state, now) if row else None
+        if state is None:
+            return 0
+        self.change([(key, encode_state(state))])
+        self.fold_if_cheap(CHEAP_OUTSIDE)
+        return 1
+
+    def _apply_all(self, records: dict[int, bytes]) -> None:
+        try:
+            for number in sorted(records):
+                key, state = decode_record(records[number][:-1]) or (b"", b"")
+                self.view.apply(key, state)
+            self._replace(None)
+        except BaseException:
+            self.view.close()  # it says what the files do not
+            raise
 
     def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
         """Take the jobs that are not wanted out of the file, by one rewrite; return how many.
 
-        Never a job that is being run. The journal is folded, and its cut on the disk, first: no
-        record is left that could meet a new job with the same id.
+        Never a job that is being run. Into an archive they are written before the lock is taken:
+        one that changes in the meantime stays, and so does one that becomes unwanted. The journal
+        is folded, and its cut on the disk, first: no record is left that could meet a new job with
+        the same id.
         """
-        return self._remove(unwanted, archive) if self.exists() else 0
+        if not self.exists():
+            return 0
+        archived: set[int] = set()
 
-    @locked
-    def _remove(self, unwanted: Callable[[Row], bool], archive: str | None) -> int:
-        self.read_new()
-        self._fold_and_sync_cut()
-        numbers = frozenset(
-            self.view.index[row.id.encode()]
-            for row in self.view.rows_as_they_stand()
-            if row.state.status != PROCESSING and unwanted(row)
-        )
-        if numbers:
-            if archive is not None:
+        def line_of(row: Row, line: bytes) -> bytes | None:
+            if row.state.status == PROCESSING or not unwanted(row):
+                return None
+            return line if archive else b""
+
+        def put_away(lines: dict[int, bytes]) -> None:
+            new = [line for _, line in sorted(lines.items()) if hash(line) not in archived]
+            if archive and new:
                 from dbbasic_queue.store.archive import append_rows
 
-                append_rows(archive, [self.view.line(n) for n in sorted(numbers)])
-            self._replace(None, numbers)
-        return len(numbers)
+                append_rows(archive, new)
+                archived.update(map(hash, new))
+
+        def leave(lines: dict[int, bytes]) -> None:
+            self._replace(None, frozenset(lines))
+
+        return self._rewrite(line_of, leave, put_away if archive else None)
+
+    def _rewrite(
+        self,
+        pick: Pick,
+        rewrite: Callable[[dict[int, bytes]], None],
+        before: Callable[[dict[int, bytes]], None] | None = None,
+    ) -> int:
+        """Choose jobs, and `rewrite` the file without a journal; return how many were chosen.
+
+        They are chosen, and something is done with them `before`, without the lock. If others
+        replace the file each time until the lock is acquired, all is done under it.
+        """
+        for _ in range(_READINGS):
+            choice = self.lock.read(self._choice, pick)
+            choice.read()
+            if before is not None:
+                before(choice.picked)
+            done = self.lock.run(self._rewrite_if_same, choice, rewrite, before is None)
+            if done is not None:
+                return done
+        return self.lock.run(self._rewrite_locked, pick, rewrite, before)
+
+    def _choice(self, pick: Pick) -> Choice:
+        from dbbasic_queue.store.choice import Choice
+
+        self.view.refresh()
+        return Choice(self.view, pick)
+
+    def _rewrite_if_same(
+        self, choice: Choice, rewrite: Callable[[dict[int, bytes]], None], add: bool
+    ) -> int | None:
+        self.read_new()
+        if not choice.update(self.view, add=add):
+            return None
+        numbering = self.view.numbering
+        self._fold_and_sync_cut()
+        if numbering != self.view.numbering:
+            return None
+        if choice.picked:
+            rewrite(choice.picked)
+        return len(choice.picked)
+
+    def _rewrite_locked(
+        self,
+        pick: Pick,
+        rewrite: Callable[[dict[int, bytes]], None],
+        before: Callable[[dict[int, bytes]], None] | None,
+    ) -> int:
+        self.read_new()
+        self._fold_and_sync_cut()
+        choice = self._choice(pick)
+        choice.read()
+        if before is not None:
+            before(choice.picked)
+        if choice.picked:
+            rewrite(choice.picked)
+        return len(choice.picked)
 
     # -- pausing --
 
@@ -348,7 +417,11 @@ class Store:
             self.read_new()
 
     def read_new(self) -> None:
-        """Read what others have written, new rows and files put into place by hand, too."""
+        """Read what others have written, new rows and files put into place by hand, too.
+
+        If that is much, the lock is released in the meantime.
+        """
+        self._read_long_ones_unlocked()
         self._rescue()
         self.view.refresh()
         if self.view.has_torn_row():
@@ -358,6 +431,15 @@ class Store:
         if journal.size() > journal.end:  # a torn last line: end it, and pass it over
             append(self._journal_for_append(), journal.size(), b"\n")
             self.view.refresh()
+
+    def _read_long_ones_unlocked(self) -> None:
+        """If there is much to read, as in a file that was replaced, let others go on meanwhile."""
+        for _ in range(_READINGS):
+            if self.view.unread() < _LONG:
+                return
+            self.lock.let_go()
+            self.view.refresh()
+            self.lock.take_again()
 
     def change(self, changes: list[tuple[bytes, bytes]], *, last: bool = False) -> None:
         """Append the new states of jobs to the journal; on the disk on return.
@@ -509,6 +591,7 @@ class Store:
     def try_fold(self) -> OSError | None:
         """Fold; return the error where that cannot be done now, and nothing is lost by waiting."""
         try:
+            self._read_long_ones_unlocked()
             self.fold()
         except OSError as e:
             return e
@@ -532,7 +615,8 @@ class Store:
 
     def rows(self) -> Iterator[Row]:
         """Yield every job as it stood at the first step, in the file's order."""
-        yield from self.lock.read(self._snapshot).rows_as_they_stand()
+        for _, _, row in self.lock.read(self._snapshot).rows_as_they_stand():
+            yield row
 
     def _snapshot(self) -> View:
         self.view.refresh()

@@ -318,6 +318,17 @@ class View:
             if begun:
                 self.retrying.add(number)
 
+    def unread(self) -> int:
+        """Return about how many bytes `refresh` would have to read."""
+        try:
+            status = os.lstat(self.path)
+        except FileNotFoundError:
+            return 0
+        file = self.rows.file
+        is_known = self.loaded and file and file.identity == (status.st_dev, status.st_ino)
+        new = status.st_size - self.rows.end if is_known else status.st_size
+        return new + self.journal.size() - self.journal.end
+
     # -- asking --
 
     def line(self, number: int, ahead: int = 0) -> bytes:
@@ -362,8 +373,16 @@ class View:
         number = self.index.get(job_id)
         return None if number is None else self.row(number)
 
-    def rows_as_they_stand(self) -> Iterator[Row]:
-        """Yield every job of the file that is open now, with what the journal says of it."""
+    def as_it_stands(self, line: bytes) -> bytes:
+        """Return a job's line with what the journal says of it."""
+        state = self.records.get(line[: line.find(b"\t")]) if self.records else None
+        return line if state is None else with_state(line, state)
+
+    def rows_as_they_stand(self) -> Iterator[tuple[int, bytes, Row]]:
+        """Yield number, line and row of every job of the file that is open now.
+
+        Both say what the journal says.
+        """
         number = 0
         end = self.rows.end
         reader = Follower(self.rows.file)
@@ -382,7 +401,7 @@ class View:
             for line in lines:
                 row = self.joined(number, line)
                 if row is not None:
-                    yield row
+                    yield number, self.as_it_stands(line), row
                 number += 1
             if reader.end >= end:
                 return
@@ -394,6 +413,7 @@ class View:
         view.rows.end = self.rows.end
         view.index = self.index  # grows, or is replaced whole: what it says of a row stays
         view.records = dict(self.records)
+        view.generation = self.generation
         return view
 
     def due(self, now: float, before: int) -> array[int]:

@@ -21,6 +21,7 @@ ROWS = "tests/test_rows.py"
 QUEUE = "tests/test_queue.py"
 CONTENTION = "tests/test_contention.py"
 UPGRADE = "tests/test_upgrade.py"
+CHOICE = "tests/test_choice.py"
 WORKERS = "tests/test_workers.py"
 LOOP = WORKERS + "::test_what_a_coroutine_does_to_the_loop_is_its_own_error_and_no_other_jobs"
 
@@ -479,18 +480,39 @@ MUTANTS = (
         ("tests/test_job.py", "tests/test_queue.py"),
     ),
     Mutant(
-        "requeue does not fold first",
+        "a rewrite does not fold first",
         "store/store.py",
-        "        self._fold_and_sync_cut()\n        if job_id is not None:\n",
-        "        if job_id is not None:\n",
-        (kill("requeue"),),
+        "        self._fold_and_sync_cut()\n        if numbering",
+        "        if numbering",
+        (kill("requeue"), kill("purge")),
     ),
     Mutant(
         "several jobs requeued by an append",
         "store/store.py",
-        "        if len(changes) == 1:\n",
-        "        if changes:\n",
+        "                self.view.apply(key, state)\n            self._replace(None)\n",
+        "                self.change([(key, state)])\n",
         (kill("requeue"),),
+    ),
+    Mutant(
+        "a job that has changed since it was archived leaves",
+        "store/choice.py",
+        "            self.picked.pop(number, None)\n            if add",
+        "            if add",
+        (CHOICE,),
+    ),
+    Mutant(
+        "a choice outlives the file that it was made in",
+        "store/choice.py",
+        "        if view.generation != self._view.generation:\n",
+        "        if False:\n",
+        (CHOICE,),
+    ),
+    Mutant(
+        "jobs that come while a purge reads are left out",
+        "store/choice.py",
+        "            if add and (row := view.row(number)):\n",
+        "            if False and (row := view.row(number)):\n",
+        (CHOICE,),
     ),
     Mutant(
         "a batch in doubt is begun",
@@ -498,13 +520,6 @@ MUTANTS = (
         "                if self.in_doubt:\n",
         "                if False:\n",
         (pairs("slow"),),
-    ),
-    Mutant(
-        "purge does not fold first",
-        "store/store.py",
-        "        self._fold_and_sync_cut()\n        numbers = frozenset(\n",
-        "        numbers = frozenset(\n",
-        (kill("purge"),),
     ),
     Mutant(
         "purge whose cut is not on the disk",
@@ -516,19 +531,19 @@ MUTANTS = (
     Mutant(
         "purge takes what is being run",
         "store/store.py",
-        "            if row.state.status != PROCESSING and unwanted(row)\n",
-        "            if unwanted(row)\n",
+        "            if row.state.status == PROCESSING or not unwanted(row):\n",
+        "            if not unwanted(row):\n",
         (kill("purge"),),
     ),
     Mutant(
         "rows leave before they are archived",
         "store/store.py",
-        "                append_rows(archive, [self.view.line(n) for n in sorted(numbers)])\n"
-        "            self._replace(None, numbers)\n",
-        "                lines = [self.view.line(n) for n in sorted(numbers)]\n"
-        "            self._replace(None, numbers)\n"
+        "            self._replace(None, frozenset(lines))\n\n"
+        "        return self._rewrite(line_of, leave, put_away if archive else None)\n",
+        "            self._replace(None, frozenset(lines))\n"
         "            if archive is not None:\n"
-        "                append_rows(archive, lines)\n",
+        "                put_away(lines)\n\n"
+        "        return self._rewrite(line_of, leave)\n",
         (kill("purge"),),
     ),
     Mutant(
