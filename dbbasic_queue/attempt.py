@@ -80,7 +80,8 @@ class Attempts:
     ) -> Outcome:
         """Do as `run` does, in a process of its own that is killed after `timeout` seconds.
 
-        `tick` is called meanwhile, some ten times a second.
+        `tick` is called meanwhile, some ten times a second. Only then is a signal's exception
+        raised: anywhere else it could leave the process running.
         """
         from dbbasic_queue import child
 
@@ -92,15 +93,16 @@ class Attempts:
             assert after is not None
             return f"{outcome}\n{trace}\n".encode() + encode_state(after)
 
+        def look() -> None:
+            tick()
+            self.interrupts.raise_if_at_once()
+
         try:
-            self.interrupts.in_handler = True
-            content = child.run(work, timeout, tick)
+            content = child.run(work, timeout, look)
         except child.Died as e:
             return self.failed(handler, row.state, str(e))
         except BaseException as e:  # noqa: BLE001 - a signal, or no process to be had
             return self._raised(handler, row.state, e)
-        finally:
-            self.interrupts.in_handler = False
         outcome, trace, after = content.split(b"\n", 2)
         return outcome.decode(), decode_state(after), trace.decode()
 

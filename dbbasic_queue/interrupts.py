@@ -13,13 +13,14 @@ from dbbasic_queue.loading import load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from contextvars import ContextVar, Token
     from types import FrameType, ModuleType
     from typing import Any
 
 _enclosing: ContextVar[Interrupts | None] | None = None
 """those of the pass whose job calls, also from a thread that got the job's context"""
+_made: dict[str, ContextVar[Interrupts | None]] = {}
 
 
 class Asked(SystemExit):
@@ -48,8 +49,9 @@ class Interrupts:
     receives itself.
 
     In one of several forked passes (`supervisor` is the process that forked them) a second
-    SIGTERM says nothing new, for it may have been sent to both; and the supervisor's death is
-    like the first. The program's signal handlers are the supervisor's to call, not theirs.
+    SIGTERM says nothing new, nor does a second Ctrl-C, for it may have been sent to both; and the
+    supervisor's death is like a first SIGTERM. The program's signal handlers are the supervisor's
+    to call, not theirs.
     """
 
     def __init__(self, supervisor: int = 0) -> None:
@@ -58,9 +60,10 @@ class Interrupts:
         self.stopped = False
         self.in_handler = False
         self.cancelling = False
-        self.jobs: set[tuple[str, str]] = set()
+        self.jobs: Collection[tuple[str, str]] = ()
         """path and id of each job that the pass is running"""
         self._raised: list[BaseException] = []
+        self._repeated: list[int] = []
         self._supervisor = supervisor
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
@@ -72,20 +75,22 @@ class Interrupts:
         global _enclosing
         signal, context_var = load(_signal)
         if _enclosing is None:
-            _enclosing = context_var("dbbasic_queue_pass", default=None)
+            made = context_var("dbbasic_queue_pass", default=None)
+            _enclosing = _made.setdefault("", made)  # the same one for two threads that begin
         self._outer = _enclosing.get()
         while self._outer is not None and self._outer._ended:  # a thread has kept its job's context
             self._outer = self._outer._outer
-        self._token = _enclosing.set(self)
         if outer := self._asked_too():
             self.received, self._raised = outer.received, outer._raised
+            self._repeated = outer._repeated
             self._supervisor = outer._supervisor
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGINT, signal.SIGTERM):  # from the first on, nothing is raised
                 before = signal.getsignal(number)
                 if callable(before) or before == signal.SIG_DFL or self._supervisor:
                     self._before[number] = before
                     signal.signal(number, self._receive)
+        self._token = _enclosing.set(self)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -98,7 +103,7 @@ class Interrupts:
         """Give the signals back to the handlers that had them before."""
         import signal
 
-        for number, handler in self._before.items():
+        for number, handler in reversed(self._before.items()):
             if signal.getsignal(number) == self._receive:  # a job may have installed its own
                 signal.signal(number, handler)
 
@@ -111,6 +116,8 @@ class Interrupts:
         if os.getpid() != self._process:  # a child that a handler has forked: as if we were not
             signal.signal(number, program)
             os.kill(os.getpid(), number)
+        elif self._supervisor and number in self.received and number not in self._repeated:
+            self._repeated.append(number)  # sent to the whole group, and handed on as well
         elif self._supervisor or program in (signal.SIG_DFL, signal.default_int_handler):
             self.received.append(number)
             if self.in_handler and self.at_once():
@@ -128,6 +135,8 @@ class Interrupts:
         """Tell whether the pass is to end."""
         if self.stopped or self.received:
             return True
+        if self._outer is None and not self._supervisor:
+            return False
         if self._supervisor and os.getppid() != self._supervisor:
             self.stop()
         outer = self._asked_too()
@@ -149,6 +158,13 @@ class Interrupts:
         if self.cancelling or any(error is raised for raised in self._raised):
             return True
         return isinstance(error, KeyboardInterrupt) and bool(self.received)
+
+    def raise_if_at_once(self) -> None:
+        """Raise what interrupts the running job, if it is to be interrupted."""
+        if self._raised:
+            raise self._raised[0]
+        if self.at_once():
+            raise KeyboardInterrupt
 
     def stop(self) -> None:
         """Ask the pass to end after the running job; safe from any thread, any number of times."""

@@ -183,6 +183,7 @@ class Worker:
         self._change.notify_all()
 
     def _make_a_pass(self) -> None:
+        running = None
         try:
             running = self._make()
             with self._change:
@@ -196,6 +197,8 @@ class Worker:
             from dbbasic_queue.attempt import describe
 
             reports.worker_failed(describe(e), e, _PAUSE)
+            if running is not None:
+                running.interrupts.pass_on()  # the signals that it had received
             self._rest()
         else:
             with self._change:  # one of its jobs may have asked, in a process of its own

@@ -52,6 +52,7 @@ class Together(Pass):
         super().__init__(*args, **kwargs)
         self.parallel = parallel
         self._running: dict[asyncio.Task[None], Running] = {}
+        self._jobs: set[tuple[str, str]] = set()
         self._cancelled_for = 0
         self._lists_too_much = False
 
@@ -74,6 +75,7 @@ class Together(Pass):
             if self.interrupts.at_once():
                 self._cancel()
             if self._running:
+                self.interrupts.jobs = self._jobs
                 self._step(loop)
                 refused = _error_of(self._settle_what_has_ended, claims) or refused
             elif refused is not None:
@@ -113,7 +115,7 @@ class Together(Pass):
         hide(task)
         task.add_done_callback(lambda _: loop.stop())
         self._running[task] = running
-        self.interrupts.jobs.add((self.store.path, claim.row.id))
+        self._jobs.add((self.store.path, claim.row.id))
 
     def _step(self, loop: asyncio.AbstractEventLoop) -> None:
         """Run the loop until a job has ended, LOOK seconds at most."""
@@ -139,7 +141,7 @@ class Together(Pass):
         for task in done:
             running = self._running.pop(task)
             claim = running.claim
-            self.interrupts.jobs.discard((self.store.path, claim.row.id))
+            self._jobs.discard((self.store.path, claim.row.id))
             seconds = time.monotonic() - running.began_at
             outcome, after, trace = running.outcome or self._without_outcome(task, claim)
             if outcome == INTERRUPTED or after is None:

@@ -282,8 +282,7 @@ class Pass:
     def _execute(self, claims: Claims, watcher: Watcher, claim: Claim) -> None:
         row = claim.row
         handler = self.handler(row.type)
-        running = self.store.path, row.id
-        self.interrupts.jobs.add(running)
+        self.interrupts.jobs = ((self.store.path, row.id),)
         self.begun_at = began = time.monotonic()
         try:
             if handler is not None and handler.timeout is not None:
@@ -295,7 +294,7 @@ class Pass:
                 outcome, after, trace = self.attempts.run(handler, row, claim.payload)
         finally:
             self.begun_at = math.inf
-            self.interrupts.jobs.discard(running)
+            self.interrupts.jobs = ()
         took = time.monotonic() - began
         if outcome == INTERRUPTED or after is None:
             self.interrupted(claims, claim, took)

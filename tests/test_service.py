@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
 import signal
 import threading
 from collections import UserDict
@@ -423,6 +424,23 @@ def test_without_a_log_the_error_is_on_stderr_and_sigterm_in_the_pause_ends_the_
     assert program.errors.read_text("utf-8").startswith(
         "dbbasic_queue: the worker starts again in 600 seconds: "
     )
+
+
+def test_a_signal_is_not_forgotten_if_an_error_ends_the_pass(
+    queue: Queue, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lock = path.with_name("queue.tsv.lock")
+
+    def work(_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        lock.unlink()
+        lock.mkdir()
+
+    job_id = queue.enqueue("work", {})
+    Worker(queue, {"work": work}).run_forever()
+    lock.rmdir()
+    assert "the worker starts again" in caplog.text
+    assert job(queue, job_id)["status"] == "processing"
 
 
 def test_stop_ends_the_pause_at_once(

@@ -985,6 +985,23 @@ def test_ctrl_c_or_a_second_signal_gives_the_job_in_hand_back(
     assert queue.process_jobs({"greet": len}) == NONE | {"retried": 10}
 
 
+def test_a_second_ctrl_c_interrupts_the_clean_up_of_the_job_too(queue: Queue) -> None:
+    def work(_: Any) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            ran.append("cleaned up")
+
+    ran: list[str] = []
+    job_id = queue.enqueue("greet", {})
+    with handling(signal.SIGINT, signal.default_int_handler), pytest.raises(KeyboardInterrupt):
+        queue.process_jobs({"greet": work})
+    assert ran == []
+    assert state(queue, job_id) == ("pending", 0)
+    assert queue.process_jobs({"greet": len})["retried"] == 0
+
+
 def test_a_signal_handler_of_the_programs_own_is_left_alone(queue: Queue) -> None:
     received: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))

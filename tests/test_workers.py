@@ -165,6 +165,43 @@ def test_what_the_supervisor_is_told_its_passes_do(
     assert {found["attempts"] for found in queue.jobs(status="pending")} == {0}
 
 
+@pytest.mark.parametrize("kind", ["function", "coroutine"])
+def test_ctrl_c_on_a_terminal_interrupts_each_job_of_forked_passes_once(
+    programs: Programs, tmp_path: Path, kind: str
+) -> None:
+    """The terminal sends it to all processes, and the supervisor hands it on."""
+    queue = Queue(tmp_path / "data/queue.tsv")
+    queue.enqueue_many("work", range(2))
+    program = programs.start(
+        f"""
+        import asyncio
+
+        def function(_):
+            note("begun", "")
+            try:
+                time.sleep(60)
+            finally:
+                time.sleep(0.4)
+                note("cleaned", "")
+
+        async def coroutine(_):
+            note("begun", "")
+            try:
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(0.4)
+                note("cleaned", "")
+
+        queue.process_jobs({{"work": {kind}, "other": len}}, workers=2)
+        """
+    )
+    wait_for_notes(tmp_path / "begun", 2)
+    os.killpg(program.process.pid, signal.SIGINT)
+    assert program.wait() in (130, -signal.SIGINT)
+    assert len(notes(tmp_path / "cleaned")) == 2
+    assert {(found["status"], found["attempts"]) for found in queue.jobs()} == {("pending", 0)}
+
+
 def test_passes_whose_supervisor_is_killed_end_after_the_job_in_hand(
     programs: Programs, tmp_path: Path
 ) -> None:
