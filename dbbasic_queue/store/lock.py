@@ -54,8 +54,8 @@ PATIENCE = 60.0
 # Most holders are done within microseconds. Others do something long, such as a fold, and many
 # processes that poll for it would keep them from the processor.
 _SHORTEST_PAUSE = 0.00005
-_LONGEST_PAUSE = 0.002
-_PAUSE_SHARE = 0.025
+_LONGEST_PAUSE = 0.01
+_PAUSE_SHARE = 0.05
 # After holding the lock for that long, sleep until waiting processes have polled again. Otherwise
 # a pass would grab it back before they get a chance.
 _TURN = 0.004

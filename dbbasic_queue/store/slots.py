@@ -177,8 +177,8 @@ class Survey:
 
 def _read(file: OpenFile) -> tuple[list[tuple[str, int]], int]:
     """Return the claims that a slot lists, and how many of them may have been begun at once."""
-    content = os.pread(file.fd, os.fstat(file.fd).st_size, 0).decode("utf-8", "replace")
-    head, *lines = content.split("\n")
+    content = os.pread(file.fd, os.fstat(file.fd).st_size, 0).rstrip(b"\n")  # without the room
+    head, *lines = content.decode("utf-8", "replace").split("\n")
     claims = []
     for line in lines:
         job_id, _, attempt = line.partition("\t")

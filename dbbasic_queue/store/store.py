@@ -70,7 +70,7 @@ class Store:
     def __init__(self, path: str, *, fsync: bool) -> None:
         self.path = path
         self.fsync = fsync
-        self.lock = QueueLock(path + ".lock", self._check_path)
+        self.lock = QueueLock(path + ".lock", lambda: _check(path))
         self.view = View(path)
         self._rows: OpenFile | None = None
         self._ended_at = -1
@@ -83,16 +83,6 @@ class Store:
         self.rejected = 0
         self.bad_attempts: list[str] = []  # the start of each line that a reading has skipped
         _stores.add(self)
-
-    def _check_path(self) -> None:
-        """Raise NotAQueue for another program's file, before any is created next to it.
-
-        And for a queue's file that is mounted by itself: its lock and journal would be other ones.
-        """
-        file = open_file(self.path, os.O_RDONLY) if self.exists() else None
-        if file is not None:
-            has_header(file)
-            refuse_mount_point(file)
 
     def exists(self) -> bool:
         """Return whether there is something at the queue's path. Only `add` creates the file."""
@@ -703,6 +693,17 @@ class Store:
         if not changes:
             view.latest_created = int(now) + CLOCK_TOLERANCE  # of those that could be pulled in
         return changes
+
+
+def _check(path: str) -> None:
+    """Raise NotAQueue for another program's file, before any is created next to it.
+
+    And for a queue's file that is mounted by itself: its lock and journal would be other ones.
+    """
+    file = open_file(path, os.O_RDONLY) if os.path.lexists(path) else None
+    if file is not None:
+        has_header(file)
+        refuse_mount_point(file)
 
 
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()
