@@ -47,10 +47,10 @@ def timed(call: Callable[[], object]) -> float:
     return perf_counter() - began
 
 
-def fill(open_queue: Open, due: int, waiting: int, run: bool) -> Figures:
+def fill(open_queue: Open, due: int, waiting: int, finished: int, run: bool) -> Figures:
     """Fill the queue, and run the jobs where asked, for the measure that comes next."""
     subject = open_queue()
-    ids = subject.fill(due, waiting)
+    ids = subject.fill(due, waiting, finished)
     if run:
         subject.work(600)
     subject.close()
@@ -190,6 +190,63 @@ def look_up(open_queue: Open) -> Figures:
 
 def _median_us(seconds: list[float]) -> float:
     return 1e6 * sorted(seconds)[len(seconds) // 2]
+
+
+WATCH_THE_LOCK = """
+import fcntl, os, select, sys, time
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600)
+longest = 0.0
+print("ready", flush=True)
+while not select.select([sys.stdin], [], [], 0.0002)[0]:
+    began = time.perf_counter()
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    longest = max(longest, time.perf_counter() - began)
+    fcntl.flock(fd, fcntl.LOCK_UN)
+print(longest)
+"""
+
+
+def held(open_queue: Open, call: str, rows: int) -> Figures:
+    """The longest that another process waits for the lock during one call; copying the file.
+
+    The call is the first one of the process.
+    """
+    import subprocess
+
+    subject = open_queue()
+    assert isinstance(subject, peers.Ours)
+    queue, path = subject.queue, subject.path
+    last, waiting = f"{rows - 1:016x}", f"{1:016x}"
+    calls: dict[str, Callable[[], object]] = {
+        "pass": lambda: queue.process_jobs({"noop": peers.noop})["completed"] == 10,
+        "purge": lambda: queue.purge(0) == rows // 2,
+        "archive": lambda: queue.purge(0, archive="archive.tsv") == rows // 2,
+        "own_id": lambda: queue.enqueue("noop", peers.payload(1), job_id="own"),
+        "requeue": lambda: queue.requeue(last),
+        "cancel": lambda: queue.cancel_job(waiting),
+    }
+    copying = timed(lambda: _copy_and_sync(path))
+    command = [sys.executable, "-c", WATCH_THE_LOCK, path + ".lock"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+    ) as watch:
+        assert watch.stdout
+        assert watch.stdout.readline() == "ready\n"
+        began = perf_counter()
+        assert calls[call]()
+        seconds = perf_counter() - began
+        longest = float(watch.communicate("\n")[0])
+    subject.close()
+    return {"held_ms": 1e3 * longest, "copy_ms": 1e3 * copying, "call_ms": 1e3 * seconds}
+
+
+def _copy_and_sync(path: str) -> None:
+    with open(path, "rb") as old, open(path + ".copy", "wb") as new:
+        while piece := old.read(1 << 16):
+            new.write(piece)
+        new.flush()
+        os.fsync(new.fileno())
+    os.unlink(path + ".copy")
 
 
 def contention(
@@ -340,6 +397,7 @@ MEASURES: dict[str, Callable[..., Figures]] = {
         run_all,
         find_due,
         look_up,
+        held,
         contention,
         start_up,
         bare,

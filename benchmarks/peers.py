@@ -86,9 +86,9 @@ class Subject:
     def look_up(self, job_id: Any) -> object:
         raise NotImplementedError
 
-    def fill(self, due: int, waiting: int) -> list[Any]:
+    def fill(self, due: int, waiting: int, finished: int = 0) -> list[Any]:
         """Fill the queue before a measure; return some of the ids."""
-        assert not waiting, "only text files are filled with jobs that wait"
+        assert not waiting and not finished, "only text files are filled with jobs that wait"
         return _some(self.enqueue_many(range(due)))
 
     def close(self) -> None:
@@ -111,8 +111,11 @@ class Tsv(Subject):
         super().__init__(directory)
         self.path = os.path.join(directory, "data", "queue.tsv")
 
-    def fill(self, due: int, waiting: int) -> list[str]:
-        """Write the file as enqueue would have; the jobs that are due lie evenly among the rest."""
+    def fill(self, due: int, waiting: int, finished: int = 0) -> list[str]:
+        """Write the file as enqueue would have; the jobs that are due lie evenly among the rest.
+
+        Those that are finished come last: completed, the very last one failed.
+        """
         os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
         total = due + waiting
         every = total // due if due else total + 1
@@ -122,6 +125,9 @@ class Tsv(Subject):
             for n in range(total):
                 run_at = now if n % every == 0 and n // every < due else LATER
                 file.write(_row(f"{n:016x}", text(n), now, run_at))
+            for n in range(total, total + finished):
+                status = "completed" if n < total + finished - 1 else "failed"
+                file.write(_row(f"{n:016x}", text(n), 1, 1, status))
         return _some([f"{n:016x}" for n in range(total)])
 
 
@@ -271,6 +277,14 @@ class OursNoSync(Ours):
     """This checkout with `fsync=False`."""
 
     syncs = False
+
+
+class Before(Ours):
+    """Another checkout, with which this one is compared."""
+
+
+class BeforeNoSync(OursNoSync):
+    """The same with `fsync=False`."""
 
 
 class OneZero(Tsv):
@@ -613,6 +627,8 @@ SUBJECTS: dict[str, type[Subject]] = {
     "floor, open and close, fdatasync": FloorOpenSync,
     "this, fsync=False": OursNoSync,
     "this": Ours,
+    "before, fsync=False": BeforeNoSync,
+    "before": Before,
     "dbbasic-queue 1.0.0": OneZero,
     "litequeue": LiteQueue,
     "huey, fsync off": HueyNoSync,
@@ -626,7 +642,8 @@ SUBJECTS: dict[str, type[Subject]] = {
 }
 FLOORS = [name for name in SUBJECTS if name.startswith("floor")]
 OURS = ["this, fsync=False", "this"]
-PEERS = [name for name in SUBJECTS if name not in FLOORS + OURS]
+BEFORE = ["before, fsync=False", "before"]
+PEERS = [name for name in SUBJECTS if name not in FLOORS + OURS + BEFORE]
 
 
 def syncs(subject: str, cell: str) -> bool:

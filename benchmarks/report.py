@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from peers import FLOORS, OURS, PEERS, SUBJECTS, syncs
+from peers import BEFORE, FLOORS, OURS, PEERS, SUBJECTS, syncs
 
 FLOOR, FLOOR_SYNC, FLOOR_OPEN, FLOOR_OPEN_SYNC = FLOORS
 OFF, ON = OURS
@@ -231,6 +231,26 @@ def lines(sizes: dict[str, Any]) -> list[Line]:
         for cell, rows in look_ups:
             title = f"look-up, {what}, {rows:,} rows"
             add(title, (cell, ON, name), "µs", (("< 20 µs", _at_most(20)),))
+    calls = {
+        "pass": "a pass and its fold",
+        "purge": "a purge of half",
+        "archive": "a purge into an archive",
+        "own_id": "the first enqueue with a job_id",
+        "requeue": "the first requeue",
+        "cancel": "the first cancel",
+    }
+    for call, what in calls.items():
+        cell = f"held_{call}"
+        copying = (cell, ON, "copy_ms")
+        folds = ("≤ 4 x copying and syncing", _times(4, copying))
+        add(
+            f"others wait for the lock: {what}, {most:,} rows",
+            (cell, ON, "held_ms"),
+            "ms",
+            (folds if call in ("pass", "purge", "archive") else ("≤ 100 ms", _at_most(100)),),
+            floor=copying,
+            compare=False,
+        )
     whole = (("none lost", _figure("lost", 0)), ("none doubled", _figure("doubled", 0)))
     for ours, fsync in ((OFF, "off"), (ON, "on")):
         goals = [("≥ 15,000", _at_least(15_000)), *whole] if ours == OFF else list(whole)
@@ -270,6 +290,42 @@ def lines(sizes: dict[str, Any]) -> list[Line]:
             floor=("start_up", ON, "bare_ms"),
         )
     return found
+
+
+COMPARED = {
+    **dict.fromkeys(("median_us", "us_a_job", "first_us", "again_us", "growing_us"), "µs"),
+    **dict.fromkeys(("idle_ms", "import_ms", "held_ms"), "ms"),
+    "seconds": "s",
+    "jobs_a_second": "jobs/s",
+    "peak_mib": "MiB",
+}
+"""The figures that two checkouts are compared by."""
+
+
+def comparison(results: dict[str, Any]) -> str:
+    """Return a table: each figure before and now, and the median of the rounds' own ratios.
+
+    More than 1 is worse, whatever the figure.
+    """
+    run = Run(results)
+    cells = dict.fromkeys((f["cell"], f["subject"]) for f in results["figures"])
+    rows = []
+    for cell, subject in cells:
+        for name, unit in COMPARED.items() if subject in OURS else ():
+            now, before = (cell, subject, name), (cell, BEFORE[OURS.index(subject)], name)
+            if cell == "bulk" and name == "seconds":
+                continue  # the same as that of a job
+            if (name == "jobs_a_second") != (cell == "contention") and name in (
+                "jobs_a_second",
+                "us_a_job",
+            ):
+                continue
+            ratio = run.ratio(before, now) if name == "jobs_a_second" else run.ratio(now, before)
+            if ratio is not None:
+                spreads = [f"{with_spread(run, at)} {unit}" for at in (before, now)]
+                rows.append([f"{cell}, {name}", subject, *spreads, f"{ratio:.2f}"])
+    rows.sort(key=lambda row: -float(row[-1]))
+    return table(["", "", "before", "now", "now / before"], rows)
 
 
 # -- tables ------------------------------------------------------------------------------------

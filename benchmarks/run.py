@@ -22,12 +22,12 @@ import sys
 import tempfile
 import time
 import venv
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import report
-from peers import FLOORS, OURS, PEERS, SUBJECTS
+from peers import BEFORE, FLOORS, OURS, PEERS, SUBJECTS
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent
@@ -36,6 +36,8 @@ SLOW = 6.0
 """Seconds a figure; what takes longer is measured in the first three rounds only."""
 SLOW_ROUNDS = 3
 TIMEOUT = 240
+HELD = ("pass", "purge", "archive", "own_id", "requeue", "cancel")
+"""The calls of which is measured how long they keep others from the lock."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Cell:
     options: dict[str, Any] = field(hash=False, default_factory=dict)
     due: int = 0
     waiting: int = 0
+    finished: int = 0
     run: bool = False
 
 
@@ -104,6 +107,9 @@ def plan(sizes: Sizes) -> list[Cell]:
     add("look_up_many", "look_up", ["floor", "this"], due=s.many)
     if s.most > s.many:
         add("look_up_most", "look_up", ["floor", "this"], due=s.most)
+    half = {"due": 10, "waiting": s.most - s.most // 2 - 10, "finished": s.most // 2}
+    for call in HELD:
+        add(f"held_{call}", "held", ["this"], options={"call": call, "rows": s.most}, **half)
     race = {"producers": 4, "workers": 2, "seconds": 15}
     for subject in [*OURS, *(name for name in PEERS if SUBJECTS[name].processes)]:
         jobs = min(s.produced, SUBJECTS[subject].few or s.produced)
@@ -116,21 +122,25 @@ def plan(sizes: Sizes) -> list[Cell]:
 class Environments:
     """The Pythons: one for us and the floors, one for each peer's package."""
 
-    def __init__(self, snapshot: Path, *, peers: bool) -> None:
+    def __init__(self, snapshot: Path, *, peers: bool, against: Path | None = None) -> None:
         self.peers = peers
         self.errors: dict[str, str] = {}
-        self.snapshot = snapshot
-        shutil.copytree(
-            PROJECT / "dbbasic_queue",
-            self.snapshot / "dbbasic_queue",
-            ignore=shutil.ignore_patterns("__pycache__"),
-        )
-        compileall.compile_dir(self.snapshot, quiet=1)
+        self.paths = dict.fromkeys(FLOORS + OURS, snapshot / "this")
+        if against is not None:
+            self.paths |= dict.fromkeys(BEFORE, snapshot / "before")
+        for source, name in ((PROJECT, "this"), (against, "before")):
+            if source is not None:
+                shutil.copytree(
+                    source / "dbbasic_queue",
+                    snapshot / name / "dbbasic_queue",
+                    ignore=shutil.ignore_patterns("__pycache__"),
+                )
+        compileall.compile_dir(snapshot, quiet=1)
 
     def python(self, subject: str) -> str | None:
         """Return the Python to use; None where the package cannot be installed."""
         kind = SUBJECTS[subject]
-        ours = subject in FLOORS + OURS
+        ours = subject in self.paths
         if not self.peers:
             return sys.executable if ours else None
         package = SUBJECTS["this"].package if ours else kind.package
@@ -154,7 +164,8 @@ class Environments:
     def variables(self, subject: str) -> dict[str, str]:
         """Return the environment: nothing of the caller's changes how Python runs."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "DBBASIC"))}
-        return kept | {"PYTHONPATH": str(self.snapshot)} if subject in FLOORS + OURS else kept
+        path = self.paths.get(subject)
+        return kept | {"PYTHONPATH": str(path)} if path else kept
 
     def about(self, subject: str) -> dict[str, str]:
         """Return what the report says of a subject."""
@@ -166,7 +177,7 @@ class Environments:
             return about | {"error": self.errors.get(kind.package, "not asked for")}
         if subject in FLOORS:
             return about
-        if subject in OURS:
+        if subject in OURS + BEFORE:
             code = "import dbbasic_queue; print(dbbasic_queue.__version__)"
         else:
             package = kind.package.split("=")[0].split()[0]
@@ -190,7 +201,8 @@ def measure(cell: Cell, environments: Environments, place: Path) -> dict[str, An
         arguments = [python, str(HERE / "measures.py")]
         env = environments.variables(cell.subject)
         if cell.due or cell.waiting:
-            filling = json.dumps({"due": cell.due, "waiting": cell.waiting, "run": cell.run})
+            names = ("due", "waiting", "finished", "run")
+            filling = json.dumps({name: getattr(cell, name) for name in names})
             figures = _run([*arguments, "fill", cell.subject, directory, filling], env)
             if "error" in figures:
                 return figures
@@ -296,6 +308,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="two minutes: us, floors, 1.0.0")
     parser.add_argument("--small", action="store_true", help="seconds: only to see that it works")
     parser.add_argument("--no-peers", action="store_true", help="us and floors; installs nothing")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="DIR",
+        help="another checkout: only measure both, and print their ratios",
+    )
     parser.add_argument("--only", action="append", metavar="MEASURE", help="may be repeated")
     parser.add_argument("--rounds", type=int, metavar="N")
     parser.add_argument("--dir", type=Path, metavar="DIR", help="where the queues lie: a real disk")
@@ -309,8 +327,15 @@ def main(argv: list[str] | None = None) -> int:
     cells = plan(sizes)
     if options.quick:
         cells = [c for c in cells if c.subject not in PEERS or c.subject == "dbbasic-queue 1.0.0"]
-    if options.no_peers:
+    if options.no_peers or options.against:
         cells = [c for c in cells if c.subject not in PEERS]
+    if options.against:
+        cells = [
+            replace(cell, subject=subject)
+            for cell in cells
+            if cell.subject in OURS
+            for subject in (BEFORE[OURS.index(cell.subject)], cell.subject)
+        ]
     if options.only:
         names = {cell.name for cell in cells}
         if unknown := set(options.only) - names:
@@ -324,8 +349,12 @@ def main(argv: list[str] | None = None) -> int:
     out = options.out or (PROJECT / "docs" if whole else WORK / "docs")
 
     with tempfile.TemporaryDirectory(dir=WORK, prefix="this-") as snapshot:
-        environments = Environments(Path(snapshot), peers=not options.no_peers)
+        peers = not (options.no_peers or options.against)
+        environments = Environments(Path(snapshot), peers=peers, against=options.against)
         results = take(cells, sizes, environments, place, options.rounds)
+    if options.against:
+        print(report.comparison(results))
+        return 0
     out.mkdir(parents=True, exist_ok=True)
     print(report.write(results, out))
     return 0

@@ -13,16 +13,26 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MEASURES = ["bare", "enqueue", "enqueue_beside", "run", "find_due", "look_up", "contention"]
+HELD = ["pass", "purge", "archive", "own_id", "requeue", "cancel"]
+
+
+def run(*options: object) -> str:
+    command = [sys.executable, PROJECT / "benchmarks" / "run.py", "--small", *options]
+    done = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_the_benchmarks_measure_this_queue_and_write_a_table_and_plots(tmp_path: Path) -> None:
-    command = [sys.executable, str(PROJECT / "benchmarks" / "run.py"), "--small", "--no-peers"]
-    command += ["--dir", str(tmp_path / "queues"), "--out", str(tmp_path / "docs")]
-    command += [f"--only={measure}" for measure in MEASURES]
+    only = [f"--only={measure}" for measure in MEASURES]
+    run("--no-peers", "--dir", tmp_path / "queues", "--out", tmp_path / "docs", *only)
 
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=False)
-
-    assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "docs/benchmarks/results.json").read_text("utf-8"))
     figures = results["figures"]
     assert {figure["cell"] for figure in figures} == set(MEASURES)
@@ -36,3 +46,25 @@ def test_the_benchmarks_measure_this_queue_and_write_a_table_and_plots(tmp_path:
     for name in ("enqueue", "jobs", "look_up"):
         assert (tmp_path / f"docs/benchmarks/{name}.svg").read_text("utf-8").startswith("<svg ")
         assert f"(benchmarks/{name}.svg)" in page
+
+
+def test_the_benchmarks_measure_how_long_each_call_keeps_others_from_the_lock(
+    tmp_path: Path,
+) -> None:
+    only = [f"--only=held_{call}" for call in HELD]
+    page = run("--no-peers", "--dir", tmp_path / "queues", "--out", tmp_path / "docs", *only)
+    results = json.loads((tmp_path / "docs/benchmarks/results.json").read_text("utf-8"))
+    for figure in results["figures"]:
+        assert 0 < figure["held_ms"] < 1000
+        assert figure["copy_ms"] > 0
+    assert page.count("| others wait for the lock: ") == len(HELD)
+
+
+def test_the_benchmarks_compare_two_checkouts_in_one_run(tmp_path: Path) -> None:
+    only = ["--only=enqueue", "--only=run"]
+    table = run("--against", PROJECT, "--dir", tmp_path / "queues", *only)
+    rows = [line.split(" | ") for line in table.splitlines() if "this" in line]
+    names = {(row[0].removeprefix("| "), row[1]) for row in rows}
+    for subject in ("this", "this, fsync=False"):
+        assert {("enqueue, median_us", subject), ("run, us_a_job", subject)} < names
+    assert all(0.01 < float(row[-1].removesuffix(" |")) < 100 for row in rows)

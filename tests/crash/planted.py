@@ -403,7 +403,7 @@ MUTANTS = (
     Mutant(
         "rows appended to a file that was replaced are added twice",
         "store/store.py",
-        "                    added.end, added.anchor = found.end, found.anchor\n",
+        "                    added.go_on_from(found)\n",
         "",
         (UPGRADE,),
     ),
