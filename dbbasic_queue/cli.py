@@ -6,6 +6,7 @@ needs is imported by that command: a shell prompt or a cron line should not wait
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 
@@ -14,11 +15,16 @@ from dbbasic_queue.commands import PROGRAM
 from dbbasic_queue.errors import QueueError
 from dbbasic_queue.job import FINISHED, STATUSES
 from dbbasic_queue.rows import HEADER
+from dbbasic_queue.text import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Callable, Sequence
+    from typing import NoReturn
+
+
+AFTER_DASHES = "a job's id; what follows -- is never taken for an option"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,14 +49,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def _number(text: str, unit: str, *, zero: bool) -> float:
+    from argparse import ArgumentTypeError
+
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (0 <= number < math.inf and (number or zero)):
+        least = "0 or more" if zero else "more than 0"
+        raise ArgumentTypeError(f"invalid number of {unit} {text!r}: must be {least}")
+    return number
+
+
 def argument_parser() -> ArgumentParser:
     """Return the parser; each command sets `run`, which takes the arguments and returns a code."""
     import argparse
 
-    parser = argparse.ArgumentParser(prog=PROGRAM, description="A job queue that is a text file.")
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            super().error(printable(message))
+
+    parser = Parser(prog=PROGRAM, description="A job queue that is a text file.")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    file = argparse.ArgumentParser(add_help=False)
+    file = Parser(add_help=False)
     file.add_argument(
         "--file",
         metavar="PATH",
@@ -91,7 +114,7 @@ def argument_parser() -> ArgumentParser:
         "print one job: a line a column, a line an attempt, the last traceback",
         more=" An attempt's words are its number, how and when it ended, seconds, error.",
     )
-    show.add_argument("id", metavar="ID")
+    show.add_argument("id", metavar="ID", help=AFTER_DASHES)
 
     enqueue = command("enqueue", commands.run_enqueue, "add a job, and print its id")
     enqueue.add_argument("type", metavar="TYPE")
@@ -102,19 +125,19 @@ def argument_parser() -> ArgumentParser:
     enqueue.add_argument("--id", help="an id of your own: there is at most one such job")
 
     cancel = command("cancel", commands.run_cancel, "cancel jobs that are pending")
-    cancel.add_argument("ids", metavar="ID", nargs="+")
+    cancel.add_argument("ids", metavar="ID", nargs="+", help=AFTER_DASHES)
 
     requeue = command(
         "requeue", commands.run_requeue, "run failed or cancelled jobs again: attempts 0, due now"
     )
-    requeue.add_argument("ids", metavar="ID", nargs="*")
+    requeue.add_argument("ids", metavar="ID", nargs="*", help=AFTER_DASHES)
     requeue.add_argument("--failed", action="store_true", help="all that have failed")
     requeue.add_argument("--type", help="with --failed: only those of this type")
 
     purge = command("purge", commands.run_purge, "take finished jobs out of the file")
     purge.add_argument(
         "--older-than",
-        type=float,
+        type=lambda text: _number(text, "days", zero=True),
         metavar="DAYS",
         required=True,
         help="those that were due more than so many days ago",
@@ -138,7 +161,7 @@ def argument_parser() -> ArgumentParser:
     metrics.add_argument("path", metavar="PROM", nargs="?", help="a file whose name ends in .prom")
     metrics.add_argument(
         "--window",
-        type=float,
+        type=lambda text: _number(text, "seconds", zero=False),
         metavar="SECONDS",
         default=3600,
         help="count the attempts that have ended in so many last seconds (default: 3600)",

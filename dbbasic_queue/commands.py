@@ -13,7 +13,7 @@ import time
 from dbbasic_queue.errors import NotAQueue
 from dbbasic_queue.queue import Queue, default_path, path_of
 from dbbasic_queue.rows import HEADER, Row, encode_state, is_id
-from dbbasic_queue.text import decode_json, escape
+from dbbasic_queue.text import decode_json, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _DAY = 86400
 
 def complain(why: str) -> int:
     """Say on stderr why something was not done; return the exit code for that."""
-    print(f"{PROGRAM}: {why}", file=sys.stderr)
+    print(f"{PROGRAM}: {printable(why)}", file=sys.stderr)
     return 1
 
 
@@ -62,17 +62,10 @@ def run_status(arguments: Namespace) -> int:
     return 0
 
 
-def shown(text: str) -> str:
-    """Return text as it is, but for what makes a line or a column, or drives a terminal."""
-    if text.isprintable():
-        return text
-    return "".join(c if c == "\\" else escape(c) for c in text)
-
-
 def columns(row: Row) -> list[str]:
     """Return a job's nine columns as the file holds them."""
     state = encode_state(row.state).decode().split("\t")
-    return [shown(text) for text in (row.id, row.type, row.payload, *state)]
+    return [printable(text) for text in (row.id, row.type, row.payload, *state)]
 
 
 def run_list(arguments: Namespace) -> int:
@@ -95,13 +88,14 @@ def run_show(arguments: Namespace) -> int:
             print(f"{name}\t{text}{when}")
         traceback = None
         for attempt in queue.attempts(row.id):
-            words = [attempt["attempt"], attempt["outcome"], status.instant(attempt["ended_at"])]
+            outcome = printable(attempt["outcome"])
+            words = [attempt["attempt"], outcome, status.instant(attempt["ended_at"])]
             seconds = "-" if attempt["seconds"] is None else f"{attempt['seconds']:.3f}"
-            error = shown(attempt["error"] or "")
+            error = printable(attempt["error"] or "")
             print("attempt", *words, seconds, error, sep="\t")
             traceback = attempt["traceback"] or traceback
         for line in (traceback or "").splitlines():
-            print(f"traceback\t{shown(line)}")
+            print(f"traceback\t{printable(line)}")
     return 0
 
 

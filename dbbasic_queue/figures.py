@@ -10,7 +10,7 @@ from dbbasic_queue.errors import InvalidJob, NotAQueue
 from dbbasic_queue.job import PENDING, STATUSES
 from dbbasic_queue.store.files import open_file, store_error, write_all
 from dbbasic_queue.store.paused import ALL
-from dbbasic_queue.text import escape
+from dbbasic_queue.text import escape, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,8 +64,9 @@ def measure(
         begins_at = min(begins_at, ended_at)
         if not now - window <= ended_at <= now:
             continue
-        of_type = types.setdefault(attempt.type, _Type())
-        of_type.outcomes[attempt.outcome] = of_type.outcomes.get(attempt.outcome, 0) + 1
+        of_type = types.setdefault(printable(attempt.type), _Type())
+        outcome = printable(attempt.outcome)
+        of_type.outcomes[outcome] = of_type.outcomes.get(outcome, 0) + 1
         if attempt.seconds is not None:
             of_type.running.append(attempt.seconds)
             of_type.waiting.append(max(ended_at - attempt.seconds - attempt.due_at, 0.0))

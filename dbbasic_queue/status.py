@@ -8,12 +8,14 @@
     pass        a pass that is alive: its process id, since when
     running     a job in its hands: id, type, attempt, process id, since when, for how many seconds
     lost        a job whose pass is dead, for the next pass to recover: id, type, attempt
-    error       one of the last errors: id, type, status, attempts, when the job was due or will be,
-                what it says
+    error       one of the last errors, the latest first: id, type, status, attempts, when the
+                attempt ended, what it says
     unreadable  how many lines are no jobs, and the numbers of the first of them
 
-What is empty stands as `-`. Since when a job runs is when its pass has claimed it, with others
-if they are quick; a pass that runs coroutines claims while others run, and so cannot tell.
+What is empty stands as `-`. When an attempt ended is what the history says: errors that it doesn't
+have, or not yet, come after the others, first those of the jobs that were due last. Since when a
+job runs is when its pass has claimed it, with others if they are quick; a pass that runs coroutines
+claims while others run, and so cannot tell.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ import time
 from heapq import nlargest
 
 from dbbasic_queue.job import DELAYED, FAILED, PENDING, STATUSES
-from dbbasic_queue.store import slots
+from dbbasic_queue.store import attempts, slots
 from dbbasic_queue.store.paused import ALL
-from dbbasic_queue.text import escape
+from dbbasic_queue.text import escape, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 _ERRORS = 5
 _LINES = 10
+_WITH_ERRORS = ("failed", "retried", "died")
 
 
 def instant(seconds: float) -> str:
@@ -49,20 +52,21 @@ def instant(seconds: float) -> str:
 def lines(store: Store, now: float) -> Iterator[str]:
     """Yield the lines; changes nothing, and takes the lock to ask which passes are alive."""
     look = _Look(store, now)
-    yield f"queue\t{store.path}"
+    yield f"queue\t{printable(store.path)}"
     for status, count in look.counts.items():
         yield f"{status}\t{count}"
     first = look.first
     waited = "-\t-" if first is None else f"{_waited(first, now)}\t{first.id}"
     yield f"due\t{look.due}\t{waited}"
-    yield f"paused\t{look.held}\t{' '.join(sorted(look.paused)) or '-'}"
+    yield f"paused\t{look.held}\t{' '.join(map(printable, sorted(look.paused))) or '-'}"
     yield from _running(store, now)
     for row in look.errors:
         state = row.state
-        due_at = instant(state.run_at)
+        ended_at = look.ended_at.get(row.id)
+        when = "-" if ended_at is None else instant(ended_at)
         yield (
-            f"error\t{row.id}\t{escape(row.type)}\t{state.status}\t{state.attempts}\t{due_at}"
-            f"\t{state.error}"
+            f"error\t{row.id}\t{escape(row.type)}\t{state.status}\t{state.attempts}\t{when}"
+            f"\t{printable(state.error)}"
         )
     unreadable = store.view.unreadable
     numbers = " ".join(str(number + 2) for number in unreadable[:_LINES])
@@ -76,6 +80,7 @@ class _Look:
         self.counts = dict.fromkeys(STATUSES, 0)
         self.paused = store.paused()
         self.held = self.due = 0
+        self.ended_at = _ends_of_errors(store)
         self.first: Row | None = None
         errors: list[Row] = []
         for row in store.rows():
@@ -87,8 +92,8 @@ class _Look:
                 if not state.error.startswith(DELAYED):
                     errors.append(row)
                 if len(errors) > 1000:
-                    errors = _latest(errors)
-        self.errors = _latest(errors)
+                    errors = self._latest(errors)
+        self.errors = self._latest(errors)
 
     def _note_pending(self, row: Row, now: float) -> None:
         if ALL in self.paused or row.type in self.paused:
@@ -98,9 +103,21 @@ class _Look:
             if self.first is None or _waited(row, now) > _waited(self.first, now):
                 self.first = row
 
+    def _latest(self, rows: list[Row]) -> list[Row]:
+        def when(row: Row) -> tuple[bool, float]:
+            ended_at = self.ended_at.get(row.id)
+            return ended_at is not None, ended_at or row.state.run_at
 
-def _latest(rows: list[Row]) -> list[Row]:
-    return nlargest(_ERRORS, rows, key=lambda row: row.state.run_at)
+        return nlargest(_ERRORS, rows, key=when)
+
+
+def _ends_of_errors(store: Store) -> dict[str, float]:
+    """Return when the last attempt of each job that has raised ended, as the history has it."""
+    try:
+        found = attempts.read(store.path, only_errors=True)
+        return {a.id: a.ended_at for a in found if a.outcome in _WITH_ERRORS}
+    except OSError:  # the history cannot be read, and a person needs the rest all the more
+        return {}
 
 
 def _waited(row: Row, now: float) -> int:

@@ -55,6 +55,17 @@ def escape(text: str) -> str:
     )
 
 
+def printable(text: str) -> str:
+    r"""Return text that a file held as it is, but for what makes a line or drives a terminal.
+
+    >>> print(printable("\\ stays, \x1b[31m doesn't"))
+    \ stays, \x1b[31m doesn't
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c == "\\" else escape(c) for c in text)
+
+
 def unescape(text: str) -> str:
     r"""Return what `escape` was given; a backslash that begins no escape stands for itself.
 

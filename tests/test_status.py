@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import NOW, Clock, add_lines, line
+from conftest import NOW, Clock, add_lines, beside, line
 from processes import Programs, environment, wait_for_notes
 
 from dbbasic_queue import Delay, Fail, Queue
@@ -100,15 +100,21 @@ def test_paused_types_are_named_and_their_jobs_not_due(queue: Queue) -> None:
     assert status(queue)["paused"] == [["2", "* call mail"]]
 
 
-def test_the_last_errors_come_latest_first_and_those_of_delays_are_none(queue: Queue) -> None:
+def test_the_last_errors_come_latest_first_and_those_of_delays_are_none(
+    queue: Queue, clock: Clock
+) -> None:
     def put_off(payload: object) -> None:
         raise Delay(60, "not now")
 
+    handlers = {"break": fail, "put_off": put_off, "again": lambda payload: 1 / 0}
     for number in range(7):
         queue.enqueue("break", number, run_at=NOW - 100 + number, job_id=f"job-{number}")
+        clock.now = NOW + (number - 4) * 10
+        queue.process_jobs(handlers)
+    clock.now = NOW + 30
     queue.enqueue("put_off", {})
     queue.enqueue("again", {}, job_id="again")
-    queue.process_jobs({"break": fail, "put_off": put_off, "again": lambda payload: 1 / 0})
+    queue.process_jobs(handlers)
     found = status(queue)
     assert found["failed"] == [["7"]]
     assert [words[0] for words in found["error"]] == ["again", "job-6", "job-5", "job-4", "job-3"]
@@ -116,10 +122,42 @@ def test_the_last_errors_come_latest_first_and_those_of_delays_are_none(queue: Q
         "again",
         "pending",
         "1",
-        instant(NOW + 120),
+        instant(NOW + 30),
         "ZeroDivisionError: division by zero",
     ]
-    assert found["error"][1][2:] == ["failed", "1", instant(NOW - 94), "no 6"]
+    assert found["error"][1][2:] == ["failed", "1", instant(NOW + 20), "no 6"]
+
+
+def test_the_last_errors_are_those_that_happened_last_whenever_their_jobs_were_due(
+    queue: Queue, path: Path, clock: Clock
+) -> None:
+    handlers = {"break": fail, "again": lambda payload: 1 / 0}
+    queue.enqueue("again", {}, job_id="waits")  # its retry is due after all others
+    queue.process_jobs(handlers)
+    clock.now += 5
+    queue.enqueue("break", 1, job_id="late", run_at=NOW + 5)
+    queue.enqueue("break", 2, job_id="urgent", run_at=7)
+    queue.process_jobs(handlers)
+    clock.now += 5
+    queue.enqueue("break", 3, job_id="last", run_at=8)
+    queue.process_jobs(handlers)
+    add_lines(
+        path,
+        line("other", status="failed", error="of another program", run_at=NOW + 9),
+        line("older", status="failed", error="of another program", run_at=NOW + 8),
+    )
+    shown = [(words[0], words[4]) for words in status(queue)["error"]]
+    assert shown == [
+        ("last", instant(NOW + 10)),
+        ("late", instant(NOW + 5)),
+        ("urgent", instant(NOW + 5)),
+        ("waits", instant(NOW)),
+        ("other", "-"),
+    ]
+    history = beside(path, "attempts")
+    history.unlink()
+    history.mkdir()
+    assert status(queue)["error"][0][0] == "waits"
 
 
 def test_of_very_many_errors_the_last_are_found(queue: Queue, path: Path) -> None:

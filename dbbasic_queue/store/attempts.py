@@ -218,19 +218,26 @@ class Attempt:
 
 
 def read(
-    queue: str, job_id: str = "", since: float = -math.inf, skipped: list[str] | None = None
+    queue: str,
+    job_id: str = "",
+    since: float = -math.inf,
+    skipped: list[str] | None = None,
+    *,
+    only_errors: bool = False,
 ) -> Iterator[Attempt]:
     """Yield the history, or that of one job, in the files' order; skip lines that are not rows.
 
     What ended before `since` is passed over, but for the first row of a file, which says how far
-    back that goes. The start of each line that was skipped is added to `skipped`. Raises NotAQueue
-    or StoreError where a file cannot be used.
+    back that goes; with `only_errors`, so is what has no error. The start of each line that was
+    skipped is added to `skipped`. Raises NotAQueue or StoreError where a file cannot be used.
     """
     prefix = job_id.encode() + b"\t" if job_id else b""
     for file in _files(_path(queue)):
         first = True
         for line in _lines(file):
             if not line.startswith(prefix) or line == HEADER:
+                continue
+            if only_errors and line.endswith(b"\t\t\n"):
                 continue
             try:
                 if first or float(line.split(b"\t", 6)[5]) >= since:

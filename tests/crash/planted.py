@@ -19,6 +19,7 @@ WORKER = "tests/test_worker.py"
 TRAPS = "tests/test_traps.py"
 ROWS = "tests/test_rows.py"
 QUEUE = "tests/test_queue.py"
+CLI = "tests/test_cli.py"
 CONTENTION = "tests/test_contention.py"
 UPGRADE = "tests/test_upgrade.py"
 CHOICE = "tests/test_choice.py"
@@ -447,6 +448,13 @@ MUTANTS = (
             WORKER + "::test_whatever_a_handler_raises_is_one_line_of_the_file_and_stops_nobody",
             kill("passes"),
         ),
+    ),
+    Mutant(
+        "control characters from the files are printed as they are",
+        "text.py",
+        '    return "".join(c if c == "\\\\" else escape(c) for c in text)\n',
+        "    return text\n",
+        (CLI + "::test_no_command_prints_a_raw_control_character_whatever_file_it_comes_from",),
     ),
     Mutant(
         "an id that is an Enum is written by its name",
