@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
-from conftest import HEADER, PROJECT
+from conftest import HEADER, NOW, PROJECT, beside, job
 
-from dbbasic_queue import NotAQueue, Queue, Worker
+from dbbasic_queue import NotAQueue, Queue, StoreError, Worker
 
 NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
 
@@ -105,6 +106,117 @@ def test_a_pass_does_not_create_a_queue_again_that_was_removed_under_it(
     queue.enqueue("greet", {})
     assert queue.process_jobs({"greet": lambda _: path.unlink()}) == NONE
     assert not path.exists()
+
+
+# -- files that are moved or removed under a pass
+
+
+def test_a_directory_that_is_moved_under_a_pass_keeps_the_running_jobs_outcome_and_ends_the_pass(
+    queue: Queue, path: Path
+) -> None:
+    elsewhere = path.parent.with_name("elsewhere")
+    ids = queue.enqueue_many("greet", range(3))
+    ran = []
+
+    def greet(number: int) -> int:
+        ran.append(number)
+        path.parent.rename(elsewhere)
+        return number
+
+    with pytest.raises(StoreError, match="directory was moved or removed"):
+        queue.process_jobs({"greet": greet})
+    assert ran == [0]
+    assert not path.parent.exists()
+    with Queue(elsewhere / path.name, clock=lambda: NOW) as moved:
+        assert job(moved, ids[0])["status"] == "completed"
+        assert moved.process_jobs({"greet": ran.append}) == NONE | {"completed": 2}
+    assert ran == [0, 1, 2]
+
+
+def test_a_pass_whose_directory_is_replaced_runs_no_job_of_the_other_queue(
+    queue: Queue, path: Path
+) -> None:
+    elsewhere = path.parent.with_name("elsewhere")
+    first = queue.enqueue("greet", 1)
+    ran = []
+
+    def greet(number: int) -> int:
+        ran.append(number)
+        path.parent.rename(elsewhere)
+        with Queue(path, clock=lambda: NOW - 9) as other:
+            other.enqueue("greet", 2, job_id="other")
+        return number
+
+    with pytest.raises(StoreError, match="slot file"):
+        queue.process_jobs({"greet": greet}, linger=9)
+    assert ran == [1]
+    with Queue(elsewhere / path.name) as moved:
+        assert job(moved, first)["status"] == "completed"
+    assert job(queue, "other")["status"] == "pending"
+    assert queue.process_jobs({"greet": ran.append}) == NONE | {"completed": 1}
+
+
+def test_a_pass_whose_slot_file_is_removed_starts_no_more_jobs_so_none_runs_twice(
+    queue: Queue, path: Path
+) -> None:
+    ids = queue.enqueue_many("greet", range(3))
+    ran = []
+
+    def greet(number: int) -> int:
+        ran.append(number)
+        beside(path, "pass.1").unlink()
+        return number
+
+    with pytest.raises(StoreError, match="slot file"):
+        queue.process_jobs({"greet": greet})
+    assert job(queue, ids[0])["result"] == 0
+    assert queue.process_jobs({"greet": ran.append}) == NONE | {"completed": 2}
+    assert ran == [0, 1, 2]
+
+
+@pytest.mark.parametrize("first", ["enqueue", "get_job"])
+def test_a_directory_that_was_there_is_not_created_again(
+    queue: Queue, path: Path, first: str
+) -> None:
+    with Queue(path) as other:
+        other.enqueue("greet", {}, job_id="x")
+    if first == "enqueue":
+        queue.enqueue("greet", {})
+    else:
+        assert len(list(queue.jobs())) == 1
+    shutil.rmtree(path.parent)
+    with pytest.raises(StoreError, match="moved or removed: nothing was added"):
+        queue.enqueue("greet", {})
+    assert not path.parent.exists()
+    with Queue(path) as other:
+        other.enqueue("greet", {}, job_id="y")
+    queue.enqueue("greet", {}, job_id="z")
+    assert [found["id"] for found in queue.jobs()] == ["y", "z"]
+
+
+def test_a_worker_goes_on_when_its_directory_is_back(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dbbasic_queue.service._PAUSE", 0.01)
+    elsewhere = tmp_path / "elsewhere"
+    ran: list[int] = []
+    moved, back = threading.Event(), threading.Event()
+
+    def greet(number: int) -> None:
+        ran.append(number)
+        if number == 0:
+            path.parent.rename(elsewhere)
+            moved.set()
+        else:
+            back.set()
+
+    with Queue(path) as queue:
+        queue.enqueue_many("greet", range(2))
+        with Worker(queue, {"greet": greet}):
+            assert moved.wait(20)
+            elsewhere.rename(path.parent)
+            assert back.wait(20)
+        assert ran == [0, 1]
 
 
 # -- mounts

@@ -17,7 +17,7 @@ from dbbasic_queue.errors import StoreError
 from dbbasic_queue.rows import Row, decode_state, encode_state
 from dbbasic_queue.store import paused, slots
 from dbbasic_queue.store.attempts import AttemptLog
-from dbbasic_queue.store.lock import locked, reading
+from dbbasic_queue.store.lock import locked, reading, though_moved
 from dbbasic_queue.store.store import CHEAP_IN_A_PASS, SHARE_OF_TIME, Store
 from dbbasic_queue.store.view import NEVER
 from dbbasic_queue.text import decode_json
@@ -159,6 +159,7 @@ class Claims:
 
     @locked
     def _recover_again(self) -> None:
+        self.slot.require_at_path()
         self.store.read_new()
         self._recover()
 
@@ -236,6 +237,7 @@ class Claims:
     @locked
     def _claim(self, candidates: list[Claim]) -> list[Claim]:
         """Claim those that still may be; recorded on return."""
+        self.slot.require_at_path()
         self.store.read_new()
         self._paused = paused.read(self.store.path)
         room: dict[str, int] = {}
@@ -252,7 +254,7 @@ class Claims:
 
     def _fold(self, cheap: float) -> None:
         """Fold where that is cheap; the lock was free before, so that nobody waits for both."""
-        if self.store.is_fold_cheap(cheap, SHARE_OF_TIME):
+        if self.store.is_fold_cheap(cheap, SHARE_OF_TIME) and self.slot.file.is_at_path():
             try:
                 self.lock.run(self.store.try_fold)
             except StoreError:
@@ -397,6 +399,7 @@ class Claims:
                 del self._aside[job_type]
 
     @locked
+    @though_moved
     def settle(self, claim: Claim, state: job.State) -> job.State | None:
         """Record an attempt's outcome: on the disk on return.
 
@@ -423,6 +426,7 @@ class Claims:
         return self._settle_all(ended) or [self.settle(claim, state) for claim, state in ended]
 
     @locked
+    @though_moved
     def _settle_all(self, ended: list[tuple[Claim, job.State]]) -> list[job.State | None]:
         """Return what was recorded; nothing if the slot's room on the disk had to be given up."""
         self.store.catch_up()
@@ -444,6 +448,7 @@ class Claims:
         self._held.pop(claim.key, None)
 
     @locked
+    @though_moved
     def give_back(self, claims: list[Claim], error: str = "") -> None:
         """Put jobs back as they were, their attempts returned, for whoever claims them next.
 

@@ -87,6 +87,15 @@ def reading(method: Callable[Concatenate[L, P], R]) -> Callable[Concatenate[L, P
     return call
 
 
+def though_moved(method: Callable[P, R]) -> Callable[P, R]:
+    """Mark a method that may hold the lock of the files that are open, wherever they are now.
+
+    If the queue's directory was moved, an outcome that they wait for is still legal.
+    """
+    method.__dict__["though_moved"] = True
+    return method
+
+
 def try_lock(fd: int) -> bool:
     """Lock an open file; False if another one holds its lock."""
     try:
@@ -107,12 +116,17 @@ class QueueLock:
 
     `closing` are files that have been replaced: they are closed when the lock is free again, for
     closing one frees its blocks on the disk, which takes a while. `check` is called before the
-    lock file is opened or created; it raises an error if that must not happen.
+    lock file is opened or created, with whether the directory is known: it raises an error if that
+    must not happen.
     """
 
-    def __init__(self, path: str, check: Callable[[], None]) -> None:
+    def __init__(self, path: str, check: Callable[[bool], None]) -> None:
         self.path = path
         self._check = check
+        self.directory: tuple[int, int] | None = None
+        """the directory in which the lock file was opened last"""
+        self.moved = False
+        """whether the lock that is held is that of files whose directory was moved"""
         self.closing: list[OpenFile | None] = []
         self._file: OpenFile | None = None
         self._held_since = math.inf
@@ -139,7 +153,7 @@ class QueueLock:
             with self._mutex:
                 self._owner = me
                 try:
-                    self._acquire()
+                    self._acquire(function)
                     result = function(*args, **kwargs)
                 finally:
                     try:
@@ -199,7 +213,7 @@ class QueueLock:
         """Take the lock that was let go of; others may have changed everything since."""
         self._acquire()
 
-    def _acquire(self) -> None:
+    def _acquire(self, function: object = None) -> None:
         for _ in range(_TRIES):
             file = self._file
             if file is None or not file.is_ours():
@@ -208,16 +222,33 @@ class QueueLock:
                 fcntl.flock(file.fd, _TRY)
             except BlockingIOError:
                 self._wait(file.fd)
-            if file.is_at_path():
+            is_there = file.is_at_path()
+            self.moved = not is_there and self._is_moved(file, function)
+            if is_there or self.moved:
                 self._held_since = _now()
                 return
             unlock(file)
             self._file = None
         raise unstable_inodes(self.path)
 
+    def _is_moved(self, file: OpenFile, function: object) -> bool:
+        """Return whether the function may use the lock file in the directory that was moved."""
+        return (
+            hasattr(function, "though_moved")
+            and os.fstat(file.fd).st_nlink > 0
+            and self._directory_now() != self.directory
+        )
+
+    def _directory_now(self) -> tuple[int, int] | None:
+        try:
+            status = os.stat(os.path.dirname(self.path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return status.st_dev, status.st_ino
+
     def _open(self) -> OpenFile:
         """Open the lock file; where its new directory was replaced meanwhile, in that one."""
-        self._check()
+        self._check(self.directory is not None)
         for _ in range(_TRIES):
             prepare_directory(os.path.dirname(self.path))
             try:
@@ -228,6 +259,7 @@ class QueueLock:
             else:
                 file.unique = file.mark()
                 self._file = file
+                self.directory = self._directory_now()
                 return file
         raise unstable_inodes(self.path)
 

@@ -20,7 +20,7 @@ import errno
 import os
 import time
 
-from dbbasic_queue.errors import QueueBusy
+from dbbasic_queue.errors import QueueBusy, StoreError
 from dbbasic_queue.store.files import (
     OpenFile,
     open_file,
@@ -72,6 +72,19 @@ class Slot:
         self._size = size
         self._listed = len(content)
         self.claims = len(claims)
+
+    def require_at_path(self) -> None:
+        """Raise StoreError if the file was moved or removed: others then take this pass for dead.
+
+        Under the queue's lock, and before each claim: they would run the same jobs.
+        """
+        if not self.file.is_at_path():
+            raise StoreError(
+                errno.ENOENT,
+                "the slot file of this pass was moved or removed, so others take it for dead: it "
+                "starts no more jobs (leave the queue's files in place, and start a new pass)",
+                self.file.path,
+            )
 
     def require(self) -> None:
         """Raise StoreError if the program has closed the slot's file: the lock is gone with it.

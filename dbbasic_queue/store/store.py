@@ -6,13 +6,14 @@ it on the disk before anybody is told. New rows go to the file, changes to the j
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import time
 import weakref
 
 from dbbasic_queue import forks
-from dbbasic_queue.errors import DuplicateJob
+from dbbasic_queue.errors import DuplicateJob, StoreError
 from dbbasic_queue.job import (
     CLOCK_TOLERANCE,
     FAILED,
@@ -70,8 +71,10 @@ class Store:
     def __init__(self, path: str, *, fsync: bool) -> None:
         self.path = path
         self.fsync = fsync
-        self.lock = QueueLock(path + ".lock", lambda: _check(path))
-        self.view = View(path)
+        self.view = view = View(path)
+        self.lock = QueueLock(
+            path + ".lock", lambda known: _check(path, known or view.rows.file is not None)
+        )
         self._rows: OpenFile | None = None
         self._ended_at = -1
         self._journal: OpenFile | None = None
@@ -382,9 +385,12 @@ class Store:
         paused.write(self.path, types | {job_type}, fsync=self.fsync)
         return True
 
-    @locked
     def resume(self, job_type: str | None) -> bool:
         """Take back the pause of a type, or of everything; on the disk on return."""
+        return bool(paused.read(self.path)) and self._resume(job_type)
+
+    @locked
+    def _resume(self, job_type: str | None) -> bool:
         types = paused.read(self.path)
         gone = types if job_type is None else types & {job_type}
         if gone:
@@ -403,7 +409,11 @@ class Store:
 
     def catch_up(self) -> None:
         """Read what others have changed; costs one read where that is nothing."""
-        if not self.view.journal.is_current() and not self.view.follow_journal():
+        if self.view.journal.is_current() or self.view.follow_journal():
+            return
+        if self.lock.moved:
+            self.view.follow_moved()
+        else:
             self.read_new()
 
     def read_new(self) -> None:
@@ -695,11 +705,20 @@ class Store:
         return changes
 
 
-def _check(path: str) -> None:
+def _check(path: str, known: bool) -> None:
     """Raise NotAQueue for another program's file, before any is created next to it.
 
     And for a queue's file that is mounted by itself: its lock and journal would be other ones.
+    Raise StoreError if the directory was `known`, and is gone: it isn't created again silently.
     """
+    directory = os.path.dirname(path)
+    if known and not os.path.isdir(directory):
+        raise StoreError(
+            errno.ENOENT,
+            "the queue's directory was moved or removed: nothing was added, and no job is started "
+            "(move it back, or restart the program for a new queue)",
+            directory,
+        )
     file = open_file(path, os.O_RDONLY) if os.path.lexists(path) else None
     if file is not None:
         has_header(file)

@@ -148,6 +148,24 @@ class View:
             raise
         return self.journal.is_current()
 
+    def follow_moved(self) -> None:
+        """Read what is new in the files that are open, whose directory was moved elsewhere.
+
+        If the rows were replaced there, everything is forgotten.
+        """
+        try:
+            if self.rows.file is None or not os.fstat(self.rows.file.fd).st_nlink:
+                raise Rewritten
+            records = self._new_records()
+            for content in self.rows.new():
+                self._scan(content)
+            for job_id, state in records:
+                self.apply(job_id, state)
+        except BaseException as e:
+            self._forget()
+            if not isinstance(e, Rewritten):
+                raise
+
     def _take_over(self) -> None:
         """Fit what is known of the old file to the one that is there now; or forget it."""
         known, self.loaded = self.loaded, False

@@ -682,6 +682,27 @@ MUTANTS = (
         ("tests/test_kill.py::test_a_coroutine_that_has_killed_a_pass_runs_alone",),
     ),
     Mutant(
+        "a pass whose slot file is gone claims on",
+        "store/slots.py",
+        "        if not self.file.is_at_path():\n",
+        "        if False:\n",
+        ("tests/test_deployment.py",),
+    ),
+    Mutant(
+        "a directory that was there is created again",
+        "store/store.py",
+        "    if known and not os.path.isdir(directory):\n",
+        "    if False:\n",
+        ("tests/test_deployment.py",),
+    ),
+    Mutant(
+        "the outcome of a job whose directory was moved is dropped",
+        "store/lock.py",
+        "            self.moved = not is_there",
+        "            self.moved = False and not is_there",
+        ("tests/test_deployment.py",),
+    ),
+    Mutant(
         "a file that is mounted by itself is used",
         "store/files.py",
         "        is_mounted = _mount_id(file.fd) != _mount_id(directory)\n",
@@ -691,7 +712,7 @@ MUTANTS = (
     Mutant(
         "another program's file gets a lock file",
         "store/lock.py",
-        "        self._check()\n",
+        "        self._check(self.directory is not None)\n",
         "        pass\n",
         ("tests/test_deployment.py",),
     ),
