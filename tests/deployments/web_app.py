@@ -6,7 +6,8 @@ It is plain WSGI. The words of `AT_IMPORT`, in the environment, say what happens
 - `worker`: a `Worker` runs jobs in this process;
 - `thread`: a thread enqueues, while the server forks.
 
-`acknowledged` has a line for each job whose enqueue returned here, `effects` for each run of a job.
+`acknowledged` has a line for each job that was added at the import, `cancelled` for each that was
+cancelled, `effects` for each run of a job.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 from processes import QUEUE, note
 
-from dbbasic_queue import Queue, Worker, enqueue
+from dbbasic_queue import DuplicateJob, Queue, Worker, cancel_job, enqueue
 
 faulthandler.register(signal.SIGRTMIN, chain=False)  # prints the stacks of a server that hangs
 
@@ -51,15 +52,34 @@ if "thread" in at_import:
     threading.Thread(target=enqueue_in_a_thread, daemon=True).start()
 
 
+def answer(kind: str, number: int) -> list[str]:
+    """Return the ids that a request has added, and seen acknowledged."""
+    match kind:
+        case "one":
+            return [enqueue("work", f"one {number}")]
+        case "threads":
+            with ThreadPoolExecutor(3) as threads:
+                return list(threads.map(lambda n: enqueue("work", f"{n} of {number}"), range(3)))
+        case "once":  # only one of four requests gets the id
+            try:
+                return [
+                    enqueue("work", f"once {number}", job_id=f"once-{number // 16}-{number % 4}")
+                ]
+            except DuplicateJob:
+                return []
+        case "cancel":
+            job_id = enqueue("work", f"cancel {number}")
+            if cancel_job(job_id):  # or else it has run
+                note("cancelled", job_id)
+            return [job_id]
+    raise AssertionError(kind)
+
+
 def application(
     environ: dict[str, Any], start_response: Callable[[str, list[tuple[str, str]]], object]
 ) -> Iterable[bytes]:
-    """Enqueue one job, or for `/threads/...` three from threads; answer pid and job ids."""
-    order = environ["PATH_INFO"]
-    if order.startswith("/threads/"):
-        with ThreadPoolExecutor(3) as threads:
-            ids = list(threads.map(lambda n: enqueue("work", f"{order}: {n}"), range(3)))
-    else:
-        ids = [enqueue("work", order)]
+    """Answer with the process and the ids of the jobs."""
+    _, kind, number = environ["PATH_INFO"].split("/")
+    ids = answer(kind, int(number))
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [" ".join([str(os.getpid()), *ids]).encode()]
