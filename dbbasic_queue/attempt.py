@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 
 from dbbasic_queue import job
+from dbbasic_queue.errors import not_started
 from dbbasic_queue.handlers import Delay, Fail, Job
 from dbbasic_queue.rows import check_instant, decode_state, encode_state
 from dbbasic_queue.text import MAX_ERROR, encode_json, escape
@@ -14,8 +17,10 @@ from dbbasic_queue.tracebacks import format_traceback
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
     from typing import Any
 
+    from dbbasic_queue.errors import StoreError
     from dbbasic_queue.event_loop import OneLoop
     from dbbasic_queue.handlers import Handler
     from dbbasic_queue.interrupts import Interrupts
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
     Outcome = tuple[str, job.State | None, str]
 
 INTERRUPTED = "interrupted"
+_SECONDS_FOR_A_SIGNAL = 0.5
+_LATER = 5
 _NOT_BEGUN = (AsyncGeneratorType, GeneratorType)
 
 
@@ -45,6 +52,10 @@ def describe(error: BaseException) -> str:
     return escape(message if type(error) in (Exception, Fail) else f"{name}: {message}")
 
 
+class _NoEventLoop(Exception):
+    """Raised if the system refuses an event loop: the coroutine has not been started."""
+
+
 class Attempts:
     """Runs attempts for one pass, under its policy."""
 
@@ -60,7 +71,10 @@ class Attempts:
         self.max_result = max_result
         self.clock = clock
         self.process = os.getpid()
+        self.refused: StoreError | None = None
+        """why a job was not called, if the system had no process for one"""
         self._loop: OneLoop | None = None
+        self._copy_context: Callable[[], Context] | None = None
 
     def run(self, handler: Handler | None, row: Row, payload: Any) -> Outcome:
         """Run the handler; return the outcome's name, the job's next state and the traceback.
@@ -71,6 +85,8 @@ class Attempts:
             return self.failed(handler, row.state, f"No handler for {escape(row.type)}")
         try:
             result = self._call(handler, row, payload)
+        except _NoEventLoop as e:
+            return self._not_started(row.state, "an event loop", e.__cause__ or e)
         except BaseException as e:  # noqa: BLE001 - SystemExit, too, is the job's error
             return self._raised(handler, row.state, e)
         return self._returned(row.state, result)
@@ -97,18 +113,34 @@ class Attempts:
             tick()
             self.interrupts.raise_if_at_once()
 
+        self._own_context()  # loads what it needs once, not in each process
         try:
             content = child.run(work, timeout, look)
+        except child.NotStarted as e:
+            return self._not_started(row.state, "the job's process", e.__cause__ or e)
         except child.Died as e:
+            if e.was_told_to_end and self._was_told_to_end_too():
+                return INTERRUPTED, None, ""
             return self.failed(handler, row.state, str(e))
-        except BaseException as e:  # noqa: BLE001 - a signal, or no process to be had
+        except BaseException as e:  # noqa: BLE001 - a signal
             return self._raised(handler, row.state, e)
         outcome, trace, after = content.split(b"\n", 2)
         return outcome.decode(), decode_state(after), trace.decode()
 
+    def _was_told_to_end_too(self) -> bool:
+        """Tell whether the signal that ended a job's process was meant for the whole service.
+
+        Such a signal reaches the processes of a service one after the other.
+        """
+        end = time.monotonic() + _SECONDS_FOR_A_SIGNAL
+        while not (asked := self.interrupts.asked()) and time.monotonic() < end:
+            time.sleep(0.01)
+        return asked
+
     async def run_coroutine(self, handler: Handler, row: Row, payload: Any) -> Outcome:
-        """Do as `run` does, beside other jobs on one event loop."""
+        """Do as `run` does, beside other jobs on one event loop, as a task of its own."""
         try:
+            _copy_decimal_context()
             result = await _begin(handler, row, payload)
         except BaseException as e:  # noqa: BLE001
             return self._raised(handler, row.state, e)
@@ -119,10 +151,9 @@ class Attempts:
 
     def _call(self, handler: Handler, row: Row, payload: Any) -> Any:
         try:
+            context = self._own_context()
             self.interrupts.in_handler = True
-            result = _begin(handler, row, payload)
-            if isinstance(result, CoroutineType):
-                result = self._finish(result)
+            result = context.run(self._call_in_context, handler, row, payload)
         finally:
             self.interrupts.in_handler = False
             if os.getpid() != self.process:
@@ -136,11 +167,28 @@ class Attempts:
             )
         return result
 
+    def _own_context(self) -> Context:
+        """Return a context for one job: what its handler sets in it does not reach the next one."""
+        if self._copy_context is None:
+            from contextvars import copy_context
+
+            self._copy_context = copy_context
+        return self._copy_context()
+
+    def _call_in_context(self, handler: Handler, row: Row, payload: Any) -> Any:
+        _copy_decimal_context()
+        result = _begin(handler, row, payload)
+        return self._finish(result) if isinstance(result, CoroutineType) else result
+
     def _finish(self, coroutine: CoroutineType[Any, Any, Any]) -> Any:
         if self._loop is None:
             from dbbasic_queue.event_loop import OneLoop
 
-            self._loop = OneLoop()
+            try:
+                self._loop = OneLoop()
+            except OSError as e:
+                coroutine.close()
+                raise _NoEventLoop from e
         return self._loop.run(coroutine)
 
     def close(self) -> None:
@@ -171,6 +219,15 @@ class Attempts:
         """Return how many attempts a job of this handler has."""
         return (handler and handler.max_attempts) or self.max_attempts
 
+    def _not_started(self, state: job.State, what: str, error: BaseException) -> Outcome:
+        """Put back a job that the system had no process for: it was not called.
+
+        Later, so that a pass that lingers doesn't ask the system all the time.
+        """
+        self.refused = not_started(what, error)
+        reason = escape(str(self.refused.strerror)[:MAX_ERROR])
+        return "delayed", job.delay(state, reason, job.later(self.clock(), _LATER)), ""
+
     def _delayed(self, handler: Handler, state: job.State, delay: Delay) -> Outcome:
         now = self.clock()
         try:
@@ -190,6 +247,13 @@ class Attempts:
         except BaseException as e:  # noqa: BLE001 - the work is done: it must not run again
             error = escape("result not kept: ") + describe(e)
             return "completed", job.complete(state, "", error), ""
+
+
+def _copy_decimal_context() -> None:
+    """Give this context a decimal context of its own: a handler may change its precision."""
+    decimal = sys.modules.get("decimal")
+    if decimal is not None and (set_context := getattr(decimal, "setcontext", None)):
+        set_context(decimal.getcontext().copy())
 
 
 def _begin(handler: Handler, row: Row, payload: Any) -> Any:

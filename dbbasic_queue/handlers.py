@@ -131,7 +131,8 @@ class Handler:
 
     `max_attempts` counts from 1. `timeout` is in seconds, over 0: each attempt runs in a process
     of its own, which is killed with all that it has started when the time is up, and when its pass
-    dies; so what it changes in memory is not seen by the pass. `concurrency` is how many jobs of
+    dies; so what it changes in memory is not seen by the pass. `math.inf` sets no limit, and gives
+    the job its process. `concurrency` is how many jobs of
     the type may be `processing` at once, over all passes and processes. With `unpack` the payload
     is a JSON object whose members become the function's keyword arguments. Calling the Handler
     calls the function.

@@ -169,6 +169,11 @@ def _alarm(text: str, error: BaseException | None = None) -> None:
     return _complain(text)
 
 
+def refused(log: Logger, error: Exception) -> None:
+    """Log that the system refuses a thread or a process, which costs no job an attempt."""
+    log.error("%s; no job is charged for that", error)
+
+
 def unreadable(log: Logger, store: Store) -> None:
     """Log which lines are no jobs, and how many records of the journal were skipped."""
     rejected, store.rejected = store.rejected, 0

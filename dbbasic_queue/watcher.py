@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 
+from dbbasic_queue.errors import not_started
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,11 +24,15 @@ class Watcher:
         self._thread: threading.Thread | None = None
 
     def start_once(self) -> None:
-        """Begin to watch, where it has not begun."""
+        """Begin to watch, where it has not begun. Raises StoreError if there can be no thread."""
         if self._thread is None:
             self._stopped.clear()
-            self._thread = threading.Thread(target=self._watch, name="queue-watcher", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._watch, name="queue-watcher", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as e:
+                raise not_started("the thread that watches a pass", e) from e
+            self._thread = thread
 
     def stop(self) -> None:
         """End the watch; nothing is done in its name afterwards, until it is started again."""

@@ -16,7 +16,7 @@ from collections import deque
 
 from dbbasic_queue import job, reports
 from dbbasic_queue.attempt import INTERRUPTED, Attempts
-from dbbasic_queue.errors import InvalidHandlers
+from dbbasic_queue.errors import InvalidHandlers, StoreError
 from dbbasic_queue.handlers import Handler, check_count
 from dbbasic_queue.interrupts import Interrupts
 from dbbasic_queue.store.claims import Claim, Claims, Terms
@@ -37,6 +37,7 @@ _BATCH_MOST = 256
 _BATCH_GROWTH = 8
 LOOK = 0.05
 _SLOW = 0.2
+_QUIET = 60.0
 STOPPED = "interrupted: the pass was stopped"
 
 ALL, PLAIN, COROUTINES = "all", "plain", "coroutines"
@@ -112,6 +113,7 @@ class Pass:
         """whether the batch was to be given back, and the system refused: a part may be so"""
         self.log: Logger | None = None
         self.counts = dict.fromkeys(COUNTS, 0)
+        self._quiet_until = 0.0
         self._handlers = handlers
         self._policies: dict[str, Handler] = {}
         self._concurrency: dict[str, int] = {}
@@ -232,11 +234,12 @@ class Pass:
     def _work_off(self, claims: Claims, watcher: Watcher) -> None:
         """Claim and run until nothing that was due is left."""
         size = 1
+        can_watch = True
         while not self.interrupts.asked() and (batch := claims.claim(size)):
             began = time.monotonic()
             self.batch.extend(batch)
             self.log = reports.logger()
-            watched = len(batch) > 1 or not claims.is_shown()
+            watched = can_watch and (len(batch) > 1 or not claims.is_shown())
             if not watched:
                 claims.attempts.flush()  # what ended before may be looked at, as in the queue
             while self.batch and not self.interrupts.asked():
@@ -247,12 +250,22 @@ class Pass:
                     claim = self.batch.popleft()
                 except IndexError:  # the watcher has just given it back
                     break
-                if watched:
-                    watcher.start_once()
+                if watched and not self._start_watcher(watcher):
+                    self.give_back(claims)  # nobody else would, if this job takes long
+                    watched, can_watch = False, False
                 self._execute(claims, watcher, claim)
             seconds = max(time.monotonic() - began, 1e-6) / len(batch)
             most = min(_BATCH_MOST, size * _BATCH_GROWTH)
-            size = max(1, min(int(_BATCH_SECONDS / seconds), most))
+            size = max(1, min(int(_BATCH_SECONDS / seconds), most)) if can_watch else 1
+
+    def _start_watcher(self, watcher: Watcher) -> bool:
+        """Have the next job watched; returns False if the system has no thread for that."""
+        try:
+            watcher.start_once()
+        except StoreError as e:
+            self._report_refused(e)
+            return False
+        return True
 
     def look(self, claims: Claims) -> None:
         """While a job takes long: give back what has not been begun, and fold.
@@ -296,6 +309,9 @@ class Pass:
             self.begun_at = math.inf
             self.interrupts.jobs = ()
         took = time.monotonic() - began
+        if self.attempts.refused is not None:
+            self._report_refused(self.attempts.refused)
+            self.attempts.refused = None
         if outcome == INTERRUPTED or after is None:
             self.interrupted(claims, claim, took)
             return
@@ -348,6 +364,13 @@ class Pass:
     def _report_lost_history(self, claims: Claims) -> None:
         if (error := claims.attempts.take_error()) and (log := reports.logger()):
             reports.history_lost(log, error)
+
+    def _report_refused(self, error: StoreError) -> None:
+        """Log, once a minute at the most, that the system refuses a thread or a process."""
+        now = time.monotonic()
+        if now >= self._quiet_until and (log := reports.logger()):
+            self._quiet_until = now + _QUIET
+            reports.refused(log, error)
 
     def _report_unreadable(self) -> None:
         if log := reports.logger():

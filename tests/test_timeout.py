@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import errno
+import math
 import os
 import re
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from conftest import NOW, Clock, job, row
-from processes import Programs, notes, wait_for, wait_for_notes
+from processes import (
+    Programs,
+    fork_without_hooks,
+    note,
+    notes,
+    open_pipes,
+    wait_for,
+    wait_for_notes,
+)
 
-from dbbasic_queue import Delay, Fail, Handler, InvalidHandlers, Job, Queue
-from dbbasic_queue.child import _watch
+from dbbasic_queue import Delay, Fail, Handler, InvalidHandlers, Job, Queue, child
 from dbbasic_queue.handlers import Backoff
 
 if TYPE_CHECKING:
@@ -25,6 +36,7 @@ if TYPE_CHECKING:
 
 SHORT = 0.3
 LONG = 30.0
+WITHOUT_RESULT = "the handler's process ended with exit code 0, without a result"
 
 
 def is_alive(pid: int) -> bool:
@@ -69,6 +81,18 @@ def leave_at_once(_: Any) -> None:
     os._exit(3)
 
 
+def leave_well_at_once(_: Any) -> None:
+    os._exit(0)
+
+
+def become_another_program(_: Any) -> None:
+    os.execvp("true", ["true"])
+
+
+def be_told_to_end(_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def fork_and_lose_children(_: Any) -> None:
     os.fork()  # two of them, in a loop
     while True:
@@ -90,6 +114,9 @@ def fork_and_lose_children(_: Any) -> None:
         (eat_memory, LONG, "MemoryError"),
         (be_killed_for_want_of_memory, LONG, "the handler's process was killed by SIGKILL"),
         (leave_at_once, LONG, "the handler's process ended with exit code 3"),
+        (leave_well_at_once, LONG, WITHOUT_RESULT),
+        (become_another_program, LONG, WITHOUT_RESULT),
+        (be_told_to_end, LONG, "the handler's process was killed by SIGTERM"),
     ],
 )
 def test_whatever_becomes_of_its_process_the_job_ends_as_an_error_and_the_pass_goes_on(
@@ -139,11 +166,32 @@ def test_nothing_that_a_job_has_started_outlives_it(
     assert not any(is_alive(pid) for pid in pids)
 
 
+def test_a_daemon_that_cannot_be_found_does_not_keep_the_pass(
+    queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container without /proc."""
+
+    def start(_: Any) -> str:
+        if (pid := fork_without_hooks()) == 0:
+            os.setsid()
+            signal.pause()
+        note(tmp_path / "pids", str(pid))
+        return "started"
+
+    monkeypatch.setattr(child, "_children", lambda: None)
+    job_id = queue.enqueue("start", {})
+    try:
+        queue.process_jobs({"start": Handler(start, timeout=LONG)})
+        assert job(queue, job_id)["result"] == "started"
+    finally:
+        os.kill(int(notes(tmp_path / "pids")[0]), signal.SIGKILL)
+
+
 def test_news_without_a_pause_does_not_put_the_time_limit_off() -> None:
     quiet, quiet_end = os.pipe()
     news = os.open("/dev/zero", os.O_RDONLY)  # there is always more
     with subprocess.Popen(["sleep", "10"]) as sleeper:
-        how, _ = _watch(sleeper.pid, SHORT, quiet, news, quiet)
+        how, _ = child._watch(sleeper.pid, SHORT, quiet, news, quiet, os.getppid())
         sleeper.kill()
     assert how == "late 0"
     for fd in (quiet, quiet_end, news):
@@ -197,6 +245,114 @@ def test_the_job_does_not_go_on_unnoticed_when_its_pass_is_killed(
     assert job(queue, job_id)["error"] == "No handler for work"
 
 
+@pytest.mark.parametrize("fork", ["os.fork", "fork_without_hooks"])
+def test_the_job_ends_with_its_pass_whatever_else_the_program_has_forked(
+    programs: Programs, tmp_path: Path, fork: str
+) -> None:
+    """A helper process must not hold open what tells the job that its pass is dead."""
+    queue = Queue(tmp_path / "data/queue.tsv")
+    queue.enqueue("work", {})
+    program = programs.start(
+        f"""
+        import threading
+        from dbbasic_queue import Handler
+        from processes import fork_without_hooks
+
+        def start_helper():
+            wait_for_notes("pids", 1)
+            if {fork}() == 0:
+                signal.pause()
+            note("helper", "started")
+
+        def work(_):
+            note("pids", os.getpid())
+            time.sleep(1000)
+
+        threading.Thread(target=start_helper).start()
+        queue.process_jobs({{"work": Handler(work, timeout=900)}})
+        """
+    )
+    wait_for_notes(tmp_path / "helper", 1)
+    program.kill()
+    (pid,) = notes(tmp_path / "pids")
+    wait_for(lambda: not is_alive(int(pid)), "the job's process to end")
+
+
+def test_a_process_that_the_program_forks_inherits_no_pipe_of_a_job(
+    programs: Programs, tmp_path: Path
+) -> None:
+    queue = Queue(tmp_path / "data/queue.tsv")
+    queue.enqueue("work", {})
+    programs.run(
+        """
+        import threading
+        from dbbasic_queue import Handler
+        from processes import open_pipes
+
+        def start_helper():
+            wait_for(lambda: open_pipes() != before, "the job to begin")
+            if os.fork() == 0:
+                note("inherited", open_pipes() - before)
+                os._exit(0)
+            os.wait()
+
+        before = open_pipes()
+        helper = threading.Thread(target=start_helper)
+
+        def work(_):
+            wait_for_notes("inherited", 1)
+            if os.fork() == 0:
+                note("inherited", open_pipes() - before)
+                os._exit(0)
+            os.wait()
+
+        helper.start()
+        queue.process_jobs({"work": Handler(work, timeout=900)})
+        """
+    )
+    assert notes(tmp_path / "inherited") == ["set()", "set()"]
+
+
+@pytest.mark.parametrize("refused", ["guardian", "handler"])
+def test_a_job_that_no_process_can_be_started_for_is_put_back_and_not_charged(
+    queue: Queue,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    refused: str,
+) -> None:
+    """Neither the guardian's process nor, within it, the handler's."""
+    fork, this_pass = os.fork, os.getpid()
+
+    def refuse() -> int:
+        if (os.getpid() == this_pass) == (refused == "guardian"):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork()
+
+    ids = queue.enqueue_many("timed", range(3))
+    plain = queue.enqueue("plain", 5)
+    handlers: dict[str, Any] = {
+        "timed": Handler(lambda n: n, timeout=LONG, max_attempts=1),
+        "plain": lambda n: n,
+    }
+    before = open_pipes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fork", refuse)
+        counts = queue.process_jobs(handlers)
+    assert (counts["delayed"], counts["completed"]) == (3, 1)
+    assert job(queue, plain)["result"] == 5
+    assert open_pipes() == before
+    for found in map(job, [queue] * 3, ids):
+        assert (found["status"], found["attempts"], found["run_at"]) == ("pending", 0, NOW + 5)
+        assert found["error"].startswith("delayed: the job's process could not be started: ")
+        assert "ulimit -u" in found["error"]
+    (error,) = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert "the job's process could not be started" in error
+    clock.now += 5
+    queue.process_jobs(handlers)
+    assert [job(queue, i)["result"] for i in ids] == [0, 1, 2]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
 def test_the_job_does_not_go_on_unnoticed_when_its_guardian_is_killed(
     programs: Programs, tmp_path: Path
@@ -208,19 +364,79 @@ def test_the_job_does_not_go_on_unnoticed_when_its_guardian_is_killed(
         from dbbasic_queue import Handler
 
         def work(_):
-            note("guardian", os.getppid()), note("pids", os.getpid())
+            if os.fork():
+                note("guardian", os.getppid())
+            else:
+                os.setpgid(0, 0)
+            note("pids", os.getpid())
             time.sleep(1000)
 
         queue.process_jobs({"work": Handler(work, timeout=900)})
         """
     )
-    wait_for_notes(tmp_path / "pids", 1)
+    wait_for_notes(tmp_path / "pids", 2)
     os.kill(int(notes(tmp_path / "guardian")[0]), signal.SIGKILL)
     program.succeed()
-    wait_for(lambda: not is_alive(int(notes(tmp_path / "pids")[0])), "the job's process to end")
+    pids = notes(tmp_path / "pids")
+    wait_for(lambda: not any(is_alive(int(pid)) for pid in pids), "the job's processes to end")
     found = job(queue, job_id)
     assert (found["status"], found["attempts"]) == ("pending", 1)
     assert found["error"] == "the handler's process was lost: its guardian was killed"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is left is found in /proc")
+def test_a_time_limit_holds_if_the_guardian_is_stopped(programs: Programs, tmp_path: Path) -> None:
+    queue = Queue(tmp_path / "data/queue.tsv")
+    job_id = queue.enqueue("work", {})
+    programs.run(
+        """
+        import subprocess
+        from dbbasic_queue import Handler, child
+
+        def work(_):
+            sleeper = subprocess.Popen(["setsid", "sleep", "1000"])
+            note("pids", os.getppid()), note("pids", os.getpid()), note("pids", sleeper.pid)
+            os.kill(os.getppid(), signal.SIGSTOP)
+            time.sleep(1000)
+
+        assert child._LATEST_REPORT > 5
+        child._LATEST_REPORT = 0.5
+        queue.process_jobs({"work": Handler(work, timeout=0.5)})
+        """
+    )
+    assert job(queue, job_id)["error"] == "timed out after 0.5 s"
+    pids = notes(tmp_path / "pids")
+    wait_for(lambda: not any(is_alive(int(pid)) for pid in pids), "the job's processes to end")
+
+
+SERVICE = """
+    from dbbasic_queue import Handler, Worker
+
+    def work(_):
+        note("pids", os.getppid()), note("pids", os.getpid())
+        time.sleep(1000)
+
+    Worker(queue, {"work": Handler(work, timeout=900, max_attempts=1)}).run_forever()
+"""
+
+
+def test_a_job_is_given_back_if_sigterm_goes_to_all_processes_of_its_service(
+    programs: Programs, tmp_path: Path
+) -> None:
+    """As systemd does by default; the pass may be the last to have the signal."""
+    queue = Queue(tmp_path / "data/queue.tsv")
+    job_id = queue.enqueue("work", {})
+    program = programs.start(SERVICE)
+    wait_for_notes(tmp_path / "pids", 2)
+    pids = [int(pid) for pid in notes(tmp_path / "pids")]
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: not is_alive(pids[1]), "the job's process to end")
+    program.signal(signal.SIGTERM)
+    program.succeed()
+    found = job(queue, job_id)
+    assert (found["status"], found["attempts"]) == ("pending", 0)
+    assert found["error"] == "interrupted: the pass was stopped"
 
 
 @pytest.mark.parametrize(
@@ -342,6 +558,65 @@ def test_while_a_job_with_a_time_limit_takes_long_others_can_have_the_rest(
     assert queue.process_jobs({"quick": str})["completed"] == len(last)
     assert row(file, slow)["status"] == "processing"
     (tmp_path / "go").touch()
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 30 * 86400, 2_147_484])
+def test_a_time_limit_may_be_of_any_length_or_none(queue: Queue, timeout: float) -> None:
+    job_id = queue.enqueue("work", {})
+    queue.process_jobs({"work": Handler(lambda _: os.getpid(), timeout=timeout)})
+    assert job(queue, job_id)["result"] not in (None, os.getpid())
+
+
+def test_the_process_of_a_job_ends_as_a_program_does(programs: Programs, tmp_path: Path) -> None:
+    """Only what the program itself has registered is left for the program's own end."""
+    queue = Queue(tmp_path / "data/queue.tsv")
+    queue.enqueue("work", {})
+    programs.run(
+        """
+        import atexit, logging.handlers
+        from concurrent.futures import ThreadPoolExecutor
+        from dbbasic_queue import Handler
+
+        def remember(name):
+            log = logging.getLogger(name)
+            log.addHandler(logging.handlers.MemoryHandler(9, target=logging.FileHandler("log")))
+            log.warning("a record of the %s", name)
+
+        def work(_):
+            atexit.register(note, "atexit", "job")
+            remember("job")
+            ThreadPoolExecutor().submit(lambda: (time.sleep(0.05), note("thread", "job")))
+
+        atexit.register(note, "atexit", "program")
+        remember("program")
+        queue.process_jobs({"work": Handler(work, timeout=900)})
+        """
+    )
+    assert notes(tmp_path / "atexit") == ["job", "program"]
+    assert notes(tmp_path / "thread") == ["job"]
+    assert notes(tmp_path / "log") == ["a record of the job", "a record of the program"]
+
+
+def test_a_job_whose_thread_never_ends_is_done_a_second_after_its_handler(queue: Queue) -> None:
+    def work(_: Any) -> str:
+        threading.Thread(target=signal.pause).start()
+        return "done"
+
+    job_id = queue.enqueue("work", {})
+    queue.process_jobs({"work": Handler(work, timeout=LONG)})
+    assert job(queue, job_id)["result"] == "done"
+
+
+def test_an_atexit_callback_that_hangs_beyond_the_time_limit_does_not_undo_the_job(
+    queue: Queue,
+) -> None:
+    def work(_: Any) -> str:
+        atexit.register(signal.pause)
+        return "done"
+
+    job_id = queue.enqueue("work", {})
+    queue.process_jobs({"work": Handler(work, timeout=SHORT)})
+    assert job(queue, job_id)["result"] == "done"
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), "30", True])

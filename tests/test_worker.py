@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import errno
 import fcntl
 import functools
 import inspect
@@ -20,6 +21,7 @@ import threading
 import time
 import types
 from collections import Counter, UserDict
+from decimal import Decimal, getcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -1279,3 +1281,73 @@ def test_a_result_too_large_for_a_full_disk_is_not_kept_and_its_job_is_not_repea
         found = job(queue, job_id)
         assert (found["status"], found["attempts"], len(ran)) == ("completed", 1, 1)
         assert "result not kept" in found["error"]
+
+
+# --- what the system refuses before a job is called
+
+
+def test_a_pass_without_a_thread_to_watch_its_jobs_keeps_no_other_while_one_runs(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    held = []
+
+    def work(n: int) -> int:
+        held.append(queue.counts()["processing"])
+        return n
+
+    ids = queue.enqueue_many("work", range(9))
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert queue.process_jobs({"work": work}, 1)["completed"] == 9
+    assert [job(queue, i)["result"] for i in ids] == list(range(9))
+    assert held == [1] * 9
+    (error,) = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert "can't start new thread (too many processes and threads" in error
+
+
+def test_a_coroutine_that_no_event_loop_can_be_had_for_is_put_back_and_not_charged(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(_: Any) -> None:
+        raise AssertionError
+
+    def refuse() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    job_id = queue.enqueue("work", {})
+    monkeypatch.setattr(asyncio, "new_event_loop", refuse)
+    assert queue.process_jobs({"work": work}, 1)["delayed"] == 1
+    found = job(queue, job_id)
+    assert (found["status"], found["attempts"]) == ("pending", 0)
+    assert "an event loop could not be started: Too many open files" in found["error"]
+
+
+# --- a context for each job
+
+TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
+
+
+@pytest.mark.parametrize("kind", ["plain", "coroutines", "together"])
+def test_what_a_handler_sets_in_its_context_does_not_reach_the_next_job(
+    queue: Queue, kind: str
+) -> None:
+    def plain(name: str) -> list[str]:
+        found = [TENANT.get(), str(Decimal(1) / 7)]
+        TENANT.set(name)
+        getcontext().prec = 3
+        return [*found, TENANT.get(), str(Decimal(1) / 7)]
+
+    async def coroutine(name: str) -> list[str]:
+        return plain(name)
+
+    precision = getcontext().prec  # makes the context that the jobs' contexts are copies of
+    names = ["ada", "bob", "eve"]
+    ids = queue.enqueue_many("work", names)
+    handler = plain if kind == "plain" else coroutine
+    queue.process_jobs({"work": handler}, workers=2 if kind == "together" else 1)
+    seventh = str(Decimal(1) / 7)
+    for name, job_id in zip(names, ids, strict=True):
+        assert job(queue, job_id)["result"] == ["nobody", seventh, name, "0.143"]
+    assert (TENANT.get(), getcontext().prec) == ("nobody", precision)

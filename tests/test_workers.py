@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import inspect
 import os
@@ -14,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import NOW, Clock, job, row
-from processes import Programs, note, notes, open_pipes, wait_for, wait_for_notes
+from processes import (
+    Programs,
+    fork_without_hooks,
+    note,
+    notes,
+    open_pipes,
+    wait_for,
+    wait_for_notes,
+)
 
 import dbbasic_queue
 from dbbasic_queue import (
@@ -220,11 +227,6 @@ def test_passes_whose_supervisor_is_killed_end_after_the_job_in_hand(
 def test_a_number_of_workers_that_is_none_is_refused(queue: Queue, workers: Any) -> None:
     with pytest.raises(InvalidHandlers, match="workers"):
         queue.process_jobs({}, workers=workers)
-
-
-def fork_without_hooks() -> int:
-    """Fork as a C library does: nothing that Python has registered is called."""
-    return int(ctypes.PyDLL(None).fork())
 
 
 @pytest.mark.parametrize("fork", [os.fork, fork_without_hooks])

@@ -16,6 +16,8 @@ FULL_DISK = (
 POWER = "tests/crash/test_power_loss.py"
 STORE = "tests/test_store.py"
 WORKER = "tests/test_worker.py"
+TIMEOUT = "tests/test_timeout.py"
+NOT_STARTED = "test_a_job_that_no_process_can_be_started_for_is_put_back_and_not_charged"
 TRAPS = "tests/test_traps.py"
 ROWS = "tests/test_rows.py"
 QUEUE = "tests/test_queue.py"
@@ -739,5 +741,40 @@ MUTANTS = (
         "        if self._head and not self._begins_as_read():\n",
         "        if False:\n",
         (STORE + "::test_a_job_enqueued_in_the_place_of_one_that_was_taken_back_is_seen_by_all",),
+    ),
+    Mutant(
+        "pipes left open in forked children",
+        "forked.py",
+        '    for fd in _pipes.difference(getattr(_kept, "fds", ())):\n',
+        "    for fd in ():\n",
+        (TIMEOUT + "::test_a_process_that_the_program_forks_inherits_no_pipe_of_a_job",),
+    ),
+    Mutant(
+        "a guardian asks nothing but its leash",
+        "child.py",
+        "        if leash in ready or os.getppid() != this_pass:\n",
+        "        if leash in ready:\n",
+        (TIMEOUT + "::test_the_job_ends_with_its_pass_whatever_else_the_program_has_forked",),
+    ),
+    Mutant(
+        "what a killed guardian leaves lives on",
+        "child.py",
+        "        _kill_session(self.pid)\n",
+        "        pass\n",
+        (TIMEOUT + "::test_the_job_does_not_go_on_unnoticed_when_its_guardian_is_killed",),
+    ),
+    Mutant(
+        "a refused fork is charged",
+        "attempt.py",
+        """self._not_started(row.state, "the job's process", e.__cause__ or e)\n""",
+        "self.failed(handler, row.state, str(e))\n",
+        (TIMEOUT + "::" + NOT_STARTED,),
+    ),
+    Mutant(
+        "a signal to the whole service is charged",
+        "attempt.py",
+        "            if e.was_told_to_end and self._was_told_to_end_too():\n",
+        "            if False:\n",
+        (TIMEOUT + "::test_a_job_is_given_back_if_sigterm_goes_to_all_processes_of_its_service",),
     ),
 )
