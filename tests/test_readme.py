@@ -63,7 +63,7 @@ def test_in_both_directories_of_the_readme_root_and_the_web_server_share_the_que
     (code,) = [c for lang, mark, c in BLOCK.findall(README) if (lang, mark) == ("sh", "root")]
     program = """
 import json, os, pwd, re, signal, sys
-import filelock
+import contextvars, filelock
 import dbbasic_queue.strict_json, dbbasic_queue.worker  # www-data may not enter where they lie
 from dbbasic_queue import Queue
 os.umask(0o077)
