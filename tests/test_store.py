@@ -333,11 +333,12 @@ def test_a_file_deleted_by_hand_is_created_anew(queue: Queue, path: Path) -> Non
     assert [columns[0] for columns in rows(path)] == [job_id]
 
 
-def test_a_directory_deleted_by_hand_is_created_anew(queue: Queue, path: Path) -> None:
+def test_a_directory_deleted_and_created_by_hand_is_used(queue: Queue, path: Path) -> None:
     queue.enqueue("greet", {})
     queue.process_jobs(HANDLERS)
     shutil.rmtree(path.parent)
     assert list(queue.jobs()) == []
+    path.parent.mkdir()
     job_id = queue.enqueue("greet", {})
     assert queue.process_jobs(HANDLERS) == NONE | {"completed": 1}
     assert row(path, job_id)["status"] == "completed"

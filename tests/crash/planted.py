@@ -301,8 +301,8 @@ MUTANTS = (
     Mutant(
         "nobody reads what is new before a change",
         "store/store.py",
-        "        if not self.view.journal.is_current() and not self.view.follow_journal():\n"
-        "            self.read_new()\n",
+        "        if self.view.journal.is_current() or self.view.follow_journal():\n"
+        "            return\n",
         "        return\n",
         (meetings("passes"), meetings("overlapping")),
     ),
@@ -316,9 +316,9 @@ MUTANTS = (
     Mutant(
         "lock file's inode not checked again",
         "store/lock.py",
-        "            if file.is_at_path():\n                self._held_since",
-        "            if True:\n                self._held_since",
-        (STORE + "::test_a_directory_deleted_by_hand_is_created_anew", STORE),
+        "            is_there = file.is_at_path()\n",
+        "            is_there = True\n",
+        (STORE + "::test_a_directory_deleted_and_created_by_hand_is_used", STORE),
     ),
     Mutant(
         "cached file's path not checked again",
