@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import re
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections import UserDict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import job
 from processes import Programs, notes, wait_for, wait_for_notes
 
 from dbbasic_queue import Handler, InvalidHandlers, Queue, QueueError, Worker
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class Gate:
@@ -483,3 +485,39 @@ def test_a_worker_of_coroutines_can_be_made_and_started_where_an_event_loop_runs
         assert await asyncio.to_thread(worker.stop)
 
     asyncio.run(lifespan())
+
+
+# --- as a service of systemd
+
+DEPLOYMENT = (Path(__file__).parent.parent / "docs/deployment.md").read_text(encoding="utf-8")
+FILE = re.compile(r"^```\w+ file=(\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def test_the_worker_program_in_the_docs_runs_jobs_and_ends_well_on_sigterm(
+    programs: Programs, tmp_path: Path
+) -> None:
+    (source,) = [text for name, text in FILE.findall(DEPLOYMENT) if name == "worker.py"]
+    queue = Queue(tmp_path / "data/queue.tsv")
+    job_id = queue.enqueue("greet", "ada")
+    program = programs.start(source.replace("/srv/app/", f"{tmp_path}/"))
+    assert done(queue, job_id)["result"] == "ADA"
+    wait_for(lambda: "completed, attempt 1" in program.errors.read_text("utf-8"), "its log")
+    program.signal(signal.SIGTERM)
+    program.succeed()
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+def test_systemd_accepts_the_units_in_the_docs(tmp_path: Path) -> None:
+    units = {name: text for name, text in FILE.findall(DEPLOYMENT) if name.startswith("app-")}
+    assert len(units) == 3
+    for name, text in units.items():
+        here = text.replace("/srv/app/.venv/bin/python", sys.executable).replace("User=app\n", "")
+        (tmp_path / name).write_text(here.replace("/srv/app", str(tmp_path)))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *units],
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    complaints = [line for line in done.stderr.splitlines() if "app-" in line]
+    assert (done.returncode, complaints) == (0, [])
