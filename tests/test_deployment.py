@@ -108,6 +108,61 @@ def test_a_pass_does_not_create_a_queue_again_that_was_removed_under_it(
     assert not path.exists()
 
 
+# -- backups by hard links
+
+
+def test_a_backup_by_hard_links_stops_nobody_and_the_queue_goes_on(
+    queue: Queue, path: Path, tmp_path: Path
+) -> None:
+    queue.enqueue("greet", 1, job_id="a")
+    queue.process_jobs({"greet": str})
+    queue.pause("other")
+    copies = tmp_path / "backup"
+    copies.mkdir()
+    for file in path.parent.iterdir():
+        (copies / file.name).hardlink_to(file)
+    assert len(list(copies.iterdir())) > 3
+    with Queue(path) as other:
+        assert other.cancel_job(other.enqueue("greet", 2))
+        other.enqueue("greet", 3, job_id="c", run_at=1)
+        assert other.process_jobs({"greet": str}) == NONE | {"completed": 1}
+        assert other.resume()
+        assert other.counts()["completed"] == 2
+    assert path.stat().st_nlink == 1  # a fold has replaced the name
+    with Queue(copies / path.name) as backup:
+        assert job(backup, "a")["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("directory_mode", "mode", "uid", "gid", "accepted"),
+    [
+        (0o755, 0o600, 12345, 12345, True),
+        (0o755, 0o600, 0, 12345, False),
+        (0o2770, 0o660, 54321, 12345, True),
+        (0o2770, 0o640, 12345, 12345, False),
+        (0o2770, 0o660, 12345, 0, False),
+    ],
+)
+def test_a_hard_link_is_accepted_if_those_who_write_the_directory_may_write_the_file(
+    path: Path, directory_mode: int, mode: int, uid: int, gid: int, accepted: bool
+) -> None:
+    if os.geteuid():
+        pytest.skip("needs root, to give files to other users")
+    with Queue(path) as queue:
+        queue.enqueue("greet", {})
+    os.chown(path.parent, 12345, 12345)
+    path.parent.chmod(directory_mode)
+    for file in list(path.parent.iterdir()):
+        os.chown(file, uid, gid)
+        file.chmod(mode)
+        beside(path, f"other.{file.name}").hardlink_to(file)
+    if accepted:
+        assert Queue(path).process_jobs({"greet": str}) == NONE | {"completed": 1}
+    else:
+        with pytest.raises(NotAQueue, match="a hard link to another user's file"):
+            Queue(path).process_jobs({"greet": str})
+
+
 # -- files that are moved or removed under a pass
 
 

@@ -174,7 +174,7 @@ def open_file(path: str, flags: int, *, to_lock: bool = False) -> OpenFile | Non
     """Open an existing file of the queue, or return None where there is none.
 
     A forked child closes one that is opened `to_lock` it. Raises NotAQueue for anything but a
-    regular file with one name, StoreError if refused.
+    regular file, and for a hard link to another user's; StoreError if refused.
     """
     for patience in (0.002, 0.02, 0.2, 0):
         try:
@@ -189,11 +189,31 @@ def open_file(path: str, flags: int, *, to_lock: bool = False) -> OpenFile | Non
                 continue
             raise store_error(e, path, "nothing was done") from e
         status = os.fstat(file.fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        if not stat.S_ISREG(status.st_mode):
             file.close()
             raise _not_ours(path)
+        if status.st_nlink > 1 and _may_be_planted(status, path):
+            file.close()
+            raise NotAQueue(
+                errno.EINVAL,
+                "a hard link to another user's file stands where a file of the queue belongs "
+                "(it was left untouched; move it away)",
+                path,
+            )
         return file
     raise AssertionError("unreachable")
+
+
+def _may_be_planted(status: os.stat_result, path: str) -> bool:
+    """Tell whether a file's other name may have been given to it by somebody who can't write it.
+
+    A backup by `cp -al` gives every file another name. Somebody who may write the directory could
+    link another user's file into it, and have the queue write to that.
+    """
+    directory = os.stat(os.path.dirname(path))
+    if directory.st_mode & stat.S_IWGRP:
+        return status.st_gid != directory.st_gid or not status.st_mode & stat.S_IWGRP
+    return status.st_uid != directory.st_uid
 
 
 def _not_ours(path: str) -> NotAQueue:

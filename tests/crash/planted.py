@@ -684,6 +684,13 @@ MUTANTS = (
         ("tests/test_kill.py::test_a_coroutine_that_has_killed_a_pass_runs_alone",),
     ),
     Mutant(
+        "a hard link to another user's file is used",
+        "store/files.py",
+        "        if status.st_nlink > 1 and _may_be_planted(status, path):\n",
+        "        if False:\n",
+        ("tests/test_deployment.py",),
+    ),
+    Mutant(
         "a pass whose slot file is gone claims on",
         "store/slots.py",
         "        if not self.file.is_at_path():\n",
