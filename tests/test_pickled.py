@@ -210,6 +210,16 @@ def test_a_payload_under_another_key_is_refused(
     assert not (tmp_path / "exploded").exists()
 
 
+@pytest.mark.parametrize("excess", ["=", "====", "A", "\n", " "])
+def test_base64_that_is_signed_but_not_as_it_is_written_is_refused(
+    pickles: Pickles, tmp_path: Path, excess: str
+) -> None:
+    text = pickles.payload("resize", Bomb(tmp_path / "exploded"))["pickle"] + excess
+    with pytest.raises(Fail, match="is not base64 as enqueued"):
+        pickles.load("resize", {"pickle": text, "signature": pickles._signature("resize", text)})
+    assert not (tmp_path / "exploded").exists()
+
+
 def test_the_control_does_explode(pickles: Pickles, tmp_path: Path) -> None:
     pickles.load("resize", pickles.payload("resize", Bomb(tmp_path / "exploded")))
     assert (tmp_path / "exploded").is_dir()
