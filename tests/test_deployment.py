@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import HEADER, NOW, PROJECT, beside, job
+from conftest import HEADER, NOW, PROJECT, beside, job, row
 
 from dbbasic_queue import NotAQueue, Queue, StoreError, Worker
 
@@ -161,6 +162,64 @@ def test_a_hard_link_is_accepted_if_those_who_write_the_directory_may_write_the_
     else:
         with pytest.raises(NotAQueue, match="a hard link to another user's file"):
             Queue(path).process_jobs({"greet": str})
+
+
+# -- access lists
+
+
+def access_list(file: Path) -> str:
+    command = ["getfacl", "--omit-header", "--numeric", str(file)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def set_access_list(file: Path, *arguments: str) -> None:
+    if not shutil.which("setfacl"):
+        pytest.skip("needs setfacl (Debian: apt-get install acl)")
+    done = subprocess.run(["setfacl", *arguments, file], capture_output=True, text=True)
+    if "not supported" in done.stderr:
+        pytest.skip("this file system has no access lists")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_fold_keeps_the_access_list_and_the_extended_attributes(queue: Queue, path: Path) -> None:
+    job_id = queue.enqueue("greet", {})
+    set_access_list(path, "-m", "u:12345:rw,g:54321:r")
+    os.setxattr(path, "user.origin", b"web")
+    before = path.stat(), access_list(path)
+    assert queue.process_jobs({"greet": str})["completed"] == 1
+    after = path.stat()
+    assert row(path, job_id)["status"] == "completed"  # in the file, and not only its journal
+    assert (after.st_mode, after.st_uid, after.st_gid) == before[0][:1] + before[0][4:6]
+    assert access_list(path) == before[1]
+    assert os.getxattr(path, "user.origin") == b"web"
+
+
+def test_a_fold_adds_no_access_list_that_the_old_file_did_not_have(
+    queue: Queue, path: Path
+) -> None:
+    queue.enqueue("greet", {})
+    set_access_list(path.parent, "-d", "-m", "u:12345:rw")
+    before = access_list(path)
+    assert queue.process_jobs({"greet": str})["completed"] == 1
+    assert access_list(path) == before
+
+
+def test_if_the_access_list_cannot_be_kept_the_file_is_not_replaced_and_nothing_is_lost(
+    queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = queue.enqueue("greet", {})
+    set_access_list(path, "-m", "u:12345:rw")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "setxattr", refuse)
+        assert queue.process_jobs({"greet": str})["completed"] == 1
+    assert row(path, job_id)["status"] == "pending"  # as it was: the outcome is in the journal
+    assert job(queue, job_id)["status"] == "completed"
+    assert queue.process_jobs({"greet": str}) == NONE
+    assert row(path, job_id)["status"] == "completed"
 
 
 # -- files that are moved or removed under a pass

@@ -37,6 +37,9 @@ _ADVICE = {
     ),
 }
 _TRIES = 100
+_ACCESS_LIST = "system.posix_acl_access"
+_OF_CONTENT = {"security.ima", "security.evm"}
+"""extended attributes that are checksums of the file"""
 
 
 def store_error(e: OSError, path: str, consequence: str) -> StoreError:
@@ -292,14 +295,37 @@ def open_or_create(path: str, flags: int, *, to_lock: bool = False) -> OpenFile:
             return file
 
 
-def replace_like(fd: int, old: os.stat_result) -> None:
-    """Give a rewritten file the old one's owner, group and mode; or group and mode alone."""
-    new = os.fstat(fd)
+def replace_like(fd: int, old_fd: int) -> None:
+    """Give a rewritten file the old one's owner, if that is allowed, its group, mode, access list
+    and extended attributes.
+
+    Raises OSError if the access list can't be set: then the old file has to stay.
+    """
+    old, new = os.fstat(old_fd), os.fstat(fd)
     if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid) and not _give(
         fd, old.st_uid, old.st_gid
     ):
         _give(fd, -1, old.st_gid)
     os.fchmod(fd, stat.S_IMODE(old.st_mode))
+    if sys.platform == "linux":
+        _copy_attributes(old_fd, fd)
+
+
+def _copy_attributes(old: int, new: int) -> None:
+    try:
+        names, inherited = os.listxattr(old), os.listxattr(new)
+    except OSError:
+        return  # this file system has none
+    if _ACCESS_LIST in inherited and _ACCESS_LIST not in names:
+        os.removexattr(new, _ACCESS_LIST)
+    for name in names:
+        if name in _OF_CONTENT:
+            continue
+        try:
+            os.setxattr(new, name, os.getxattr(old, name))
+        except OSError:
+            if name == _ACCESS_LIST:
+                raise
 
 
 def _give(fd: int, uid: int, gid: int) -> bool:

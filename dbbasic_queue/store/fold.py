@@ -60,7 +60,7 @@ def fold(
     binary = _binary_lines(view)
     new = _fresh(view.path + ".fold")
     try:
-        replace_like(new.fd, os.fstat(old.fd))
+        replace_like(new.fd, old.fd)
         written, numbers, lengths = _write_rows(view, new, without.union(binary))
         if binary:
             _reject(view.path + ".rejected", list(binary.values()), fsync=fsync)

@@ -691,6 +691,13 @@ MUTANTS = (
         ("tests/test_deployment.py",),
     ),
     Mutant(
+        "a fold loses the access list",
+        "store/files.py",
+        "        _copy_attributes(old_fd, fd)\n",
+        "        pass\n",
+        ("tests/test_deployment.py",),
+    ),
+    Mutant(
         "a pass whose slot file is gone claims on",
         "store/slots.py",
         "        if not self.file.is_at_path():\n",
