@@ -25,12 +25,34 @@ from dbbasic_queue.text import decode_json
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any
+    from typing import Any, Concatenate, ParamSpec, TypeVar
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
 
 _BATCH_BYTES = 1 << 20
 _READ_AHEAD = 1 << 16
 _SURVEY_SECONDS = 1.0
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
+
+
+def with_spare(method: Callable[Concatenate[Claims, P], R]) -> Callable[Concatenate[Claims, P], R]:
+    """Call a method again, with the slot's spare descriptors, if the process has no others left.
+
+    Files are opened before anything is changed.
+    """
+
+    def call(self: Claims, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(self, *args, **kwargs)
+        except OSError as e:
+            if e.errno not in _NO_DESCRIPTOR or not self.slot.give_up_spare():
+                raise
+        return method(self, *args, **kwargs)
+
+    call.__name__, call.__doc__ = method.__name__, method.__doc__
+    return call
 
 
 class Claim:
@@ -400,6 +422,7 @@ class Claims:
 
     @locked
     @though_moved
+    @with_spare
     def settle(self, claim: Claim, state: job.State) -> job.State | None:
         """Record an attempt's outcome: on the disk on return.
 
@@ -427,6 +450,7 @@ class Claims:
 
     @locked
     @though_moved
+    @with_spare
     def _settle_all(self, ended: list[tuple[Claim, job.State]]) -> list[job.State | None]:
         """Return what was recorded; nothing if the slot's room on the disk had to be given up."""
         self.store.catch_up()
@@ -449,6 +473,7 @@ class Claims:
 
     @locked
     @though_moved
+    @with_spare
     def give_back(self, claims: list[Claim], error: str = "") -> None:
         """Put jobs back as they were, their attempts returned, for whoever claims them next.
 

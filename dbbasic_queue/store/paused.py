@@ -41,6 +41,10 @@ def write(queue: str, types: frozenset[str], *, fsync: bool) -> None:
         if fsync:
             sync_directory(os.path.dirname(path))
     except OSError as e:
+        try:
+            os.unlink(path + ".new")
+        except OSError:
+            pass  # it's worth nothing, and the next pause removes it
         raise store_error(e, path, "what is paused may be as it was: look at the file") from e
 
 

@@ -11,7 +11,8 @@ whose attempt counts.
     <job id> <attempt>                   one line a claim
     (empty lines)                        room on the disk that is given up when the disk is full
 
-A slot file is reused, never deleted.
+Besides the room, a pass keeps some descriptors open that it gives up when an outcome needs one and
+the process has no other left. A slot file is reused, never deleted.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from dbbasic_queue.store.lock import try_lock, unlock
 SLOTS = 64
 _ROOM = 8192
 _ROOM_A_CLAIM = 160
+_SPARE_DESCRIPTORS = 3
+"""To record an outcome, a pass may have to open the queue file and the journal, and to sync the
+directory."""
 
 
 TYPE_CHECKING = False
@@ -53,22 +57,25 @@ class Slot:
         self._listed = 0
         self._size = os.fstat(file.fd).st_size  # all of it is written over
         self.claims = 0
+        self._spare: list[OpenFile] = []
 
     def write(self, claims: list[tuple[str, int]]) -> None:
-        """List the claims of a batch, and take the room on the disk that their outcomes need.
+        """List the claims of a batch, and keep the room and descriptors that their outcomes need.
 
-        Raises StoreError where there is no such room: before a handler has run.
+        Raises StoreError if there are none: before a handler has run.
         """
         content = (self._head + "".join(f"{i}\t{n}\n" for i, n in claims)).encode()
         size = max(self._size, len(content) + _ROOM + _ROOM_A_CLAIM * len(claims))
         self.require()
+        if claims:
+            self._keep_spare()
         try:
             # Written over, not cut first: on a full disk the blocks would be gone, and with them
             # the list that says whose the job in hand is.
             os.lseek(self.file.fd, 0, os.SEEK_SET)
             write_all(self.file.fd, content.ljust(size, b"\n"))
         except OSError as e:
-            raise store_error(e, self.file.path, "no job was begun") from e
+            raise store_error(e, self.file.path, "no further job was started") from e
         self._size = size
         self._listed = len(content)
         self.claims = len(claims)
@@ -93,6 +100,21 @@ class Slot:
         """
         self.file.require("no further job is started")
 
+    def _keep_spare(self) -> None:
+        self._spare = [file for file in self._spare if file.is_ours()]
+        while len(self._spare) < _SPARE_DESCRIPTORS:
+            file = open_file(self.file.path, os.O_RDONLY)
+            if file is None:
+                self.require_at_path()
+            else:
+                self._spare.append(file)
+
+    def give_up_spare(self) -> bool:
+        """Close the descriptors that were kept; return whether there were any."""
+        found = bool(self._spare)
+        self._spare = []
+        return found
+
     def has_room(self) -> bool:
         """Tell whether the room on the disk is there: it has not been given up."""
         return self._size > self._listed
@@ -114,6 +136,7 @@ class Slot:
         except OSError:
             pass  # a claim that is not open any more means nothing
         finally:
+            self._spare = []
             unlock(self.file)
             self.file.close()
 

@@ -13,6 +13,10 @@ FULL_DISK = (
     ERRORS + "::test_on_a_full_disk_no_job_is_begun_and_all_are_run_once_there_is_room",
     ERRORS + "::test_a_disk_that_fills_within_a_handler_has_room_for_the_outcome",
 )
+DESCRIPTORS = (
+    ERRORS
+    + "::test_a_job_that_uses_up_all_descriptors_is_recorded_though_another_process_has_folded"
+)
 POWER = "tests/crash/test_power_loss.py"
 STORE = "tests/test_store.py"
 WORKER = "tests/test_worker.py"
@@ -279,6 +283,13 @@ MUTANTS = (
         "len(content) + _ROOM + _ROOM_A_CLAIM * len(claims)",
         "len(content)",
         FULL_DISK,
+    ),
+    Mutant(
+        "no descriptors kept for the outcome",
+        "store/slots.py",
+        "        if claims:\n            self._keep_spare()\n",
+        "",
+        (DESCRIPTORS,),
     ),
     Mutant(
         "fence removed",

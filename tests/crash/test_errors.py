@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import QUEUE, Programs, notes
 from test_kill_sweep import LONG
 from workloads import WORKLOADS
 
@@ -111,6 +112,35 @@ def test_on_a_full_disk_no_job_is_begun_and_all_are_run_once_there_is_room(
         queue.close()
     with capsys.disabled():
         print(f"\n  full tmpfs: {refused} passes refused", end=" ")
+
+
+def test_a_disk_that_fills_during_a_pass_is_reported_without_denying_the_jobs_that_ran(
+    tmp_path: Path,
+) -> None:
+    def fill(_: object) -> str:
+        Ballast(place).fill()
+        return "x" * 5000  # takes the room that was kept for it
+
+    with small_disk(tmp_path / "disk") as place:
+        queue = Queue(place / "data" / "queue.tsv")
+        queue.enqueue_many("fill", [1, 2])
+        with pytest.raises(StoreError, match="no further job was started; the disk is full"):
+            queue.process_jobs({"fill": fill})
+        assert queue.counts()["completed"] == 1
+        queue.close()
+
+
+def test_a_pause_that_finds_no_room_leaves_no_file(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as place:
+        queue = Queue(place / "data" / "queue.tsv")
+        queue.enqueue("work", {})
+        Ballast(place).fill()
+        before = set(os.listdir(place / "data"))
+        with pytest.raises(StoreError, match="disk is full"):
+            queue.pause("work")
+        assert set(os.listdir(place / "data")) == before
+        assert queue._store.paused() == frozenset()
+        queue.close()
 
 
 @pytest.mark.parametrize("jobs", [1, 40])
@@ -241,3 +271,62 @@ def test_an_outcome_refused_twice_takes_back_no_change_that_was_acknowledged(
     job = Queue(queue.path).get_job(kept)
     assert job is not None
     assert job["status"] == "cancelled"
+
+
+LEAKS = """
+import fcntl, resource, subprocess
+
+ANOTHER = '''
+import sys
+from dbbasic_queue import Queue
+
+with Queue("data/queue.tsv") as queue:
+    print("ready", flush=True)
+    for line in sys.stdin:  # this folds
+        print(queue.cancel_job(line.strip()), flush=True)
+'''
+queue.enqueue("leak", {}, job_id="leak")
+queue.enqueue("other", {}, job_id="next")
+queue.enqueue("other", {}, run_at=time.time() + 999, job_id="later")
+pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8"}
+another = subprocess.Popen([sys.executable, "-c", ANOTHER], **pipes)
+assert another.stdout.readline() == "ready\\n"
+leaked = []
+
+def leak(payload):
+    note("runs", "leak")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+    try:
+        while True:
+            leaked.append(os.dup(0))
+    except OSError:
+        pass
+    another.stdin.write("later\\n")
+    another.stdin.flush()
+    assert another.stdout.readline() == "True\\n"
+    return "done"
+
+handlers = {"leak": leak, "other": lambda payload: note("runs", "next")}
+try:
+    queue.process_jobs(handlers)
+except OSError as e:
+    note("error", str(e))
+for fd in leaked:
+    os.close(fd)
+another.stdin.close()
+another.wait()
+queue.process_jobs(handlers)
+"""
+
+
+def test_a_job_that_uses_up_all_descriptors_is_recorded_though_another_process_has_folded(
+    tmp_path: Path,
+) -> None:
+    with Programs(tmp_path) as programs:
+        programs.run(LEAKS)
+    assert notes(tmp_path / "runs") == ["leak", "next"]
+    (error,) = notes(tmp_path / "error")
+    assert "too many open files" in error.lower()
+    jobs = {job["id"]: job for job in Queue(tmp_path / QUEUE).jobs()}
+    assert (jobs["leak"]["status"], jobs["leak"]["result"]) == ("completed", "done")
+    assert [jobs[name]["attempts"] for name in ("leak", "next")] == [1, 1]
