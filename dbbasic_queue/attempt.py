@@ -92,10 +92,17 @@ class Attempts:
         return self._returned(row.state, result)
 
     def run_apart(
-        self, handler: Handler, row: Row, payload: Any, timeout: float, tick: Callable[[], None]
+        self,
+        handler: Handler,
+        row: Row,
+        payload: Any,
+        timeout: float,
+        tick: Callable[[], None],
+        slot: int,
     ) -> Outcome:
         """Do as `run` does, in a process of its own that is killed after `timeout` seconds.
 
+        `slot` is the descriptor of the slot that is locked as long as the job may run, or -1.
         `tick` is called meanwhile, some ten times a second. Only then is a signal's exception
         raised: anywhere else it could leave the process running.
         """
@@ -115,7 +122,7 @@ class Attempts:
 
         self._own_context()  # loads what it needs once, not in each process
         try:
-            content = child.run(work, timeout, look)
+            content = child.run(work, timeout, look, slot)
         except child.NotStarted as e:
             return self._not_started(row.state, "the job's process", e.__cause__ or e)
         except child.Died as e:

@@ -14,6 +14,9 @@ handler's process (PR_SET_PDEATHSIG), and the pass kills its session; if it is s
 kills what it finds in /proc, some seconds after the time limit. Where there is no prctl, what has
 left the handler's process group escapes; where there is no /proc, what has left its session.
 
+The guardian also holds the lock of the pass's slot: no other pass recovers the job, and runs it
+again, before the guardian of a dead pass has killed what runs.
+
 A report is a line that says how the handler's process ended, and the outcome that it has handed
 over: its length in 8 bytes, then that many. Only one that is complete counts.
 """
@@ -60,35 +63,38 @@ class NotStarted(Exception):
     """Raised if the system refuses a process or a pipe: the work was not called."""
 
 
-def run(work: Callable[[], bytes], timeout: float, tick: Callable[[], None]) -> bytes:
+def run(work: Callable[[], bytes], timeout: float, tick: Callable[[], None], slot: int) -> bytes:
     """Return what `work` returns in a process of its own; by then nothing of it is running.
 
+    `slot` is the descriptor of a file whose lock the guardian is to hold as well, -1 for none.
     `tick` is called in this process some ten times a second meanwhile. Raises Died where
     `work` did not come to its end in time, NotStarted where it was not called, and lets pass what
     `tick` or a signal raises; then, too, nothing is left running.
     """
     prctl = _prctl()
     this_pass = os.getpid()
-    leash = our_leash = our_report = report = -1
+    leash = our_leash = our_report = report = held = -1
     guardian = None
     try:
         try:
             leash, our_leash = forked.pipe()
             our_report, report = forked.pipe()
             os.set_blocking(our_report, False)
+            held = forked.duplicate(slot) if slot >= 0 else -1
             pid = forked.start(
-                lambda: _guard(work, timeout, leash, report, this_pass, prctl), (leash, report)
+                lambda: _guard(work, timeout, leash, report, this_pass, prctl),
+                keep=(leash, report, held),
             )
         except (OSError, RuntimeError) as e:
             raise NotStarted from e
         guardian = _Guardian(pid, our_report)
-        forked.close(leash, report)
+        forked.close(leash, report, held)
         guardian.wait(time.monotonic() + timeout + _LATEST_REPORT, tick)
     finally:
         forked.close(our_leash)  # by now it has reported, or it kills the handler's process
         if guardian is not None:
             guardian.end()
-        forked.close(leash, report, our_report)
+        forked.close(leash, report, held, our_report)
     return _outcome(bytes(guardian.report), timeout, is_late=guardian.is_late)
 
 

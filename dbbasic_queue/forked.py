@@ -18,6 +18,8 @@ import sys
 import threading
 from contextlib import suppress
 
+from dbbasic_queue import forks
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,24 +28,30 @@ if TYPE_CHECKING:
 _LONGEST_END = 1.0
 
 _pipes: set[int] = set()
-_registering = threading.RLock()
-"""Held while a pipe is made or closed, and across every fork. A thread may take it again: a signal
-handler may fork."""
+"""Descriptors that a forked child closes: ends of pipes, and second ones of a slot."""
 _kept = threading.local()
 
 
 def pipe() -> tuple[int, int]:
     """Return a new pipe, which is closed in every process that is forked without keeping it."""
-    with _registering:
+    with forks.opening:
         ends = os.pipe()
         _pipes.update(ends)
     return ends
 
 
+def duplicate(fd: int) -> int:
+    """Return a second descriptor of an open file, which is closed as a pipe is."""
+    with forks.opening:
+        second = os.dup(fd)
+        _pipes.add(second)
+    return second
+
+
 def close(*fds: int) -> None:
     """Close ends of pipes; those that are closed already, or never were open, are passed over."""
     for fd in fds:
-        with _registering:
+        with forks.opening:
             if fd in _pipes:
                 _pipes.discard(fd)
                 os.close(fd)
@@ -54,12 +62,9 @@ def _close_all() -> None:
         _pipes.discard(fd)
         with suppress(OSError):
             os.close(fd)
-    _registering.release()
 
 
-os.register_at_fork(
-    before=_registering.acquire, after_in_parent=_registering.release, after_in_child=_close_all
-)
+forks.in_child(_close_all)
 
 
 def start(work: Callable[[], object], keep: tuple[int, ...]) -> int:

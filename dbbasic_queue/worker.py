@@ -301,7 +301,7 @@ class Pass:
             if handler is not None and handler.timeout is not None:
                 watcher.stop()  # no thread beside a fork: we watch ourselves
                 outcome, after, trace = self.attempts.run_apart(
-                    handler, row, claim.payload, handler.timeout, watcher.look
+                    handler, row, claim.payload, handler.timeout, watcher.look, claims.slot_fd()
                 )
             else:
                 outcome, after, trace = self.attempts.run(handler, row, claim.payload)

@@ -241,8 +241,40 @@ def test_the_job_does_not_go_on_unnoticed_when_its_pass_is_killed(
         lambda: not any(is_alive(int(pid)) for pid in notes(tmp_path / "pids")),
         "the job's processes to end",
     )
-    assert queue.process_jobs({}, 2)["recovered"] == 1
+    wait_for(lambda: queue.process_jobs({}, 2)["recovered"], "the guardian to free the slot")
     assert job(queue, job_id)["error"] == "No handler for work"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is left is found in /proc")
+def test_the_job_of_a_dead_pass_is_not_run_again_while_it_still_runs(
+    programs: Programs, tmp_path: Path
+) -> None:
+    """However late its guardian is: here it is stopped."""
+    queue = Queue(tmp_path / "data/queue.tsv")
+    job_id = queue.enqueue("work", {})
+    program = programs.start(
+        """
+        from dbbasic_queue import Handler
+
+        def work(_):
+            os.kill(os.getppid(), signal.SIGSTOP)
+            note("pids", os.getppid()), note("pids", os.getpid())
+            time.sleep(1000)
+
+        queue.process_jobs({"work": Handler(work, timeout=900)})
+        """
+    )
+    wait_for_notes(tmp_path / "pids", 2)
+    guardian, pid = map(int, notes(tmp_path / "pids"))
+    program.kill()
+    try:
+        assert queue.process_jobs({"work": lambda _: None})["recovered"] == 0
+        assert job(queue, job_id)["status"] == "processing"
+        assert is_alive(pid)
+    finally:
+        os.kill(guardian, signal.SIGCONT)
+    wait_for(lambda: queue.process_jobs({})["recovered"], "the guardian to free the slot")
+    wait_for(lambda: not is_alive(pid), "the job's process to end")
 
 
 @pytest.mark.parametrize("fork", ["os.fork", "fork_without_hooks"])

@@ -254,6 +254,10 @@ class MemoryClaims:
                 row.state = job.clamp(row.state, job.later(now, longest)) or row.state
             self.renew(now)
 
+    def slot_fd(self) -> int:
+        """Return -1: there is no slot."""
+        return -1
+
     def take_recovered(self) -> tuple[int, list[Row]]:
         """Nothing is ever recovered here."""
         return 0, []

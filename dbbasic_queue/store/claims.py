@@ -552,6 +552,10 @@ class Claims:
             self.store.rescue()
             self.release()
 
+    def slot_fd(self) -> int:
+        """Return the descriptor whose lock tells others that this pass is alive."""
+        return self.slot.file.fd
+
     def release(self) -> None:
         """Let go of the slot: whatever is still claimed is for the next pass to recover."""
         self.attempts.close()

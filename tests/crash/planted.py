@@ -775,6 +775,13 @@ MUTANTS = (
         (TIMEOUT + "::test_a_process_that_the_program_forks_inherits_no_pipe_of_a_job",),
     ),
     Mutant(
+        "a guardian does not hold the slot's lock",
+        "child.py",
+        "                keep=(leash, report, held),\n",
+        "                keep=(leash, report),\n",
+        (TIMEOUT + "::test_the_job_of_a_dead_pass_is_not_run_again_while_it_still_runs",),
+    ),
+    Mutant(
         "a guardian asks nothing but its leash",
         "child.py",
         "        if leash in ready or os.getppid() != this_pass:\n",
