@@ -145,6 +145,15 @@ def argument_parser() -> ArgumentParser:
     purge.add_argument("--status", choices=FINISHED, help="only jobs with this status")
     purge.add_argument("--archive", metavar="FILE", help="append them to this TSV file first")
 
+    unreadable = command(
+        "unreadable",
+        commands.run_unreadable,
+        "print the lines of the file that are not jobs: number, reason, beginning",
+    )
+    unreadable.add_argument(
+        "--remove", action="store_true", help="move them to queue.tsv.rejected, and print how many"
+    )
+
     pause = command(
         "pause", commands.run_pause, "have passes begin no job of a type, or none at all"
     )

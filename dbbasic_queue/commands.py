@@ -152,6 +152,16 @@ def run_purge(arguments: Namespace) -> int:
     return 0
 
 
+def run_unreadable(arguments: Namespace) -> int:
+    with existing_queue(arguments) as queue:
+        if arguments.remove:
+            print(f"rejected\t{queue.remove_unreadable()}")
+            return 0
+        for found in queue._store.unreadable():
+            print(found.line, found.reason, found.text, sep="\t")
+    return 0
+
+
 def run_pause(arguments: Namespace) -> int:
     with existing_queue(arguments) as queue:
         queue.pause(arguments.type)

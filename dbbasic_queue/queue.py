@@ -439,6 +439,26 @@ class Queue:
                 counts["paused"] += 1
         return counts
 
+    # -- lines of the file that are not jobs --
+
+    def unreadable(self) -> Iterator[dict[str, Any]]:
+        """Iterate over the lines of the file that are not jobs, in the file's order.
+
+        No pass runs them, and no other call shows them. The keys are `line` (its number in the
+        file), `reason`, and `text` (its first 200 characters, escaped). Takes no lock, unless the
+        last line has no end: then it is looked at again under the lock.
+        """
+        for found in self._store.unreadable():
+            yield found.as_dict()
+
+    def remove_unreadable(self) -> int:
+        """Move the lines that are not jobs to `queue.tsv.rejected`; return how many.
+
+        All are moved by one rewrite, and on the disk on return; a crash may leave them in both
+        files. Raises StoreError if the system refuses; then the queue is as it was.
+        """
+        return self._store.remove_unreadable()
+
     # -- the history, `queue.tsv.attempts`: a row for each attempt that has ended --
 
     def attempts(self, job_id: str) -> list[dict[str, Any]]:

@@ -196,14 +196,15 @@ def unreadable(log: Logger, store: Store) -> None:
             rejected,
             store.path,
         )
-    lines = view.unreadable
+    lines = sorted(set(view.unreadable))
     if lines:
         write(
             log,
             WARNING,
-            "%d lines of %s are no jobs, and are kept as they are: line %s%s",
-            len(lines),
+            "%s: ignoring %d invalid lines (kept as they are; `dbbasic-queue unreadable` says "
+            "why): line %s%s",
             store.path,
+            len(lines),
             ", ".join(str(number + 2) for number in lines[:10]),
             " ..." if len(lines) > 10 else "",
         )

@@ -18,7 +18,7 @@ from zlib import crc32
 from dbbasic_queue.errors import InvalidJob
 from dbbasic_queue.job import LATEST, STATUSES, State
 from dbbasic_queue.loading import load
-from dbbasic_queue.text import escape, is_unsafe, numbered
+from dbbasic_queue.text import decode_json, escape, is_unsafe, numbered
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -190,8 +190,8 @@ def parse_row(line: bytes) -> Row | None:
         or not job_type
         or status not in STATUSES
         or "\0" in text
-        or (created := _instant(created_at)) is None
-        or (due := _instant(run_at)) is None
+        or (created := parse_instant(created_at)) is None
+        or (due := parse_instant(run_at)) is None
         or len(attempts) > 9
         or not (attempts or "0").isdigit()
         or not attempts.isascii()
@@ -201,7 +201,16 @@ def parse_row(line: bytes) -> Row | None:
     return Row(job_id, job_type, payload, state)
 
 
-def _instant(text: str) -> int | None:
+def has_json(row: Row) -> bool:
+    """Tell whether the payload is JSON, without which a row isn't a job."""
+    try:
+        decode_json(row.payload or "{}")
+    except ValueError:
+        return False
+    return True
+
+
+def parse_instant(text: str) -> int | None:
     """Return the whole seconds, rounded up, of up to 12 digits and perhaps a fraction; or None."""
     if len(text) <= 12 and text.isdigit() and text.isascii():
         return int(text)

@@ -68,9 +68,8 @@ def lines(store: Store, now: float) -> Iterator[str]:
             f"error\t{row.id}\t{escape(row.type)}\t{state.status}\t{state.attempts}\t{when}"
             f"\t{printable(state.error)}"
         )
-    unreadable = store.view.unreadable
-    numbers = " ".join(str(number + 2) for number in unreadable[:_LINES])
-    yield f"unreadable\t{len(unreadable)}\t{numbers or '-'}"
+    numbers = " ".join(map(str, look.unreadable[:_LINES]))
+    yield f"unreadable\t{len(look.unreadable)}\t{numbers or '-'}"
 
 
 class _Look:
@@ -83,7 +82,8 @@ class _Look:
         self.ended_at = _ends_of_errors(store)
         self.first: Row | None = None
         errors: list[Row] = []
-        for row in store.rows():
+        self.unreadable: list[int] = []
+        for row in store.rows(self.unreadable):
             state = row.state
             self.counts[state.status] += 1
             if state.status == PENDING:

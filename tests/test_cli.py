@@ -132,6 +132,8 @@ EXISTING = (
     ["pause"],
     ["resume"],
     ["metrics"],
+    ["unreadable"],
+    ["unreadable", "--remove"],
 )
 
 
@@ -253,10 +255,10 @@ def test_what_another_program_has_written_does_not_drive_the_terminal(
     tmp_path: Path, command: list[str]
 ) -> None:
     path = tmp_path / "data/queue.tsv"
-    add_lines(path, line("bad", type="a\x1b[2J", payload='"\x1b[2J"', error="\x07", result="\x1b"))
+    add_lines(path, line("bad", type="a\x1b[2J", payload='"\x9b2J"', error="\x07", result="\x1b"))
     shown = ok(*command, cwd=tmp_path)
     assert "\\x1b[2J" in shown
-    assert "\x1b" not in shown and "\x07" not in shown
+    assert not {"\x1b", "\x07", "\x9b"} & set(shown)
 
 
 @pytest.mark.usefixtures("some")
@@ -457,3 +459,20 @@ def test_a_span_of_time_that_means_nothing_is_wrong_usage(
     done = run_module(*words, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert rule in done.stderr
+
+
+def test_lines_that_are_not_jobs_are_printed_and_moved_away(tmp_path: Path) -> None:
+    job_id = ok("enqueue", "greet", cwd=tmp_path).strip()
+    path = tmp_path / "data" / "queue.tsv"
+    with path.open("a") as file:
+        file.write("what\x1b[31m is\tthis\n")
+        file.write(path.read_text().splitlines()[1].replace("{}", "'").replace(job_id, "b") + "\n")
+    number, reason, text = ok("unreadable", cwd=tmp_path).splitlines()[0].split("\t")
+    assert (number, text) == ("3", r"what\x1b[31m is\tthis")
+    assert reason == "it has fewer than nine columns separated by tabs"
+    assert ok("status", cwd=tmp_path).splitlines()[-1] == "unreadable\t2\t3 4"
+    assert ok("unreadable", "--remove", cwd=tmp_path) == "rejected\t2\n"
+    assert ok("unreadable", cwd=tmp_path) == ""
+    assert ok("status", cwd=tmp_path).splitlines()[-1] == "unreadable\t0\t-"
+    assert len(path.read_text().splitlines()) == 2
+    assert len((tmp_path / "data" / "queue.tsv.rejected").read_bytes().splitlines()) == 2

@@ -79,8 +79,10 @@ BEYOND = {"open", "path", "max_payload", "aenqueue", "aget_job", "await_job"} | 
     "attempts",
     "metrics",
     "write_metrics",
+    "unreadable",
+    "remove_unreadable",
 }
-"""What `Queue` has beside: how it is made, threads around other calls, and its history."""
+"""What `Queue` has beside: how it is made, threads around other calls, its history, its lines."""
 
 
 def test_the_protocol_has_every_call_of_a_queue() -> None:

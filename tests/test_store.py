@@ -447,7 +447,7 @@ def test_a_line_that_is_too_long_for_a_row_hides_no_job_and_is_not_held_in_memor
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 10_000_000
-    assert f"1 lines of {path} are no jobs, and are kept as they are: line 3" in caplog.text
+    assert f"{path}: ignoring 1 invalid lines" in caplog.text
     assert path.stat().st_size > TOO_LONG
     with path.open("rb") as file:
         assert [len(text) for text in file][2] == TOO_LONG + 1
@@ -584,6 +584,129 @@ def test_what_was_moved_away_before_a_crash_may_be_there_twice_and_is_never_lost
     beside(path, "rejected").write_bytes(b"\0\nearl")
     queue.process_jobs(HANDLERS)
     assert beside(path, "rejected").read_bytes() == b"\0\nearl\n\0\n"
+
+
+def bad_lines() -> dict[str | bytes, str]:
+    """Return lines that are not jobs, and why."""
+    return {
+        "no job\n": "it has fewer than nine columns separated by tabs",
+        line("x y"): "its id is not 1 to 64 characters from A-Z a-z 0-9 . _ -",
+        line("t", type=""): "its type is empty",
+        line("s", status="done"): "its status is not one of pending, processing, completed, "
+        "failed, cancelled",
+        line("c", created_at="9" * 13): "its created_at is not a number of at most 12 digits",
+        line("r", run_at="soon"): "its run_at is not a number of at most 12 digits",
+        line("n", attempts="x"): "its attempts are not a number of at most 9 digits",
+        line("p", payload="{'to': 'ada'}"): "its payload is not JSON: Expecting property name "
+        "enclosed in double quotes: line 1 column 2 (char 1)",
+        line("q", payload="[" * 200, status="failed"): "its payload is not JSON: it is nested more "
+        "than 100 deep",
+        line("first"): "line 2 has the job with this id",
+        line("\x1b[31m"): "its id is not 1 to 64 characters from A-Z a-z 0-9 . _ -",
+    }
+
+
+def test_what_is_not_a_job_is_listed_with_its_line_and_the_reason(queue: Queue, path: Path) -> None:
+    assert (list(queue.unreadable()), queue.remove_unreadable()) == ([], 0)
+    bad = bad_lines()
+    binary = {b"\0\0\n": "it has NUL bytes", b"caf\xe9\n": "it is not UTF-8"}
+    add_lines(path, line("first"), *bad, "\n", *binary)
+    found = list(queue.unreadable())
+    assert [entry["reason"] for entry in found] == [*bad.values(), *binary.values()]
+    assert [entry["line"] for entry in found] == [*range(3, 14), 15, 16]
+    assert [entry["text"][:10] for entry in found[-3:]] == [
+        "\\x1b[31m\\t",
+        "\\x00\\x00",
+        "caf\\xe9",
+    ]
+    assert [entry["id"] for entry in queue.jobs()] == ["first"]
+
+
+def test_a_last_line_without_an_end_is_listed_as_long_as_nobody_ends_it(
+    queue: Queue, path: Path
+) -> None:
+    add_lines(path, line("a"), "half a r")
+    (found,) = queue.unreadable()
+    reason = "it has no line end yet: the next pass ends it"
+    assert found == {"line": 3, "reason": reason, "text": "half a r"}
+    assert path.read_bytes().endswith(b"half a r")
+    queue.process_jobs(HANDLERS)
+    (found,) = queue.unreadable()
+    assert found["reason"] == "it has fewer than nine columns separated by tabs"
+
+
+def test_a_row_whose_payload_is_not_json_is_a_job_for_no_call(queue: Queue, path: Path) -> None:
+    queue.enqueue("greet", 1)
+    for status in ("pending", "failed", "processing", "completed"):
+        add_lines(path, line(status, payload="'", status=status, attempts=1, run_at=NOW - 9999))
+    for looks in (queue, Queue(path, clock=Clock())):
+        for _ in range(4):
+            assert looks.get_job("pending") is None
+        assert not looks.cancel_job("pending")
+        assert not looks.requeue("failed")
+        assert looks.requeue_failed() == 0
+        assert looks.purge(0) == 0
+        assert looks.counts() | {"pending": 1} == looks.counts()
+        assert sum(looks.counts().values()) == len(list(looks.jobs())) == 1
+        assert looks.metrics()["oldest_pending"] == 0
+    with pytest.raises(DuplicateJob, match=r"invalid job_id 'pending': a row that cannot be read "):
+        queue.enqueue("greet", 1, job_id="pending")
+
+
+def test_what_is_not_a_job_is_moved_away_when_asked_and_the_jobs_stay(
+    queue: Queue, path: Path
+) -> None:
+    bad = list(bad_lines())
+    add_lines(path, line("first"), *bad, b"\0\n", "\n", line("last"), "half")
+    running = line("mine", payload="'", status="processing", attempts=1)
+    queue.cancel_job("last")
+    with Queue(path, clock=Clock()) as other:
+        assert len(list(other.jobs())) == 2
+        assert queue.remove_unreadable() == len(bad) + 1  # the fold of the cancel has moved one
+        rejected = [text if isinstance(text, bytes) else text.encode() for text in bad]
+        kept = beside(path, "rejected").read_bytes()
+        assert sorted(kept.splitlines(True)) == sorted([*rejected, b"\0\n", b"half\n"])
+        assert [(found["id"], found["status"]) for found in other.jobs()] == [
+            ("first", "pending"),
+            ("last", "cancelled"),
+        ]
+        assert list(other.unreadable()) == []
+        add_lines(path, running)  # perhaps by a pass of 1.0.0
+        assert other.remove_unreadable() == queue.remove_unreadable() == 0
+        assert queue.enqueue("greet", 1, job_id="p") == "p"
+        assert other.process_jobs(HANDLERS)["completed"] == 2
+
+
+def test_a_line_of_any_length_is_moved_away_in_pieces(path: Path) -> None:
+    add_lines(path, line("a"))
+    add_hole(path, TOO_LONG)
+    add_lines(path, "no job\n")
+    with Queue(path, fsync=False) as queue:
+        tracemalloc.start()
+        reasons = [found["reason"] for found in queue.unreadable()]
+        assert reasons[0] == f"it has {TOO_LONG} bytes, and a row may have {LONGEST_ROW}"
+        assert queue.remove_unreadable() == 2
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 10_000_000
+        assert [found["id"] for found in queue.jobs()] == ["a"]
+    assert path.read_text() == HEADER + line("a")
+    assert beside(path, "rejected").stat().st_size == TOO_LONG + 1 + len("no job\n")
+    beside(path, "rejected").unlink()
+
+
+def test_a_full_disk_keeps_what_is_not_a_job_where_it_is(queue: Queue, path: Path) -> None:
+    add_lines(path, line("a"), *["no job\n"] * 100)
+    queue.process_jobs(HANDLERS)
+    content = path.read_bytes()
+    with (
+        largest_file(len(content) - 300),
+        pytest.raises(StoreError, match="the queue is as it was"),
+    ):
+        queue.remove_unreadable()
+    assert path.read_bytes() == content
+    assert beside(path, "rejected").read_bytes() in (b"", b"no job\n" * 100)
+    assert queue.remove_unreadable() == 100
 
 
 words = ["", "a", "b", "c d", "{}", "greet", "pending", "processing", "done", "\r", "\x0b", "\x85"]

@@ -539,11 +539,12 @@ def test_lines_that_are_no_jobs_are_reported_by_number(
     queue.process_jobs({"greet": lambda _: None})
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert record.getMessage() == (
-        f"3 lines of {path} are no jobs, and are kept as they are: line 3, 5, 6"
+        f"{path}: ignoring 3 invalid lines (kept as they are; `dbbasic-queue unreadable` says "
+        "why): line 3, 5, 6"
     )
     caplog.clear()
     queue.process_jobs({"greet": print})
-    assert "are no jobs" in caplog.text
+    assert "ignoring 3 invalid lines" in caplog.text
 
 
 # --- the log

@@ -24,6 +24,8 @@ from dbbasic_queue.text import decode_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
+    from dbbasic_queue.store.unreadable import Unreadable
+
 
 class Kept(Row):
     """A job in memory; `number` is its place in the order of enqueueing."""
@@ -96,6 +98,14 @@ class Memory:
         with self.lock:
             row = self.kept.get(job_id)
             return _copy(row) if row else None
+
+    def unreadable(self) -> Iterator[Unreadable]:
+        """Yield nothing: there are no lines."""
+        return iter(())
+
+    def remove_unreadable(self) -> int:
+        """Return 0: there are no lines."""
+        return 0
 
     def rows(self) -> Iterator[Row]:
         """Yield every job as it stood at the first step, in the order of enqueueing."""

@@ -6,6 +6,8 @@ changed since then, and the new ones, are looked at.
 
 from __future__ import annotations
 
+from dbbasic_queue.rows import has_json
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +50,7 @@ class Choice:
             if number is None:
                 continue  # the row is gone
             self.picked.pop(number, None)
-            if add and (row := view.row(number)):
+            if add and (row := view.row(number)) and has_json(row):
                 picked = self._pick(row, view.as_it_stands(view.line(number)))
                 if picked is not None:
                     self.picked[number] = picked

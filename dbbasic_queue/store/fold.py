@@ -18,7 +18,6 @@ from dbbasic_queue.errors import StoreError
 from dbbasic_queue.rows import HEADER, LONGEST_ROW, is_binary, with_state
 from dbbasic_queue.store.files import (
     OpenFile,
-    append,
     create_file,
     end_last_line,
     open_or_create,
@@ -46,10 +45,12 @@ def fold(
     *,
     fsync: bool,
     without: frozenset[int] = frozenset(),
+    keep: bool = False,
 ) -> tuple[OpenFile, int]:
     """Rewrite the file with the journal's changes in it, then cut the journal. Under the lock.
 
-    The rows whose numbers are in `without` are left out. `view` is up to date, and is so
+    The rows whose numbers are in `without` are left out; to `keep` them they are written to
+    `queue.tsv.rejected` first. `view` is up to date, and is so
     afterwards; where rows were left out, it is closed. `added` reads what is appended to the old
     file from then on; rows that it finds before the rename are copied and are new to `view`.
     Returns the new file, and how many lines were rejected. Raises OSError, and has changed nothing,
@@ -62,8 +63,9 @@ def fold(
     try:
         replace_like(new.fd, old.fd)
         written, numbers, lengths = _write_rows(view, new, without.union(binary))
-        if binary:
-            _reject(view.path + ".rejected", list(binary.values()), fsync=fsync)
+        rejected = sorted(without.union(binary)) if keep else binary
+        if rejected:
+            _reject(view, rejected, fsync=fsync)
         for lines in added.new(_start_again):
             write_all(new.fd, lines)
         if fsync:
@@ -125,15 +127,14 @@ def _fresh(path: str) -> OpenFile:
         os.unlink(path)
 
 
-def _binary_lines(view: View) -> dict[int, bytes]:
+def _binary_lines(view: View) -> list[int]:
     if not view.binary:
-        return {}
-    lines = {
-        number: view.line(number)
+        return []
+    return [
+        number
         for number in view.unreadable
-        if view.places.length(number) <= LONGEST_ROW
-    }
-    return {number: line for number, line in lines.items() if is_binary(line)}
+        if view.places.length(number) <= LONGEST_ROW and is_binary(view.line(number))
+    ]
 
 
 def _write_rows(
@@ -196,10 +197,26 @@ def _large_pieces(file: OpenFile, start: int, end: int) -> Iterator[bytes]:
         start += len(content)
 
 
-def _reject(path: str, lines: list[bytes], *, fsync: bool) -> None:
+def _reject(view: View, numbers: list[int], *, fsync: bool) -> None:
+    """Append these lines to `queue.tsv.rejected`: all of them, or none."""
+    old = view.rows.file
+    assert old is not None
+    path = view.path + ".rejected"
     file = open_or_create(path, os.O_RDWR | os.O_APPEND)
     size = end_last_line(file, os.fstat(file.fd).st_size)
-    append(file, size, b"\n".join(lines) + b"\n")
+    try:
+        for number in numbers:
+            start, end = view.places.start(number), view.places.start(number + 1)
+            for content in _large_pieces(old, start, end):
+                write_all(file.fd, content)
+    except BaseException as e:
+        try:
+            os.ftruncate(file.fd, size)
+        except OSError:
+            pass  # then they may be there twice
+        if isinstance(e, OSError):
+            raise store_error(e, path, "the queue is as it was") from e
+        raise
     if fsync:
         os.fsync(file.fd)
         sync_directory(os.path.dirname(path))

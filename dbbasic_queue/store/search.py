@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from dbbasic_queue.rows import Row, decode_record, decode_state, parse_row
+from dbbasic_queue.rows import Row, decode_record, decode_state, has_json, parse_row
 from dbbasic_queue.store.files import OpenFile, open_file
 from dbbasic_queue.store.follow import Follower, Rewritten, require_header, require_header_begun
 
@@ -28,7 +28,7 @@ def search(path: str, job_id: bytes) -> Row | None:
             break
     if row is not None and state is not None:
         row.state = decode_state(state)
-    return row
+    return row if row and has_json(row) else None
 
 
 def _last_record(path: str, job_id: bytes) -> bytes | None:

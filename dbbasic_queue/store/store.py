@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.rows import Row
     from dbbasic_queue.store.attempts import Attempt
     from dbbasic_queue.store.choice import Choice, Pick
+    from dbbasic_queue.store.unreadable import Unreadable
 
 CHEAP_IN_A_PASS = 0.005
 CHEAP_OUTSIDE = 0.050
@@ -57,6 +58,7 @@ SHARE_OF_TIME = 0.05
 _SECONDS_A_BYTE = 4e-9
 _SECONDS_A_CHANGE = 1e-6
 _READ_AHEAD = 1 << 16
+_SHOWN_BYTES = 800
 _LOOKUPS_WITHOUT_INDEX = 2
 _TRIES = 100
 _LONG = 1 << 20
@@ -210,6 +212,11 @@ class Store:
         self._read_long_ones_unlocked()
         self.view.refresh()
         if key in self.view.index:
+            if self.view.find(key) is None:
+                raise DuplicateJob(
+                    f"invalid job_id {job_id!r}: a row that cannot be read has it "
+                    "(`dbbasic-queue unreadable` shows that row, and --remove moves it away)"
+                )
             raise DuplicateJob(
                 f"job_id {job_id!r} is refused: that job is in the queue already "
                 "(get_job shows it; choose another id, or purge the old job first)"
@@ -370,6 +377,71 @@ class Store:
             rewrite(choice.picked)
         return len(choice.picked)
 
+    # -- lines that are not jobs --
+
+    def unreadable(self) -> Iterator[Unreadable]:
+        """Yield each line that isn't a job, in the file's order."""
+        from dbbasic_queue.store.unreadable import Unreadable, reason
+
+        found: list[Unreadable] = []
+        view = self.lock.read(self._snapshot)
+
+        def note(number: int, line: bytes, length: int) -> None:
+            holder = view.index.get(line[: max(line.find(b"\t"), 0)], -2)
+            found.append(Unreadable(number + 2, reason(line, length, holder + 2), line))
+
+        for _ in view.rows_as_they_stand(note):
+            yield from found
+            found.clear()
+        yield from found
+        torn = self.lock.read(self._torn_row)
+        if torn and self.exists() and (torn := self.lock.run(self._torn_row)):
+            yield Unreadable(torn[0] + 2, "it has no line end yet: the next pass ends it", torn[1])
+
+    def _torn_row(self) -> tuple[int, bytes] | None:
+        """Return the number and the beginning of a last line without an end."""
+        view = self.view
+        view.refresh()
+        if not view.has_torn_row() or view.rows.file is None:
+            return None
+        return len(view.when), os.pread(view.rows.file.fd, _SHOWN_BYTES, view.rows.end)
+
+    def remove_unreadable(self) -> int:
+        """Move the lines that aren't jobs to `queue.tsv.rejected` by one rewrite; return how many.
+
+        They are looked for without the lock, and each is looked at again under it. Never a row that
+        a pass of another program may have in hand. A kill may leave them in both files.
+        """
+        if not self.exists():
+            return 0
+        view = self.lock.read(self._snapshot)
+        return self.lock.run(self._remove_unreadable, view.numbering, self._find_unreadable(view))
+
+    @staticmethod
+    def _find_unreadable(view: View) -> set[int]:
+        numbers: set[int] = set()
+        for _ in view.rows_as_they_stand(lambda number, *_: numbers.add(number)):
+            pass
+        return numbers
+
+    def _remove_unreadable(self, numbering: int, numbers: set[int]) -> int:
+        self.read_new()
+        rejected = self.rejected
+        self._fold_and_sync_cut()
+        view = self.view
+        if view.numbering != numbering:
+            numbers = self._find_unreadable(self._snapshot())
+        found = frozenset(
+            number
+            for number in numbers.union(view.unreadable)
+            if number < len(view.when)
+            and number not in view.processing
+            and view.is_unreadable(number)
+        )
+        if found:
+            self._replace(None, found, keep=True)
+        return self.rejected - rejected + len(found)
+
     # -- pausing --
 
     def paused(self) -> frozenset[str]:
@@ -517,13 +589,19 @@ class Store:
         seconds = time.perf_counter() - started - changes * _SECONDS_A_CHANGE
         self._last_fold = (max(seconds, 0.0), self.view.rows.end)
 
-    def _replace(self, journal: OpenFile | None, without: frozenset[int] = frozenset()) -> int:
+    def _replace(
+        self,
+        journal: OpenFile | None,
+        without: frozenset[int] = frozenset(),
+        *,
+        keep: bool = False,
+    ) -> int:
         """Put a new file into place; return how many lines were rejected."""
         self.lock.closing += (self.view.rows.file, self._rows)
         added = self.view.rows.copy()
         try:
             self._rows, rejected = fold.fold(
-                self.view, journal, added, fsync=self.fsync, without=without
+                self.view, journal, added, fsync=self.fsync, without=without, keep=keep
             )
             self._ended_at = self.view.rows.end
             self.lock.touch()
@@ -613,9 +691,14 @@ class Store:
         self.view.refresh()
         return self.view.find(key)
 
-    def rows(self) -> Iterator[Row]:
-        """Yield every job as it stood at the first step, in the file's order."""
-        for _, _, row in self.lock.read(self._snapshot).rows_as_they_stand():
+    def rows(self, unreadable: list[int] | None = None) -> Iterator[Row]:
+        """Yield every job as it stood at the first step, in the file's order.
+
+        The line numbers of what isn't a job are added to `unreadable`.
+        """
+        view = self.lock.read(self._snapshot)
+        note: list[int] = [] if unreadable is None else unreadable
+        for _, _, row in view.rows_as_they_stand(lambda number, *_: note.append(number + 2)):
             yield row
 
     def _snapshot(self) -> View:

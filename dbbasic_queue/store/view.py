@@ -21,9 +21,11 @@ from itertools import compress
 from dbbasic_queue import job
 from dbbasic_queue.rows import (
     HEADER,
+    LONGEST_ROW,
     Row,
     decode_record,
     decode_state,
+    has_json,
     is_binary,
     parse_row,
     with_state,
@@ -36,9 +38,10 @@ from dbbasic_queue.store.scan import PENDING, PROCESSING, scan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 NEVER = 1 << 62
+_SHOWN_BYTES = 800
 _TRUST = 600.0
 """Seconds after which a file that was replaced is read as a whole, for who edits one in place by
 hand, and keeps its length, is noticed by that alone."""
@@ -386,27 +389,42 @@ class View:
             row.state = decode_state(state)
         return row
 
+    def is_unreadable(self, number: int) -> bool:
+        """Tell whether a line isn't a job, and isn't empty."""
+        length = self.places.length(number)
+        if not 0 < length <= LONGEST_ROW:
+            return length > 0
+        row = self.row(number)
+        return row is None or not has_json(row)
+
     def find(self, job_id: bytes) -> Row | None:
         """Return the job with this id, or None."""
         number = self.index.get(job_id)
-        return None if number is None else self.row(number)
+        row = None if number is None else self.row(number)
+        return row if row and has_json(row) else None
 
     def as_it_stands(self, line: bytes) -> bytes:
         """Return a job's line with what the journal says of it."""
         state = self.records.get(line[: line.find(b"\t")]) if self.records else None
         return line if state is None else with_state(line, state)
 
-    def rows_as_they_stand(self) -> Iterator[tuple[int, bytes, Row]]:
+    def rows_as_they_stand(
+        self, unreadable: Callable[[int, bytes, int], object] = lambda *_: None
+    ) -> Iterator[tuple[int, bytes, Row]]:
         """Yield number, line and row of every job of the file that is open now.
 
-        Both say what the journal says.
+        Both say what the journal says. `unreadable` is called for each line that isn't a job, with
+        its number, its beginning and its length.
         """
         number = 0
         end = self.rows.end
         reader = Follower(self.rows.file)
 
-        def count(_: int) -> None:
+        def count(length: int) -> None:
             nonlocal number
+            assert reader.file is not None
+            beginning = os.pread(reader.file.fd, _SHOWN_BYTES, reader.end - length - 1)
+            unreadable(number, beginning, length)
             number += 1
 
         for content in reader.new(count):
@@ -418,8 +436,10 @@ class View:
                 lines.pop(0)
             for line in lines:
                 row = self.joined(number, line)
-                if row is not None:
+                if row is not None and has_json(row):
                     yield number, self.as_it_stands(line), row
+                elif line:
+                    unreadable(number, line, len(line))
                 number += 1
             if reader.end >= end:
                 return
@@ -432,6 +452,7 @@ class View:
         view.index = self.index  # grows, or is replaced whole: what it says of a row stays
         view.records = dict(self.records)
         view.generation = self.generation
+        view.numbering = self.numbering
         return view
 
     def due(self, now: float, before: int) -> array[int]:
@@ -461,7 +482,6 @@ class View:
         self.records = dict(reversed(in_hand.items()))
         self.rows = rows
         self.places.moved(len(HEADER), numbers, lengths)
-        self.journal.end = 0
-        self.journal.anchor = b""
+        self.journal = Follower(self.journal.file)
         self._ahead = []
         self.generation += 1

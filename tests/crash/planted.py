@@ -809,4 +809,11 @@ MUTANTS = (
         "            if False:\n",
         (TIMEOUT + "::test_a_job_is_given_back_if_sigterm_goes_to_all_processes_of_its_service",),
     ),
+    Mutant(
+        "what is removed as unreadable is not kept",
+        "store/store.py",
+        "            self._replace(None, found, keep=True)\n",
+        "            self._replace(None, found)\n",
+        (STORE + "::test_what_is_not_a_job_is_moved_away_when_asked_and_the_jobs_stay",),
+    ),
 )

@@ -274,7 +274,7 @@ def journal_only(s: Session) -> None:
 
 
 def by_hand(s: Session) -> None:
-    """Lines that are no jobs, one with a NUL, and an id that is used again."""
+    """Lines that are no jobs, one with a NUL, are moved away; and an id is used again."""
     s.enqueue("ok", job_id="again")
     s.run_pass()
     bad = [b"no job at all", b"\0\0\0 zeros \xff", b"x\ty\t{}\tdone\t1\t1\t0\t\t"]
@@ -287,6 +287,9 @@ def by_hand(s: Session) -> None:
     s.enqueue("ok")
     s.run_pass()
     s.enqueue("nest")
+    s.run_pass()
+    assert s.queue.remove_unreadable() == 2
+    s.enqueue("ok")
     s.run_pass()
 
 
