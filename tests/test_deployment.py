@@ -380,3 +380,41 @@ def test_a_queue_file_that_is_mounted_by_itself_is_refused_and_a_mounted_directo
     tmp_path: Path,
 ) -> None:
     in_private_mounts(MOUNTED, tmp_path)
+
+
+# -- docs/deployment.md
+
+PAGE = (PROJECT / "docs/deployment.md").read_text("utf-8")
+
+
+def block(first_line: str) -> str:
+    """Return the only block of the page with this language and name."""
+    _, found = PAGE.split(f"```{first_line}\n")
+    return found.partition("```")[0]
+
+
+def test_the_compose_file_of_the_docs_mounts_the_directory_into_both_containers() -> None:
+    lines = [text.strip() for text in block("yaml file=compose.yaml").splitlines()]
+    (mount,) = {text for text in lines if text.startswith("volumes:")}
+    assert lines.count(mount) == 2
+    assert mount == 'volumes: ["./data:/srv/app/data"]'
+
+
+@pytest.mark.skipif(not shutil.which("flock"), reason="needs flock (Debian: util-linux)")
+def test_the_backup_of_the_docs_is_whole_and_can_be_restored(tmp_path: Path) -> None:
+    with Queue(tmp_path / "data/queue.tsv") as queue:
+        ids = queue.enqueue_many("greet", range(3))
+
+        def back_up(number: int) -> None:
+            if number == 1:  # the journal says that the first job is completed, and this one runs
+                subprocess.run(["sh", "-ec", block("sh backup")], cwd=tmp_path, check=True)
+
+        assert queue.process_jobs({"greet": back_up})["completed"] == 3
+    shutil.rmtree(tmp_path / "data")
+    (tmp_path / "backup").rename(tmp_path / "data")
+    ran: list[int] = []
+    with Queue(tmp_path / "data/queue.tsv") as restored:
+        assert job(restored, ids[0])["status"] == "completed"
+        far = Queue(restored.path, clock=lambda: 4_000_000_000)
+        assert far.process_jobs({"greet": ran.append})["completed"] >= 1
+    assert 0 not in ran and 2 in ran
