@@ -216,8 +216,8 @@ class Handler:
 
 def check_count(count: object, name: str) -> None:
     """Raise InvalidHandlers unless it is an int of 1 or more."""
-    if type(count) is not int or count < 1:
-        raise InvalidHandlers(f"{name} {count!r} is refused: it must be an int of 1 or more")
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise InvalidHandlers(f"invalid {name} {count!r}: must be an int of 1 or more")
 
 
 def is_seconds(seconds: object, *, above: float | None = None) -> bool:
@@ -242,7 +242,7 @@ class _Signature:
         self.takes_job = self.job_by_name = self.is_coroutine = False
         given = 0
         named: set[str] = set()
-        functools = sys.modules.get("functools")  # who has made a partial has loaded it
+        functools = sys.modules.get("functools")  # loaded if the program has made a partial
         while not isinstance(function, FunctionType):
             if isinstance(function, Handler):
                 self.takes_job = function.takes_job
@@ -300,28 +300,28 @@ def _check_callable(function: FunctionType, given: int, named: set[str], unpack:
     defaults = function.__kwdefaults__ or {}
     why = ""
     if code.co_flags & (CO_GENERATOR | CO_ASYNC_GENERATOR):
-        why = "is a generator function: use return in the place of yield"
+        why = "is a generator function (use return instead of yield)"
     elif not given and arguments[:1] == ("self",):
-        why = "is a method without its object: register a bound method, such as mailer.send"
+        why = "is a method without its object (register a bound method, such as mailer.send)"
     elif unpack:
         for name in required:
             if name in arguments[: code.co_posonlyargcount]:
-                why = f"takes {name!r} by position only: unpack gives arguments by name"
+                why = f"takes {name!r} by position only, and unpack gives arguments by name"
     elif not (arguments[given:] or code.co_flags & CO_VARARGS):
-        why = "takes no payload: give it an argument for that"
+        why = "takes no payload (give it an argument for the payload)"
     elif arguments[given:] and arguments[given] in named:
         why = f"is given its first argument, {arguments[given]!r}, which is the payload's"
     elif len(required) > 2:
         why = (
-            f"requires {len(required)} arguments: a handler gets the payload and, if it takes a "
-            "second one, the job (bind the others with functools.partial)"
+            f"requires {len(required)} arguments, but gets only the payload and, as a second one, "
+            "the job (bind the others with functools.partial)"
         )
     else:
         missing = {*by_name} - {*defaults} - named - {"job"}
         if missing:
             why = (
-                f"requires the argument {min(missing)!r}: only one named job is given by name "
-                "(with unpack=True, all members of the payload are)"
+                f"requires the argument {min(missing)!r} by name, but gets only the job by name "
+                "(give it a default, or use unpack=True)"
             )
     if why:
         raise InvalidHandlers(f"invalid handler {function.__qualname__}: it {why}")

@@ -8,6 +8,7 @@ import os
 import random
 import time
 from datetime import datetime, timedelta, timezone
+from enum import IntEnum
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +104,18 @@ def test_a_factor_under_one_is_refused() -> None:
 def test_a_policy_that_cannot_work_is_refused_when_it_is_declared(policy: Any) -> None:
     with pytest.raises(InvalidHandlers):
         Handler(print, **policy)
+
+
+class Limit(IntEnum):
+    TWICE = 2
+
+
+def test_an_enum_that_is_an_int_may_be_a_limit(queue: Queue) -> None:
+    handler = Handler(len, max_attempts=Limit.TWICE, concurrency=Limit.TWICE, timeout=Limit.TWICE)
+    queue.enqueue("greet", "ada", run_at=Limit.TWICE)
+    assert (
+        queue.process_jobs({"greet": handler}, Limit.TWICE, workers=Limit.TWICE)["completed"] == 1
+    )
 
 
 def test_what_cannot_be_called_is_no_handler() -> None:

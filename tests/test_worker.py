@@ -711,12 +711,12 @@ def test_a_pass_while_another_thread_imports_logging_has_no_log(
         (len, 3, "does not: give a dict such as"),
         ({"greet": "len"}, 3, "the handler for 'greet' is str, which cannot be called"),
         ({"greet": 0}, 3, "the handler for 'greet' is int, which cannot be called"),
-        ({"greet": len}, 0, "max_attempts 0 is refused: it must be an int of 1 or more"),
-        ({"greet": len}, -1, "max_attempts -1 is refused"),
-        ({"greet": len}, 2.5, "max_attempts 2.5 is refused"),
-        ({"greet": len}, True, "max_attempts True is refused"),
-        ({"greet": len}, "3", "max_attempts '3' is refused"),
-        ({"greet": len}, None, "max_attempts None is refused"),
+        ({"greet": len}, 0, "invalid max_attempts 0: must be an int of 1 or more"),
+        ({"greet": len}, -1, "invalid max_attempts -1: must be"),
+        ({"greet": len}, 2.5, "invalid max_attempts 2.5: must be"),
+        ({"greet": len}, True, "invalid max_attempts True: must be"),
+        ({"greet": len}, "3", "invalid max_attempts '3': must be"),
+        ({"greet": len}, None, "invalid max_attempts None: must be"),
     ],
 )
 def test_handlers_and_limits_that_cannot_work_are_refused_before_anything_runs(
