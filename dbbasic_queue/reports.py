@@ -171,7 +171,7 @@ def _alarm(text: str, error: BaseException | None = None) -> None:
 
 def refused(log: Logger, error: Exception) -> None:
     """Log that the system refuses a thread or a process, which costs no job an attempt."""
-    log.error("%s; no job is charged for that", error)
+    write(log, ERROR, "%s; no job is charged for that", error)
 
 
 def unreadable(log: Logger, store: Store) -> None:

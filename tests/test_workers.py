@@ -172,6 +172,30 @@ def test_what_the_supervisor_is_told_its_passes_do(
     assert {found["attempts"] for found in queue.jobs(status="pending")} == {0}
 
 
+def test_the_programs_signal_handler_is_called_by_the_supervisor_and_not_by_its_passes(
+    programs: Programs, tmp_path: Path
+) -> None:
+    queue = Queue(tmp_path / "data/queue.tsv")
+    queue.enqueue_many("work", range(5))
+    program = programs.start(
+        """
+    def ends(*_):
+        note("called", os.getpid())
+        sys.exit(3)
+
+    signal.signal(signal.SIGTERM, ends)
+"""
+        + SLOW
+    )
+    wait_for_notes(tmp_path / "begun", 3)
+    os.killpg(program.process.pid, signal.SIGTERM)  # as systemd does by default
+    (tmp_path / "go").touch()
+    assert program.wait() == 3
+    assert notes(tmp_path / "called") == [str(program.process.pid)]
+    assert queue.counts()["completed"] == 3
+    assert {found["attempts"] for found in queue.jobs(status="pending")} == {0}
+
+
 @pytest.mark.parametrize("kind", ["function", "coroutine"])
 def test_ctrl_c_on_a_terminal_interrupts_each_job_of_forked_passes_once(
     programs: Programs, tmp_path: Path, kind: str
