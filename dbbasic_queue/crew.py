@@ -64,7 +64,7 @@ def several(
         return alone
     if workers > SLOTS:
         raise InvalidHandlers(
-            f"invalid workers {workers}: must be 1 to {SLOTS}, for each is a process with a slot "
+            f"invalid workers {workers}: must be 1 to {SLOTS}, as each is a process with a slot "
             "of its own (only coroutine functions, which share one, may have more)"
         )
     due = workers if linger else alone.count_due()

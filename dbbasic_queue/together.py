@@ -17,6 +17,7 @@ from collections import deque
 
 from dbbasic_queue import job, reports
 from dbbasic_queue.attempt import INTERRUPTED, describe
+from dbbasic_queue.errors import not_started
 from dbbasic_queue.event_loop import close, hide
 from dbbasic_queue.watcher import Watcher
 from dbbasic_queue.worker import LOOK, Pass
@@ -57,7 +58,10 @@ class Together(Pass):
         self._lists_too_much = False
 
     def _work(self, claims: Claims) -> None:
-        loop = asyncio.new_event_loop()
+        try:
+            loop = asyncio.new_event_loop()
+        except OSError as e:
+            raise not_started("an event loop", e) from e
         try:
             self._work_together(claims, loop)
         finally:

@@ -629,6 +629,38 @@ def test_the_process_of_a_job_ends_as_a_program_does(programs: Programs, tmp_pat
     assert notes(tmp_path / "log") == ["a record of the job", "a record of the program"]
 
 
+def test_the_end_of_a_jobs_process_ends_no_other_process_of_the_program(
+    programs: Programs, tmp_path: Path
+) -> None:
+    """multiprocessing ends the daemons of a process at its exit: here they are the program's."""
+    queue = Queue(tmp_path / "data/queue.tsv")
+    queue.enqueue("work", {})
+    queue.enqueue_many("plain", range(2))
+    programs.run(
+        """
+        import multiprocessing
+        from dbbasic_queue import Handler
+
+        def double(n):
+            return 2 * n
+
+        def work(_):
+            with context.Pool(1) as pool:
+                return pool.map(double, [1, 2])
+
+        context = multiprocessing.get_context("fork")
+        daemon = context.Process(target=signal.pause, daemon=True)
+        daemon.start()
+        counts = queue.process_jobs({"work": Handler(work, timeout=900)}, only=True)
+        assert counts["completed"] == 1, next(queue.jobs())
+        queue.process_jobs({"plain": str}, workers=2)
+        daemon.join(0.1)
+        assert daemon.is_alive()
+        """
+    )
+    assert next(queue.jobs())["result"] == [2, 4]
+
+
 def test_a_job_whose_thread_never_ends_is_done_a_second_after_its_handler(queue: Queue) -> None:
     def work(_: Any) -> str:
         threading.Thread(target=signal.pause).start()

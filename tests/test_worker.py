@@ -1308,9 +1308,12 @@ def test_a_pass_without_a_thread_to_watch_its_jobs_keeps_no_other_while_one_runs
     assert "can't start new thread (too many processes and threads" in error
 
 
-def test_a_coroutine_that_no_event_loop_can_be_had_for_is_put_back_and_not_charged(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_coroutine_that_no_event_loop_can_be_had_for_is_not_charged(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
+    """One in a pass of its own is put back; the pass that would run several raises the error."""
+
     async def work(_: Any) -> None:
         raise AssertionError
 
@@ -1319,10 +1322,15 @@ def test_a_coroutine_that_no_event_loop_can_be_had_for_is_put_back_and_not_charg
 
     job_id = queue.enqueue("work", {})
     monkeypatch.setattr(asyncio, "new_event_loop", refuse)
-    assert queue.process_jobs({"work": work}, 1)["delayed"] == 1
+    reason = "an event loop could not be started: Too many open files"
+    if workers == 1:
+        assert queue.process_jobs({"work": work}, 1)["delayed"] == 1
+        assert reason in job(queue, job_id)["error"]
+    else:
+        with pytest.raises(StoreError, match=reason):
+            queue.process_jobs({"work": work}, 1, workers=workers)
     found = job(queue, job_id)
     assert (found["status"], found["attempts"]) == ("pending", 0)
-    assert "an event loop could not be started: Too many open files" in found["error"]
 
 
 # --- a context for each job
