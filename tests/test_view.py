@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+from array import array
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import held
@@ -94,6 +96,7 @@ def test_rows_read_many_at_once_are_what_they_are_one_by_one(
         assert (view.processing, view.retrying) == (processing, retrying)
         assert sorted(view.unreadable) == unreadable
         assert view.soonest <= min(when, default=NEVER)
+        assert are_floors(view)
         assert [view.line(n) for n in range(len(lines))] == lines
         view.close()
 
@@ -212,6 +215,46 @@ def test_lines_longer_than_a_reading_are_followed(tmp_path: Path) -> None:
     assert list(follower.new()) == []
 
 
+def are_floors(view: View) -> bool:
+    """Tell whether no job of a block of rows is due before the block's floor."""
+    size = 1 << 10
+    blocks = [view.when[start : start + size] for start in range(0, len(view.when), size)]
+    return len(blocks) == len(view.floors) and all(
+        floor <= min(block) for floor, block in zip(view.floors, blocks, strict=True)
+    )
+
+
+def test_what_a_look_for_due_jobs_costs_is_up_to_what_is_due_and_not_to_the_rows(
+    tmp_path: Path,
+) -> None:
+    read = 0
+
+    class Counted(array):  # type: ignore[type-arg]
+        def __getitem__(self, at: Any) -> Any:
+            nonlocal read
+            found = super().__getitem__(at)
+            read += len(found) if isinstance(at, slice) else 1
+            return found
+
+    path = written(str(tmp_path), [PLAIN % (n, 10**9 + n) for n in range(20_000)])
+    store = Store(path, fsync=False)
+    store.lock.read(store.view.refresh)
+    store.add("new\tgreet\t{}\tpending\t5\t6\t0\t\t\n")
+    store.lock.read(store.view.refresh)
+    store.view.when = Counted("q", store.view.when)
+
+    assert list(store.view.due(7, 20_001)) == [20_000]
+    assert read < 2000
+    store.view.apply(b"new", encode_state(job.State(job.COMPLETED, 5, 6, 1, "", "")))
+    for _ in range(100):
+        assert not store.view.due(7, 20_001)
+    assert store.view.soonest == 10**9
+    assert read < 4000
+    assert store.view.next_after(-1) == 10**9
+    assert store.view.next_after(10**9 + 5000) == 10**9 + 5001
+    store.close()
+
+
 def knowledge(view: View) -> dict[str, object]:
     return {
         "index": view.index,
@@ -222,7 +265,7 @@ def knowledge(view: View) -> dict[str, object]:
         "binary": view.binary,
         "records": view.records,
         "lines": [view.line(n) for n in range(len(view.when))],
-        "soon enough": view.soonest <= min(view.when, default=NEVER),
+        "soon enough": view.soonest <= min(view.when, default=NEVER) and are_floors(view),
     }
 
 

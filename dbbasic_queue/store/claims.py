@@ -190,8 +190,7 @@ class Claims:
         if self._nothing_seen != self._seen():
             return True
         if self._next_at is None:
-            times = self.store.view.when
-            self._next_at = min((at for at in times if at > self._nothing_at), default=NEVER)
+            self._next_at = self.store.view.next_after(self._nothing_at)
         return self._next_at <= self.started_at
 
     def _seen(self) -> object:

@@ -724,7 +724,7 @@ class Store:
         running = {view.index.get(key.encode()) for path, key in apart_from if path == self.path}
         if any(number not in running for number in view.processing):
             return False
-        if min(view.when, default=NEVER) == NEVER:
+        if view.next_after(-1) == NEVER:
             return True
         types = paused.read(self.path)
         seen = view.generation, view.rows.end, view.journal.end, types

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 NEVER = 1 << 62
 _SHOWN_BYTES = 800
+_BLOCK_BITS = 10
+_BLOCK = 1 << _BLOCK_BITS
 _TRUST = 600.0
 """Seconds after which a file that was replaced is read as a whole, for who edits one in place by
 hand, and keeps its length, is noticed by that alone."""
@@ -53,6 +55,7 @@ class View:
     `index`       id -> number of the row (of the first one, where an id is there twice)
     `places`      where each row lies
     `when`        number -> `run_at` of a pending job, NEVER for all others
+    `floors`      block of rows -> no pending job of the block is due before this instant
     `soonest`     no pending job is due before this instant
     `processing`  numbers of the jobs in that status
     `retrying`    numbers of the pending jobs with an attempt behind them
@@ -81,6 +84,7 @@ class View:
         self.index: dict[bytes, int] = {}
         self.places = Places()
         self.when = array("q")
+        self.floors: list[int] = []
         self.soonest = NEVER
         self.latest_created = 0
         self.processing: set[int] = set()
@@ -271,7 +275,9 @@ class View:
                 if at != NEVER and attempt != b"0"
             )
         self.when.extend(times)
-        self.soonest = min(self.soonest, min(times))
+        earliest = min(times)
+        self._lower(first, earliest)
+        self.soonest = min(self.soonest, earliest)
         self.latest_created = max(self.latest_created, latest_created)
         if holders != numbers:
             for number, holder in zip(numbers, holders, strict=True):
@@ -284,6 +290,7 @@ class View:
     def _add_line(self, line: bytes) -> None:
         number = len(self.when)
         self.when.append(NEVER)
+        self._lower(number, NEVER)
         row = parse_row(line)
         job_id = row.id.encode() if row else b""
         if row and self.index.setdefault(job_id, number) == number:
@@ -300,6 +307,7 @@ class View:
             require_header(b"", self.path)
         self.places.add(length)
         self.when.append(NEVER)
+        self._lower(len(self.when) - 1, NEVER)
         self.unreadable.append(len(self.when) - 1)
 
     def has_torn_row(self) -> bool:
@@ -329,6 +337,14 @@ class View:
             _, _, run_at, attempts, _ = state.split(b"\t", 4)
             self._set(number, job.PENDING, int(run_at), attempts != b"0")
 
+    def _lower(self, first: int, instant: int) -> None:
+        """Note that the rows from `first` on may have jobs that are due at the instant."""
+        for block in range(first >> _BLOCK_BITS, ((len(self.when) - 1) >> _BLOCK_BITS) + 1):
+            if block == len(self.floors):
+                self.floors.append(instant)
+            elif instant < self.floors[block]:
+                self.floors[block] = instant
+
     def _set(self, number: int, status: str, run_at: int, begun: bool) -> None:
         """Take note of a job's state where none is noted."""
         if status == job.PROCESSING:
@@ -336,6 +352,9 @@ class View:
         elif status == job.PENDING:
             self.when[number] = run_at
             self.soonest = min(self.soonest, run_at)
+            block = number >> _BLOCK_BITS
+            if run_at < self.floors[block]:
+                self.floors[block] = run_at
             if begun:
                 self.retrying.add(number)
 
@@ -456,14 +475,39 @@ class View:
         return view
 
     def due(self, now: float, before: int) -> array[int]:
-        """Return the numbers, below `before`, of the jobs that are due, latest `run_at` first."""
+        """Return the numbers, below `before`, of the jobs that are due, latest `run_at` first.
+
+        Blocks of rows without a due job are passed over.
+        """
         bits = before.bit_length()
-        is_due = map(math.floor(now).__ge__, self.when)
-        codes = [self.when[number] << bits | number for number in compress(range(before), is_due)]
+        instant = math.floor(now)
+        when = self.when
+        codes: list[int] = []
+        for block, floor in enumerate(self.floors):
+            start = block << _BLOCK_BITS
+            if floor > instant or start >= before:
+                continue
+            times = when[start : start + _BLOCK]
+            count = len(codes)
+            numbers = range(start, min(start + len(times), before))
+            found = compress(numbers, map(instant.__ge__, times))
+            codes += [when[number] << bits | number for number in found]
+            if count == len(codes):
+                self.floors[block] = min(times)
         if not codes:
-            self.soonest = min(self.when, default=NEVER)
+            self.soonest = min(self.floors, default=NEVER)
         codes.sort(reverse=True)
         return array("q", map(((1 << bits) - 1).__and__, codes))
+
+    def next_after(self, instant: float) -> int:
+        """Return the earliest `run_at` after an instant, or NEVER."""
+        found = NEVER
+        for block, floor in enumerate(self.floors):
+            if floor < found:
+                times = self.when[block << _BLOCK_BITS : (block + 1) << _BLOCK_BITS]
+                self.floors[block] = min(times)
+                found = min((at for at in times if instant < at < found), default=found)
+        return found
 
     # -- following our own fold --
 
