@@ -124,7 +124,7 @@ class Crew:
         supervisor = os.getpid()
 
         def be_a_pass() -> None:
-            self.interrupts.leave()
+            self.interrupts.drop()
             _be_a_pass(self._make(place.share, supervisor), place.writing)
 
         try:

@@ -100,12 +100,23 @@ class Interrupts:
         self.leave()
 
     def leave(self) -> None:
-        """Give the signals back to the handlers that had them before."""
+        """Give the signals back to the handlers that had them before.
+
+        A forked pass ignores them from now on: it is ending anyway.
+        """
         import signal
 
+        ends = self._supervisor and self._asked_too() is None
         for number, handler in reversed(self._before.items()):
             if signal.getsignal(number) == self._receive:  # a job may have installed its own
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if ends else handler)
+
+    def drop(self) -> None:
+        """In a process forked for a pass: call neither ours nor the program's handlers."""
+        import signal
+
+        for number in self._before:
+            signal.signal(number, signal.SIG_DFL)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         import signal
