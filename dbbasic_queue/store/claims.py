@@ -17,6 +17,7 @@ from dbbasic_queue.errors import StoreError
 from dbbasic_queue.rows import Row, decode_state, encode_state
 from dbbasic_queue.store import paused, slots
 from dbbasic_queue.store.attempts import AttemptLog
+from dbbasic_queue.store.files import NO_ROOM
 from dbbasic_queue.store.lock import locked, reading, though_moved
 from dbbasic_queue.store.store import CHEAP_IN_A_PASS, SHARE_OF_TIME, Store
 from dbbasic_queue.store.view import NEVER
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 _BATCH_BYTES = 1 << 20
 _READ_AHEAD = 1 << 16
 _SURVEY_SECONDS = 1.0
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
@@ -517,7 +517,7 @@ class Claims:
 
         Tells whether the change may be tried again: nothing of it was made.
         """
-        if error.errno not in _NO_ROOM:
+        if error.errno not in NO_ROOM:
             return False
         self.slot.give_up_room()
         self.store.read_new()

@@ -42,6 +42,9 @@ _OF_CONTENT = {"security.ima", "security.evm"}
 """extended attributes that are checksums of the file"""
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
 def store_error(e: OSError, path: str, consequence: str) -> StoreError:
     """Return the system's error with the file's name, what became of the change, what to do."""
     advice = _ADVICE.get(e.errno or 0, "see the system's message")

@@ -77,6 +77,7 @@ def fold(
             os.unlink(view.path + ".fold")
         except FileNotFoundError:
             pass
+        new.close()  # the traceback would keep it open, and its room on a full disk taken
         if isinstance(e, Rewritten):
             view.close()
             e = OSError(errno.ESTALE, "the file was edited in place, without the lock")

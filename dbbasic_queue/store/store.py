@@ -27,6 +27,7 @@ from dbbasic_queue.job import (
 from dbbasic_queue.rows import HEADER, decode_record, encode_record, encode_state
 from dbbasic_queue.store import fold, paused
 from dbbasic_queue.store.files import (
+    NO_ROOM,
     OpenFile,
     append,
     end_last_line,
@@ -315,10 +316,35 @@ class Store:
                 append_rows(archive, new)
                 archived.update(map(hash, new))
 
-        def leave(lines: dict[int, bytes]) -> None:
-            self._replace(None, frozenset(lines))
+        return self._rewrite(line_of, self._leave, put_away if archive else None)
 
-        return self._rewrite(line_of, leave, put_away if archive else None)
+    def _leave(self, lines: dict[int, bytes]) -> None:
+        self._leave_out(lines, None)
+
+    def _leave_at_once(self, lines: dict[int, bytes]) -> None:
+        """Fold and leave rows out by one rewrite: the disk has no room for all rows once more.
+
+        A kill between its rename and its cut leaves records of jobs that are gone. `_check_free`
+        folds before one of their ids is used again.
+        """
+        self._leave_out(lines, self._journal_for_append() if self.view.journal.file else None)
+
+    def _leave_out(self, lines: dict[int, bytes], journal: OpenFile | None) -> None:
+        old, end, places = self.view.rows.file, self.view.rows.end, self.view.places
+        try:
+            self._replace(journal, frozenset(lines))
+        except StoreError as e:
+            if e.errno not in NO_ROOM or old is None or not old.is_at_path():
+                raise
+            needed = end - sum(places.lengths(number, 0)[0] + 1 for number in lines)
+            disk = os.statvfs(os.path.dirname(self.path))
+            missing = max(needed - disk.f_bavail * disk.f_frsize, 1)
+            consequence = (
+                f"nothing was removed; the rows that stay take {needed} bytes, about {missing} "
+                "more than are free"
+            )
+            cause = e.__cause__ if isinstance(e.__cause__, OSError) else e
+            raise store_error(cause, self.path, consequence) from e
 
     def _rewrite(
         self,
@@ -354,7 +380,13 @@ class Store:
         if not choice.update(self.view, add=add):
             return None
         numbering = self.view.numbering
-        self._fold_and_sync_cut()
+        try:
+            self._fold_and_sync_cut()
+        except StoreError as e:
+            if e.errno not in NO_ROOM or rewrite != self._leave:
+                raise
+            self._leave_at_once(choice.picked)
+            return len(choice.picked)
         if numbering != self.view.numbering:
             return None
         if choice.picked:

@@ -503,8 +503,8 @@ MUTANTS = (
     Mutant(
         "a rewrite does not fold first",
         "store/store.py",
-        "        self._fold_and_sync_cut()\n        if numbering",
-        "        if numbering",
+        "            self._fold_and_sync_cut()\n        except StoreError",
+        "            pass\n        except StoreError",
         (kill("requeue"), kill("purge")),
     ),
     Mutant(
@@ -531,8 +531,8 @@ MUTANTS = (
     Mutant(
         "jobs that come while a purge reads are left out",
         "store/choice.py",
-        "            if add and (row := view.row(number)):\n",
-        "            if False and (row := view.row(number)):\n",
+        "            if add and (row := view.row(number)) and has_json(row):\n",
+        "            if False and (row := view.row(number)) and has_json(row):\n",
         (CHOICE,),
     ),
     Mutant(
@@ -559,9 +559,9 @@ MUTANTS = (
     Mutant(
         "rows leave before they are archived",
         "store/store.py",
-        "            self._replace(None, frozenset(lines))\n\n"
-        "        return self._rewrite(line_of, leave, put_away if archive else None)\n",
-        "            self._replace(None, frozenset(lines))\n"
+        "        return self._rewrite(line_of, self._leave, put_away if archive else None)\n",
+        "        def leave(lines: dict[int, bytes]) -> None:\n"
+        "            self._leave(lines)\n"
         "            if archive is not None:\n"
         "                put_away(lines)\n\n"
         "        return self._rewrite(line_of, leave)\n",

@@ -273,6 +273,32 @@ def test_an_outcome_refused_twice_takes_back_no_change_that_was_acknowledged(
     assert job["status"] == "cancelled"
 
 
+def test_a_purge_on_a_full_disk_needs_room_for_the_rows_that_stay_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "is_fold_cheap", lambda *_: False)  # so the journal has records
+    with small_disk(tmp_path / "disk") as place:
+        queue = Queue(place / "data" / "queue.tsv", clock=lambda: 1000)
+        queue.enqueue_many("work", range(200))
+        queue.process_jobs({"work": lambda _: None})
+        queue.enqueue_many("work", range(3))
+        kept = queue.enqueue("work", {}, job_id="kept")
+        for row in [*queue.jobs("pending")][:3]:
+            assert queue.cancel_job(row["id"])
+        ballast = Ballast(place)
+        ballast.fill()
+        before = {name.name: name.read_bytes() for name in (place / "data").iterdir()}
+        with Queue(queue.path, clock=lambda: 2000) as other:
+            with pytest.raises(StoreError, match="nothing was removed; the rows that stay take"):
+                other.purge(1)
+            assert {name.name: name.read_bytes() for name in (place / "data").iterdir()} == before
+            os.truncate(ballast.path, ballast.path.stat().st_size - 4096)
+            assert other.purge(1) == 203
+        assert [row["id"] for row in queue.jobs()] == [kept]
+        assert os.stat(queue.path + ".journal").st_size == 0
+        queue.close()
+
+
 LEAKS = """
 import fcntl, resource, subprocess
 
