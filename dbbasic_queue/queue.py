@@ -619,8 +619,8 @@ def default_path() -> str:
 
 
 def _file_of_environment() -> str:
-    value = os.environ.get("DBBASIC_QUEUE_FILE") or "data/queue.tsv"
-    return path_of(value, "DBBASIC_QUEUE_FILE")
+    value = os.environ.get("DBBASIC_QUEUE_FILE")
+    return path_of(value, "DBBASIC_QUEUE_FILE") if value else "data/queue.tsv"
 
 
 def path_of(value: str, name: str) -> str:
