@@ -8,6 +8,7 @@ share the work and `cat` shows what is running.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import sys
@@ -181,8 +182,11 @@ class Pass:
             unfolded = claims.finish()
             self._report_lost_history(claims)
         self._report_unreadable()
-        if unfolded is not None and (log := reports.logger()):
-            reports.not_folded(log, unfolded)
+        if unfolded is not None:
+            if getattr(unfolded, "errno", None) == errno.EBUSY:
+                raise unfolded  # the file is mounted by itself: it would never be up to date
+            if log := reports.logger():
+                reports.not_folded(log, unfolded)
         self.interrupts.pass_on()
         return self.counts
 

@@ -24,7 +24,7 @@ from planted import MUTANTS, Mutant
 PROJECT = Path(__file__).resolve().parent.parent.parent
 AT_A_TIME = 2
 TIMEOUT = 150
-_COPIED = ("dbbasic_queue", "tests", "workers", "pyproject.toml", "setup.py", "README.md")
+_COPIED = ("dbbasic_queue", "docs", "tests", "workers", "pyproject.toml", "setup.py", "README.md")
 
 
 def lay_out(place: Path, mutant: Mutant | None) -> None:
