@@ -413,9 +413,10 @@ def test_without_a_log_the_error_is_on_stderr_and_sigterm_in_the_pause_ends_the_
     program = programs.start(
         f"""
         {logging}
-        from dbbasic_queue import Worker, service
+        from unittest.mock import patch
+        from dbbasic_queue import Worker
 
-        service._PAUSE = 600.0
+        patch("dbbasic_queue.service._PAUSE", 600.0).start()
         Worker(queue, {{"greet": str.upper}}).run_forever()
         print("ended well")
         """
