@@ -78,7 +78,7 @@ class Child:
         command: list[str],
         directory: Path,
         name: str,
-        variables: Mapping[str, str] | None = None,
+        env: Mapping[str, str] | None = None,
         pass_fds: Sequence[int] = (),
     ) -> None:
         self.output = directory / f"{name}.out"
@@ -88,7 +88,7 @@ class Child:
             self.process = subprocess.Popen(
                 command,
                 cwd=directory,
-                env=environment() | dict(variables or {}),
+                env=environment() if env is None else env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=errors,

@@ -180,10 +180,11 @@ class Site:
 
 
 def variables(**more: str) -> dict[str, str]:
-    """Return what a server's environment has besides the test's own."""
+    """Return a server's environment: without coverage, which would add hooks to its forks."""
+    plain = {name: text for name, text in environment().items() if not name.startswith("COV")}
     packages = Path(filelock.__file__).parents[1]  # uWSGI doesn't know the virtual environment
     path = os.pathsep.join([str(HERE), environment()["PYTHONPATH"], str(packages)])
-    return {"PYTHONPATH": path, "PYTHONWARNINGS": QUIET, **more}
+    return plain | {"PYTHONPATH": path, "PYTHONWARNINGS": QUIET, **more}
 
 
 def missing(*modules: str) -> str:
