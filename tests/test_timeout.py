@@ -423,6 +423,7 @@ def test_a_time_limit_holds_if_the_guardian_is_stopped(programs: Programs, tmp_p
     programs.run(
         """
         import subprocess
+        from unittest.mock import patch
         from dbbasic_queue import Handler, child
 
         def work(_):
@@ -432,7 +433,7 @@ def test_a_time_limit_holds_if_the_guardian_is_stopped(programs: Programs, tmp_p
             time.sleep(1000)
 
         assert child._LATEST_REPORT > 5
-        child._LATEST_REPORT = 0.5
+        patch.object(child, "_LATEST_REPORT", 0.5).start()
         queue.process_jobs({"work": Handler(work, timeout=0.5)})
         """
     )
