@@ -297,6 +297,7 @@ class Pass:
         self.in_doubt = False
 
     def _execute(self, claims: Claims, watcher: Watcher, claim: Claim) -> None:
+        claims.require_slot()
         row = claim.row
         handler = self.handler(row.type)
         self.interrupts.jobs = ((self.store.path, row.id),)

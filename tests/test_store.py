@@ -884,6 +884,104 @@ def test_one_who_waits_for_a_deleted_lock_file_takes_the_new_one(queue: Queue, p
     assert len(rows(path)) == 2
 
 
+class Waiting:
+    """A clock, and a sleep, for which no time passes; the lock is freed after some seconds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, free: Callable[[], object]) -> None:
+        self.now = 0.0
+        self.looks = 0
+        self._free = free
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.looks += 1
+        self.now += seconds
+        if self.now > 5:
+            self._free()
+
+
+def test_a_process_that_waits_long_for_the_lock_looks_rarely(
+    queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 of them would otherwise keep the one that holds it off the processor."""
+    queue.enqueue("greet", {})
+    with beside(path, "lock").open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        waiting = Waiting(monkeypatch, lambda: fcntl.flock(held, fcntl.LOCK_UN))
+        queue.enqueue("greet", {})
+    assert waiting.looks < 1000
+    assert len(rows(path)) == 2
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("name", [".lock", ".pass.1"])
+def test_a_file_system_without_flock_is_an_error_that_says_what_to_do(
+    queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch, error: int, name: str
+) -> None:
+    queue.enqueue("greet", {})
+    real = fcntl.flock
+
+    def flock(fd: int, operation: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith(name):
+            raise OSError(error, os.strerror(error))
+        real(fd, operation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", flock)
+        with pytest.raises(StoreError, match=r"nothing was done; does this file system.*flock"):
+            queue.process_jobs(HANDLERS)
+    assert queue.process_jobs(HANDLERS) == NONE | {"completed": 1}
+
+
+def test_inode_numbers_that_change_at_each_look_are_an_error_not_an_endless_loop(
+    queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = queue.enqueue("greet", {})
+    numbers = iter(range(1 << 40, 1 << 50))
+    real = os.lstat
+
+    def lstat(path: Any) -> Any:
+        status = list(real(path))
+        status[1] = next(numbers)
+        return os.stat_result(status)
+
+    calls: list[Callable[[Queue], object]] = [
+        lambda queue: queue.enqueue("greet", {}),
+        lambda queue: queue.get_job(job_id),
+        Queue.counts,
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", lstat)
+        for call in calls:
+            with Queue(path) as fresh, pytest.raises(StoreError, match="stable inode numbers"):
+                call(fresh)
+    assert queue.counts()["pending"] == 1
+
+
+def test_a_recovery_that_is_refused_leaves_no_slot_locked(
+    queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does the traceback of its error, which keeps the files open."""
+    queue.enqueue("greet", {}, job_id="a")
+    beside(path, "pass.1").write_text("pass\t1\t1\t1\na\t1\n")
+    beside(path, "pass.2").write_text("pass\t1\t1\t1\nb\t1\n")
+    add_lines(path, line("b", status="processing", attempts=1))
+
+    def refuse(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", refuse)
+        with pytest.raises(StoreError) as refusal:
+            queue.process_jobs(HANDLERS)
+    for number in (1, 2):
+        with beside(path, f"pass.{number}").open("r+") as slot:
+            fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert refusal.tb is not None
+    assert queue.process_jobs(HANDLERS)["recovered"] == 1
+
+
 # --- what is damaged beyond reading
 
 

@@ -369,6 +369,9 @@ class MemoryClaims:
     def show(self) -> None:
         """Nothing is left to be shown."""
 
+    def require_slot(self) -> None:
+        """There is no lock that could be lost."""
+
     def finish(self) -> None:
         """The pass has ended."""
 

@@ -18,7 +18,7 @@ import threading
 import time
 
 from dbbasic_queue.job import LATEST
-from dbbasic_queue.store.files import OpenFile, open_file, open_or_create
+from dbbasic_queue.store.files import OpenFile, open_file, open_or_create, unstable_inodes
 from dbbasic_queue.text import escape, unescape
 
 TYPE_CHECKING = False
@@ -35,6 +35,7 @@ LARGEST = 16 << 20
 
 _LONGEST = 1 << 20  # bytes of a line that can be a row
 _MOST_ROWS = 512
+_TRIES = 100
 _MOST_SECONDS = 1.0
 _PAUSE = 60.0  # after an error: to find out that it is still there may take a while each time
 
@@ -261,8 +262,9 @@ def _lines(file: OpenFile) -> Iterator[bytes]:
 
 def _files(path: str) -> list[OpenFile]:
     """Return the older file and the current one, as far as they are there."""
-    while True:
+    for _ in range(_TRIES):
         current = open_file(path, os.O_RDONLY)
         older = open_file(path + ".1", os.O_RDONLY)
         if current is None or current.is_at_path():  # else it was rotated in between
             return [file for file in (older, current) if file is not None]
+    raise unstable_inodes(path)

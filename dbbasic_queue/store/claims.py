@@ -318,7 +318,7 @@ class Claims:
         if self._alone in self._held:
             return found
         waiting = self._due or self._aside or self._suspects
-        if not waiting or self._numbering != view.numbering:
+        if not waiting or self._numbering != view.numbering or not view.whole:
             view.refresh()
             self._numbering = view.numbering
             self._paused = paused.read(self.store.path)
@@ -554,6 +554,10 @@ class Claims:
     def slot_fd(self) -> int:
         """Return the descriptor whose lock tells others that this pass is alive."""
         return self.slot.file.fd
+
+    def require_slot(self) -> None:
+        """Raise StoreError if the slot's lock is gone: other passes may run what was claimed."""
+        self.slot.require()
 
     def release(self) -> None:
         """Let go of the slot: whatever is still claimed is for the next pass to recover."""

@@ -88,6 +88,7 @@ def fold(
         if fsync:
             sync_directory(os.path.dirname(view.path))
         if journal is not None:
+            journal.require("nothing was lost")
             os.ftruncate(journal.fd, 0)
     except BaseException as e:
         view.close()

@@ -150,7 +150,12 @@ class Follower:
         anchor = self.anchor
         if self.file is None or not anchor:
             return False
-        return os.pread(self.file.fd, len(anchor) + 1, self.end - len(anchor)) == anchor
+        try:
+            return os.pread(self.file.fd, len(anchor) + 1, self.end - len(anchor)) == anchor
+        except OSError as e:
+            if e.errno != errno.EBADF:  # the program has closed it
+                raise
+            return False
 
     def is_as_read(self) -> bool:
         """Tell whether what was read last still stands where it stood."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 
 from dbbasic_queue.rows import Row, decode_record, decode_state, has_json, parse_row
-from dbbasic_queue.store.files import OpenFile, open_file
+from dbbasic_queue.store.files import OpenFile, open_file, unstable_inodes
 from dbbasic_queue.store.follow import Follower, Rewritten, require_header, require_header_begun
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_TRIES = 100
+
 
 def search(path: str, job_id: bytes) -> Row | None:
     """Return the job with this id as it stands in the queue at `path`, or None."""
-    while True:
+    for _ in range(_TRIES):
         file = open_file(path, os.O_RDONLY)
         if file is None:
             return None
@@ -26,6 +28,8 @@ def search(path: str, job_id: bytes) -> Row | None:
             continue
         if file.is_at_path():  # so the journal was not cut meanwhile
             break
+    else:
+        raise unstable_inodes(path)
     if row is not None and state is not None:
         row.state = decode_state(state)
     return row if row and has_json(row) else None

@@ -163,8 +163,8 @@ class Store:
         first = len(self.view.when) - content.count(b"\n")
         if any(self.view.index.get(job_id, -1) >= first for job_id in self.view.records):
             return False
+        self.view.whole = False  # it knows the rows
         os.ftruncate(file.fd, size)
-        self.view.close()  # it knows the rows
         return True
 
     def _rows_for_append(self) -> tuple[OpenFile, int]:
@@ -282,14 +282,11 @@ class Store:
         return 1
 
     def _apply_all(self, records: dict[int, bytes]) -> None:
-        try:
-            for number in sorted(records):
-                key, state = decode_record(records[number][:-1]) or (b"", b"")
-                self.view.apply(key, state)
-            self._replace(None)
-        except BaseException:
-            self.view.close()  # it says what the files do not
-            raise
+        self.view.whole = False  # it says what the files do not, until they are replaced
+        for number in sorted(records):
+            key, state = decode_record(records[number][:-1]) or (b"", b"")
+            self.view.apply(key, state)
+        self._replace(None)
 
     def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
         """Take the jobs that are not wanted out of the file, by one rewrite; return how many.
@@ -513,7 +510,8 @@ class Store:
 
     def catch_up(self) -> None:
         """Read what others have changed; costs one read where that is nothing."""
-        if self.view.journal.is_current() or self.view.follow_journal():
+        view = self.view
+        if (view.whole and view.journal.is_current()) or view.follow_journal():
             return
         if self.lock.moved:
             self.view.follow_moved()
@@ -554,16 +552,9 @@ class Store:
         """
         content = b"".join([encode_record(job_id, state) for job_id, state in changes])
         file = self._journal_for_append()
-        follower = self.view.journal
-        start = follower.end
+        start = self.view.journal.end
         append(file, start, content)
-        try:
-            follower.passed(content)
-            for job_id, state in changes:
-                self.view.apply(job_id, state)
-        except BaseException:  # an interrupt: what is noted in part may not be taken for read
-            self.view.close()
-            raise
+        self.view.wrote(content, changes)
         if self.fsync:
             if last:
                 self.lock.let_go()
@@ -713,7 +704,9 @@ class Store:
     def find(self, job_id: str) -> Row | None:
         """Return the job with this id as it stands, or None."""
         key = job_id.encode()
-        while self.view.loaded:
+        for _ in range(_TRIES):
+            if not self.view.loaded:
+                break
             if self.view.follow():
                 return self.view.find(key)
             self._lookups = 0

@@ -31,7 +31,7 @@ from dbbasic_queue.rows import (
     with_state,
 )
 from dbbasic_queue.store.compare import changed_rows
-from dbbasic_queue.store.files import open_file
+from dbbasic_queue.store.files import open_file, unstable_inodes
 from dbbasic_queue.store.follow import Follower, Rewritten, require_header, require_header_begun
 from dbbasic_queue.store.places import Places
 from dbbasic_queue.store.scan import PENDING, PROCESSING, scan
@@ -44,6 +44,7 @@ NEVER = 1 << 62
 _SHOWN_BYTES = 800
 _BLOCK_BITS = 10
 _BLOCK = 1 << _BLOCK_BITS
+_TRIES = 100
 _TRUST = 600.0
 """Seconds after which a file that was replaced is read as a whole, for who edits one in place by
 hand, and keeps its length, is noticed by that alone."""
@@ -67,6 +68,8 @@ class View:
     `records`     id -> the state that the journal gives it, as bytes
     `bad_records` how many damaged records were skipped since a pass last reported them
     `seconds_anew` how long it took to go on when somebody else had folded; 0 until then
+    `whole`       False while this is being changed. If an exception, such as that of a signal
+                  handler, ends the change, all is forgotten before the next reading
     """
 
     def __init__(self, path: str) -> None:
@@ -78,6 +81,7 @@ class View:
         self._forget()
 
     def _forget(self) -> None:
+        self.whole = False
         self.rows = Follower(None)
         self.journal = Follower(None)
         self.loaded = False
@@ -97,6 +101,7 @@ class View:
         self._anew_at = time.monotonic()
         self.generation += 1
         self.numbering += 1
+        self.whole = True
 
     def close(self) -> None:
         """Forget what was read; the files are closed when nobody else uses them either."""
@@ -108,8 +113,11 @@ class View:
         """Read what is new; afterwards nothing that was acknowledged before the call is missed."""
         began = time.perf_counter()
         if not self.follow():
-            while not self.follow():
-                pass
+            for _ in range(_TRIES):
+                if self.follow():
+                    break
+            else:
+                raise unstable_inodes(self.path)
             self.seconds_anew = time.perf_counter() - began
 
     def follow(self) -> bool:
@@ -118,6 +126,9 @@ class View:
         Then what is known was fitted to that as far as it could be: the next call goes on from
         there.
         """
+        if not self.whole or not _is_ours(self.rows):
+            self._forget()
+        self.whole = False
         try:
             self._open()
             records = self._new_records()
@@ -128,13 +139,10 @@ class View:
             if self.rows.file is None or self.rows.file.is_at_path():
                 for job_id, state in records:
                     self.apply(job_id, state)
-                self.loaded = True
+                self.loaded = self.whole = True
                 return True
         except Rewritten:
             pass
-        except BaseException:
-            self._forget()  # what was read half, or not applied, may not be taken for read
-            raise
         self._take_over()
         return False
 
@@ -143,16 +151,16 @@ class View:
 
         It can where the journal still has what was read of it: a fold cuts it.
         """
-        if not self.loaded or not self.journal.end:
+        if not self.whole or not self.loaded or not self.journal.end or not _is_ours(self.journal):
             return False
+        self.whole = False
         try:
             for job_id, state in self._new_records():
                 self.apply(job_id, state)
         except Rewritten:
+            self.whole = True
             return False
-        except BaseException:
-            self._forget()
-            raise
+        self.whole = True
         return self.journal.is_current()
 
     def follow_moved(self) -> None:
@@ -160,6 +168,9 @@ class View:
 
         If the rows were replaced there, everything is forgotten.
         """
+        if not self.whole:
+            self._forget()
+        self.whole = False
         try:
             if self.rows.file is None or not os.fstat(self.rows.file.fd).st_nlink:
                 raise Rewritten
@@ -168,6 +179,7 @@ class View:
                 self._scan(content)
             for job_id, state in records:
                 self.apply(job_id, state)
+            self.whole = True
         except BaseException as e:
             self._forget()
             if not isinstance(e, Rewritten):
@@ -204,17 +216,15 @@ class View:
             self.records = {}
             self._ahead = []
             self.generation += 1
-            self.loaded = True
+            self.loaded = self.whole = True
         except (Rewritten, ValueError):  # the latter where the old file was written over
             self._forget()
-        except BaseException:
-            self._forget()
-            raise
 
     def _open(self) -> None:
         if self.rows.file is None:
             self.rows = Follower(open_file(self.path, os.O_RDONLY))
-        if self.journal.file is None or not self.journal.file.is_at_path():
+        journal = self.journal.file
+        if journal is None or not journal.is_ours() or not journal.is_at_path():
             if self.journal.end:
                 raise Rewritten
             journal = open_file(self.path + ".journal", os.O_RDONLY)
@@ -509,7 +519,15 @@ class View:
                 found = min((at for at in times if instant < at < found), default=found)
         return found
 
-    # -- following our own fold --
+    # -- following our own changes --
+
+    def wrote(self, content: bytes, changes: list[tuple[bytes, bytes]]) -> None:
+        """Take note of records that this process has appended to the journal."""
+        self.whole = False
+        self.journal.passed(content)
+        for job_id, state in changes:
+            self.apply(job_id, state)
+        self.whole = True
 
     def adopt(self, rows: Follower, numbers: list[int], lengths: list[int]) -> None:
         """Go on with the file that a fold of ours has put into place; the journal is empty now.
@@ -517,6 +535,7 @@ class View:
         The rows of these numbers have these lengths in it. The states of jobs in hand are kept:
         their outcomes are compared with them.
         """
+        self.whole = False
         in_hand: dict[bytes, bytes] = {}
         for job_id, state in reversed(self.records.items()):  # they are among the last
             if len(in_hand) == len(self.processing):
@@ -529,3 +548,8 @@ class View:
         self.journal = Follower(self.journal.file)
         self._ahead = []
         self.generation += 1
+        self.whole = True
+
+
+def _is_ours(follower: Follower) -> bool:
+    return follower.file is None or follower.file.is_ours()

@@ -27,6 +27,8 @@ ROWS = "tests/test_rows.py"
 QUEUE = "tests/test_queue.py"
 CLI = "tests/test_cli.py"
 CONTENTION = "tests/test_contention.py"
+FORKS = "tests/test_forks.py"
+SIGNALS = "tests/test_signals.py"
 UPGRADE = "tests/test_upgrade.py"
 CHOICE = "tests/test_choice.py"
 WORKERS = "tests/test_workers.py"
@@ -312,7 +314,7 @@ MUTANTS = (
     Mutant(
         "nobody reads what is new before a change",
         "store/store.py",
-        "        if self.view.journal.is_current() or self.view.follow_journal():\n"
+        "        if (view.whole and view.journal.is_current()) or view.follow_journal():\n"
         "            return\n",
         "        return\n",
         (meetings("passes"), meetings("overlapping")),
@@ -392,6 +394,62 @@ MUTANTS = (
         "    for file in list(_to_close_after_fork):\n        file.close()\n",
         "    for file in list(_to_close_after_fork):\n        file.fd < 0 or os.dup(file.fd)\n",
         (STORE + "::test_a_child_that_outlives_its_pass_keeps_no_slot", "tests/test_kill.py"),
+    ),
+    Mutant(
+        "a fork without hooks is not noticed",
+        "forks.py",
+        "    if os.getpid() != process:\n        with",
+        "    if False:\n        with",
+        (FORKS + "::test_processes_forked_in_c_share_no_lock_lose_nothing_and_give_no_id_twice",),
+    ),
+    Mutant(
+        "a lock file is opened next to a fork",
+        "store/files.py",
+        "    with forks.opening:\n",
+        "    if True:\n",
+        (FORKS + "::test_a_fork_while_another_thread_opens_a_lock_file_gives_the_child_no_copy",),
+    ),
+    Mutant(
+        "a slot is closed and not unlocked",
+        "store/slots.py",
+        "            unlock(self.file)\n            self.file.close()\n",
+        "            self.file.close()\n",
+        (FORKS + "::test_a_process_forked_in_c_keeps_no_slot_of_a_pass_that_has_ended",),
+    ),
+    Mutant(
+        "a half-imported module stays in a forked child",
+        "loading.py",
+        "forks.in_child(_forget_half_imported)\n",
+        "",
+        (FORKS + "::test_a_child_forked_while_another_thread_imports_works_and_nothing_waits",),
+    ),
+    Mutant(
+        "a descriptor is not compared before it is used",
+        "store/files.py",
+        "            if os.lseek(self.fd, 0, _SEEK_CUR) == self._mark:\n",
+        "            if True:\n",
+        (FORKS + "::test_a_program_that_closes_all_descriptors_gets_no_row_into_its_files",),
+    ),
+    Mutant(
+        "a pass that has lost its slot goes on",
+        "worker.py",
+        "        claims.require_slot()\n",
+        "",
+        (FORKS + "::test_a_batch_is_not_run_on_after_one_of_its_jobs_has_closed_the_slot",),
+    ),
+    Mutant(
+        "a Python function unlocks",
+        "store/lock.py",
+        "                            fcntl.flock(self._file.fd, fcntl.LOCK_UN)\n",
+        "                            unlock(self._file)\n",
+        (SIGNALS,),
+    ),
+    Mutant(
+        "a call within a call works on a half-made change",
+        "store/lock.py",
+        "            raise _called_inside()\n        since",
+        "            pass\n        since",
+        (SIGNALS,),
     ),
     Mutant(
         "fold drops the rows added since",
@@ -510,8 +568,8 @@ MUTANTS = (
     Mutant(
         "several jobs requeued by an append",
         "store/store.py",
-        "                self.view.apply(key, state)\n            self._replace(None)\n",
-        "                self.change([(key, state)])\n",
+        "            self.view.apply(key, state)\n        self._replace(None)\n",
+        "            self.change([(key, state)])\n",
         (kill("requeue"),),
     ),
     Mutant(
@@ -605,9 +663,9 @@ MUTANTS = (
     Mutant(
         "what was read half is taken for read",
         "store/view.py",
-        "            self._forget()  # what was read half",
-        "            pass  # what was read half",
-        (errors("requeue"), errors("purge")),
+        "        self.whole = False\n        try:\n            self._open()\n",
+        "        try:\n            self._open()\n",
+        (errors("requeue"), errors("purge"), "tests/test_signals.py"),
     ),
     Mutant(
         "a part that is left of a write is denied",
