@@ -145,7 +145,7 @@ class Queue:
             check_type(job_type),
             self._payload(payload),
             now,
-            check_instant(run_at) if run_at else self._now(run_at, now),
+            now if run_at is None else self._instant(run_at, now),
         )
         self._store.add(row, job_id)
         return row_id
@@ -168,7 +168,7 @@ class Queue:
                 "iterable, with one payload for each job"
             )
         now = int(self._clock())
-        due = check_instant(run_at) if run_at else self._now(run_at, now)
+        due = now if run_at is None else self._instant(run_at, now)
         texts = [self._payload(payload) for payload in payloads]
         random = os.urandom(8 * len(texts)).hex()
         ids = [random[i : i + 16] for i in range(0, len(random), 16)]
@@ -184,9 +184,9 @@ class Queue:
             raise InvalidJob(f"invalid payload: {e}") from e
 
     @staticmethod
-    def _now(run_at: object, now: int) -> int:
-        """Return `now` for a `run_at` of None or 0, as dbbasic-queue does."""
-        return now if run_at is None or type(run_at) is int else check_instant(run_at) or now
+    def _instant(run_at: object, now: int) -> int:
+        """Return when a job is due: `now` for a `run_at` of 0, as dbbasic-queue does."""
+        return check_instant(run_at) or now
 
     def get_job(self, job_id: str) -> dict[str, Any] | None:
         """Return the job as it stands, or None where there is none; writes nothing, takes no lock.

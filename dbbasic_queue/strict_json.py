@@ -91,9 +91,9 @@ def to_json(value: object) -> str:
         text = _encode_or_refuse(value)
     if len(text) > MAX_DEPTH:
         _check_bounds(text)
-    if type(value) is dict and text.find("{", 1) < 0:  # the one dict, as in most payloads
+    if value.__class__ is dict and "{" not in text[1:]:  # the one dict, as in most payloads
         for key in value:
-            if type(key) is not str:
+            if key.__class__ is not str:
                 _check_keys(value)
     elif "{" in text:
         _check_keys(value)
@@ -110,7 +110,7 @@ def _check_keys(value: object) -> None:
     elif not isinstance(value, (list, tuple)):
         return
     for member in value:
-        if type(member) not in _LEAVES:
+        if member.__class__ not in _LEAVES:
             _check_keys(member)
 
 
