@@ -275,11 +275,12 @@ class Claims:
 
     def _fold(self, cheap: float) -> None:
         """Fold where that is cheap; the lock was free before, so that nobody waits for both."""
-        if self.store.is_fold_cheap(cheap, SHARE_OF_TIME) and self.slot.file.is_at_path():
+        if self.store.is_fold_cheap(cheap, SHARE_OF_TIME):
             try:
-                self.lock.run(self.store.try_fold)
-            except StoreError:
-                pass  # whatever keeps us from the lock: what was claimed is to be run
+                if self.slot.file.is_at_path():
+                    self.lock.run(self.store.try_fold)
+            except OSError:
+                pass  # even if the lock can't be had: what was claimed is to be run
 
     def _list(self) -> None:
         self.slot.write([(c.row.id, c.row.state.attempts) for c in self._held.values()])

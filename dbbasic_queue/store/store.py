@@ -820,13 +820,16 @@ def _check(path: str, known: bool) -> None:
     Raise StoreError if the directory was `known`, and is gone: it isn't created again silently.
     """
     directory = os.path.dirname(path)
-    if known and not os.path.isdir(directory):
-        raise StoreError(
-            errno.ENOENT,
-            "the queue's directory was moved or removed: nothing was added, and no job is started "
-            "(move it back, or restart the program for a new queue)",
-            directory,
-        )
+    if known:
+        try:
+            os.stat(directory)
+        except (FileNotFoundError, NotADirectoryError) as e:
+            raise StoreError(
+                errno.ENOENT,
+                "the queue's directory was moved or removed: nothing was added, and no job is "
+                "started (move it back, or restart the program for a new queue)",
+                directory,
+            ) from e
     file = open_file(path, os.O_RDONLY) if os.path.lexists(path) else None
     if file is not None:
         has_header(file)
