@@ -629,9 +629,7 @@ class Store:
             self._ended_at = self.view.rows.end
             self.lock.touch()
         finally:
-            if added.file is not None and not added.file.is_at_path():
-                self._replaced = added
-                self._rescue(keep_open=True)
+            self._rescue_from(added)
         return rejected
 
     # -- rows that other programs append, without the lock, to a file that we replaced --
@@ -640,6 +638,16 @@ class Store:
         """Look for such rows once more, and close the old file."""
         if self._replaced is not None and self.lock.read(self._has_late_rows):
             self.lock.run(self._rescue)
+
+    def _rescue_from(self, added: Follower) -> None:
+        """Look for them for the first time; an error of that must not hide the fold's own."""
+        try:
+            if added.file is None or added.file.is_at_path():
+                return
+        except OSError:
+            return
+        self._replaced = added
+        self._rescue(keep_open=True)
 
     def _has_late_rows(self) -> bool:
         added = self._replaced
