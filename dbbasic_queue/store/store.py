@@ -380,8 +380,8 @@ class Store:
         try:
             self._fold_and_sync_cut()
         except StoreError as e:
-            if e.errno not in NO_ROOM or rewrite != self._leave:
-                raise
+            if e.errno not in NO_ROOM or rewrite != self._leave or not self.view.loaded:
+                raise  # if the view is closed, the fold was made, and only its sync was refused
             self._leave_at_once(choice.picked)
             return len(choice.picked)
         if numbering != self.view.numbering:
