@@ -34,27 +34,36 @@ _kept = threading.local()
 
 def pipe() -> tuple[int, int]:
     """Return a new pipe, which is closed in every process that is forked without keeping it."""
-    with forks.opening:
-        ends = os.pipe()
-        _pipes.update(ends)
+    return forks.while_opening(_pipe)
+
+
+def _pipe() -> tuple[int, int]:
+    ends = os.pipe()
+    _pipes.update(ends)
     return ends
 
 
 def duplicate(fd: int) -> int:
     """Return a second descriptor of an open file, which is closed as a pipe is."""
-    with forks.opening:
-        second = os.dup(fd)
-        _pipes.add(second)
+    return forks.while_opening(_duplicate, fd)
+
+
+def _duplicate(fd: int) -> int:
+    second = os.dup(fd)
+    _pipes.add(second)
     return second
 
 
 def close(*fds: int) -> None:
     """Close ends of pipes; those that are closed already, or never were open, are passed over."""
     for fd in fds:
-        with forks.opening:
-            if fd in _pipes:
-                _pipes.discard(fd)
-                os.close(fd)
+        forks.while_opening(_close, fd)
+
+
+def _close(fd: int) -> None:
+    if fd in _pipes:
+        _pipes.discard(fd)
+        os.close(fd)
 
 
 def _close_all() -> None:

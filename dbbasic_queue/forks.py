@@ -15,6 +15,10 @@ import threading
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import ParamSpec, TypeVar
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
 
 process = os.getpid()
 """The process that the package's state belongs to."""
@@ -41,6 +45,19 @@ def notice() -> None:
         with _forgetting:
             if os.getpid() != process:
                 _after_in_child()
+
+
+def while_opening(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a function while no fork is made; return what it returns."""
+    lock = opening
+    try:
+        lock.acquire()  # not in a `with`: see QueueLock
+        return function(*args, **kwargs)
+    finally:
+        try:  # noqa: SIM105 - a call would be a place where a signal handler may raise
+            lock.release()
+        except RuntimeError:
+            pass  # one raised before it was acquired
 
 
 def _before() -> None:

@@ -50,12 +50,15 @@ def succeeds(pid):
         time.sleep(.002)
 
 def held(suffix):
-    "Return how many descriptors of a file of the queue this process has."
+    "Return how many descriptors of a file of the queue this process has; a pass's spare ones,"
+    "which are for reading and never locked, don't count."
+    import fcntl
     found = []
     for fd in os.listdir("/proc/self/fd"):
         try:
-            found.append(os.readlink("/proc/self/fd/" + fd))
-        except FileNotFoundError:
+            if fcntl.fcntl(int(fd), fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+                found.append(os.readlink("/proc/self/fd/" + fd))
+        except OSError:
             pass
     return sum(name.endswith("queue.tsv" + suffix) for name in found)
 """

@@ -59,7 +59,7 @@ class AttemptLog:
         self._oldest_at = 0.0
         self._ended_ms = -1
         self._ended = ""
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
         self._file: OpenFile | None = None
         self._next_try = 0.0
         self._failing = False
@@ -100,7 +100,8 @@ class AttemptLog:
         """Hand what is noted to the kernel; what it refuses is lost."""
         if not self._lines or not self._slot.has_room():
             return
-        with self._mutex:
+        try:
+            self._mutex.acquire()  # not in a `with`: see QueueLock
             lines = self._lines[:]
             del self._lines[: len(lines)]
             if time.monotonic() < self._next_try:
@@ -113,6 +114,11 @@ class AttemptLog:
                 self._next_try = time.monotonic() + _PAUSE
                 if not self._failing:
                     self._failing, self._error = True, e
+        finally:
+            try:
+                self._mutex.release()
+            except RuntimeError:
+                pass  # a signal handler raised before it was acquired
 
     def take_error(self) -> OSError | None:
         """Return why rows were lost; once, until some have been written again."""

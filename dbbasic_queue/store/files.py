@@ -170,9 +170,12 @@ def _open(path: str, flags: int, to_lock: bool) -> OpenFile:
     flags |= os.O_NOFOLLOW | os.O_CLOEXEC
     if not to_lock:
         return OpenFile(os.open(path, flags, 0o600), path)
-    with forks.opening:
-        file = OpenFile(os.open(path, flags, 0o600), path)
-        _to_close_after_fork.add(file)
+    return forks.while_opening(_open_and_register, path, flags)
+
+
+def _open_and_register(path: str, flags: int) -> OpenFile:
+    file = OpenFile(os.open(path, flags, 0o600), path)
+    _to_close_after_fork.add(file)
     return file
 
 

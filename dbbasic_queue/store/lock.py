@@ -130,7 +130,8 @@ class QueueLock:
         self.closing: list[OpenFile | None] = []
         self._file: OpenFile | None = None
         self._held_since = math.inf
-        # Reentrant, so that a call by a signal handler never waits for its own thread.
+        # Reentrant, so that a call by a signal handler never waits for its own thread. Never in a
+        # `with`: Python 3.14 runs signal handlers between a lock's `__enter__` and the block.
         self._mutex = threading.RLock()
         self._owner = 0
 
@@ -150,7 +151,8 @@ class QueueLock:
         since = math.inf
         replaced: list[OpenFile | None] = []
         try:
-            with self._mutex:
+            try:
+                self._mutex.acquire()
                 self._owner = me
                 try:
                     self._acquire(function)
@@ -165,6 +167,11 @@ class QueueLock:
                         since, self._held_since = self._held_since, math.inf
                         replaced, self.closing = self.closing, replaced
                         self._owner = 0
+            finally:
+                try:
+                    self._mutex.release()
+                except RuntimeError:
+                    pass  # a signal handler raised before it was acquired
         except OSError as e:
             self._name(e)
             raise
@@ -186,12 +193,18 @@ class QueueLock:
         if self._owner == me:
             raise _called_inside()
         try:
-            with self._mutex:
+            try:
+                self._mutex.acquire()
                 self._owner = me
                 try:
                     return function(*args, **kwargs)
                 finally:
                     self._owner = 0
+            finally:
+                try:
+                    self._mutex.release()
+                except RuntimeError:
+                    pass  # a signal handler raised before it was acquired
         except OSError as e:
             self._name(e)
             raise

@@ -405,8 +405,8 @@ MUTANTS = (
     Mutant(
         "a lock file is opened next to a fork",
         "store/files.py",
-        "    with forks.opening:\n",
-        "    if True:\n",
+        "    return forks.while_opening(_open_and_register, path, flags)\n",
+        "    return _open_and_register(path, flags)\n",
         (FORKS + "::test_a_fork_while_another_thread_opens_a_lock_file_gives_the_child_no_copy",),
     ),
     Mutant(
