@@ -160,7 +160,9 @@ class Attempts:
         try:
             context = self._own_context()
             self.interrupts.in_handler = True
-            result = context.run(self._call_in_context, handler, row, payload)
+            result = context.run(_begin, handler, row, payload)
+            if isinstance(result, CoroutineType):
+                result = context.run(self._finish, result)
         finally:
             self.interrupts.in_handler = False
             if os.getpid() != self.process:
@@ -180,12 +182,10 @@ class Attempts:
             from contextvars import copy_context
 
             self._copy_context = copy_context
-        return self._copy_context()
-
-    def _call_in_context(self, handler: Handler, row: Row, payload: Any) -> Any:
-        _copy_decimal_context()
-        result = _begin(handler, row, payload)
-        return self._finish(result) if isinstance(result, CoroutineType) else result
+        context = self._copy_context()
+        if "decimal" in sys.modules:
+            context.run(_copy_decimal_context)
+        return context
 
     def _finish(self, coroutine: CoroutineType[Any, Any, Any]) -> Any:
         if self._loop is None:
@@ -265,7 +265,9 @@ def _copy_decimal_context() -> None:
 
 def _begin(handler: Handler, row: Row, payload: Any) -> Any:
     """Call the function; a coroutine function has not begun when this returns."""
-    return handler.start(payload, Job(row) if handler.takes_job else None)
+    if handler.takes_job or handler.unpack:
+        return handler.start(payload, Job(row) if handler.takes_job else None)
+    return handler.function(payload)
 
 
 def _end_child(job_type: str) -> None:

@@ -169,7 +169,7 @@ class Queue:
             )
         now = int(self._clock())
         due = now if run_at is None else self._instant(run_at, now)
-        texts = [self._payload(payload) for payload in payloads]
+        texts = self._payloads(list(payloads))
         random = os.urandom(8 * len(texts)).hex()
         ids = [random[i : i + 16] for i in range(0, len(random), 16)]
         rows = [new_row(i, job_type, text, now, due) for i, text in zip(ids, texts, strict=True)]
@@ -180,6 +180,13 @@ class Queue:
     def _payload(self, payload: Any) -> str:
         try:
             return encode_json({} if payload is None else payload, self.max_payload)
+        except ValueError as e:
+            raise InvalidJob(f"invalid payload: {e}") from e
+
+    def _payloads(self, payloads: list[Any]) -> list[str]:
+        most = self.max_payload
+        try:
+            return [encode_json({} if value is None else value, most) for value in payloads]
         except ValueError as e:
             raise InvalidJob(f"invalid payload: {e}") from e
 

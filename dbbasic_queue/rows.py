@@ -175,15 +175,15 @@ def parse_row(line: bytes) -> Row | None:
         text = line.decode()
     except UnicodeDecodeError:
         return None
-    columns = text.removesuffix("\r").split("\t", 7)  # a line may be nothing but tabs
-    if len(columns) < 7:
-        return None
-    job_id, job_type, payload, status, created_at, run_at, attempts, *rest = columns
-    error, tab, result = rest[0].rpartition("\t") if rest else ("", "", "")
-    if not tab:
-        error, result = result, ""
-    elif "\t" in error:
-        error = error.replace("\t", "\\t")
+    columns = text.removesuffix("\r").split("\t", 9)  # a line may be nothing but tabs
+    if len(columns) != 9:
+        if len(columns) < 7:
+            return None
+        if len(columns) > 9:
+            error, _, result = "\t".join(columns[7:]).rpartition("\t")
+            columns[7:] = [error.replace("\t", "\\t"), result]
+        columns += [""] * (9 - len(columns))
+    job_id, job_type, payload, status, created_at, run_at, attempts, error, result = columns
     if (
         not 0 < len(job_id) <= 64
         or job_id.strip(IN_AN_ID)

@@ -22,6 +22,7 @@ class Watcher:
         self._process = os.getpid()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
+        self.is_started = False
 
     def start_once(self) -> None:
         """Begin to watch, where it has not begun. Raises StoreError if there can be no thread."""
@@ -33,6 +34,7 @@ class Watcher:
             except RuntimeError as e:
                 raise not_started("the thread that watches a pass", e) from e
             self._thread = thread
+            self.is_started = True
 
     def stop(self) -> None:
         """End the watch; nothing is done in its name afterwards, until it is started again."""
@@ -40,6 +42,7 @@ class Watcher:
         if self._thread is not None and os.getpid() == self._process:
             self._thread.join()
             self._thread = None
+            self.is_started = False
 
     def _watch(self) -> None:
         while not self._stopped.wait(_WATCH):

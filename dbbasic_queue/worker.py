@@ -254,7 +254,7 @@ class Pass:
                     claim = self.batch.popleft()
                 except IndexError:  # the watcher has just given it back
                     break
-                if watched and not self._start_watcher(watcher):
+                if watched and not watcher.is_started and not self._start_watcher(watcher):
                     self.give_back(claims)  # nobody else would, if this job takes long
                     watched, can_watch = False, False
                 self._execute(claims, watcher, claim)

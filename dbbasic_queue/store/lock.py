@@ -148,8 +148,7 @@ class QueueLock:
         me = _get_ident()
         if self._owner == me:
             raise _called_inside()
-        since = math.inf
-        replaced: list[OpenFile | None] = []
+        replaced = None
         try:
             try:
                 self._mutex.acquire()
@@ -165,7 +164,8 @@ class QueueLock:
                         pass  # it was not held
                     finally:
                         since, self._held_since = self._held_since, math.inf
-                        replaced, self.closing = self.closing, replaced
+                        if self.closing:
+                            replaced, self.closing = self.closing, []
                         self._owner = 0
             finally:
                 try:
@@ -176,7 +176,8 @@ class QueueLock:
             self._name(e)
             raise
         finally:
-            replaced.clear()
+            if replaced:
+                replaced.clear()
         held = _now() - since
         if held > _TURN:
             time.sleep(_pause(held) + _SHORTEST_PAUSE)

@@ -447,8 +447,8 @@ MUTANTS = (
     Mutant(
         "a call within a call works on a half-made change",
         "store/lock.py",
-        "            raise _called_inside()\n        since",
-        "            pass\n        since",
+        "            raise _called_inside()\n        replaced",
+        "            pass\n        replaced",
         (SIGNALS,),
     ),
     Mutant(
