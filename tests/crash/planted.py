@@ -355,8 +355,8 @@ MUTANTS = (
     Mutant(
         "two rows that end alike are taken for one",
         "store/follow.py",
-        "_LONGEST_ANCHOR = 1 << 10\n",
-        "_LONGEST_ANCHOR = 64\n",
+        "content[max(min(start, size - _ANCHOR), size - _LONGEST_ANCHOR, 0) :]",
+        "content[max(size - _ANCHOR, 0) :]",
         (STORE + "::test_a_job_enqueued_in_the_place_of_one_that_was_taken_back_is_seen_by_all",),
     ),
     Mutant(
