@@ -15,11 +15,18 @@ ALL = "*"
 
 
 def read(queue: str) -> frozenset[str]:
-    """Return the paused types, and `ALL` where that is said."""
-    file = open_file(queue + ".paused", os.O_RDONLY)
+    """Return the paused types, and `ALL` where that is said.
+
+    Raises StoreError if the system refuses to read the file.
+    """
+    path = queue + ".paused"
+    file = open_file(path, os.O_RDONLY)
     if file is None:
         return frozenset()
-    content = os.pread(file.fd, os.fstat(file.fd).st_size, 0).decode("utf-8", "replace")
+    try:
+        content = os.pread(file.fd, os.fstat(file.fd).st_size, 0).decode("utf-8", "replace")
+    except OSError as e:
+        raise store_error(e, path, "nothing was done") from e
     return frozenset(content.split())
 
 

@@ -57,7 +57,9 @@ def wait_until_loaded(server: Server, words: str, each: bool) -> None:
     ("options", "at_import"),
     [
         ([], ["enqueue", ""]),
-        (THREADS, ["enqueue thread", ""]),
+        # A thread that runs while uWSGI forks without hooks may leave Python's own lock held in the
+        # child, whatever the thread does.
+        (THREADS, ["enqueue", ""]),
         ([*THREADS, "--py-call-uwsgi-fork-hooks"], ["worker thread", "thread", "enqueue", ""]),
         ([*THREADS, "--lazy-apps"], ["worker thread", "thread"]),
     ],
