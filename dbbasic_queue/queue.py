@@ -138,16 +138,15 @@ class Queue:
         Raises InvalidJob if an argument is refused, DuplicateJob if `job_id` is there already,
         StoreError if the system refuses to write; then the queue is as it was.
         """
+        job_type = check_type(job_type)
         now = int(self._clock())
+        due = now if run_at is None else self._instant(run_at, now)
         row_id = os.urandom(8).hex() if job_id is None else check_id(job_id)
-        row = new_row(
-            row_id,
-            check_type(job_type),
-            self._payload(payload),
-            now,
-            now if run_at is None else self._instant(run_at, now),
-        )
-        self._store.add(row, job_id)
+        try:
+            text = encode_json({} if payload is None else payload, self.max_payload)
+        except ValueError as e:
+            raise InvalidJob(f"invalid payload: {e}") from e
+        self._store.add(new_row(row_id, job_type, text, now, due), job_id)
         return row_id
 
     def enqueue_many(
@@ -169,26 +168,17 @@ class Queue:
             )
         now = int(self._clock())
         due = now if run_at is None else self._instant(run_at, now)
-        texts = self._payloads(list(payloads))
+        most = self.max_payload
+        try:
+            texts = [encode_json({} if value is None else value, most) for value in list(payloads)]
+        except ValueError as e:
+            raise InvalidJob(f"invalid payload: {e}") from e
         random = os.urandom(8 * len(texts)).hex()
         ids = [random[i : i + 16] for i in range(0, len(random), 16)]
         rows = [new_row(i, job_type, text, now, due) for i, text in zip(ids, texts, strict=True)]
         if rows:
             self._store.add("".join(rows))
         return ids
-
-    def _payload(self, payload: Any) -> str:
-        try:
-            return encode_json({} if payload is None else payload, self.max_payload)
-        except ValueError as e:
-            raise InvalidJob(f"invalid payload: {e}") from e
-
-    def _payloads(self, payloads: list[Any]) -> list[str]:
-        most = self.max_payload
-        try:
-            return [encode_json({} if value is None else value, most) for value in payloads]
-        except ValueError as e:
-            raise InvalidJob(f"invalid payload: {e}") from e
 
     @staticmethod
     def _instant(run_at: object, now: int) -> int:

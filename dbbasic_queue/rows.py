@@ -69,6 +69,13 @@ def check_id(job_id: str) -> str:
 
 def check_type(job_type: object) -> str:
     """Return `job_type` as a plain str; raises InvalidJob if it cannot name a handler."""
+    if (  # as most are: the whole rule takes five times as long
+        type(job_type) is str
+        and job_type.isidentifier()
+        and job_type.isascii()
+        and len(job_type) <= 100
+    ):
+        return job_type
     if not isinstance(job_type, str) or not 0 < len(job_type) <= 100 or job_type.strip(_IN_A_TYPE):
         raise InvalidJob(
             f"invalid job type {_shown(job_type)}: must be 1 to 100 characters from "
@@ -175,6 +182,7 @@ def parse_row(line: bytes) -> Row | None:
         text = line.decode()
     except UnicodeDecodeError:
         return None
+    is_ascii = text.isascii()
     columns = text.removesuffix("\r").split("\t", 9)  # a line may be nothing but tabs
     if len(columns) != 9:
         if len(columns) < 7:
@@ -186,15 +194,13 @@ def parse_row(line: bytes) -> Row | None:
     job_id, job_type, payload, status, created_at, run_at, attempts, error, result = columns
     if (
         not 0 < len(job_id) <= 64
-        or job_id.strip(IN_AN_ID)
+        or (not (job_id.isalnum() and is_ascii) and job_id.strip(IN_AN_ID))
         or not job_type
         or status not in STATUSES
         or "\0" in text
         or (created := parse_instant(created_at)) is None
-        or (due := parse_instant(run_at)) is None
-        or len(attempts) > 9
-        or not (attempts or "0").isdigit()
-        or not attempts.isascii()
+        or (due := created if run_at == created_at else parse_instant(run_at)) is None
+        or (attempts != "0" and not _is_attempts(attempts))
     ):
         return None
     state = State(status, created, due, int(attempts or 0), error and _printable(error), result)
@@ -208,6 +214,10 @@ def has_json(row: Row) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_attempts(text: str) -> bool:
+    return not text or (len(text) <= 9 and text.isdigit() and text.isascii())
 
 
 def parse_instant(text: str) -> int | None:

@@ -91,7 +91,7 @@ def to_json(value: object) -> str:
         text = _encode_or_refuse(value)
     if len(text) > MAX_DEPTH:
         _check_bounds(text)
-    if value.__class__ is dict and text.find("{", 1) < 0:  # the one dict, as in most payloads
+    if value.__class__ is dict and "{" not in text[1:]:  # the one dict, as in most payloads
         for key in value:
             if key.__class__ is not str:
                 _check_keys(value)

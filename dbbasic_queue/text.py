@@ -132,11 +132,16 @@ def encode_json(value: object, limit: int) -> str:
     infinity and dict keys other than str are not), is nested over 100 deep, or is too long.
     """
     text = _to_json(value)
-    if not text.isprintable():
-        text = "".join(
-            _numbered_in_json(c) if not c.isprintable() and is_unsafe(c) else c for c in text
-        )
-    size = len(text) if text.isascii() else len(text.encode())
+    if not text.isascii():
+        if not text.isprintable():
+            text = "".join(
+                _numbered_in_json(c) if not c.isprintable() and is_unsafe(c) else c for c in text
+            )
+        size = len(text.encode())
+    else:  # JSON escapes every ASCII control but DEL
+        if "\x7f" in text:
+            text = text.replace("\x7f", "\\u007f")
+        size = len(text)
     if size > limit:
         raise ValueError(
             f"it takes {size} bytes, and {limit} are allowed (keep what is large in a file and "

@@ -75,7 +75,7 @@ def programs(tmp_path: Path) -> Iterator[Programs]:
 def held(lock: QueueLock) -> Iterator[None]:
     """Hold the lock during a block of a test, as its `run` does during a function."""
     with lock._mutex:
-        lock._acquire()
+        lock._acquire(though_moved=False)
         assert lock._file is not None
         try:
             yield

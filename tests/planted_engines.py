@@ -49,8 +49,9 @@ class Sound(Planted):
 
 
 class KeepsWhatIsNoJson(Planted):
-    def _payload(self, payload: Any) -> str:
-        return json.dumps({} if payload is None else payload, default=str)
+    def enqueue(self, job_type: str, payload: Any, *arguments: Any, **options: Any) -> str:
+        as_json = json.loads(json.dumps(payload, default=str, allow_nan=False, skipkeys=True))
+        return super().enqueue(job_type, as_json, *arguments, **options)
 
 
 class AddsAPart(Planted):

@@ -10,6 +10,7 @@ import resource
 import signal
 import stat
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -48,6 +49,68 @@ def test_a_deleted_lock_file_does_not_let_two_in(queue: Queue, path: Path) -> No
     beside(path, "lock").unlink()  # the queue's descriptor is of an inode without a name
     with held(queue._store.lock):
         assert is_locked(beside(path, "lock"))
+
+
+def enqueue_waits_for(queue: Queue, lock_file: Path) -> bool:
+    """Tell whether an enqueue waits while another open file holds the lock; end it."""
+    with lock_file.open("r+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        thread = threading.Thread(target=queue.enqueue, args=("greet", {}))
+        thread.start()
+        thread.join(0.2)
+        waits = thread.is_alive()
+    thread.join()
+    return waits
+
+
+def test_an_enqueue_waits_for_the_lock_file_that_took_the_place_of_a_deleted_one(
+    queue: Queue, path: Path
+) -> None:
+    queue.enqueue("greet", {})
+    beside(path, "lock").unlink()
+    beside(path, "lock").touch()
+    assert enqueue_waits_for(queue, beside(path, "lock"))
+
+
+def test_an_enqueue_waits_for_the_lock_of_the_directory_that_took_the_place_of_a_moved_one(
+    queue: Queue, path: Path
+) -> None:
+    queue.enqueue("greet", {})
+    path.parent.rename(path.parent.with_name("elsewhere"))
+    with Queue(path) as other:
+        other.enqueue("greet", {})
+    assert enqueue_waits_for(queue, beside(path, "lock"))
+    assert len(rows(path)) == 2
+
+
+def test_an_enqueue_notices_that_its_lock_file_has_another_name_now(
+    queue: Queue, path: Path
+) -> None:
+    queue.enqueue("greet", {})
+    time.sleep(0.02)  # the system's clock for changes of files may tick that slowly
+    beside(path, "backup").hardlink_to(beside(path, "lock"))  # as a backup by `cp -al` does
+    beside(path, "lock").unlink()
+    beside(path, "lock").touch()
+    assert enqueue_waits_for(queue, beside(path, "lock"))
+
+
+def test_a_number_that_comes_back_as_another_descriptor_of_the_lock_file_is_not_ours(
+    queue: Queue, path: Path
+) -> None:
+    queue.enqueue("greet", {})
+    lock = queue._store.lock._file
+    assert lock is not None
+    os.close(lock.fd)  # as a careless library does
+    with Queue(path) as other:
+        other.enqueue("greet", {})
+        again = other._store.lock._file
+        assert again is not None
+        assert again.fd == lock.fd
+        assert again.is_untouched()
+        lock.remember_names()  # its owner sets the mode when opening it, which is noticed, too
+        assert not lock.is_untouched()
+        queue.enqueue("greet", {})
+        assert queue._store.lock._file is not lock
 
 
 def test_the_lock_is_not_on_the_inode_that_a_fold_replaces(queue: Queue, path: Path) -> None:

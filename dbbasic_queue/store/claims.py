@@ -558,7 +558,8 @@ class Claims:
 
     def require_slot(self) -> None:
         """Raise StoreError if the slot's lock is gone: other passes may run what was claimed."""
-        self.slot.require()
+        if not self.slot.file.is_ours():
+            self.slot.require()
 
     def release(self) -> None:
         """Let go of the slot: whatever is still claimed is for the next pass to recover."""

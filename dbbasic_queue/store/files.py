@@ -77,7 +77,10 @@ class OpenFile:
     which has another lock, isn't ours either.
     """
 
-    __slots__ = ("__weakref__", "_mark", "_own", "fd", "identity", "path", "unique")
+    __slots__ = (
+        *("__weakref__", "_changed", "_names", "_own"),
+        *("fd", "identity", "offset", "path", "unique"),
+    )
 
     def __init__(self, fd: int, path: str) -> None:
         """Take over a descriptor; it may become another number."""
@@ -88,7 +91,8 @@ class OpenFile:
         self.fd = fd
         self.path = path
         self.identity = (status.st_dev, status.st_ino)
-        self._mark = self._own = next(_marks)
+        self._names, self._changed = status[_NAMES], status.st_ctime_ns
+        self.offset = self._own = _newest[fd] = next(_marks)
         self.unique = False
 
     def close(self) -> None:
@@ -101,7 +105,7 @@ class OpenFile:
     def is_ours(self) -> bool:
         """Tell whether the descriptor still is the file that was opened."""
         try:
-            if os.lseek(self.fd, 0, _SEEK_CUR) == self._mark:
+            if os.lseek(self.fd, 0, _SEEK_CUR) == self.offset:
                 return True
             status = os.fstat(self.fd)
             if self.unique or (status.st_dev, status.st_ino) != self.identity:
@@ -111,17 +115,10 @@ class OpenFile:
             return False
         return True
 
-    def wrote_until(self, end: int) -> None:
-        """Note where an append has left the offset, so that the next `is_ours` is quick."""
-        if end >= _RARE:
-            self._mark = end
-        else:
-            self.mark()
-
     def mark(self) -> bool:
         """Set the offset to the file's own number; False on a file system of small files."""
         try:
-            self._mark = os.lseek(self.fd, self._own, _SEEK_SET)
+            self.offset = os.lseek(self.fd, self._own, _SEEK_SET)
         except OSError:
             return False
         return True
@@ -139,6 +136,26 @@ class OpenFile:
     def __del__(self) -> None:
         self.close()
 
+    def remember_names(self) -> None:
+        """Note how many names the file has, and when that changed, for `is_untouched`."""
+        status = os.fstat(self.fd)
+        self._names, self._changed = status[_NAMES], status.st_ctime_ns
+
+    def is_untouched(self) -> bool:
+        """Tell whether the descriptor still is this file's, and no name of the file was changed.
+
+        That its directory was moved isn't noticed. `is_at_path` takes longer.
+        """
+        try:
+            status = os.fstat(self.fd)
+        except OSError:
+            return False
+        return (
+            status[_NAMES] == self._names
+            and status.st_ctime_ns == self._changed
+            and _newest[self.fd] == self._own
+        )
+
     def is_at_path(self) -> bool:
         """Tell whether the path still leads to this very file."""
         try:
@@ -149,7 +166,11 @@ class OpenFile:
 
 
 _FIRST = 3
-_RARE = 1 << 16
+_NAMES = slice(1, 4)
+"""the part of a stat result that says which file it is, and how many names it has"""
+_newest: dict[int, int] = {}
+"""which file of ours a descriptor's number was given to last"""
+_RARE = 1 << 12
 _SEEK_SET, _SEEK_CUR = os.SEEK_SET, os.SEEK_CUR
 _marks = count(1 << 30 | int.from_bytes(os.urandom(3), "big"))
 
@@ -456,7 +477,11 @@ def append(file: OpenFile, size: int, content: bytes) -> None:
         if isinstance(e, OSError):
             raise store_error(e, file.path, consequence) from e
         raise
-    file.wrote_until(size + len(content))
+    # Where that has left the offset, so that the next `is_ours` is quick.
+    if (end := size + len(content)) >= _RARE:
+        file.offset = end
+    else:
+        file.mark()
 
 
 def end_last_line(file: OpenFile, size: int) -> int:

@@ -60,6 +60,7 @@ _PAUSE_SHARE = 0.05
 # a pass would grab it back before they get a chance.
 _TURN = 0.004
 _TRIES = 100
+_NEVER = math.inf
 _TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
 _TURNS_OF_OTHERS = 20
 
@@ -90,7 +91,9 @@ def reading(method: Callable[Concatenate[L, P], R]) -> Callable[Concatenate[L, P
 def though_moved(method: Callable[P, R]) -> Callable[P, R]:
     """Mark a method that may hold the lock of the files that are open, wherever they are now.
 
-    If the queue's directory was moved, an outcome that they wait for is still legal.
+    If the queue's directory was moved, an outcome that they wait for is still legal. A method that
+    needs the files at the path calls `check_path` or `take_again` first. So the ordinary call takes
+    less time: it asks for the open file alone, which may not be deleted.
     """
     method.__dict__["though_moved"] = True
     return method
@@ -127,9 +130,11 @@ class QueueLock:
         """the directory in which the lock file was opened last"""
         self.moved = False
         """whether the lock that is held is that of files whose directory was moved"""
+        self.path_checked = False
+        """whether the path was looked at since the lock was acquired"""
         self.closing: list[OpenFile | None] = []
         self._file: OpenFile | None = None
-        self._held_since = math.inf
+        self._held_since = _NEVER
         # Reentrant, so that a call by a signal handler never waits for its own thread. Never in a
         # `with`: Python 3.14 runs signal handlers between a lock's `__enter__` and the block.
         self._mutex = threading.RLock()
@@ -154,7 +159,7 @@ class QueueLock:
                 self._mutex.acquire()
                 self._owner = me
                 try:
-                    self._acquire(function)
+                    self._acquire(hasattr(function, "though_moved"))
                     result = function(*args, **kwargs)
                 finally:
                     try:
@@ -163,7 +168,7 @@ class QueueLock:
                     except OSError:
                         pass  # it was not held
                     finally:
-                        since, self._held_since = self._held_since, math.inf
+                        since, self._held_since = self._held_since, _NEVER
                         if self.closing:
                             replaced, self.closing = self.closing, []
                         self._owner = 0
@@ -221,37 +226,48 @@ class QueueLock:
         """
         if self._file is not None:
             unlock(self._file)
-        self._held_since = math.inf
+        self._held_since = _NEVER
 
     def take_again(self) -> None:
         """Take the lock that was let go of; others may have changed everything since."""
-        self._acquire()
+        self._acquire_at_path(though_moved=False)
 
-    def _acquire(self, function: object = None) -> None:
+    def check_path(self) -> None:
+        """Look at the path, if that was put off; take the lock that is there, or set `moved`."""
+        if not self.path_checked:
+            self._acquire_at_path(though_moved=True)
+
+    def _acquire(self, though_moved: bool) -> None:
+        """Acquire the lock; look at the path, unless the files that are open may be used anyway."""
+        file = self._file
+        if though_moved and file is not None and file.is_untouched() and try_lock(file.fd):
+            self.path_checked = False
+            self._held_since = _now()
+        else:
+            self._acquire_at_path(though_moved)
+
+    def _acquire_at_path(self, though_moved: bool) -> None:
         for _ in range(_TRIES):
             file = self._file
             if file is None or not file.is_ours():
                 file = self._open()
-            try:
-                fcntl.flock(file.fd, _TRY)
-            except BlockingIOError:
+            if not try_lock(file.fd):
                 self._wait(file.fd)
+            if though_moved:
+                file.remember_names()
             is_there = file.is_at_path()
-            self.moved = not is_there and self._is_moved(file, function)
+            self.moved = not is_there and though_moved and self._is_moved(file)
             if is_there or self.moved:
+                self.path_checked = True
                 self._held_since = _now()
                 return
             unlock(file)
             self._file = None
         raise unstable_inodes(self.path)
 
-    def _is_moved(self, file: OpenFile, function: object) -> bool:
-        """Return whether the function may use the lock file in the directory that was moved."""
-        return (
-            hasattr(function, "though_moved")
-            and os.fstat(file.fd).st_nlink > 0
-            and self._directory_now() != self.directory
-        )
+    def _is_moved(self, file: OpenFile) -> bool:
+        """Return whether the lock file is in the directory where it was, and that was moved."""
+        return os.fstat(file.fd).st_nlink > 0 and self._directory_now() != self.directory
 
     def _directory_now(self) -> tuple[int, int] | None:
         try:
@@ -317,7 +333,7 @@ class QueueLock:
         """In a forked child: forget what is the parent's; its file is closed, not unlocked."""
         self._file = None
         self.closing = []
-        self._held_since = math.inf
+        self._held_since = _NEVER
         self._mutex = threading.RLock()
         self._owner = 0
 

@@ -40,7 +40,7 @@ from dbbasic_queue.store.files import (
     unstable_inodes,
 )
 from dbbasic_queue.store.follow import Follower, Rewritten, has_header
-from dbbasic_queue.store.lock import QueueLock, locked, reading
+from dbbasic_queue.store.lock import QueueLock, locked, reading, though_moved
 from dbbasic_queue.store.search import search
 from dbbasic_queue.store.view import NEVER, View
 
@@ -140,6 +140,7 @@ class Store:
                     pass
                 raise store_error(e, self.path, consequence) from e
 
+    @though_moved
     def _add(self, content: bytes, own_id: str | None) -> tuple[OpenFile, int]:
         file, size = self._rows_for_append()
         if own_id is not None:
@@ -171,12 +172,12 @@ class Store:
         """Return the file that is at the path now, its last line ended, and its size."""
         tries = 0
         while True:
+            file = self._rows
             try:
                 status = os.lstat(self.path)
             except FileNotFoundError:
-                fold.create(self.path, fsync=self.fsync)
+                self._open_rows(create=True)
                 continue
-            file = self._rows
             if (
                 file is None
                 or file.identity != (status.st_dev, status.st_ino)
@@ -184,11 +185,7 @@ class Store:
             ):
                 if (tries := tries + 1) > _TRIES:
                     raise unstable_inodes(self.path)
-                file = open_file(self.path, os.O_RDWR | os.O_APPEND)
-                if file is None:
-                    continue
-                self._begin(file)
-                self._rows = file
+                self._open_rows(create=False)
                 continue
             size = status.st_size
             if not size:
@@ -197,6 +194,16 @@ class Store:
             if size != self._ended_at:
                 self._ended_at = size = end_last_line(file, size)
             return file, size
+
+    def _open_rows(self, *, create: bool) -> None:
+        """Open the file at the path, or create it, under the lock that is there."""
+        if not self.lock.path_checked:
+            self.lock.take_again()
+        elif create:
+            fold.create(self.path, fsync=self.fsync)
+        elif file := open_file(self.path, os.O_RDWR | os.O_APPEND):
+            self._begin(file)
+            self._rows = file
 
     def _begin(self, file: OpenFile) -> None:
         """See that the file begins with the header, an empty one is given it; and that its name
@@ -513,6 +520,7 @@ class Store:
         view = self.view
         if (view.whole and view.journal.is_current()) or view.follow_journal():
             return
+        self.lock.check_path()
         if self.lock.moved:
             self.view.follow_moved()
         else:
@@ -550,7 +558,10 @@ class Store:
         thing that it does under the lock, others go on while the disk is waited for. Raises
         StoreError if the system refuses; then none has been made.
         """
-        content = b"".join([encode_record(job_id, state) for job_id, state in changes])
+        if len(changes) == 1:
+            content = encode_record(*changes[0])
+        else:
+            content = b"".join([encode_record(job_id, state) for job_id, state in changes])
         file = self._journal_for_append()
         start = self.view.journal.end
         append(file, start, content)
@@ -583,15 +594,19 @@ class Store:
         return True
 
     def _journal_for_append(self) -> OpenFile:
-        seen = self.view.journal.file
-        file = self._journal
-        if file is None or seen is None or file.identity != seen.identity or not file.is_ours():
-            path = self.path + ".journal"
-            file = self._journal = open_or_create(path, os.O_RDWR | os.O_APPEND)
-            if seen is None:
-                self.view.journal = Follower(file)
-            if self.fsync:
-                sync_directory(os.path.dirname(path))
+        """Return the journal's file. The caller has just read that to its end, or found none.
+
+        From now on it is read by this descriptor, too: what was just read need not be asked whether
+        it is ours.
+        """
+        file, seen = self._journal, self.view.journal.file
+        if file is None or file is not seen:
+            if file is None or not seen or file.identity != seen.identity or not file.is_ours():
+                path = self.path + ".journal"
+                file = self._journal = open_or_create(path, os.O_RDWR | os.O_APPEND)
+                if self.fsync:
+                    sync_directory(os.path.dirname(path))
+            self.view.journal.file = file
         return file
 
     # -- folding: under the lock --

@@ -19,6 +19,7 @@ from array import array
 from itertools import compress
 
 from dbbasic_queue import job
+from dbbasic_queue.errors import StoreError
 from dbbasic_queue.rows import (
     HEADER,
     LONGEST_ROW,
@@ -151,7 +152,7 @@ class View:
 
         It can where the journal still has what was read of it: a fold cuts it.
         """
-        if not self.whole or not self.loaded or not self.journal.end or not _is_ours(self.journal):
+        if not self.whole or not self.loaded or not self.journal.end:
             return False
         self.whole = False
         try:
@@ -159,6 +160,8 @@ class View:
                 self.apply(job_id, state)
         except Rewritten:
             self.whole = True
+            return False
+        except StoreError:  # has the program closed the descriptor? all is read again
             return False
         self.whole = True
         return self.journal.is_current()

@@ -322,8 +322,8 @@ MUTANTS = (
     Mutant(
         "lock not taken",
         "store/lock.py",
-        "                fcntl.flock(file.fd, _TRY)\n",
-        "                pass\n",
+        "        fcntl.flock(fd, _TRY)\n",
+        "        pass\n",
         (CONTENTION,),
     ),
     Mutant(
@@ -332,6 +332,28 @@ MUTANTS = (
         "            is_there = file.is_at_path()\n",
         "            is_there = True\n",
         (STORE + "::test_a_directory_deleted_and_created_by_hand_is_used", STORE),
+    ),
+    Mutant(
+        "a deleted lock file is locked as long as it is open",
+        "store/files.py",
+        "            status[_NAMES] == self._names\n"
+        "            and status.st_ctime_ns == self._changed\n",
+        "            True\n",
+        ("tests/test_traps.py",),
+    ),
+    Mutant(
+        "a file of a new directory is opened under the old lock",
+        "store/store.py",
+        "        if not self.lock.path_checked:\n",
+        "        if False:\n",
+        ("tests/test_traps.py",),
+    ),
+    Mutant(
+        "another descriptor of the lock file is taken for the queue's",
+        "store/files.py",
+        "            and _newest[self.fd] == self._own\n",
+        "",
+        ("tests/test_traps.py",),
     ),
     Mutant(
         "cached file's path not checked again",
@@ -426,7 +448,7 @@ MUTANTS = (
     Mutant(
         "a descriptor is not compared before it is used",
         "store/files.py",
-        "            if os.lseek(self.fd, 0, _SEEK_CUR) == self._mark:\n",
+        "            if os.lseek(self.fd, 0, _SEEK_CUR) == self.offset:\n",
         "            if True:\n",
         (FORKS + "::test_a_program_that_closes_all_descriptors_gets_no_row_into_its_files",),
     ),

@@ -263,12 +263,13 @@ def _raise(error: int, where: Any) -> NoReturn:
     raise OSError(error, os.strerror(error))
 
 
+_COMPARING = ("is_ours", "is_untouched", "mark")
 _AROUND = {("dbbasic_queue.store.lock", name) for name in ("run", "read", "call")}
 
 
 def _only_compares(name: str) -> bool:
     """Tell whether the call is one of the many that compare a descriptor with what was opened."""
-    return name in ("fstat", "lseek") and sys._getframe(2).f_code.co_name in ("is_ours", "mark")
+    return name in ("fstat", "lseek") and sys._getframe(2).f_code.co_name in _COMPARING
 
 
 def _site() -> str:
