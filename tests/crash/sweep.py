@@ -36,6 +36,7 @@ from workloads import MEANWHILE, WORKLOADS, Workload, tear
 import dbbasic_queue.store.slots
 
 REACH = 3
+_TRIES = 5
 
 
 class EnoughFound(Exception):
@@ -130,13 +131,41 @@ def sample(plans: list[tuple[Call, Plan]], every: int) -> list[tuple[Call, Plan]
     return [plans[number] for number in sorted(chosen)]
 
 
+def _killed(base: str, workload: Workload, plan: Plan) -> Attack:
+    """Run the workload, and kill it at a call.
+
+    The watcher's thread makes its calls when the machine lets it, so a run may have some calls
+    fewer than the one that was counted: then the last of these is where the next one is killed.
+    """
+    for _ in range(_TRIES):
+        attack = attacked(base, workload, plan)
+        if attack.kills:
+            break
+        attack.end_partner()
+        plan = replace(plan, number=len(attack.trace) - 1, phase="before")
+    return attack
+
+
+def _killed_twice(base: str, workload: Workload, plan: Plan, second: Plan) -> Attack:
+    """Run the workload, and kill it; let it recover, and kill it in the recovery."""
+    for _ in range(_TRIES):
+        attack = _killed(base, workload, plan)
+        attack.see_what_is_made()
+        attack.recover(second)
+        if attack.kills == 2:
+            break
+        attack.end_partner()
+        second = replace(second, number=len(attack.trace) - 1, phase="before")
+    return attack
+
+
 def sweep_kills(base: str, workload: Workload, every: int) -> Result:
     """Kill at every call; recover; check."""
     result = Result()
     trace = trace_of(base, workload)
     result.points = len(trace)
     for call, plan in sample(list(_kill_plans(trace)), every):
-        attack = attacked(base, workload, plan)
+        attack = _killed(base, workload, plan)
         recovered(attack, result, torn=1, kills=1)
         result.note(plan, str(call), attack.wrong)
     return result
@@ -148,16 +177,14 @@ def sweep_double_kills(base: str, workload: Workload, every: int) -> Result:
     trace = trace_of(base, workload)
     plans = list(_kill_plans(trace))[::every]
     for n, (call, plan) in enumerate(plans):
-        attack = attacked(base, workload, plan)
+        attack = _killed(base, workload, plan)
         attack.recover(Plan(1 << 30, "before"))  # counts the calls of this state's recovery
         attack.end_partner()
         recovery = list(_kill_plans(attack.trace))
         result.points += len(attack.trace)
         # A few points in each recovery, others in each: together they cover it.
         for call2, second in recovery[n % 7 :: max(1, len(recovery) // 4)]:
-            attack = attacked(base, workload, plan)
-            attack.see_what_is_made()
-            attack.recover(second)
+            attack = _killed_twice(base, workload, plan, second)
             recovered(attack, result, torn=2, kills=2)
             result.note(f"{plan}, then {second}", f"{call}; {call2}", attack.wrong)
     return result
@@ -237,9 +264,13 @@ def sweep_errors(base: str, workload: Workload, every: int) -> Result:
 
 
 def _refuse(base: str, workload: Workload, call: Call, plan: Plan, result: Result) -> None:
-    attack = attacked(base, workload, plan, error=True)
+    for _ in range(_TRIES):
+        attack = attacked(base, workload, plan, error=True)
+        met = [event[1] for event in attack.log.events()].count("error")
+        if met:
+            break
+        attack.end_partner()
     promises = attack.promises()
-    met = [event[1] for event in attack.log.events()].count("error")
     result.errors += met
     result.unmet += not met
     if "post" not in promises.kept or promises.starts.get("post") != 1:
