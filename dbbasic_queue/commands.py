@@ -12,7 +12,7 @@ import time
 
 from dbbasic_queue.errors import NotAQueue
 from dbbasic_queue.queue import Queue, default_path, path_of
-from dbbasic_queue.rows import HEADER, Row, encode_state, is_id
+from dbbasic_queue.rows import HEADER, Row, encode_state, has_json, is_id
 from dbbasic_queue.text import decode_json, printable
 
 TYPE_CHECKING = False
@@ -81,7 +81,7 @@ def run_show(arguments: Namespace) -> int:
 
     with existing_queue(arguments) as queue:
         row = queue._store.find(arguments.id) if is_id(arguments.id) else None
-        if row is None:
+        if row is None or not has_json(row):
             return complain(f"there is no job {arguments.id}")
         for name, text in zip(HEADER.decode().split(), columns(row), strict=True):
             when = f"\t{status.instant(int(text))}" if name.endswith("_at") else ""

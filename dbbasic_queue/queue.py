@@ -577,7 +577,7 @@ def _as_dict(row: Row) -> dict[str, Any] | None:
         "created_at": state.created_at,
         "run_at": state.run_at,
         "attempts": state.attempts,
-        "error": unescape(state.error) or None,
+        "error": unescape(state.error) if state.error else None,
         "result": result,
     }
 

@@ -51,7 +51,9 @@ class Row:
 
 def is_id(job_id: object) -> bool:
     """Tell whether a job can have this id."""
-    return isinstance(job_id, str) and 0 < len(job_id) <= 64 and not job_id.strip(IN_AN_ID)
+    if not isinstance(job_id, str) or not 0 < len(job_id) <= 64:
+        return False
+    return (job_id.isalnum() and job_id.isascii()) or not job_id.strip(IN_AN_ID)  # that is slower
 
 
 def check_id(job_id: str) -> str:

@@ -725,19 +725,22 @@ class Store:
 
     @reading
     def find(self, job_id: str) -> Row | None:
-        """Return the job with this id as it stands, or None."""
+        """Return the row with this id as it stands, or None.
+
+        The caller decodes the payload: where it is no JSON, the row is no job.
+        """
         key = job_id.encode()
         for _ in range(_TRIES):
             if not self.view.loaded:
                 break
             if self.view.follow():
-                return self.view.find(key)
+                return self.view.row_of(key)
             self._lookups = 0
         if self._lookups < _LOOKUPS_WITHOUT_INDEX:
             self._lookups += 1
             return search(self.path, key)
         self.view.refresh()
-        return self.view.find(key)
+        return self.view.row_of(key)
 
     def rows(self, unreadable: list[int] | None = None) -> Iterator[Row]:
         """Yield every job as it stood at the first step, in the file's order.

@@ -127,7 +127,8 @@ class View:
         Then what is known was fitted to that as far as it could be: the next call goes on from
         there.
         """
-        if not self.whole or not _is_ours(self.rows):
+        file = self.rows.file
+        if not self.whole or (file is not None and not file.is_ours()):
             self._forget()
         self.whole = False
         try:
@@ -431,9 +432,13 @@ class View:
 
     def find(self, job_id: bytes) -> Row | None:
         """Return the job with this id, or None."""
-        number = self.index.get(job_id)
-        row = None if number is None else self.row(number)
+        row = self.row_of(job_id)
         return row if row and has_json(row) else None
+
+    def row_of(self, job_id: bytes) -> Row | None:
+        """Return the row with this id, or None; its payload may be no JSON, and it no job."""
+        number = self.index.get(job_id)
+        return None if number is None else self.row(number)
 
     def as_it_stands(self, line: bytes) -> bytes:
         """Return a job's line with what the journal says of it."""
@@ -552,7 +557,3 @@ class View:
         self._ahead = []
         self.generation += 1
         self.whole = True
-
-
-def _is_ours(follower: Follower) -> bool:
-    return follower.file is None or follower.file.is_ours()
