@@ -53,7 +53,7 @@ def is_id(job_id: object) -> bool:
     """Tell whether a job can have this id."""
     if not isinstance(job_id, str) or not 0 < len(job_id) <= 64:
         return False
-    return (job_id.isalnum() and job_id.isascii()) or not job_id.strip(IN_AN_ID)  # that is slower
+    return (job_id.isalnum() and job_id.isascii()) or not job_id.strip(IN_AN_ID)  # strip is slower
 
 
 def check_id(job_id: str) -> str:
@@ -71,7 +71,7 @@ def check_id(job_id: str) -> str:
 
 def check_type(job_type: object) -> str:
     """Return `job_type` as a plain str; raises InvalidJob if it cannot name a handler."""
-    if (  # as most are: the whole rule takes five times as long
+    if (  # quick, and true of most types; the full rule takes five times as long
         type(job_type) is str
         and job_type.isidentifier()
         and job_type.isascii()

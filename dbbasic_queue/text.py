@@ -138,7 +138,7 @@ def encode_json(value: object, limit: int) -> str:
                 _numbered_in_json(c) if not c.isprintable() and is_unsafe(c) else c for c in text
             )
         size = len(text.encode())
-    else:  # JSON escapes every ASCII control but DEL
+    else:  # the encoder escapes every ASCII control character except DEL
         if "\x7f" in text:
             text = text.replace("\x7f", "\\u007f")
         size = len(text)

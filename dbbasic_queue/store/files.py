@@ -78,8 +78,15 @@ class OpenFile:
     """
 
     __slots__ = (
-        *("__weakref__", "_changed", "_names", "_own"),
-        *("fd", "identity", "offset", "path", "unique"),
+        "__weakref__",
+        "_changed",
+        "_names",
+        "_own",
+        "fd",
+        "identity",
+        "offset",
+        "path",
+        "unique",
     )
 
     def __init__(self, fd: int, path: str) -> None:
@@ -477,7 +484,7 @@ def append(file: OpenFile, size: int, content: bytes) -> None:
         if isinstance(e, OSError):
             raise store_error(e, file.path, consequence) from e
         raise
-    # Where that has left the offset, so that the next `is_ours` is quick.
+    # The write has moved the offset; note it, or set it, so that the next `is_ours` is quick.
     if (end := size + len(content)) >= _RARE:
         file.offset = end
     else:
