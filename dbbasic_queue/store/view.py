@@ -128,7 +128,7 @@ class View:
         there.
         """
         file = self.rows.file
-        if not self.whole or (file is not None and not file.is_ours()):
+        if not self.whole or not (self.rows.anchor or file is None or file.is_ours()):
             self._forget()
         self.whole = False
         try:
@@ -143,8 +143,12 @@ class View:
                     self.apply(job_id, state)
                 self.loaded = self.whole = True
                 return True
-        except Rewritten:
-            pass
+        except (Rewritten, StoreError) as e:
+            if file is not None and not file.is_ours():  # it is not what was read
+                self._forget()
+                return False
+            if not isinstance(e, Rewritten):
+                raise
         self._take_over()
         return False
 
@@ -395,7 +399,10 @@ class View:
             return self._ahead[at]
         file = self.rows.file
         assert file is not None
-        start, lengths = self.places.start(number), self.places.lengths(number, ahead)
+        start = self.places.start(number)
+        if not ahead:
+            return os.pread(file.fd, self.places.length(number), start)
+        lengths = self.places.lengths(number, ahead)
         content = os.pread(file.fd, sum(lengths) + len(lengths) - 1, start)
         if len(lengths) == 1:
             return content
