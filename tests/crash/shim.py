@@ -137,7 +137,6 @@ class Shim:
         self.met = ""
         self._behind = 0
         self._counting = threading.Lock()
-        os.register_at_fork(after_in_child=self._after_fork)
         self.meanwhile: Callable[[], None] = lambda: None
         self.locked = False
         self.told: Callable[[str], None] = lambda _: None
@@ -153,6 +152,7 @@ class Shim:
             (unlock if operation == fcntl.LOCK_UN else lock)(fd, operation)
 
         setattr(fcntl, "flock", flock)  # noqa: B010 - of a signature of its own
+        os.register_at_fork(after_in_child=self._after_fork)
         self.on = True
 
     def _after_fork(self) -> None:
