@@ -22,6 +22,11 @@ _enclosing: ContextVar[Interrupts | None] | None = None
 """those of the pass whose job calls, also from a thread that got the job's context"""
 _made: dict[str, ContextVar[Interrupts | None]] = {}
 
+_receiving: list[Interrupts] = []
+"""those that have installed a signal handler, the innermost last"""
+_masks: dict[int, set[Any]] = {}
+"""for each thread that is forking, the signals that it blocked before"""
+
 
 class Asked(SystemExit):
     """Raised after a pass that SIGTERM has ended; its code is the one that a shell would report."""
@@ -90,6 +95,8 @@ class Interrupts:
                 if callable(before) or before == signal.SIG_DFL or self._supervisor:
                     self._before[number] = before
                     signal.signal(number, self._receive)
+            if self._before:
+                _receiving.append(self)
         self._token = _enclosing.set(self)
         return self
 
@@ -106,6 +113,8 @@ class Interrupts:
         """
         import signal
 
+        if self in _receiving:
+            _receiving.remove(self)
         ends = self._supervisor and self._asked_too() is None
         for number, handler in reversed(self._before.items()):
             if signal.getsignal(number) == self._receive:  # a job may have installed its own
@@ -121,9 +130,7 @@ class Interrupts:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         import signal
 
-        program: Any = self._receive
-        while isinstance(owner := getattr(program, "__self__", None), Interrupts):
-            program = owner._before.get(number, signal.SIG_DFL)
+        program = _program_handler(number)
         if os.getpid() != self._process:  # a child that a handler has forked: as if we were not
             signal.signal(number, program)
             os.kill(os.getpid(), number)
@@ -131,7 +138,7 @@ class Interrupts:
             self._repeated.append(number)  # sent to the whole group, and handed on as well
         elif self._supervisor or program in (signal.SIG_DFL, signal.default_int_handler):
             self.received.append(number)
-            if self.in_handler and self.at_once():
+            if self.in_handler and self.at_once() and not _is_forking():
                 raise KeyboardInterrupt
         else:
             try:
@@ -139,7 +146,7 @@ class Interrupts:
             except BaseException as e:
                 self._raised.append(e)
                 self.received.append(number)
-                if self.in_handler:
+                if self.in_handler and not _is_forking():
                     raise
 
     def asked(self) -> bool:
@@ -222,3 +229,69 @@ class Interrupts:
             raise error
         finally:
             del error
+
+
+def _program_handler(number: int) -> Any:
+    """Return the signal handler that is the program's own, under those of the passes."""
+    import signal
+
+    handler: Any = signal.getsignal(number)
+    while isinstance(owner := getattr(handler, "__self__", None), Interrupts):
+        handler = owner._before.get(number, signal.SIG_DFL)
+    return handler
+
+
+# -- a signal that is sent to a process while it is being forked
+#
+# Python forgets it if there is a signal handler: `Pool.terminate` would wait for ever for a process
+# that has just been started. So the signals wait until the new process has the program's own
+# signal handlers. In the parent, an exception in a fork hook would be lost: a signal that comes
+# during a fork ends the pass after the running job, as a first SIGTERM does.
+
+
+def _is_forking() -> bool:
+    return threading.get_ident() in _masks
+
+
+def _before_fork() -> None:
+    if _receiving:
+        import signal
+
+        ours = [number for number in (signal.SIGINT, signal.SIGTERM) if _is_received(number)]
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
+        _masks[threading.get_ident()] = mask
+
+
+def _after_fork_in_parent() -> None:
+    if _is_forking():
+        import signal
+
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, _masks[threading.get_ident()])
+        finally:
+            del _masks[threading.get_ident()]
+
+
+def _after_fork_in_child() -> None:
+    if _is_forking():
+        import signal
+
+        for number in filter(_is_received, (signal.SIGINT, signal.SIGTERM)):
+            signal.signal(number, _program_handler(number))
+    _receiving.clear()
+    _after_fork_in_parent()
+    _masks.clear()
+
+
+def _is_received(number: int) -> bool:
+    """Tell whether a signal's handler is that of a pass."""
+    import signal
+
+    return isinstance(getattr(signal.getsignal(number), "__self__", None), Interrupts)
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)

@@ -268,3 +268,69 @@ def test_a_finalizer_that_needs_a_module_which_its_thread_is_importing_is_refuse
     thread.join()
     assert seen == ["2"]
     assert loading.load(inner) == 1
+
+
+# --- signals during a fork
+
+
+def test_a_process_that_a_handler_has_just_forked_ends_by_sigterm(tmp_path: Path) -> None:
+    """Python forgets a signal that comes while a process with signal handlers is being forked."""
+    code = """
+import os, signal, time
+from dbbasic_queue import Queue
+
+def start_and_end_processes(count):
+    for _ in range(count):
+        pid = os.fork()
+        if not pid:
+            time.sleep(5)
+            os._exit(0)
+        os.kill(pid, signal.SIGTERM)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code != -signal.SIGTERM:
+            return code
+
+queue = Queue("queue.tsv", fsync=False)
+job_id = queue.enqueue("work", 200)
+queue.process_jobs({"work": start_and_end_processes})
+print(queue.get_job(job_id)["result"])
+"""
+    done = python(code, cwd=tmp_path)
+    assert (done.stdout.split(), done.stderr) == (["None"], "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_a_fork_of_a_handler_ends_the_pass(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    code = f"""
+import os, threading, time
+from dbbasic_queue import Queue
+
+def send():
+    time.sleep(0.002)
+    os.kill(os.getpid(), {number.value})
+
+def start_processes(_):
+    thread = threading.Thread(target=send)
+    thread.start()
+    for _ in range(20):
+        pid = os.fork()
+        if not pid:
+            os._exit(0)
+        os.waitpid(pid, 0)
+    thread.join()
+
+queue = Queue("queue.tsv", fsync=False)
+for _ in range(20):
+    queue.enqueue("work", {{}})
+    try:
+        queue.process_jobs({{"work": start_processes}})
+    except (SystemExit, KeyboardInterrupt) as e:
+        print(type(e).__name__)
+    queue.remove_type("work")
+print(queue.counts()["processing"])
+"""
+    name = "KeyboardInterrupt" if number == signal.SIGINT else "Asked"
+    done = python(code, cwd=tmp_path, flags=("-W", "ignore::DeprecationWarning"))
+    assert (done.stdout.split(), done.stderr) == ([name] * 20 + ["0"], "")

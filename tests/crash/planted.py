@@ -460,6 +460,13 @@ MUTANTS = (
         (FORKS + "::test_a_batch_is_not_run_on_after_one_of_its_jobs_has_closed_the_slot",),
     ),
     Mutant(
+        "signals are not held back during a fork",
+        "interrupts.py",
+        "    if _receiving:\n        import",
+        "    if False:\n        import",
+        (SIGNALS + "::test_a_process_that_a_handler_has_just_forked_ends_by_sigterm",),
+    ),
+    Mutant(
         "a Python function unlocks",
         "store/lock.py",
         "                            fcntl.flock(self._file.fd, fcntl.LOCK_UN)\n",
