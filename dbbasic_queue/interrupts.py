@@ -130,7 +130,7 @@ class Interrupts:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         import signal
 
-        program = _program_handler(number)
+        program = _under_passes(number, self._receive)
         if os.getpid() != self._process:  # a child that a handler has forked: as if we were not
             signal.signal(number, program)
             os.kill(os.getpid(), number)
@@ -231,11 +231,10 @@ class Interrupts:
             del error
 
 
-def _program_handler(number: int) -> Any:
-    """Return the signal handler that is the program's own, under those of the passes."""
+def _under_passes(number: int, handler: Any) -> Any:
+    """Return the signal handler that a pass's handler has replaced, and is the program's own."""
     import signal
 
-    handler: Any = signal.getsignal(number)
     while isinstance(owner := getattr(handler, "__self__", None), Interrupts):
         handler = owner._before.get(number, signal.SIG_DFL)
     return handler
@@ -277,7 +276,7 @@ def _after_fork_in_child() -> None:
         import signal
 
         for number in filter(_is_received, (signal.SIGINT, signal.SIGTERM)):
-            signal.signal(number, _program_handler(number))
+            signal.signal(number, _under_passes(number, signal.getsignal(number)))
     _receiving.clear()
     _after_fork_in_parent()
     _masks.clear()

@@ -172,10 +172,11 @@ def test_a_daemon_that_cannot_be_found_does_not_keep_the_pass(
     """As in a container without /proc."""
 
     def start(_: Any) -> str:
-        if (pid := fork_without_hooks()) == 0:
+        if fork_without_hooks() == 0:
             os.setsid()
+            note(tmp_path / "pids", str(os.getpid()))
             signal.pause()
-        note(tmp_path / "pids", str(pid))
+        wait_for_notes(tmp_path / "pids", 1)
         return "started"
 
     monkeypatch.setattr(child, "_children", lambda: None)
