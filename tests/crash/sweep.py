@@ -31,7 +31,7 @@ from attack import Attack, scratch, set_constant, trace_of
 from bench import Bench
 from checks import check_errors
 from shim import PRESENT_IN, Call, Plan, changes
-from workloads import MEANWHILE, WORKLOADS, Workload, tear
+from workloads import MEANWHILE, WORKLOADS, Workload, tear, tidy
 
 import dbbasic_queue.store.slots
 
@@ -226,6 +226,7 @@ def sweep_meetings(base: str, workload: Workload, every: int) -> Result:
         # The unlock is the second one of an outcome, whose first comes before its sync.
         if not call.locked and call.name not in ("close", "unlock")
         for action in MEANWHILE
+        if action is not tidy or call.name != "fdatasync"
     ]
     for call, plan, action in plans[::every]:
         attack = attacked(base, workload, plan, meanwhile=action)
