@@ -295,7 +295,7 @@ job_id = queue.enqueue("work", 200)
 queue.process_jobs({"work": start_and_end_processes})
 print(queue.get_job(job_id)["result"])
 """
-    done = python(code, cwd=tmp_path)
+    done = python(code, cwd=tmp_path, flags=("-W", "ignore::DeprecationWarning"))
     assert (done.stdout.split(), done.stderr) == (["None"], "")
 
 
