@@ -169,7 +169,7 @@ def test_awk_sees_whole_rows_while_passes_run_and_enqueuers_write(crowd: Crowd) 
     assert crowd.looks >= LOOKS
     rows = (crowd.directory / QUEUE).read_bytes().split(b"\n")
     for partial in crowd.partial:
-        start = partial.split(b"\tpending\t")[0]  # the rest has changed since
+        start = b"\t".join(partial.split(b"\t")[:3])  # the rest has changed since
         assert any(row.startswith(start) for row in rows), partial
     assert len(crowd.partial) <= 1 + crowd.looks // 10
 
