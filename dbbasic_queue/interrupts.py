@@ -242,8 +242,8 @@ def _under_passes(number: int, handler: Any) -> Any:
 
 # -- a signal that is sent to a process while it is being forked
 #
-# Python forgets it if there is a signal handler: `Pool.terminate` would wait for ever for a process
-# that has just been started. So the signals wait until the new process has the program's own
+# Python forgets it if there is a signal handler: `Pool.terminate` would never return if a process
+# had just been started. So the signals are blocked until the new process has the program's own
 # signal handlers. In the parent, an exception in a fork hook would be lost: a signal that comes
 # during a fork ends the pass after the running job, as a first SIGTERM does.
 

@@ -596,8 +596,8 @@ class Store:
     def _journal_for_append(self) -> OpenFile:
         """Return the journal's file. The caller has just read that to its end, or found none.
 
-        From now on it is read by this descriptor, too: what was just read need not be asked whether
-        it is ours.
+        From now on it is also read through this descriptor, so one that was just read from doesn't
+        have to be checked again before it is written.
         """
         file, seen = self._journal, self.view.journal.file
         if file is None or file is not seen:
@@ -727,7 +727,7 @@ class Store:
     def find(self, job_id: str) -> Row | None:
         """Return the row with this id as it stands, or None.
 
-        The caller decodes the payload: where it is no JSON, the row is no job.
+        The caller decodes the payload: if that isn't JSON, the row isn't a job.
         """
         key = job_id.encode()
         for _ in range(_TRIES):

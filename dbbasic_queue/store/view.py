@@ -443,7 +443,7 @@ class View:
         return row if row and has_json(row) else None
 
     def row_of(self, job_id: bytes) -> Row | None:
-        """Return the row with this id, or None; its payload may be no JSON, and it no job."""
+        """Return the row with this id, or None; if its payload isn't JSON, it isn't a job."""
         number = self.index.get(job_id)
         return None if number is None else self.row(number)
 
