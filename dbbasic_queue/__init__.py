@@ -39,7 +39,20 @@ from dbbasic_queue.queue import (
     write_metrics,
 )
 from dbbasic_queue.registry import Handlers
-from dbbasic_queue.service import Worker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from dbbasic_queue.service import Worker
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import `Worker` on first use: neither a web app nor a pass by cron needs it."""
+        if name != "Worker":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from dbbasic_queue.service import Worker
+
+        return Worker
+
 
 __version__ = "2.0.0"
 __all__ = [

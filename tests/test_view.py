@@ -120,7 +120,7 @@ def test_where_rows_lie_is_known_while_they_are_added_and_change_their_length(
     places = Places(7)
     cut = data.draw(st.integers(0, len(lengths)))
     for part in (lengths[:cut], lengths[cut:]):
-        places.extend([b"x" * length for length in part])
+        places.extend(part)
     start = 7
     if lengths:
         numbers = sorted(data.draw(st.sets(st.integers(0, len(lengths) - 1))))
@@ -132,6 +132,9 @@ def test_where_rows_lie_is_known_while_they_are_added_and_change_their_length(
 
     starts = [start + sum(lengths[:n]) + n for n in range(len(lengths) + 1)]
     assert [places.start(n) for n in range(len(lengths) + 1)] == starts
+    assert [places.extent(n) for n in range(len(lengths))] == list(
+        zip(starts, lengths, strict=False)
+    )
     for size in (0, 100):
         for n in range(len(lengths)):
             ahead = places.lengths(n, size)

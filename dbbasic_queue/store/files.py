@@ -213,9 +213,13 @@ def open_file(path: str, flags: int, *, to_lock: bool = False) -> OpenFile | Non
     A forked child closes one that is opened `to_lock` it. Raises NotAQueue for anything but a
     regular file, and for a hard link to another user's; StoreError if refused.
     """
+    flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     for patience in (0.002, 0.02, 0.2, 0):
         try:
-            file = _open(path, flags | os.O_NONBLOCK, to_lock)
+            if to_lock:
+                file = forks.while_opening(_open_and_register, path, flags)
+            else:
+                file = OpenFile(os.open(path, flags), path)
         except FileNotFoundError:
             return None
         except OSError as e:

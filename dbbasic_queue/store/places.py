@@ -11,7 +11,7 @@ from dbbasic_queue.rows import LONGEST_ROW
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _BLOCK = 16
 _SHORTEST = 32
@@ -28,17 +28,9 @@ class Places:
         self._lengths = array("q")
         self._starts = array("q", [start])
 
-    def extend(self, lines: list[bytes]) -> None:
-        """Add the rows that follow."""
-        self._lengths.extend(map(len, lines))
-        self._find_starts()
-
-    def add(self, length: int) -> None:
-        """Add one line that follows, without its end so many bytes long."""
-        self._lengths.append(length)
-        self._find_starts()
-
-    def _find_starts(self) -> None:
+    def extend(self, lengths: Iterable[int]) -> None:
+        """Add the rows that follow, by their lengths in bytes without their ends."""
+        self._lengths.extend(lengths)
         end = len(self._starts) * _BLOCK
         while end <= len(self._lengths):
             size = sum(self._lengths[end - _BLOCK : end]) + _BLOCK
@@ -47,8 +39,14 @@ class Places:
 
     def start(self, number: int) -> int:
         """Return where a row begins; for the number that comes next, where that will."""
-        before = self._lengths[number // _BLOCK * _BLOCK : number]
-        return self._starts[number // _BLOCK] + sum(before) + len(before)
+        first = number // _BLOCK * _BLOCK
+        return self._starts[number // _BLOCK] + sum(self._lengths[first:number]) + number - first
+
+    def extent(self, number: int) -> tuple[int, int]:
+        """Return where a row begins, and its length without its end."""
+        first = number // _BLOCK * _BLOCK
+        before = self._lengths[first:number]
+        return self._starts[number // _BLOCK] + sum(before) + number - first, self._lengths[number]
 
     def length(self, number: int) -> int:
         """Return the length of a row, without its end."""

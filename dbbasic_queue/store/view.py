@@ -240,7 +240,9 @@ class View:
                 self.journal = Follower(journal)
 
     def _new_records(self) -> list[tuple[bytes, bytes]]:
-        records = []
+        records: list[tuple[bytes, bytes]] = []
+        if self.journal.file is None:
+            return records
         for content in self.journal.new():
             for line in content.split(b"\n"):
                 record = decode_record(line)
@@ -258,7 +260,7 @@ class View:
         for piece, columns in scan(content):
             lines = piece.split(b"\n")
             lines.pop()
-            self.places.extend(lines)
+            self.places.extend(map(len, lines))
             if columns is not None:
                 self._add_jobs(*columns)
             else:
@@ -308,12 +310,15 @@ class View:
     def _add_line(self, line: bytes) -> None:
         number = len(self.when)
         self.when.append(NEVER)
-        self._lower(number, NEVER)
+        if number >> _BLOCK_BITS == len(self.floors):
+            self.floors.append(NEVER)
         row = parse_row(line)
         job_id = row.id.encode() if row else b""
         if row and self.index.setdefault(job_id, number) == number:
-            self._set(number, row.state.status, row.state.run_at, row.state.attempts > 0)
-            self.latest_created = max(self.latest_created, row.state.created_at)
+            state = row.state
+            self._set(number, state.status, state.run_at, state.attempts > 0)
+            if state.created_at > self.latest_created:
+                self.latest_created = state.created_at
             if job_id in self.records:
                 self.apply(job_id, self.records[job_id])
         elif line:
@@ -323,7 +328,7 @@ class View:
     def _add_long_line(self, length: int) -> None:
         if self.rows.end == length + 1:
             require_header(b"", self.path)
-        self.places.add(length)
+        self.places.extend([length])
         self.when.append(NEVER)
         self._lower(len(self.when) - 1, NEVER)
         self.unreadable.append(len(self.when) - 1)
@@ -369,7 +374,8 @@ class View:
             self.processing.add(number)
         elif status == job.PENDING:
             self.when[number] = run_at
-            self.soonest = min(self.soonest, run_at)
+            if run_at < self.soonest:
+                self.soonest = run_at
             block = number >> _BLOCK_BITS
             if run_at < self.floors[block]:
                 self.floors[block] = run_at
@@ -399,9 +405,9 @@ class View:
             return self._ahead[at]
         file = self.rows.file
         assert file is not None
-        start = self.places.start(number)
+        start, length = self.places.extent(number)
         if not ahead:
-            return os.pread(file.fd, self.places.length(number), start)
+            return os.pread(file.fd, length, start)
         lengths = self.places.lengths(number, ahead)
         content = os.pread(file.fd, sum(lengths) + len(lengths) - 1, start)
         if len(lengths) == 1:
