@@ -1,11 +1,13 @@
-"""A cron-driven job queue that is a plain text file."""
+"""A cron-driven job queue in a plain text file."""
 
 from __future__ import annotations
 
 from dbbasic_queue.errors import (
     DuplicateJob,
+    InvalidArgument,
     InvalidHandlers,
     InvalidJob,
+    JobNotFound,
     NotAQueue,
     QueueBusy,
     QueueDamaged,
@@ -13,30 +15,16 @@ from dbbasic_queue.errors import (
     StoreError,
 )
 from dbbasic_queue.handlers import Backoff, Delay, Fail, Handler, Job
+from dbbasic_queue.jobqueue import JobDict, Queue, Status
+from dbbasic_queue.opening import open_queue
 from dbbasic_queue.queue import (
-    Queue,
     aenqueue,
-    aget_job,
-    attempts,
-    await_job,
     cancel_job,
-    clear_failed,
-    counts,
+    default_queue,
     enqueue,
     enqueue_many,
     get_job,
-    jobs,
-    metrics,
-    pause,
     process_jobs,
-    purge,
-    remove_type,
-    requeue,
-    requeue_failed,
-    resume,
-    run_until_complete,
-    wait,
-    write_metrics,
 )
 from dbbasic_queue.registry import Handlers
 
@@ -62,36 +50,26 @@ __all__ = [
     "Fail",
     "Handler",
     "Handlers",
+    "InvalidArgument",
     "InvalidHandlers",
     "InvalidJob",
     "Job",
+    "JobDict",
+    "JobNotFound",
     "NotAQueue",
     "Queue",
     "QueueBusy",
     "QueueDamaged",
     "QueueError",
+    "Status",
     "StoreError",
     "Worker",
     "aenqueue",
-    "aget_job",
-    "attempts",
-    "await_job",
     "cancel_job",
-    "clear_failed",
-    "counts",
+    "default_queue",
     "enqueue",
     "enqueue_many",
     "get_job",
-    "jobs",
-    "metrics",
-    "pause",
+    "open_queue",
     "process_jobs",
-    "purge",
-    "remove_type",
-    "requeue",
-    "requeue_failed",
-    "resume",
-    "run_until_complete",
-    "wait",
-    "write_metrics",
 ]

@@ -239,6 +239,8 @@ class Attempts:
         now = self.clock()
         try:
             when, reason = delay.when, "".join((str(delay.reason),))[:MAX_ERROR]
+            if hasattr(when, "total_seconds"):
+                when = when.total_seconds()
             if isinstance(when, (int, float)) and not isinstance(when, bool):
                 when = now + min(max(when, 0), 2 * job.LATEST)
             run_at = max(check_instant(when, "Delay"), job.later(now, 0))

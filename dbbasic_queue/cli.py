@@ -1,7 +1,7 @@
 """The command line: arguments in, the command's exit code out.
 
 Exit codes: 0 done, 1 not done (one line on stderr says why), 2 wrong usage. What only one command
-needs is imported by that command: a shell prompt or a cron line should not wait for the others.
+needs is imported by that command, so that the others start faster.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 
-AFTER_DASHES = "a job's id; what follows -- is never taken for an option"
+AFTER_DASHES = "a job's id (write -- before an id that starts with a dash)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader, such as `head`, has seen enough. Without this the interpreter would flush
-        # once more at its exit, and complain.
+        # The reader, such as `head`, has closed the pipe. Without this, the interpreter would flush
+        # once more at exit, and print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (QueueError, OSError) as error:
@@ -49,16 +49,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _number(text: str, unit: str, *, zero: bool) -> float:
+_SECONDS_PER = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds(text: str) -> float:
+    """Return a duration with a unit in seconds. Raises ArgumentTypeError for anything else.
+
+    >>> [seconds(text) for text in ("90s", "15m", "1.5h", "30d")]
+    [90.0, 900.0, 5400.0, 2592000.0]
+    """
     from argparse import ArgumentTypeError
 
     try:
-        number = float(text)
-    except ValueError:
+        number = float(text[:-1]) * _SECONDS_PER[text[-1:]]
+    except (ValueError, KeyError):
         number = math.nan
-    if not (0 <= number < math.inf and (number or zero)):
-        least = "0 or more" if zero else "more than 0"
-        raise ArgumentTypeError(f"invalid number of {unit} {text!r}: must be {least}")
+    if not 0 <= number < math.inf:
+        raise ArgumentTypeError(
+            f"invalid duration {text!r}: must be a number with a unit, such as 90s, 15m, 12h or 30d"
+        )
     return number
 
 
@@ -70,7 +79,7 @@ def argument_parser() -> ArgumentParser:
         def error(self, message: str) -> NoReturn:
             super().error(printable(message))
 
-    parser = Parser(prog=PROGRAM, description="A job queue that is a text file.")
+    parser = Parser(prog=PROGRAM, description="A job queue in a plain text file.")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     file = Parser(add_help=False)
@@ -95,14 +104,14 @@ def argument_parser() -> ArgumentParser:
     command(
         "status",
         commands.run_status,
-        "show counts, what is due, what runs and since when, the last errors",
-        more=" One line each, words separated by tabs, empty ones a dash.",
+        "show counts, due jobs, running jobs and since when, and the last errors",
+        more=" One line each, with fields separated by tabs; an empty field is a dash.",
     )
 
     listing = command(
         "list",
         commands.run_list,
-        "print jobs as they stand now, in the file's nine columns",
+        "print the jobs in the file's nine columns, as of now",
         more=" " + HEADER.decode().replace("\t", " ").strip(),
     )
     listing.add_argument("--status", choices=STATUSES, help="only jobs with this status")
@@ -111,8 +120,8 @@ def argument_parser() -> ArgumentParser:
     show = command(
         "show",
         commands.run_show,
-        "print one job: a line a column, a line an attempt, the last traceback",
-        more=" An attempt's words are its number, how and when it ended, seconds, error.",
+        "print one job: one line per column, one per attempt, and the last traceback",
+        more=" An attempt's fields are its number, outcome, when it ended, seconds, and error.",
     )
     show.add_argument("id", metavar="ID", help=AFTER_DASHES)
 
@@ -122,65 +131,63 @@ def argument_parser() -> ArgumentParser:
     enqueue.add_argument(
         "--run-at", type=float, metavar="SECONDS", help="when it is due, in Unix seconds"
     )
-    enqueue.add_argument("--id", help="an id of your own: there is at most one such job")
+    enqueue.add_argument("--id", help="an id of your own: only one job can have it")
 
     cancel = command("cancel", commands.run_cancel, "cancel jobs that are pending")
     cancel.add_argument("ids", metavar="ID", nargs="+", help=AFTER_DASHES)
 
     requeue = command(
-        "requeue", commands.run_requeue, "run failed or cancelled jobs again: attempts 0, due now"
+        "requeue", commands.run_requeue, "run failed or cancelled jobs again, with 0 attempts"
     )
     requeue.add_argument("ids", metavar="ID", nargs="*", help=AFTER_DASHES)
-    requeue.add_argument("--failed", action="store_true", help="all that have failed")
+    requeue.add_argument("--failed", action="store_true", help="all failed jobs")
     requeue.add_argument("--type", help="with --failed: only those of this type")
 
-    purge = command("purge", commands.run_purge, "take finished jobs out of the file")
+    purge = command("purge", commands.run_purge, "remove finished jobs from the file")
     purge.add_argument(
         "--older-than",
-        type=lambda text: _number(text, "days", zero=True),
-        metavar="DAYS",
+        type=seconds,
+        metavar="DURATION",
         required=True,
-        help="those that were due more than so many days ago",
+        help="jobs that were due longer ago than this, such as 30d or 12h",
     )
     purge.add_argument("--status", choices=FINISHED, help="only jobs with this status")
-    purge.add_argument("--archive", metavar="FILE", help="append them to this TSV file first")
+    purge.add_argument("--archive", metavar="FILE", help="append their rows to this TSV file first")
 
     unreadable = command(
         "unreadable",
         commands.run_unreadable,
-        "print the lines of the file that are not jobs: number, reason, beginning",
+        "print the lines of the file that aren't jobs: number, reason, beginning",
     )
     unreadable.add_argument(
         "--remove", action="store_true", help="move them to queue.tsv.rejected, and print how many"
     )
 
-    pause = command(
-        "pause", commands.run_pause, "have passes begin no job of a type, or none at all"
-    )
+    pause = command("pause", commands.run_pause, "stop starting jobs of TYPE, or of all types")
     pause.add_argument("type", metavar="TYPE", nargs="?")
 
-    resume = command("resume", commands.run_resume, "take back the pause of a type, or every pause")
+    resume = command("resume", commands.run_resume, "end the pause of TYPE, or every pause")
     resume.add_argument("type", metavar="TYPE", nargs="?")
 
     metrics = command(
         "metrics",
         commands.run_metrics,
-        "print figures for Prometheus, or put them into a file for its node_exporter",
+        "print figures for Prometheus, or write them to a file for its node_exporter",
     )
     metrics.add_argument("path", metavar="PROM", nargs="?", help="a file whose name ends in .prom")
     metrics.add_argument(
         "--window",
-        type=lambda text: _number(text, "seconds", zero=False),
-        metavar="SECONDS",
-        default=3600,
-        help="count the attempts that have ended in so many last seconds (default: 3600)",
+        type=seconds,
+        metavar="DURATION",
+        default="1h",
+        help="how far to look back, such as 15m or 24h (default: 1h)",
     )
 
     demo = command(
         "demo",
         commands.run_demo,
-        "put real jobs through a queue in a fresh directory, and show the file",
-        more=" The directory is left for a look.",
+        "run real jobs through a queue in a fresh directory, and show the file",
+        more=" The directory is kept, so that you can look at it.",
     )
     demo.add_argument("--dir", help="an empty or new directory (default: a temporary one)")
     return parser

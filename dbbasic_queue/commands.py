@@ -6,13 +6,14 @@ Each takes the parsed arguments, and returns 0, or 1 after one line on stderr th
 from __future__ import annotations
 
 import errno
-import os
 import sys
 import time
 
 from dbbasic_queue.errors import NotAQueue
-from dbbasic_queue.queue import Queue, default_path, path_of
+from dbbasic_queue.jobqueue import Queue
+from dbbasic_queue.queue import default_queue
 from dbbasic_queue.rows import HEADER, Row, encode_state, has_json, is_id
+from dbbasic_queue.store.location import path_of
 from dbbasic_queue.text import decode_json, printable
 
 TYPE_CHECKING = False
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 PROGRAM = "dbbasic-queue"
-_DAY = 86400
 
 
 def complain(why: str) -> int:
@@ -32,12 +32,12 @@ def complain(why: str) -> int:
 
 
 def existing_queue(arguments: Namespace) -> Queue:
-    """Return the queue that --file names; a slip of the pen must not look like an empty queue.
+    """Return the queue that --file names, or the default queue.
 
-    Raises NotAQueue where there is no such file.
+    Raises NotAQueue if it doesn't exist, so that a typo doesn't look like an empty queue.
     """
-    queue = Queue(queue_path(arguments))
-    if not queue._store.exists():
+    queue = named_queue(arguments)
+    if not queue.store.exists():
         raise NotAQueue(
             errno.ENOENT,
             "there is no queue (name its file with --file or $DBBASIC_QUEUE_FILE)",
@@ -46,18 +46,18 @@ def existing_queue(arguments: Namespace) -> Queue:
     return queue
 
 
-def queue_path(arguments: Namespace) -> str:
-    """Return the absolute path that --file names, or that of the default queue."""
+def named_queue(arguments: Namespace) -> Queue:
+    """Return the queue that --file names, or the default queue."""
     if arguments.file is None:
-        return default_path()
-    return os.path.abspath(path_of(arguments.file, "--file"))
+        return default_queue()
+    return Queue(path_of(arguments.file, "--file"))
 
 
 def run_status(arguments: Namespace) -> int:
     from dbbasic_queue import status
 
     with existing_queue(arguments) as queue:
-        for line in status.lines(queue._store, time.time()):
+        for line in status.lines(queue.store, time.time()):
             print(line)
     return 0
 
@@ -70,7 +70,7 @@ def columns(row: Row) -> list[str]:
 
 def run_list(arguments: Namespace) -> int:
     with existing_queue(arguments) as queue:
-        for row in queue._store.rows():
+        for row in queue.store.rows():
             if arguments.status in (None, row.state.status) and arguments.type in (None, row.type):
                 print("\t".join(columns(row)))
     return 0
@@ -80,14 +80,14 @@ def run_show(arguments: Namespace) -> int:
     from dbbasic_queue import status
 
     with existing_queue(arguments) as queue:
-        row = queue._store.find(arguments.id) if is_id(arguments.id) else None
+        row = queue.store.find(arguments.id) if is_id(arguments.id) else None
         if row is None or not has_json(row):
             return complain(f"there is no job {arguments.id}")
         for name, text in zip(HEADER.decode().split(), columns(row), strict=True):
             when = f"\t{status.instant(int(text))}" if name.endswith("_at") else ""
             print(f"{name}\t{text}{when}")
         traceback = None
-        for attempt in queue.attempts(row.id):
+        for attempt in queue.history(row.id):
             outcome = printable(attempt["outcome"])
             words = [attempt["attempt"], outcome, status.instant(attempt["ended_at"])]
             seconds = "-" if attempt["seconds"] is None else f"{attempt['seconds']:.3f}"
@@ -108,7 +108,7 @@ def run_enqueue(arguments: Namespace) -> int:
             arguments.wrong_usage(
                 f"PAYLOAD is no JSON: {error} (a text needs its own quotes: '\"text\"')"
             )
-    with Queue(queue_path(arguments)) as queue:
+    with named_queue(arguments) as queue:
         print(queue.enqueue(arguments.type, payload, arguments.run_at, job_id=arguments.id))
     return 0
 
@@ -146,8 +146,7 @@ def change_each(
 
 def run_purge(arguments: Namespace) -> int:
     with existing_queue(arguments) as queue:
-        older_than = arguments.older_than * _DAY
-        count = queue.purge(older_than, arguments.status, archive=arguments.archive)
+        count = queue.purge(arguments.older_than, arguments.status, archive=arguments.archive)
         print(f"purged\t{count}")
     return 0
 
@@ -157,8 +156,8 @@ def run_unreadable(arguments: Namespace) -> int:
         if arguments.remove:
             print(f"rejected\t{queue.remove_unreadable()}")
             return 0
-        for found in queue._store.unreadable():
-            print(found.line, found.reason, found.text, sep="\t")
+        for found in queue.unreadable():
+            print(found["line"], found["reason"], found["text"], sep="\t")
     return 0
 
 
@@ -174,7 +173,7 @@ def run_resume(arguments: Namespace) -> int:
 
     with existing_queue(arguments) as queue:
         queue.resume(arguments.type)
-        if ALL in queue._store.paused():
+        if ALL in queue.paused():
             return complain(
                 f"{arguments.type} stays paused: all types are (resume without a TYPE takes back "
                 "every pause)"

@@ -19,59 +19,20 @@ import time
 from contextlib import suppress
 
 from dbbasic_queue import errors, forked, reports
-from dbbasic_queue.errors import InvalidHandlers, QueueError
-from dbbasic_queue.handlers import Handler
+from dbbasic_queue.errors import QueueError
 from dbbasic_queue.interrupts import Interrupts
-from dbbasic_queue.store.slots import SLOTS
-from dbbasic_queue.worker import ALL, COROUTINES, COUNTS, PLAIN, Pass
+from dbbasic_queue.worker import COUNTS, Pass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from dbbasic_queue.store.store import Store
-    from dbbasic_queue.worker import AnyHandlers
-
     Make = Callable[[str, int], Pass]
 
 _TICK_MS = 100
 _CLOSING = 0.05  # from the end of its pipe to the end of a process
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
-
-
-def several(
-    workers: int, store: Store, handlers: AnyHandlers, *settings: Any, linger: float = 0, **how: Any
-) -> Pass | Crew:
-    """Return what runs `workers` jobs at a time; its `run` is as that of one `Pass`.
-
-    Only as many processes are forked as there are jobs due, unless they are to linger.
-    """
-
-    def make(share: str, supervisor: int = 0) -> Pass:
-        given = {**how, "linger": linger, "share": share, "supervisor": supervisor}
-        if share == COROUTINES or not plain:
-            from dbbasic_queue.together import Together
-
-            return Together(store, handlers, *settings, parallel=workers, **given)
-        return Pass(store, handlers, *settings, **given)
-
-    functions = [Handler.of(h) for h in handlers.values() if h is not None]
-    coroutines = any(handler.shares_loop for handler in functions)
-    plain = not functions or any(not handler.shares_loop for handler in functions)
-    alone = make(ALL)
-    if not plain:
-        return alone
-    if workers > SLOTS:
-        raise InvalidHandlers(
-            f"invalid workers {workers}: must be 1 to {SLOTS}, as each is a process with a slot "
-            "of its own (only coroutine functions, which share one, may have more)"
-        )
-    due = workers if linger else alone.count_due()
-    most = SLOTS - 1 if coroutines else SLOTS
-    shares = [PLAIN if coroutines else ALL] * min(workers, due, most) + [COROUTINES] * coroutines
-    stays = linger == math.inf and not how.get("until_complete")
-    return Crew(make, shares, stays=stays) if len(shares) > 1 else alone
 
 
 class Crew:

@@ -19,7 +19,7 @@ import threading
 import time
 from pathlib import Path
 
-from dbbasic_queue.queue import Queue
+from dbbasic_queue.jobqueue import Queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -147,10 +147,10 @@ def wrong_results(home: Path, queue: Queue, friends: list[str], accepted: list[s
     counts = {status: count for status, count in queue.counts().items() if count}
     if counts != {"completed": len(friends) + 1, "pending": 1}:
         problems.append(f"the queue counts {counts}")
-    retried = queue.get_job("mail-to-busy") or {}
-    if retried.get("attempts") != 1 or "451" not in (retried.get("error") or ""):
+    retried = queue.get_job("mail-to-busy")
+    if retried is None or retried["attempts"] != 1 or "451" not in (retried["error"] or ""):
         problems.append(f"the mail to the busy mailbox was not to be tried again: {retried}")
-    if not problems:
+    elif not problems:
         due = time.strftime("%H:%M:%S", time.localtime(retried["run_at"]))
         say(f"""
             Checked: {len(friends)} mails came, each once; the report is complete; one job waits for

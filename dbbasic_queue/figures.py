@@ -6,19 +6,17 @@ import errno
 import os
 from contextlib import suppress
 
-from dbbasic_queue.errors import InvalidJob, NotAQueue
-from dbbasic_queue.job import PENDING, STATUSES
+from dbbasic_queue.errors import InvalidArgument, NotAQueue
 from dbbasic_queue.store.files import open_file, store_error, write_all
-from dbbasic_queue.store.paused import ALL
 from dbbasic_queue.text import escape, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Set
+    from collections.abc import Iterable
     from typing import Any
 
-    from dbbasic_queue.rows import Row
     from dbbasic_queue.store.attempts import Attempt
+    from dbbasic_queue.summary import Summary
 
 _QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 _BEGINNING = b"# HELP dbbasic_queue_"
@@ -35,29 +33,17 @@ class _Type:
 
 
 def measure(
-    rows: Iterable[Row],
-    paused: Set[str],
-    attempts: Iterable[Attempt],
-    now: float,
-    window: float,
+    summary: Summary, attempts: Iterable[Attempt], now: float, window: float
 ) -> dict[str, Any]:
     """Return the figures at the instant `now`, of attempts that ended at most `window` ago.
 
-    Where the history is shorter, the window is as long as that, at least a second. All durations
-    are in seconds. A job waits from when it is due, which is in whole seconds, until its handler
-    begins; it runs until that returns.
+    If the history is shorter, the window is as long as the history, but at least a second. All
+    durations are in seconds. A job waits from when it is due, a whole second, until its handler
+    starts; it runs until the handler returns.
     """
     types: dict[str, _Type] = {}
-    counts = dict.fromkeys(STATUSES, 0)
-    paused_jobs = 0
-    for row in rows:
-        state = row.state
-        counts[state.status] += 1
-        if state.status == PENDING:
-            of_type = types.setdefault(escape(row.type), _Type())
-            waits = now - max(state.run_at, state.created_at)
-            of_type.oldest_pending = max(of_type.oldest_pending, waits)
-            paused_jobs += ALL in paused or row.type in paused
+    for job_type, waited in summary.waiting.items():
+        types.setdefault(escape(job_type), _Type()).oldest_pending = waited
     begins_at = now - 1
     for attempt in attempts:
         ended_at = attempt.ended_at
@@ -72,8 +58,8 @@ def measure(
             of_type.waiting.append(max(ended_at - attempt.seconds - attempt.due_at, 0.0))
     window = min(window, now - begins_at)
     return {
-        "jobs": counts,
-        "paused": paused_jobs,
+        "jobs": summary.counts,
+        "paused": summary.paused,
         "oldest_pending": max((found.oldest_pending for found in types.values()), default=0.0),
         "window": window,
         "types": {
@@ -180,9 +166,9 @@ def _escape_label(text: str) -> str:
 def check_path(path: str) -> None:
     """Raise an error unless metrics may be written to a path: a new `.prom` file, or our own."""
     if not path.endswith(".prom"):
-        raise InvalidJob(
+        raise InvalidArgument(
             f"invalid file for metrics {path!r}: its name must end in .prom, as node_exporter "
-            "expects it (this keeps a slip from replacing another file)"
+            "expects (so that a typo can't replace another file)"
         )
     file = open_file(path, os.O_RDONLY)
     start = b"" if file is None else os.pread(file.fd, len(_BEGINNING), 0)

@@ -21,11 +21,15 @@ from __future__ import annotations
 
 import math
 
-PENDING = "pending"
-PROCESSING = "processing"
-COMPLETED = "completed"
-FAILED = "failed"
-CANCELLED = "cancelled"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+PENDING: Final = "pending"
+PROCESSING: Final = "processing"
+COMPLETED: Final = "completed"
+FAILED: Final = "failed"
+CANCELLED: Final = "cancelled"
 FINISHED = (COMPLETED, FAILED, CANCELLED)
 STATUSES = (PENDING, PROCESSING, COMPLETED, FAILED, CANCELLED)
 
@@ -167,11 +171,25 @@ def pull_in(state: State, now: float) -> State | None:
     return State(PENDING, int(now), int(now), 0, state.error, "")
 
 
-def requeue(state: State, now: float) -> State | None:
-    """A person wants a failed or cancelled job again: as if it were new, and due now."""
+def requeue(state: State, now: float, run_at: int | None = None) -> State | None:
+    """A person wants a failed or cancelled job to run again, as if it were new.
+
+    By default a failed job is due now, and a cancelled one when it was due before: a reminder for
+    tomorrow isn't sent today.
+    """
     if state.status not in (FAILED, CANCELLED):
         return None
-    return State(PENDING, state.created_at, int(now), 0, "", "")
+    if run_at is None:
+        run_at = int(now) if state.status == FAILED else state.run_at
+    return State(PENDING, state.created_at, run_at, 0, "", "")
+
+
+def run_now(state: State, now: float) -> State | None:
+    """A person wants a pending job to run now: it becomes due, unless it already is."""
+    if state.status != PENDING:
+        return None
+    run_at = min(state.run_at, int(now))
+    return State(PENDING, state.created_at, run_at, state.attempts, state.error, "")
 
 
 def cancel(state: State) -> State | None:

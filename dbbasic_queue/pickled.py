@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dbbasic_queue.handlers import Job
-    from dbbasic_queue.queue import Queue
+    from dbbasic_queue.jobqueue import Queue
 
 SHORTEST_KEY = 32
 _LONGEST_KEY = 4096

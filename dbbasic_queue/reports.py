@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from logging import Logger
 
     from dbbasic_queue.job import State
-    from dbbasic_queue.store.store import Store
+    from dbbasic_queue.store.protocol import Store
 
 INFO, WARNING, ERROR = 20, 30, 40
 _LEVELS = {"completed": INFO, "delayed": INFO, "retried": WARNING, "failed": ERROR}
@@ -134,12 +134,12 @@ def history_lost(log: Logger, error: Exception) -> None:
     )
 
 
-def bad_attempts(log: Logger, path: str, lines: Sequence[str]) -> None:
+def skipped_history(log: Logger, path: str, lines: Sequence[str]) -> None:
     """Log that lines of the history were skipped."""
     write(
         log,
         WARNING,
-        "%s.attempts: skipped %d lines that are not rows of a history, the first one: %s",
+        "%s.history: skipped %d lines that are not rows of a history, the first one: %s",
         path,
         len(lines),
         escape(lines[0]),
@@ -176,9 +176,7 @@ def refused(log: Logger, error: Exception) -> None:
 
 def unreadable(log: Logger, store: Store) -> None:
     """Log which lines are no jobs, and how many records of the journal were skipped."""
-    rejected, store.rejected = store.rejected, 0
-    view = store.view
-    skipped, view.bad_records = view.bad_records, 0
+    rejected, skipped, lines = store.take_skipped()
     if skipped:
         write(
             log,
@@ -196,7 +194,6 @@ def unreadable(log: Logger, store: Store) -> None:
             rejected,
             store.path,
         )
-    lines = sorted(set(view.unreadable))
     if lines:
         write(
             log,
@@ -205,6 +202,6 @@ def unreadable(log: Logger, store: Store) -> None:
             "why): line %s%s",
             store.path,
             len(lines),
-            ", ".join(str(number + 2) for number in lines[:10]),
+            ", ".join(map(str, lines[:10])),
             " ..." if len(lines) > 10 else "",
         )

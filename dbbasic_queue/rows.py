@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from zlib import crc32
 
-from dbbasic_queue.errors import InvalidJob
+from dbbasic_queue.errors import InvalidArgument, InvalidJob
 from dbbasic_queue.job import LATEST, STATUSES, State
 from dbbasic_queue.loading import load
 from dbbasic_queue.text import decode_json, escape, is_unsafe, numbered
@@ -105,6 +105,30 @@ def check_instant(instant: object, name: str = "run_at") -> int:
             "(Unix seconds; 1970 to 9999)"
         )
     return math.ceil(seconds)
+
+
+def check_seconds(
+    seconds: object,
+    name: str,
+    *,
+    above: float | None = None,
+    error: type[Exception] = InvalidArgument,
+) -> float:
+    """Return a duration, seconds or a `timedelta`, in seconds; infinity is allowed, NaN isn't.
+
+    Raises `error` unless it is 0 or more, or, if given, more than `above`.
+    """
+    total = getattr(seconds, "total_seconds", None)
+    number = seconds if total is None else total()
+    if (
+        isinstance(number, bool)
+        or not isinstance(number, (int, float))
+        or not (number >= 0 if above is None else number > above)
+    ):
+        rule = "0 or more" if above is None else f"more than {above}"
+        rule = "" if above == -math.inf else f", {rule}"
+        raise error(f"invalid {name} {_shown(seconds)}: must be seconds or a timedelta{rule}")
+    return number
 
 
 class CheckedClock:

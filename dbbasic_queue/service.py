@@ -14,11 +14,14 @@ import time
 from dbbasic_queue import errors, reports
 from dbbasic_queue.errors import QueueError
 from dbbasic_queue.interrupts import Asked, Interrupts
-from dbbasic_queue.queue import MAX_ATTEMPTS, Queue
+from dbbasic_queue.jobqueue import MAX_ATTEMPTS, Queue
+from dbbasic_queue.plan import plan
+from dbbasic_queue.rows import check_seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import timedelta
     from typing import Any
 
     from dbbasic_queue.crew import Crew
@@ -31,7 +34,7 @@ _TICK = 0.1
 class Worker:
     """Runs the jobs of a queue as they become due, until it is stopped.
 
-    The arguments are those of `process_jobs`. As a context manager it is started and stopped.
+    The arguments are those of `process_jobs`. `with` and `async with` start it and stop it.
 
     A worker is idle, running or stopping:
 
@@ -55,12 +58,12 @@ class Worker:
         handlers: Mapping[str, Callable[..., Any]],
         max_attempts: int = MAX_ATTEMPTS,
         *,
-        only: bool = False,
+        skip_unknown: bool = False,
         workers: int = 1,
     ) -> None:
         self._queue = queue
         self._settings = handlers, max_attempts, workers
-        self._only = only
+        self._skip_unknown = skip_unknown
         self._make()  # raises now what could not work later
         self._be_idle()
 
@@ -73,7 +76,16 @@ class Worker:
         self._running: Pass | Crew | None = None
 
     def _make(self, *, here: bool = False) -> Pass | Crew:
-        return self._queue._worker(*self._settings, only=self._only, linger=math.inf, here=here)
+        queue = self._queue
+        return plan(
+            queue.store,
+            *self._settings,
+            queue.now,
+            queue.max_payload,
+            here=here,
+            skip_unknown=self._skip_unknown,
+            linger=math.inf,
+        )
 
     def _state(self) -> threading.Condition:
         if self._process != os.getpid():  # the thread, and any lock that it holds, are the parent's
@@ -110,15 +122,17 @@ class Worker:
                 self._thread = thread
             self._change.notify_all()
 
-    def stop(self, timeout: float | None = None) -> bool:
+    def stop(self, timeout: float | timedelta | None = None) -> bool:
         """Let the running jobs finish, and be idle; claimed jobs that haven't started are returned.
 
-        However often it is called, it never interrupts a job. Waits at most `timeout` seconds, by
-        default as long as it takes. Returns whether the worker is idle: False if the time is up,
-        if `start` is called in the meantime, and at once if the caller is one of the worker's jobs.
+        However often it is called, it never interrupts a job. Waits at most `timeout` (seconds, or
+        a `timedelta`), by default as long as it takes. Returns whether the worker is idle: False
+        if the time is up, if `start` is called in the meantime, and at once if the caller is one of
+        the worker's jobs.
 
         Raises QueueError in a job that has a `timeout`: its process can't reach the worker.
         """
+        seconds = None if timeout is None else check_seconds(timeout, "timeout", above=-math.inf)
         running = self._running
         by_job = running.interrupts.stop_by_job() if running is not None else None
         if by_job is False:
@@ -138,7 +152,7 @@ class Worker:
                 return True
             if by_job or thread is threading.current_thread():
                 return False
-            self._change.wait_for(lambda: self._thread is not thread or not self._asked, timeout)
+            self._change.wait_for(lambda: self._thread is not thread or not self._asked, seconds)
             return self._thread is not thread
 
     def run_forever(self) -> None:
@@ -219,3 +233,11 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    async def __aenter__(self) -> Worker:
+        return self.__enter__()
+
+    async def __aexit__(self, *_: object) -> None:
+        import asyncio
+
+        await asyncio.to_thread(self.stop)  # the event loop goes on until the jobs have ended

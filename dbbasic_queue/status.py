@@ -23,9 +23,8 @@ from __future__ import annotations
 import time
 from heapq import nlargest
 
-from dbbasic_queue.job import DELAYED, FAILED, PENDING, STATUSES
-from dbbasic_queue.store import attempts, slots
-from dbbasic_queue.store.paused import ALL
+from dbbasic_queue.job import DELAYED, FAILED, PENDING
+from dbbasic_queue.summary import Summary, waited_seconds
 from dbbasic_queue.text import escape, printable
 
 TYPE_CHECKING = False
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dbbasic_queue.rows import Row
-    from dbbasic_queue.store.store import Store
+    from dbbasic_queue.store.protocol import Store
 
 _ERRORS = 5
 _LINES = 10
@@ -51,88 +50,65 @@ def instant(seconds: float) -> str:
 
 def lines(store: Store, now: float) -> Iterator[str]:
     """Yield the lines; changes nothing, and takes the lock to ask which passes are alive."""
-    look = _Look(store, now)
+    ended_at = _ends_of_errors(store)
+    errors = _LastErrors(ended_at)
+    summary = Summary(store, now, errors.add)
     yield f"queue\t{printable(store.path)}"
-    for status, count in look.counts.items():
+    for status, count in summary.counts.items():
         yield f"{status}\t{count}"
-    first = look.first
-    waited = "-\t-" if first is None else f"{_waited(first, now)}\t{first.id}"
-    yield f"due\t{look.due}\t{waited}"
-    yield f"paused\t{look.held}\t{' '.join(map(printable, sorted(look.paused))) or '-'}"
+    first = summary.first_due
+    waited = "-\t-" if first is None else f"{int(waited_seconds(first, int(now)))}\t{first.id}"
+    yield f"due\t{summary.due}\t{waited}"
+    paused = " ".join(map(printable, sorted(summary.paused_types)))
+    yield f"paused\t{summary.paused}\t{paused or '-'}"
     yield from _running(store, now)
-    for row in look.errors:
+    for row in errors.latest():
         state = row.state
-        ended_at = look.ended_at.get(row.id)
-        when = "-" if ended_at is None else instant(ended_at)
+        ended = ended_at.get(row.id)
+        when = "-" if ended is None else instant(ended)
         yield (
             f"error\t{row.id}\t{escape(row.type)}\t{state.status}\t{state.attempts}\t{when}"
             f"\t{printable(state.error)}"
         )
-    numbers = " ".join(map(str, look.unreadable[:_LINES]))
-    yield f"unreadable\t{len(look.unreadable)}\t{numbers or '-'}"
+    numbers = " ".join(map(str, summary.unreadable[:_LINES]))
+    yield f"unreadable\t{len(summary.unreadable)}\t{numbers or '-'}"
 
 
-class _Look:
-    """What one reading of the rows tells."""
+class _LastErrors:
+    """The jobs whose last attempt failed most recently."""
 
-    def __init__(self, store: Store, now: float) -> None:
-        self.counts = dict.fromkeys(STATUSES, 0)
-        self.paused = store.paused()
-        self.held = self.due = 0
-        self.ended_at = _ends_of_errors(store)
-        self.first: Row | None = None
-        errors: list[Row] = []
-        self.unreadable: list[int] = []
-        for row in store.rows(self.unreadable):
-            state = row.state
-            self.counts[state.status] += 1
-            if state.status == PENDING:
-                self._note_pending(row, now)
-            if state.error and state.status in (FAILED, PENDING):
-                if not state.error.startswith(DELAYED):
-                    errors.append(row)
-                if len(errors) > 1000:
-                    errors = self._latest(errors)
-        self.errors = self._latest(errors)
+    def __init__(self, ended_at: dict[str, float]) -> None:
+        self._ended_at = ended_at
+        self._rows: list[Row] = []
 
-    def _note_pending(self, row: Row, now: float) -> None:
-        if ALL in self.paused or row.type in self.paused:
-            self.held += 1
-        elif row.state.run_at <= now:
-            self.due += 1
-            if self.first is None or _waited(row, now) > _waited(self.first, now):
-                self.first = row
+    def add(self, row: Row) -> None:
+        state = row.state
+        if not state.error or state.status not in (FAILED, PENDING):
+            return
+        if not state.error.startswith(DELAYED):
+            self._rows.append(row)
+        if len(self._rows) > 1000:
+            self._rows = self.latest()
 
-    def _latest(self, rows: list[Row]) -> list[Row]:
-        def when(row: Row) -> tuple[bool, float]:
-            ended_at = self.ended_at.get(row.id)
-            return ended_at is not None, ended_at or row.state.run_at
+    def latest(self) -> list[Row]:
+        return nlargest(_ERRORS, self._rows, key=self._when)
 
-        return nlargest(_ERRORS, rows, key=when)
+    def _when(self, row: Row) -> tuple[bool, float]:
+        ended_at = self._ended_at.get(row.id)
+        return ended_at is not None, ended_at or row.state.run_at
 
 
 def _ends_of_errors(store: Store) -> dict[str, float]:
     """Return when the last attempt of each job that has raised ended, as the history has it."""
     try:
-        found = attempts.read(store.path, only_errors=True)
+        found = store.history(only_errors=True)
         return {a.id: a.ended_at for a in found if a.outcome in _WITH_ERRORS}
     except OSError:  # the history cannot be read, and a person needs the rest all the more
         return {}
 
 
-def _waited(row: Row, now: float) -> int:
-    return max(int(now) - max(row.state.run_at, row.state.created_at), 0)
-
-
-def _at_work(store: Store) -> tuple[list[slots.Living], list[Row]]:
-    store.view.refresh()
-    numbers = sorted(store.view.processing)
-    return slots.living(store.path), [row for n in numbers if (row := store.view.row(n))]
-
-
 def _running(store: Store, now: float) -> Iterator[str]:
-    # Under the lock: the jobs and the lists of the passes, as they are at one instant.
-    passes, rows = store.lock.run(_at_work, store)
+    passes, rows = store.at_work()
     for living in sorted(passes, key=lambda living: living.begun_at):
         yield f"pass\t{living.pid}\t{instant(living.begun_at)}"
     for row in rows:

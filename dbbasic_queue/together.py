@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from dbbasic_queue.attempt import Attempts, Outcome
     from dbbasic_queue.handlers import Handler
-    from dbbasic_queue.store.claims import Claim, Claims
+    from dbbasic_queue.store.protocol import Claim, Claims
 
 
 class Running:

@@ -20,7 +20,7 @@ from dbbasic_queue.attempt import INTERRUPTED, Attempts
 from dbbasic_queue.errors import InvalidHandlers, StoreError
 from dbbasic_queue.handlers import Handler, check_count
 from dbbasic_queue.interrupts import Interrupts
-from dbbasic_queue.store.claims import Claim, Claims, Terms
+from dbbasic_queue.store.protocol import Terms
 from dbbasic_queue.watcher import Watcher
 
 TYPE_CHECKING = False
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from logging import Logger
     from typing import Any
 
-    from dbbasic_queue.store.store import Store
+    from dbbasic_queue.store.protocol import Claim, Claims, Store
 
     AnyHandlers = Mapping[str, Callable[..., Any]]
 
@@ -95,14 +95,13 @@ class Pass:
         clock: Callable[[], float],
         max_result: int,
         *,
-        only: bool = False,
+        skip_unknown: bool = False,
         linger: float = 0,
         until_complete: bool = False,
         share: str = ALL,
         supervisor: int = 0,
     ) -> None:
         self.store = store
-        self.open_claims = getattr(store, "open_claims", Claims)  # an engine's own, if it has
         self.clock = clock
         self.linger = linger
         self.until_complete = until_complete
@@ -118,7 +117,7 @@ class Pass:
         self._handlers = handlers
         self._policies: dict[str, Handler] = {}
         self._concurrency: dict[str, int] = {}
-        self._only = only
+        self._skip_unknown = skip_unknown
         self._share = share
 
     # -- what the store has to know of the handlers --
@@ -141,13 +140,13 @@ class Pass:
     def _longest_wait(self, job_type: str, attempt: int) -> float:
         handler = self.handler(job_type)
         if handler is None:  # what another worker's policy explains is not ours to say
-            return job.LATEST if self._only else job.backoff(attempt)
+            return job.LATEST if self._skip_unknown else job.backoff(attempt)
         return handler.longest_wait(attempt)
 
     def _wants(self, job_type: str) -> bool:
         handler = self.handler(job_type)
         if handler is None:
-            return not self._only and self._share != COROUTINES
+            return not self._skip_unknown and self._share != COROUTINES
         return self._share == ALL or handler.shares_loop == (self._share == COROUTINES)
 
     # -- the pass --
@@ -169,7 +168,7 @@ class Pass:
                     self.interrupts.pass_on()
                     return self.counts
                 now = self.clock()
-            claims: Claims = self.open_claims(self.store, terms, now, self.parallel)
+            claims: Claims = self.store.open_claims(terms, now, self.parallel)
             try:
                 self._report_recovered(claims)
                 self._work(claims)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, cast
 
+from dbbasic_queue.engines.memory import MemoryQueue
+
 from dbbasic_queue import job
 from dbbasic_queue.engines.conformance import Archives, EngineTests, SharesItsJobs
-from dbbasic_queue.engines.memory import MemoryQueue
 from dbbasic_queue.engines.memory_store import Kept, Memory, MemoryClaims
 from dbbasic_queue.errors import DuplicateJob
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from dbbasic_queue.engines.protocol import Engine
     from dbbasic_queue.rows import Row
-    from dbbasic_queue.store.claims import Claim
+    from dbbasic_queue.store.protocol import Claim
     from dbbasic_queue.testing import Clock
 
 
@@ -35,7 +36,7 @@ class Planted(MemoryQueue):
         super().__init__(url, **options)
         store = self.places.setdefault(url, self.memory(url))
         store.open_claims = self.claims  # type: ignore[method-assign]
-        self._store = cast("Any", store)
+        self.store = cast("Any", store)
 
     def __init_subclass__(cls) -> None:
         cls.places = {}
@@ -255,7 +256,7 @@ class ListsWhatComesMeanwhile(Planted):
 class SharesNothing(Planted):
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
-        self._store = cast("Any", Memory(url))
+        self.store = cast("Any", Memory(url))
 
 
 class LosesItsArchive(Planted):

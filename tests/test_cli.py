@@ -401,13 +401,13 @@ def test_no_command_prints_a_raw_control_character_whatever_file_it_comes_from(
     with Queue(path) as queue:
         job_id = queue.enqueue("work-MARK", {})
         queue.enqueue("last", {})
-        queue.process_jobs({"work-MARK": lambda _: None}, only=True)
+        queue.process_jobs({"work-MARK": lambda _: None}, skip_unknown=True)
         queue.pause("pause-MARK")
     record = b"%b\tfailed\t1\t1\t1\t%b\t" % (job_id.encode(), ESCAPE.replace(b"\x9b", b""))
     with open(f"{path}.journal", "ab") as journal:
         journal.write(b"%b\t%08x\n" % (record, crc32(record)))
     escape = ESCAPE.decode("latin-1").encode()
-    paused, history = Path(f"{path}.paused"), Path(f"{path}.attempts")
+    paused, history = Path(f"{path}.paused"), Path(f"{path}.history")
     paused.write_bytes(paused.read_bytes().replace(b"pause-MARK", escape))
     history.write_bytes(
         history.read_bytes().replace(b"work-MARK", escape).replace(b"completed", escape)

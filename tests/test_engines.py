@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import planted_engines
 import pytest
 from conftest import NOW, PROJECT, job, python
+from dbbasic_queue.engines.memory import MemoryQueue
 
-from dbbasic_queue import Handler, NotAQueue, Queue, Worker
+from dbbasic_queue import Handler, NotAQueue, Queue, Worker, open_queue
 from dbbasic_queue.engines import protocol
 from dbbasic_queue.engines.conformance import (
     Archives,
@@ -22,7 +23,6 @@ from dbbasic_queue.engines.conformance import (
     OutlivesItsProcess,
     SharesItsJobs,
 )
-from dbbasic_queue.engines.memory import MemoryQueue
 from dbbasic_queue.testing import Clock
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 class TestTextFile(EngineTests, SharesItsJobs, OutlivesItsProcess, Archives):
     def engine(self, clock: Clock, directory: Path) -> Engine:
-        return Queue.open(directory / "data" / "queue.tsv", clock=clock, fsync=False)
+        return open_queue(directory / "data" / "queue.tsv", clock=clock, fsync=False)
 
     def url(self, directory: Path) -> str:
         return f"file://{directory}/data/queue.tsv"
@@ -42,7 +42,7 @@ class TestTextFile(EngineTests, SharesItsJobs, OutlivesItsProcess, Archives):
 
 class TestMemory(EngineTests, SharesItsJobs, Archives):
     def engine(self, clock: Clock, directory: Path) -> Engine:
-        return Queue.open(f"memory:{directory}", clock=clock)
+        return open_queue(f"memory:{directory}", clock=clock)
 
     @pytest.fixture(autouse=True)
     def nothing_is_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -100,13 +100,13 @@ def test_a_queue_in_memory_has_a_history_too() -> None:
     with MemoryQueue(clock=lambda: 1_800_000_000.5) as queue:
         good, bad = queue.enqueue("greet", "ada"), queue.enqueue("fail", {})
         queue.process_jobs({"greet": str, "fail": lambda _: 1 / 0})
-        (attempt,) = queue.attempts(bad)
+        (attempt,) = queue.history(bad)
         assert (attempt["outcome"], attempt["error"]) == (
             "retried",
             "ZeroDivisionError: division by zero",
         )
         assert "1 / 0" in str(attempt["traceback"])
-        assert [found["outcome"] for found in queue.attempts(good)] == ["completed"]
+        assert [found["outcome"] for found in queue.history(good)] == ["completed"]
         assert queue.metrics()["types"]["greet"]["attempts"] == {"completed": 1}
 
 
@@ -130,7 +130,7 @@ def test_a_path_or_file_url_is_a_text_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, path: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with Queue.open(url.format(tmp=tmp_path), clock=lambda: NOW, fsync=False) as queue:
+    with open_queue(url.format(tmp=tmp_path), clock=lambda: NOW, fsync=False) as queue:
         assert type(queue) is Queue
         assert queue.path == str(tmp_path / path)
         found = queue.get_job(queue.enqueue("greet", {}))
@@ -140,7 +140,7 @@ def test_a_path_or_file_url_is_a_text_file(
 
 def test_a_path_object_is_never_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with Queue.open((tmp_path / "memory:x").relative_to(tmp_path)) as queue:
+    with open_queue((tmp_path / "memory:x").relative_to(tmp_path)) as queue:
         queue.enqueue("greet", {})
     assert (tmp_path / "memory:x").is_file()
 
@@ -157,24 +157,24 @@ def test_a_path_object_is_never_a_url(tmp_path: Path, monkeypatch: pytest.Monkey
 )
 def test_a_url_without_an_engine_is_refused_and_no_password_is_shown(url: str, text: str) -> None:
     with pytest.raises(NotAQueue, match=text) as refusal:
-        Queue.open(url)
+        open_queue(url)
     assert "secret" not in str(refusal.value)
 
 
 def test_memory_is_fresh_each_time_and_a_name_is_shared() -> None:
-    with Queue.open("memory:") as one, Queue.open("memory:") as two:
+    with open_queue("memory:") as one, open_queue("memory:") as two:
         one.enqueue("greet", {})
         assert (one.counts()["pending"], two.counts()["pending"]) == (1, 0)
-    with Queue.open("memory:test_engines") as named:
+    with open_queue("memory:test_engines") as named:
         named.enqueue("greet", {}, job_id="shared")
-    with Queue.open("MEMORY:test_engines") as again:
+    with open_queue("MEMORY:test_engines") as again:
         assert again.get_job("shared") is not None
         again.remove_type("greet")
 
 
 def test_an_option_that_an_engine_does_not_have_is_an_error() -> None:
     with pytest.raises(TypeError, match="fsync"):
-        Queue.open("memory:", fsync=False)
+        open_queue("memory:", fsync=False)
 
 
 ENGINE = """
@@ -203,7 +203,7 @@ OPEN = """
 import sys
 from dbbasic_queue import Queue, QueueError
 try:
-    with Queue.open(sys.argv[1], max_payload=9) as queue:
+    with open_queue(sys.argv[1], max_payload=9) as queue:
         queue.enqueue("greet", 1)
         print(type(queue).__module__, queue.url, queue.counts()["pending"])
         queue.enqueue("greet", "1234567890")
@@ -232,7 +232,7 @@ def test_a_scheme_that_two_packages_claim_is_refused(tmp_path: Path) -> None:
 
 def test_no_package_can_take_our_own_schemes(tmp_path: Path) -> None:
     install(tmp_path / "site", "their_engine", "memory")
-    code = "from dbbasic_queue import Queue; print(type(Queue.open('memory:')).__module__)"
+    code = "from dbbasic_queue import Queue; print(type(open_queue('memory:')).__module__)"
     done = python(code, env={"PYTHONPATH": f"{tmp_path / 'site'}:{PROJECT}"})
     assert (done.stdout, done.stderr) == ("dbbasic_queue.engines.memory\n", "")
 
@@ -244,7 +244,7 @@ def test_a_forked_child_is_refused_the_jobs_that_it_has_but_a_copy_of() -> None:
     code = """
 import os
 from dbbasic_queue import Queue, StoreError
-with Queue.open("memory:") as queue:
+with open_queue("memory:") as queue:
     queue.enqueue("greet", {})
     if os.fork() == 0:
         for call in (lambda: queue.enqueue("greet", {}), queue.counts, lambda: queue.get_job("x"),
@@ -297,7 +297,7 @@ def test_an_error_of_a_pass_itself_gives_back_what_it_holds() -> None:
 
     def handler(number: int) -> None:
         if number == 11:
-            queue._clock = broken
+            queue.now = broken
             raise ValueError
 
     class Running(threading.Thread):
@@ -310,14 +310,14 @@ def test_an_error_of_a_pass_itself_gives_back_what_it_holds() -> None:
                 self.error = e
 
     def stopping() -> float:
-        return broken() if queue._clock is broken else clock()
+        return broken() if queue.now is broken else clock()
 
-    queue._clock = stopping
+    queue.now = stopping
     running = Running()
     running.start()
     running.join()
     assert str(running.error) == "the clock has stopped"
-    queue._clock = clock
+    queue.now = clock
     assert [job(queue, i)["status"] for i in ids] == ["completed"] * 11 + ["pending"] * 9
     assert queue.process_jobs({"greet": str})["completed"] == 9
     assert {found["attempts"] for found in queue.jobs()} == {1}

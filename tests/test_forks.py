@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from conftest import python
+from conftest import python, store_of
 
 from dbbasic_queue import Queue
 
@@ -191,7 +191,7 @@ def test_a_process_forked_in_c_while_a_thread_is_in_a_call_does_not_wait_for_tha
         def hold():
             begun.set()
             assert go.wait(10)
-        thread = threading.Thread(target=queue._store.{call}, args=(hold,))
+        thread = threading.Thread(target=queue.store.{call}, args=(hold,))
         thread.start()
         assert begun.wait(10)
         assert succeeds(child(c_fork, lambda: queue.get_job(job_id)["id"]))
@@ -427,11 +427,11 @@ def test_a_queue_in_a_program_with_two_queues_and_one_lock_file_excludes_itself(
     """A number that was closed may come back as another descriptor of the same lock file."""
     queue, other = Queue(tmp_path / "queue.tsv"), Queue(tmp_path / "queue.tsv")
     queue.enqueue("work", 1)
-    lock = queue._store.lock._file
+    lock = store_of(queue).lock._file
     assert lock is not None
     os.close(lock.fd)
     other.enqueue("work", 2)
-    again = other._store.lock._file
+    again = store_of(other).lock._file
     assert again is not None
     if again.fd == lock.fd:
         assert again.is_ours()

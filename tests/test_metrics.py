@@ -218,7 +218,7 @@ def test_prometheus_reads_every_figure_of_the_textfile(queue: Queue, path: Path)
     add_attempts(path, {"outcome": "failed", "type": "mail", "seconds": "0.250000"})
     queue.enqueue("mail", {}, run_at=NOW + 5)
     queue.enqueue("later", {}, run_at=NOW + 50)
-    queue._clock = Clock(NOW + 12)
+    queue.now = Clock(NOW + 12)
     families = parse(to_text(queue.metrics()))
     kinds = {name.removeprefix("dbbasic_queue_"): f.type for name, f in families.items()}
     assert kinds == {

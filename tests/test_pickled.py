@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import Clock, beside, job, python, row
 
-from dbbasic_queue import Fail, Handlers, InvalidHandlers, InvalidJob, Job, Queue, QueueError
+from dbbasic_queue import (
+    Fail,
+    Handlers,
+    InvalidHandlers,
+    InvalidJob,
+    Job,
+    Queue,
+    QueueError,
+    open_queue,
+)
 from dbbasic_queue.pickled import Pickles, UnsafeKey
 
 if TYPE_CHECKING:
@@ -302,7 +311,7 @@ def test_a_queue_in_memory_has_no_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    queue: Any = Queue.open("memory:", clock=Clock())
+    queue: Any = open_queue("memory:", clock=Clock())
     pickles = Pickles(make_key(tmp_path / "key"), queue)
     queue.enqueue("greet", pickles.payload("greet", {1}))
     assert queue.process_jobs({"greet": pickles.unpickled(sorted)})["completed"] == 1

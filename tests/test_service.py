@@ -19,7 +19,7 @@ import pytest
 from conftest import job
 from processes import Programs, notes, wait_for, wait_for_notes
 
-from dbbasic_queue import Handler, InvalidHandlers, Queue, QueueError, Worker
+from dbbasic_queue import Handler, InvalidHandlers, JobDict, Queue, QueueError, Worker
 
 
 class Gate:
@@ -40,7 +40,7 @@ def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dbbasic_queue.service._PAUSE", 0.01)
 
 
-def done(queue: Queue, job_id: str) -> dict[str, Any]:
+def done(queue: Queue, job_id: str) -> Any:
     found = queue.wait(job_id, 30)
     assert found is not None, "the worker has not run the job"
     return found

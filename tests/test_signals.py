@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import add_lines, beside, line, python
+from conftest import add_lines, beside, line, python, store_of
 from processes import is_free
 
 import dbbasic_queue
@@ -66,7 +66,7 @@ def may_enter(queue: Queue) -> bool:
     found: list[bool] = []
 
     def enter() -> None:
-        mutex = queue._store.lock._mutex
+        mutex = store_of(queue).lock._mutex
         if mutex.acquire(blocking=False):
             mutex.release()
             found.append(True)

@@ -55,7 +55,7 @@ def test_run_all_runs_retries_delays_and_what_handlers_enqueue_at_their_time(
 
     jobs.enqueue("greet", "ada")
     jobs.enqueue("greet", "bob", NOW + 300)
-    done = jobs.run_all({"greet": Handler(greet, backoff=Backoff(base=100, factor=1))})
+    done = jobs.run_all({"greet": Handler(greet, backoff=Backoff(first=100, factor=1))})
     assert done == NONE | {"completed": 3, "retried": 2, "delayed": 1}
     assert ran == [
         ("ada", 0),
@@ -78,7 +78,7 @@ def test_run_all_leaves_what_it_is_told_to_leave(jobs: JobQueue) -> None:
     jobs.enqueue("other", {})
     jobs.enqueue("other", {}, NOW + 60)
     jobs.enqueue("greet", {}, NOW + 30)
-    assert jobs.run_all({"greet": str}, only=True) == NONE | {"completed": 1}
+    assert jobs.run_all({"greet": str}, skip_unknown=True) == NONE | {"completed": 1}
     assert jobs.counts()["pending"] == 2
     jobs.pause("other")
     assert jobs.run_all({"other": str}) == NONE
@@ -252,7 +252,7 @@ def test_every_queue_of_the_program_is_the_fixtures_whenever_it_was_made(
         from dbbasic_queue import Handlers, Queue, Worker, enqueue
 
         media, other = Queue("data/media.tsv"), Queue("data/other.tsv", fsync=False)
-        memory = Queue.open("memory:")
+        memory = open_queue("memory:")
         jobs = Handlers(queue=media)
 
         @jobs.handler
@@ -285,7 +285,7 @@ def test_every_queue_of_the_program_is_the_fixtures_whenever_it_was_made(
 
         def test_afterwards_all_is_as_before():
             assert media.path == os.path.abspath("data/media.tsv")
-            assert media.get_job("a") is None and media._store.path == media.path
+            assert media.get_job("a") is None and media.store.path == media.path
             assert not os.path.exists("data")
         """
     )

@@ -521,7 +521,7 @@ def test_all_that_a_handler_may_say_comes_through(queue: Queue, clock: Clock) ->
         p: queue.enqueue("say", p)
         for p in ("delay", "fail", "raise", "exit", "unfit", "long", 0, "")
     }
-    handlers = {"say": Handler(say, timeout=LONG, backoff=Backoff(base=5, factor=1))}
+    handlers = {"say": Handler(say, timeout=LONG, backoff=Backoff(first=5, factor=1))}
     queue.process_jobs(handlers)
     found = {p: job(queue, job_id) for p, job_id in ids.items()}
     assert (found["delay"]["run_at"], found["delay"]["attempts"]) == (NOW + 7, 0)
@@ -653,7 +653,7 @@ def test_the_end_of_a_jobs_process_ends_no_other_process_of_the_program(
         context = multiprocessing.get_context("fork")
         daemon = context.Process(target=signal.pause, daemon=True)
         daemon.start()
-        counts = queue.process_jobs({"work": Handler(work, timeout=900)}, only=True)
+        counts = queue.process_jobs({"work": Handler(work, timeout=900)}, skip_unknown=True)
         assert counts["completed"] == 1, next(queue.jobs())
         queue.process_jobs({"plain": str}, workers=2)
         daemon.join(0.1)

@@ -26,7 +26,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import NOW, Clock, add_lines, beside, job, line, python, row, rows
+from conftest import NOW, Clock, add_lines, beside, job, line, python, row, rows, store_of
 from processes import wait_for
 
 from dbbasic_queue import (
@@ -38,7 +38,8 @@ from dbbasic_queue import (
     interrupts,
     reports,
 )
-from dbbasic_queue.store.claims import Claims, Terms
+from dbbasic_queue.store.claims import Claims
+from dbbasic_queue.store.protocol import Terms
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -54,7 +55,7 @@ def raising(error: BaseException) -> Callable[[Any], Any]:
     return handler
 
 
-def outcome(queue: Queue, handler: Callable[[Any], Any], attempts: int = 3) -> dict[str, Any]:
+def outcome(queue: Queue, handler: Callable[[Any], Any], attempts: int = 3) -> Any:
     """Enqueue one job, make a pass, and return what became of it."""
     job_id = queue.enqueue("greet", {})
     queue.process_jobs({"greet": handler}, attempts)
@@ -912,7 +913,7 @@ def test_the_dead_passs_jobs_that_were_not_begun_keep_their_attempts(
 ) -> None:
     ids = queue.enqueue_many("greet", range(3))
     terms = Terms(lambda _: 1, lambda _, attempt: 60, lambda _: True)
-    dead = Claims(queue._store, terms, clock())
+    dead = Claims(store_of(queue), terms, clock())
     assert [claim.row.id for claim in dead.claim(8)] == ids
     dead.release()
     with Queue(path, clock=clock) as other:
@@ -1130,15 +1131,15 @@ def test_a_pass_within_a_job_ends_with_the_pass_around_it(
     def outer(_: Any) -> None:
         passes = {"inner": inner}
         if where == "the same thread":
-            queue.process_jobs(passes, only=True)
+            queue.process_jobs(passes, skip_unknown=True)
         else:
-            asyncio.run(asyncio.to_thread(queue.process_jobs, passes, only=True))
+            asyncio.run(asyncio.to_thread(queue.process_jobs, passes, skip_unknown=True))
 
     outer_id = queue.enqueue("outer", {}, NOW - 1)
     ids = queue.enqueue_many("inner", range(6))
     late = queue.enqueue("outer", {})
     with pytest.raises(SystemExit) as end:
-        queue.process_jobs({"outer": outer}, only=True)
+        queue.process_jobs({"outer": outer}, skip_unknown=True)
     assert end.value.code == 143
     assert state(queue, outer_id) == state(queue, late) == ("pending", 0)
     whole = 2 if signals == 1 or where == "another thread" else 1
@@ -1152,12 +1153,12 @@ def test_a_pass_that_a_job_begins_after_the_signal_ends_at_once(queue: Queue) ->
     def outer(_: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         while queue.counts()["pending"]:
-            queue.process_jobs({"inner": len}, only=True)
+            queue.process_jobs({"inner": len}, skip_unknown=True)
 
     queue.enqueue("outer", {})
     queue.enqueue("inner", [])
     with pytest.raises(SystemExit):
-        queue.process_jobs({"outer": outer}, only=True)
+        queue.process_jobs({"outer": outer}, skip_unknown=True)
     assert queue.counts()["pending"] == 2
 
 

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import NOW, Clock, job, row
+from conftest import NOW, Clock, job
 from processes import (
     Programs,
     fork_without_hooks,
@@ -300,7 +300,7 @@ def test_a_killed_pass_of_a_worker_that_stays_is_logged_and_replaced(
     program = programs.start(
         """
         import logging
-        from dbbasic_queue import Worker
+        from dbbasic_queue import Worker, JobDict
         logging.basicConfig()
 
         def die(_):
@@ -552,7 +552,9 @@ def test_a_kill_costs_each_of_the_coroutines_in_hand_an_attempt(
     program = programs.start(TOGETHER)
     wait_for_notes(tmp_path / "begun", 3)
     program.kill()
-    assert queue.process_jobs({}, 1, only=True)["recovered"] == 0  # its handler's limit counts
+    assert (
+        queue.process_jobs({}, 1, skip_unknown=True)["recovered"] == 0
+    )  # its handler's limit counts
     assert queue.process_jobs({"work": str}, 1) == NONE | {
         "completed": 2,
         "failed": 3,
@@ -861,7 +863,7 @@ def test_what_a_limit_holds_back_is_taken_when_there_is_room(queue: Queue, path:
 
     def look(_: Any) -> dict[str, int]:
         waiting = queue.enqueue("limited", "second")
-        with Queue(path, clock=queue._clock) as other:
+        with Queue(path, clock=queue.now) as other:
             counts = other.process_jobs({"limited": Handler(str, concurrency=1)})
             assert job(other, waiting)["status"] == "pending"
         return counts
@@ -923,34 +925,14 @@ def test_a_job_enqueued_by_a_coroutine_function_of_the_module_is_in_the_default_
 ) -> None:
     monkeypatch.setattr("dbbasic_queue.queue.QUEUE_FILE", str(tmp_path / "data/queue.tsv"))
 
-    async def app() -> dict[str, Any] | None:
+    async def app() -> JobDict | None:
         job_id = await dbbasic_queue.aenqueue("greet", "ada", NOW, job_id="mine")
         assert job_id == "mine"
-        assert await dbbasic_queue.await_job("mine", 0) is None
-        return await dbbasic_queue.aget_job("mine")
+        return await dbbasic_queue.default_queue().aget_job("mine")
 
     found = asyncio.run(app())
     assert found is not None
     assert (found["payload"], found["run_at"]) == ("ada", NOW)
-
-
-def test_the_module_has_every_call_for_the_default_queue(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dbbasic_queue.queue.QUEUE_FILE", str(tmp_path / "data/queue.tsv"))
-    job_id = dbbasic_queue.enqueue("greet", "ada")
-    assert dbbasic_queue.pause("greet")
-    assert dbbasic_queue.counts()["paused"] == 1
-    assert dbbasic_queue.resume()
-    assert dbbasic_queue.run_until_complete({"greet": str.upper}, 1)["completed"] == 1
-    found = dbbasic_queue.wait(job_id, 0)
-    assert found is not None
-    assert asyncio.run(dbbasic_queue.await_job(job_id, 0)) == found
-    assert (dbbasic_queue.requeue(job_id), dbbasic_queue.requeue_failed()) == (False, 0)
-    assert (dbbasic_queue.clear_failed(), dbbasic_queue.remove_type("other")) == (0, 0)
-    assert row(tmp_path / "data/queue.tsv", job_id)["status"] == "completed"
-    assert dbbasic_queue.purge(3600, "completed") == 0
-    assert dbbasic_queue.get_job.__doc__ == "Do as `Queue.get_job` does, in the default queue."
 
 
 def test_a_pass_of_coroutines_that_lingers_does_not_recover_its_own_jobs(

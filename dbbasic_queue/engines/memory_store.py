@@ -13,17 +13,18 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from dbbasic_queue import job
-from dbbasic_queue.errors import DuplicateJob, StoreError
+from dbbasic_queue.errors import DuplicateJob, QueueError, StoreError
 from dbbasic_queue.rows import Row, encode_state, parse_row
 from dbbasic_queue.store.archive import append_rows
 from dbbasic_queue.store.attempts import Attempt
-from dbbasic_queue.store.claims import Claim, Terms
 from dbbasic_queue.store.paused import ALL
+from dbbasic_queue.store.protocol import Claim
 from dbbasic_queue.text import decode_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
+    from dbbasic_queue.store.protocol import History, Terms
     from dbbasic_queue.store.unreadable import Unreadable
 
 
@@ -47,14 +48,8 @@ _HISTORY = 10_000
 class Memory:
     """What `Queue` and `Pass` ask of a `Store`; each method is one atomic change or look."""
 
-    rejected = 0
-    bad_attempts: tuple[str, ...] = ()
-
-    class view:
-        """What a pass reports of lines that are no jobs: there are none."""
-
-        unreadable = ()
-        bad_records = 0
+    is_shared = False
+    skipped_history: tuple[str, ...] = ()
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -75,6 +70,12 @@ class Memory:
                 "(a queue for several processes is a text file)"
             )
         return self._mutex
+
+    def __reduce__(self) -> str:
+        raise QueueError(
+            f"cannot pickle the queue {self.path}: its jobs are in the memory of this process "
+            "(a queue for several processes is a text file)"
+        )
 
     def close(self) -> None:
         """Nothing is open."""
@@ -107,7 +108,7 @@ class Memory:
         """Return 0: there are no lines."""
         return 0
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self, unreadable: list[int] | None = None) -> Iterator[Row]:
         """Yield every job as it stood at the first step, in the order of enqueueing."""
         with self.lock:
             rows = [_copy(row) for row in self.kept.values()]
@@ -123,7 +124,24 @@ class Memory:
             row.state = state
             return True
 
-    def requeue(self, now: float, *, job_id: str | None = None, job_type: str | None = None) -> int:
+    def run_now(self, job_id: str, now: float) -> bool:
+        """Make a job due if it is pending."""
+        with self.lock:
+            row = self.kept.get(job_id)
+            state = job.run_now(row.state, now) if row else None
+            if row is None or state is None:
+                return False
+            row.state = state
+            return True
+
+    def requeue(
+        self,
+        now: float,
+        *,
+        job_id: str | None = None,
+        run_at: int | None = None,
+        job_type: str | None = None,
+    ) -> int:
         """Requeue one job, or all failed ones, or those of a type; return how many."""
         requeued = 0
         with self.lock:
@@ -132,7 +150,7 @@ class Memory:
                     wanted = row.id == job_id
                 else:
                     wanted = row.state.status == job.FAILED and job_type in (None, row.type)
-                state = job.requeue(row.state, now) if wanted else None
+                state = job.requeue(row.state, now, run_at) if wanted else None
                 if state is not None:
                     row.state = state
                     requeued += 1
@@ -171,26 +189,40 @@ class Memory:
             self._paused = frozenset() if job_type is None else before - {job_type}
             return self._paused != before
 
-    def history(self, job_id: str = "", since: float = -math.inf) -> Iterator[Attempt]:
+    def history(
+        self, job_id: str = "", since: float = -math.inf, *, only_errors: bool = False
+    ) -> Iterator[Attempt]:
         """Yield the last attempts that have ended, or those of one job."""
         with self.lock:
             ended = list(self.ended)
         for attempt in ended:
-            if job_id in ("", attempt.id) and attempt.ended_at >= since:
+            is_wanted = job_id in ("", attempt.id) and attempt.ended_at >= since
+            if is_wanted and (attempt.error or not only_errors):
                 yield attempt
 
-    @staticmethod
-    def open_claims(store: Memory, *how: Any) -> MemoryClaims:
-        """Return what a pass deals with."""
-        return MemoryClaims(store, *how)
+    def at_work(self) -> tuple[list[Any], list[Row]]:
+        """Return no pass, and the running jobs."""
+        return [], [row for row in self.rows() if row.state.status == job.PROCESSING]
+
+    def take_skipped(self) -> tuple[int, int, list[int]]:
+        """Return nothing to report: there are no lines."""
+        return 0, 0, []
+
+    def open_claims(self, terms: Terms, now: float, parallel: int) -> MemoryClaims:
+        """Return what claims jobs for a pass."""
+        return MemoryClaims(self, terms, now, parallel)
 
     def exists(self) -> bool:
         """Return True: there is no file that could be missing."""
         return True
 
     def has_work(self, *_: object) -> bool:
-        """Tell whether a pass might have anything to do."""
+        """Return whether a pass might have something to do."""
         return bool(self.kept)
+
+    def count_due(self, now: float) -> int:
+        """Return how many pending jobs are due."""
+        return sum(r.state.status == job.PENDING and r.state.run_at <= now for r in self.rows())
 
     def is_complete(self, apart_from: Collection[tuple[str, str]] = ()) -> bool:
         """Tell whether no job is pending, unless its type is paused, or being run.
@@ -205,6 +237,18 @@ class Memory:
                 if status == job.PENDING and self._paused.isdisjoint((row.type, ALL)):
                     return False
             return True
+
+
+_named: dict[str, Memory] = {}
+_naming = threading.Lock()
+
+
+def memory_store(url: str) -> Memory:
+    """Return a new store for `memory:`; for `memory:NAME`, the one of that name in this process."""
+    if not url.partition(":")[2]:
+        return Memory(url)
+    with _naming:
+        return _named.setdefault(url, Memory(url))
 
 
 def _line(row: Row) -> bytes:
@@ -251,7 +295,7 @@ class MemoryClaims:
         self.store = store
         self.terms = terms
         self.parallel = parallel
-        self.attempts = MemoryLog(store)
+        self.attempts: History = MemoryLog(store)
         self._held: dict[str, tuple[Kept, job.State]] = {}
         with store.lock:
             for row in store.kept.values():
@@ -373,7 +417,7 @@ class MemoryClaims:
         """There is no lock that could be lost."""
 
     def finish(self) -> None:
-        """The pass has ended."""
+        """End the pass."""
 
     def release(self) -> None:
         """The pass was ended by an error: give back what it holds."""

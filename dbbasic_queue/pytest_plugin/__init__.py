@@ -35,15 +35,16 @@ def job_queue(
     """
     import time
 
-    from dbbasic_queue import queue
+    from dbbasic_queue import Queue, queue
     from dbbasic_queue.testing import REDIRECTED, Clock, JobQueue, Redirected
 
     path = tmp_path / "job_queue" / "queue.tsv"
     with JobQueue(path, Clock(time.time())) as fresh:
         monkeypatch.setenv("DBBASIC_QUEUE_FILE", fresh.path)
+        monkeypatch.delenv("DBBASIC_QUEUE_URL", raising=False)
         monkeypatch.setattr(queue, "QUEUE_FILE", fresh.path)
-        monkeypatch.setattr(queue, "_default", fresh)
+        monkeypatch.setattr(queue, "_default", (fresh.path, fresh))
         for name in REDIRECTED:
             attribute = Redirected(name, fresh, str(tmp_path_factory.getbasetemp()))
-            monkeypatch.setattr(queue.Queue, name, attribute, raising=False)
+            monkeypatch.setattr(Queue, name, attribute, raising=False)
         yield fresh

@@ -1,4 +1,4 @@
-r"""The history: a row for each attempt that has ended, in `queue.tsv.attempts`.
+r"""The history: a row for each attempt that has ended, in `queue.tsv.history`.
 
     id type attempt outcome due_at ended_at seconds error traceback
 
@@ -6,7 +6,7 @@ Nothing depends on it: it may be deleted at any time, and a row that cannot be w
 waited for. Rows are kept in memory until there are some hundreds of them or the oldest is a
 second old, and are appended by one unsynced write, without the lock: a kill loses what is in
 memory, a power cut what the kernel has not written by itself. The lock is taken to begin a file,
-and to rename a full one to `queue.tsv.attempts.1`, so that two passes do neither at once.
+and to rename a full one to `queue.tsv.history.1`, so that two passes do neither at once.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dbbasic_queue.text import escape, unescape
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
     from dbbasic_queue.rows import Row
     from dbbasic_queue.store.lock import QueueLock
@@ -41,7 +42,7 @@ _PAUSE = 60.0  # after an error: to find out that it is still there may take a w
 
 
 def _path(queue: str) -> str:
-    return queue + ".attempts"
+    return queue + ".history"
 
 
 class AttemptLog:
@@ -147,13 +148,14 @@ class AttemptLog:
         """Return the file that is at the path, begun and not full."""
         file = self._file
         if file is None or not file.is_ours() or not file.is_at_path():
-            file = self._file = open_or_create(self._path, os.O_RDWR | os.O_APPEND)
-        if not len(HEADER) <= os.fstat(file.fd).st_size < LARGEST:
+            file = self._file = open_file(self._path, os.O_RDWR | os.O_APPEND)
+        if file is None or not len(HEADER) <= os.fstat(file.fd).st_size < LARGEST:
             file = self._file = self._lock.run(self._rotated)
         return file
 
     def _rotated(self) -> OpenFile:
-        """Return a file that is begun and not full. Under the lock."""
+        """Return a file that has the header and isn't full. Under the lock."""
+        _take_over(self._path)
         file = open_or_create(self._path, os.O_RDWR | os.O_APPEND)
         size = os.fstat(file.fd).st_size
         if size >= LARGEST:  # else another pass has rotated it meanwhile
@@ -165,6 +167,19 @@ class AttemptLog:
             os.ftruncate(file.fd, 0)
             os.write(file.fd, HEADER)
         return file
+
+
+def _take_over(path: str) -> None:
+    """Rename the history of an earlier version, `queue.tsv.attempts`, unless there is a new one."""
+    old = _old(path)
+    if not os.path.lexists(path) and os.path.lexists(old):
+        for end in (".1", ""):
+            if open_file(old + end, os.O_RDONLY):  # raises NotAQueue for what isn't ours
+                os.rename(old + end, path + end)
+
+
+def _old(path: str) -> str:
+    return path.removesuffix("history") + "attempts"
 
 
 # -- reading: without the lock -----------------------------------------------------------------
@@ -209,7 +224,7 @@ class Attempt:
         if not all(0 <= number <= LATEST for number in numbers):  # NaN, too
             raise ValueError("a number is out of range")
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> Any:
         """Return the columns with Python values."""
         return {
             "id": self.id,
@@ -270,6 +285,9 @@ def _files(path: str) -> list[OpenFile]:
     """Return the older file and the current one, as far as they are there."""
     for _ in range(_TRIES):
         current = open_file(path, os.O_RDONLY)
+        if current is None:
+            path = _old(path) if os.path.lexists(_old(path)) else path
+            current = open_file(path, os.O_RDONLY)
         older = open_file(path + ".1", os.O_RDONLY)
         if current is None or current.is_at_path():  # else it was rotated in between
             return [file for file in (older, current) if file is not None]

@@ -19,14 +19,17 @@ from dbbasic_queue.store import paused, slots
 from dbbasic_queue.store.attempts import AttemptLog
 from dbbasic_queue.store.files import NO_ROOM
 from dbbasic_queue.store.lock import locked, reading, though_moved
+from dbbasic_queue.store.protocol import Claim
 from dbbasic_queue.store.store import CHEAP_IN_A_PASS, SHARE_OF_TIME, Store
 from dbbasic_queue.store.view import NEVER
 from dbbasic_queue.text import decode_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Any, Concatenate, ParamSpec, TypeVar
+    from collections.abc import Callable
+    from typing import Concatenate, ParamSpec, TypeVar
+
+    from dbbasic_queue.store.protocol import Terms
 
     P = ParamSpec("P")
     R = TypeVar("R")
@@ -53,45 +56,6 @@ def with_spare(method: Callable[Concatenate[Claims, P], R]) -> Callable[Concaten
 
     call.__name__, call.__doc__ = method.__name__, method.__doc__
     return call
-
-
-class Claim:
-    """One attempt of one job: this pass's, until its outcome is recorded.
-
-    `row` says what the claim makes of it, and `state` how that stands in the files.
-    """
-
-    __slots__ = ("generation", "key", "payload", "row", "state")
-
-    def __init__(self, row: Row, payload: Any, generation: int) -> None:
-        self.key = row.id.encode()
-        self.row = row
-        self.payload = payload
-        self.generation = generation
-        self.state = encode_state(row.state)
-
-
-class Terms:
-    """What a pass's handlers say of jobs of a type.
-
-    `concurrency` is how many may be processing at once, for the types that have such a number, once
-    it has been asked whether one of them is wanted. `count` tells how many types have a handler:
-    when there are more, jobs that were not wanted are looked at again.
-    """
-
-    def __init__(
-        self,
-        limit: Callable[[str], int],
-        longest_wait: Callable[[str, int], float],
-        wants: Callable[[str], bool],
-        concurrency: Mapping[str, int] | None = None,
-        count: Callable[[], int] = lambda: 0,
-    ) -> None:
-        self.limit = limit
-        self.longest_wait = longest_wait
-        self.wants = wants
-        self.concurrency = {} if concurrency is None else concurrency
-        self.count = count
 
 
 class Claims:

@@ -23,6 +23,7 @@ from dbbasic_queue.job import (
     later,
     pull_in,
     requeue,
+    run_now,
 )
 from dbbasic_queue.rows import HEADER, decode_record, encode_record, encode_state
 from dbbasic_queue.store import fold, paused
@@ -48,9 +49,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
+    from dbbasic_queue.job import State
     from dbbasic_queue.rows import Row
     from dbbasic_queue.store.attempts import Attempt
     from dbbasic_queue.store.choice import Choice, Pick
+    from dbbasic_queue.store.claims import Claims
+    from dbbasic_queue.store.protocol import Terms
+    from dbbasic_queue.store.slots import Living
     from dbbasic_queue.store.unreadable import Unreadable
 
 CHEAP_IN_A_PASS = 0.005
@@ -71,6 +76,9 @@ _READINGS = 3
 class Store:
     """One queue's files, for one process and all its threads."""
 
+    is_shared = True
+    """whether other processes have the same jobs"""
+
     def __init__(self, path: str, *, fsync: bool) -> None:
         self.path = path
         self.fsync = fsync
@@ -87,8 +95,18 @@ class Store:
         self._unpaused_at: object = None
         """what had been read when a pending job was found whose type is not paused"""
         self.rejected = 0
-        self.bad_attempts: list[str] = []  # the start of each line that a reading has skipped
+        self.skipped_history: list[str] = []
+        """the start of each line of the history that the last reading skipped"""
         _stores.add(self)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _open_again, (self.path, self.fsync)
+
+    def open_claims(self, terms: Terms, now: float, parallel: int) -> Claims:
+        """Take a slot for a pass; return what claims jobs for it. Raises QueueBusy without one."""
+        from dbbasic_queue.store.claims import Claims
+
+        return Claims(self, terms, now, parallel)
 
     def exists(self) -> bool:
         """Return whether there is something at the queue's path. Only `add` creates the file."""
@@ -241,24 +259,40 @@ class Store:
 
     def cancel(self, job_id: str) -> bool:
         """Cancel a job if it is pending; on the disk, and mostly in the file, on return."""
+        return self._change_one(job_id, cancel)
+
+    def run_now(self, job_id: str, now: float) -> bool:
+        """Make a job due if it is pending; on the disk, and mostly in the file, on return."""
+        return self._change_one(job_id, lambda state: run_now(state, now))
+
+    def _change_one(self, job_id: str, new_state: Callable[[State], State | None]) -> bool:
         key = job_id.encode()
-        return self.lock.read(self._has, key) and self.lock.run(self._cancel, key)
+        return self.lock.read(self._has, key) and self.lock.run(
+            self._change_one_locked, key, new_state
+        )
 
     def _has(self, key: bytes) -> bool:
         self.view.refresh()
         return key in self.view.index
 
-    def _cancel(self, key: bytes) -> bool:
+    def _change_one_locked(self, key: bytes, new_state: Callable[[State], State | None]) -> bool:
         self.read_new()
         row = self.view.find(key)
-        state = cancel(row.state) if row else None
+        state = new_state(row.state) if row else None
         if state is None:
             return False
         self.change([(key, encode_state(state))])
         self.fold_if_cheap(CHEAP_OUTSIDE)
         return True
 
-    def requeue(self, now: float, *, job_id: str | None = None, job_type: str | None = None) -> int:
+    def requeue(
+        self,
+        now: float,
+        *,
+        job_id: str | None = None,
+        run_at: int | None = None,
+        job_type: str | None = None,
+    ) -> int:
         """Requeue one job, or all failed ones, or those of a type; on the disk on return.
 
         One job is requeued by a record, as any change; several by a rewrite, for an append may be
@@ -268,7 +302,7 @@ class Store:
         if not self.exists():
             return 0
         if job_id is not None:
-            return self.lock.run(self._requeue_one, job_id.encode(), now)
+            return int(self._change_one(job_id, lambda state: requeue(state, now, run_at)))
 
         def new_state(row: Row, line: bytes) -> bytes | None:
             if row.state.status != FAILED or job_type not in (None, row.type):
@@ -277,16 +311,6 @@ class Store:
             return encode_record(row.id.encode(), encode_state(state)) if state else None
 
         return self._rewrite(new_state, self._apply_all)
-
-    def _requeue_one(self, key: bytes, now: float) -> int:
-        self.read_new()
-        row = self.view.find(key)
-        state = requeue(row.state, now) if row else None
-        if state is None:
-            return 0
-        self.change([(key, encode_state(state))])
-        self.fold_if_cheap(CHEAP_OUTSIDE)
-        return 1
 
     def _apply_all(self, records: dict[int, bytes]) -> None:
         self.view.whole = False  # it says what the files do not, until they are replaced
@@ -752,17 +776,41 @@ class Store:
         for _, _, row in view.rows_as_they_stand(lambda number, *_: note.append(number + 2)):
             yield row
 
+    def at_work(self) -> tuple[list[Living], list[Row]]:
+        """Return the passes that are alive and the running jobs, both as of one instant."""
+        return self.lock.run(self._at_work)
+
+    def _at_work(self) -> tuple[list[Living], list[Row]]:
+        from dbbasic_queue.store.slots import living
+
+        view = self.view
+        view.refresh()
+        rows = [row for n in sorted(view.processing) if (row := view.row(n))]
+        return living(self.path), rows
+
+    def take_skipped(self) -> tuple[int, int, list[int]]:
+        """Return what was skipped since the last call, to be reported.
+
+        How many lines were moved to `queue.tsv.rejected`, how many records of the journal were
+        damaged, and the numbers of all lines that aren't jobs.
+        """
+        rejected, self.rejected = self.rejected, 0
+        records, self.view.bad_records = self.view.bad_records, 0
+        return rejected, records, [number + 2 for number in sorted(set(self.view.unreadable))]
+
     def _snapshot(self) -> View:
         self.view.refresh()
         return self.view.snapshot()
 
-    def history(self, job_id: str = "", since: float = -math.inf) -> Iterator[Attempt]:
+    def history(
+        self, job_id: str = "", since: float = -math.inf, *, only_errors: bool = False
+    ) -> Iterator[Attempt]:
         """Yield the attempts that have ended, or those of one job; see `attempts.read`."""
         from dbbasic_queue.store.attempts import read
 
         skipped: list[str] = []
-        yield from read(self.path, job_id, since, skipped)
-        self.bad_attempts = skipped
+        yield from read(self.path, job_id, since, skipped, only_errors=only_errors)
+        self.skipped_history = skipped
 
     @reading
     def is_complete(self, apart_from: Collection[tuple[str, str]] = ()) -> bool:
@@ -860,6 +908,11 @@ def _check(path: str, known: bool) -> None:
     if file is not None:
         has_header(file)
         refuse_mount_point(file)
+
+
+def _open_again(path: str, fsync: bool) -> Store:
+    """Return what a store is in another process that unpickles it."""
+    return Store(path, fsync=fsync)
 
 
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()

@@ -295,7 +295,7 @@ def by_hand(s: Session) -> None:
 
 def policies(s: Session) -> None:
     """Handlers put off, give up, and try again by a policy of their own; others are paused."""
-    policy = Handler(s.step, max_attempts=2, backoff=Backoff(base=5))
+    policy = Handler(s.step, max_attempts=2, backoff=Backoff(first=10))
     s.enqueue_many("delay", 2)
     s.enqueue("give up")
     s.enqueue("fail")

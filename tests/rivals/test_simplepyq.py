@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-AT_ONCE = Backoff(base=0)
+AT_ONCE = Backoff(first=0)
 
 
 @pytest.fixture

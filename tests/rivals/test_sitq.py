@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import NOW, Clock, job
+from conftest import NOW, Clock, history, job
 from processes import Programs, notes
 
 from dbbasic_queue import Delay, Handlers, InvalidJob, Queue, QueueError, Worker
@@ -158,7 +158,7 @@ def test_each_failure_has_its_traceback(queue: Queue) -> None:
 
     job_id = queue.enqueue("divide", {})
     queue.process_jobs({"divide": divide}, max_attempts=1)
-    (attempt,) = queue.attempts(job_id)
+    (attempt,) = history(queue, job_id)
     assert (attempt["outcome"], attempt["ended_at"]) == ("failed", NOW)
     first, *_, last = attempt["traceback"].splitlines()
     assert first == "Traceback (most recent call last):"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dbbasic_queue import DuplicateJob, Fail, InvalidJob
+from dbbasic_queue import DuplicateJob, Fail, InvalidJob, open_queue
 from dbbasic_queue.engines.conformance.case import (
     EMPTY,
     NONE,
@@ -80,7 +80,7 @@ class OutlivesItsProcess(EngineCase):
         program = (
             "import os, signal, sys\n"
             "from dbbasic_queue import Queue\n"
-            "queue = Queue.open(sys.argv[1])\n"
+            "queue = open_queue(sys.argv[1])\n"
             f"{code}\n"
             "os.kill(os.getpid(), signal.SIGKILL)\n"
         )

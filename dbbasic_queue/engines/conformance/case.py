@@ -23,7 +23,7 @@ NONE = dict.fromkeys(("completed", "failed", "retried", "delayed", "recovered"),
 EMPTY = dict.fromkeys((*STATUSES, "paused"), 0)
 
 
-def job(queue: Engine, job_id: str) -> dict[str, Any]:
+def job(queue: Engine, job_id: str) -> Any:
     found = queue.get_job(job_id)
     assert found is not None, f"there is no job {job_id}"
     return found

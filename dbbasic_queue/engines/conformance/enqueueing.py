@@ -110,7 +110,7 @@ class EnqueueTests(EngineCase):
             payload["to"].append("mallory")
             raise ValueError("again")
 
-        queue.process_jobs({"greet": Handler(handler, backoff=Backoff(base=0))})
+        queue.process_jobs({"greet": Handler(handler, backoff=Backoff(first=0))})
         queue.process_jobs({"greet": handler})
         assert seen == [["ada"], ["ada"]]
         assert job(queue, job_id)["payload"] == {"to": ["ada"]}
@@ -166,7 +166,7 @@ class EnqueueTests(EngineCase):
         for status in ("completed", "failed", "cancelled", "pending"):
             assert queue.enqueue(status, status, job_id=f"my-{status}") == f"my-{status}"
         queue.cancel_job("my-cancelled")
-        queue.process_jobs(ends, only=True)
+        queue.process_jobs(ends, skip_unknown=True)
         before = list(queue.jobs())
         for status in ("completed", "failed", "cancelled", "pending"):
             assert job(queue, f"my-{status}")["status"] == status

@@ -107,7 +107,7 @@ class OutcomeTests(EngineCase):
         soon = queue.enqueue("soon", {})
         handlers = {
             "once": Handler(raises(ValueError()), max_attempts=1),
-            "soon": Handler(raises(ValueError()), backoff=Backoff(base=3, factor=2)),
+            "soon": Handler(raises(ValueError()), backoff=Backoff(first=6, factor=2)),
         }
         assert queue.process_jobs(handlers) == NONE | {"failed": 1, "retried": 1}
         assert job(queue, once)["status"] == "failed"
