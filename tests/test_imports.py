@@ -10,6 +10,7 @@ import pytest
 from conftest import HEADER, python
 
 import dbbasic_queue
+import pytest_dbbasic_queue
 
 PACKAGE = Path(dbbasic_queue.__file__).parent
 CONFORMANCE = ("enqueueing", "passes", "outcomes", "living")
@@ -19,7 +20,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"commands"},
-    {"demo", "status", "pytest_plugin.__init__"},
+    {"demo", "status", "pytest_dbbasic_queue"},
     {"engines.conformance.__init__"},
     {f"engines.conformance.{name}" for name in ("capabilities", *CONFORMANCE)},
     {"engines.conformance.case"},
@@ -64,7 +65,7 @@ RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 MODULES = {
     ".".join(file.relative_to(PACKAGE).with_suffix("").parts): file
     for file in sorted(PACKAGE.rglob("*.py"))
-}
+} | {"pytest_dbbasic_queue": Path(pytest_dbbasic_queue.__file__)}
 TREES = {name: ast.parse(file.read_text("utf-8")) for name, file in MODULES.items()}
 
 
@@ -111,7 +112,7 @@ def extra(name: str) -> set[str]:
     """Return what a module may use that no other may: what comes with an extra."""
     if name == "pickled":
         return {"cloudpickle"}
-    is_for_tests = name.startswith(("engines.conformance.", "pytest_plugin."))
+    is_for_tests = name.startswith(("engines.conformance.", "pytest_dbbasic_queue"))
     return {"pytest"} if is_for_tests else set()
 
 
