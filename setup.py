@@ -22,7 +22,6 @@ setup(
     packages=[
         "dbbasic_queue",
         "dbbasic_queue.engines",
-        "dbbasic_queue.engines.conformance",
         "dbbasic_queue.store",
         "dbbasic_queue.workers",
         "pytest_dbbasic_queue",

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from dbbasic_queue.testing import JobQueue
 
-pytest.register_assert_rewrite("dbbasic_queue.engines.conformance")
-
 
 @pytest.fixture
 def job_queue(

@@ -1,6 +1,6 @@
-"""Engines with a bug each, and the conformance suite over them: `test_engines.py` runs this.
+"""Engines with one bug each, and the contract's tests for them. `test_engines.py` runs this file.
 
-`CAUGHT` says which tests of the suite have to catch which bug.
+`CAUGHT` names the test that must catch each bug. The engine without a bug must pass every test.
 """
 
 from __future__ import annotations
@@ -8,20 +8,37 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, cast
 
+import pytest
+from contract.conftest import Opener, clock, queue
+from contract.test_enqueueing import TestEnqueueing
+from contract.test_maintenance import TestMaintenance
+from contract.test_outcomes import TestOutcomes
+from contract.test_passes import TestPasses
+from contract.test_sharing import TestArchiving, TestSharing
+
 from dbbasic_queue import job
-from dbbasic_queue.engines.conformance import Archives, EngineTests, SharesItsJobs
 from dbbasic_queue.engines.memory import MemoryQueue
 from dbbasic_queue.engines.memory_store import Kept, Memory, MemoryClaims
 from dbbasic_queue.errors import DuplicateJob
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
 
-    from dbbasic_queue.engines.protocol import Engine
     from dbbasic_queue.rows import Row
     from dbbasic_queue.store.claims import Claim
     from dbbasic_queue.testing import Clock
+
+# pytest collects these here too, for the engines of this file.
+__all__ = [
+    "TestArchiving",
+    "TestEnqueueing",
+    "TestMaintenance",
+    "TestOutcomes",
+    "TestPasses",
+    "TestSharing",
+    "clock",
+    "queue",
+]
 
 
 class Planted(MemoryQueue):
@@ -293,22 +310,12 @@ CAUGHT: dict[type[Planted], str] = {
 }
 
 
-SUITE = (EngineTests, SharesItsJobs, Archives)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test for the engine without a bug, and for those whose bug it must catch."""
+    caught = [e for e, by in CAUGHT.items() if metafunc.definition.originalname == f"test_{by}"]
+    metafunc.parametrize("open_at", [Sound, *caught], ids=lambda e: e.__name__, indirect=True)
 
 
-def suite(planted: type[Planted], caught_by: str | None) -> type:
-    """Return the suite over an engine: all of it, or the one test that has to catch the bug."""
-
-    def engine(self: object, clock: Clock, directory: Path) -> Engine:
-        return planted(f"memory:{directory}", clock=clock)
-
-    members: dict[str, Any] = {"engine": engine}
-    if caught_by is not None:
-        names = {name for base in SUITE for name in dir(base) if name.startswith("test_")}
-        members |= dict.fromkeys(names - {f"test_{caught_by}"})  # what is None is no test
-    return type(f"Test{planted.__name__}", SUITE, members)
-
-
-TestSound = suite(Sound, None)
-for planted, caught_by in CAUGHT.items():
-    globals()[f"Test{planted.__name__}"] = suite(planted, caught_by)
+@pytest.fixture
+def open_at(request: pytest.FixtureRequest, clock: Clock) -> Opener:
+    return Opener(clock, "memory:{}", request.param)

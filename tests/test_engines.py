@@ -1,4 +1,4 @@
-"""Every engine passes the conformance suite, the suite can fail, and `Queue.open` finds engines."""
+"""The contract's tests find every planted bug, and `Queue.open` finds the engine of a URL."""
 
 from __future__ import annotations
 
@@ -16,48 +16,22 @@ from conftest import NOW, PROJECT, job, python
 
 from dbbasic_queue import Handler, NotAQueue, Queue, Worker
 from dbbasic_queue.engines import protocol
-from dbbasic_queue.engines.conformance import (
-    Archives,
-    EngineTests,
-    OutlivesItsProcess,
-    SharesItsJobs,
-)
 from dbbasic_queue.engines.memory import MemoryQueue
 from dbbasic_queue.testing import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from dbbasic_queue.engines.protocol import Engine
 
 
-class TestTextFile(EngineTests, SharesItsJobs, OutlivesItsProcess, Archives):
-    def engine(self, clock: Clock, directory: Path) -> Engine:
-        return Queue.open(directory / "data" / "queue.tsv", clock=clock, fsync=False)
-
-    def url(self, directory: Path) -> str:
-        return f"file://{directory}/data/queue.tsv"
-
-
-class TestMemory(EngineTests, SharesItsJobs, Archives):
-    def engine(self, clock: Clock, directory: Path) -> Engine:
-        return Queue.open(f"memory:{directory}", clock=clock)
-
-    @pytest.fixture(autouse=True)
-    def nothing_is_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        monkeypatch.chdir(tmp_path)
-        yield
-        assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} <= {"archive"}
-
-
-def test_the_suite_catches_every_planted_bug_and_passes_the_engine_without_one(
+def test_the_contract_catches_every_planted_bug_and_passes_the_engine_without_one(
     tmp_path: Path,
 ) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "tests/planted_engines.py", "-q", "--tb=no", "-rA"),
-            *("-p", "no:cacheprovider", f"--basetemp={tmp_path / 'suites'}"),
+            *("-p", "no:cacheprovider", f"--basetemp={tmp_path / 'engines'}"),
         ],
         cwd=PROJECT,
         env={key: value for key, value in os.environ.items() if key != "PYTEST_ADDOPTS"},
@@ -66,7 +40,7 @@ def test_the_suite_catches_every_planted_bug_and_passes_the_engine_without_one(
         timeout=120,
     )
     ended: defaultdict[str, set[str]] = defaultdict(set)
-    for end, engine in re.findall(r"^([A-Z]+) \S+::Test(\w+)::test_", done.stdout, re.MULTILINE):
+    for end, engine in re.findall(r"^([A-Z]+) \S+::test_\w+\[(\w+)", done.stdout, re.MULTILINE):
         ended[engine].add(end)
     assert ended.pop("Sound") == {"PASSED"}, done.stdout[-5000:]
     caught = {engine for engine, ends in ended.items() if "FAILED" in ends and "ERROR" not in ends}

@@ -13,7 +13,6 @@ import dbbasic_queue
 import pytest_dbbasic_queue
 
 PACKAGE = Path(dbbasic_queue.__file__).parent
-CONFORMANCE = ("enqueueing", "passes", "outcomes", "living")
 # From what a user types down to what knows nothing of the others. Names on one line do not know
 # each other.
 LAYERS = [
@@ -21,9 +20,6 @@ LAYERS = [
     {"cli"},
     {"commands"},
     {"demo", "status", "pytest_dbbasic_queue"},
-    {"engines.conformance.__init__"},
-    {f"engines.conformance.{name}" for name in ("capabilities", *CONFORMANCE)},
-    {"engines.conformance.case"},
     {"__init__"},
     {"registry", "service"},
     {"engines.memory", "pickled", "testing"},
@@ -112,8 +108,7 @@ def extra(name: str) -> set[str]:
     """Return what a module may use that no other may: what comes with an extra."""
     if name == "pickled":
         return {"cloudpickle"}
-    is_for_tests = name.startswith(("engines.conformance.", "pytest_dbbasic_queue"))
-    return {"pytest"} if is_for_tests else set()
+    return {"pytest"} if name == "pytest_dbbasic_queue" else set()
 
 
 @pytest.mark.parametrize("name", MODULES)

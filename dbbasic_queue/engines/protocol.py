@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """What `Queue.open` returns. `dbbasic_queue.engines.conformance` tests all of it."""
+    """What `Queue.open` returns. `tests/contract/` tests all of it."""
 
     def enqueue(
         self,
