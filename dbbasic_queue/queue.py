@@ -77,11 +77,11 @@ class Queue:
 
     @staticmethod
     def open(url_or_path: str | os.PathLike[str], **options: Any) -> Engine:
-        """Return the queue at a path or URL; `options` are its engine's, such as `clock`.
+        """Return the queue at a path or URL; `options` are those of its class, such as `clock`.
 
-        A path, or `file:PATH`, is a `Queue`; `memory:` a fresh queue in this process's memory, and
-        `memory:NAME` one that all in the process share. Other schemes are those of installed
-        packages (see `dbbasic_queue.engines`). Raises NotAQueue where no engine has the scheme.
+        A path, or `file:PATH`, is a `Queue`. `memory:` is a new queue in this process's memory; all
+        queues named `memory:NAME` in the process share their jobs. Raises NotAQueue for any other
+        scheme.
         """
         scheme_of, path_of, find = load(_engines)
         scheme = scheme_of(url_or_path)

@@ -122,8 +122,8 @@ def test_a_path_object_is_never_a_url(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("url", "text"),
     [
-        ("redis://user:secret@host/0", "'redis' is refused.* file, memory;.* ./redis:"),
-        ("data:x.tsv", "'data' is refused"),
+        ("redis://user:secret@host/0", "scheme 'redis': must be file or memory .*write ./redis:"),
+        ("data:x.tsv", "unknown URL scheme 'data'"),
         ("file://other/queue.tsv", "machine 'other'"),
         ("file:", "names no file"),
         ("file://localhost", "names no file"),
@@ -149,66 +149,6 @@ def test_memory_is_fresh_each_time_and_a_name_is_shared() -> None:
 def test_an_option_that_an_engine_does_not_have_is_an_error() -> None:
     with pytest.raises(TypeError, match="fsync"):
         Queue.open("memory:", fsync=False)
-
-
-ENGINE = """
-from dbbasic_queue.engines.memory import MemoryQueue
-
-class TheirQueue(MemoryQueue):
-    def __init__(self, url, **options):
-        self.url = url
-        super().__init__(**options)
-"""
-
-
-def install(directory: Path, package: str, scheme: str) -> None:
-    """Install a package as pip does, as far as Python looks: a module and its metadata."""
-    directory.mkdir(exist_ok=True)
-    (directory / f"{package}.py").write_text(ENGINE, encoding="utf-8")
-    metadata = directory / f"{package}-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Name: {package}\nVersion: 1.0\n", encoding="utf-8")
-    (metadata / "entry_points.txt").write_text(
-        f"[dbbasic_queue.engines]\n{scheme} = {package}:TheirQueue\n", encoding="utf-8"
-    )
-
-
-OPEN = """
-import sys
-from dbbasic_queue import Queue, QueueError
-try:
-    with Queue.open(sys.argv[1], max_payload=9) as queue:
-        queue.enqueue("greet", 1)
-        print(type(queue).__module__, queue.url, queue.counts()["pending"])
-        queue.enqueue("greet", "1234567890")
-except QueueError as e:
-    print(e)
-"""
-
-
-def test_a_package_brings_an_engine_by_an_entry_point(tmp_path: Path) -> None:
-    install(tmp_path / "site", "their_engine", "theirs")
-    done = python(OPEN, "theirs://host/1", env={"PYTHONPATH": f"{tmp_path / 'site'}:{PROJECT}"})
-    assert done.stderr == ""
-    opened, refused = done.stdout.splitlines()
-    assert opened == "their_engine theirs://host/1 1"
-    assert "it takes 12 bytes, and 9 are allowed" in refused
-    done = python(OPEN, "unknown:", env={"PYTHONPATH": f"{tmp_path / 'site'}:{PROJECT}"})
-    assert "there are file, memory, theirs;" in done.stdout
-
-
-def test_a_scheme_that_two_packages_claim_is_refused(tmp_path: Path) -> None:
-    install(tmp_path / "site", "their_engine", "theirs")
-    install(tmp_path / "site", "other_engine", "theirs")
-    done = python(OPEN, "theirs:", env={"PYTHONPATH": f"{tmp_path / 'site'}:{PROJECT}"})
-    assert "other_engine:TheirQueue, their_engine:TheirQueue" in done.stdout
-
-
-def test_no_package_can_take_our_own_schemes(tmp_path: Path) -> None:
-    install(tmp_path / "site", "their_engine", "memory")
-    code = "from dbbasic_queue import Queue; print(type(Queue.open('memory:')).__module__)"
-    done = python(code, env={"PYTHONPATH": f"{tmp_path / 'site'}:{PROJECT}"})
-    assert (done.stdout, done.stderr) == ("dbbasic_queue.engines.memory\n", "")
 
 
 # --- memory's own limits

@@ -1,18 +1,11 @@
-"""Engines: what keeps and runs jobs, chosen by the URL that `Queue.open` is given.
+"""Engines: what keeps and runs jobs. The URL that `Queue.open` is given selects one.
 
     data/queue.tsv, file:data/queue.tsv, file:///srv/queue.tsv    the text file: Queue
     memory:, memory:NAME                                          a dict of this process
-    any other scheme                                              what a package registers for it
 
-An engine is a class with the calls of `protocol.Engine`. They are the calls of a queue, not of a
-store: an engine for a server that has workers of its own translates each call, and how a job gets
-from `enqueue` to its handler is its affair. A package registers one in the entry point group
-`dbbasic_queue.engines`: the scheme is the name, and the object is called with the URL, and with the
-options that `Queue.open` was given as keyword arguments.
-
-    entry_points={"dbbasic_queue.engines": ["redis = my_package:RedisQueue"]}
-
-`conformance` holds the tests that every engine has to pass.
+An engine is a class with the calls of `protocol.Engine`. These are the calls of a queue, not of a
+store: an engine for a server with its own workers translates each call, and decides how a job gets
+from `enqueue` to its handler. `tests/contract/` tests every engine.
 """
 
 from __future__ import annotations
@@ -28,7 +21,6 @@ if TYPE_CHECKING:
 
     from dbbasic_queue.engines.protocol import Engine
 
-GROUP = "dbbasic_queue.engines"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
 
@@ -70,32 +62,12 @@ def path_of(url_or_path: str | os.PathLike[str]) -> str:
 
 
 def find(scheme: str) -> Callable[..., Engine]:
-    """Return what opens URLs of this scheme.
-
-    Raises NotAQueue where there is no such engine, or more than one.
-    """
+    """Return the engine that opens URLs of this scheme. Raises NotAQueue if there is none."""
     if scheme == "memory":
-        # By name, as another package's engine is found: what is below does not import what is
-        # above.
-        from importlib import import_module
+        from dbbasic_queue.engines.memory import MemoryQueue  # it imports Queue, which imports this
 
-        ours: Callable[..., Engine] = import_module("dbbasic_queue.engines.memory").MemoryQueue
-        return ours
-    from importlib.metadata import entry_points
-
-    installed = entry_points(group=GROUP)
-    found = {point.value: point for point in installed if point.name == scheme}
-    if len(found) == 1:
-        (point,) = found.values()
-        theirs: Callable[..., Engine] = point.load()
-        return theirs
-    if found:
-        raise NotAQueue(
-            f"the scheme {scheme!r} is refused: several installed packages claim it "
-            f"({', '.join(sorted(found))}); uninstall all but one"
-        )
-    schemes = ", ".join(["file", "memory", *sorted({point.name for point in installed})])
+        return MemoryQueue
     raise NotAQueue(
-        f"the scheme {scheme!r} is refused: no engine has it (there are {schemes}; another comes "
-        f"with a package that registers it; a path with a colon is written ./{scheme}:...)"
+        f"unknown URL scheme {scheme!r}: must be file or memory (if it is a path, write "
+        f"./{scheme}:...)"
     )
