@@ -22,15 +22,11 @@ setup(
     packages=[
         "dbbasic_queue",
         "dbbasic_queue.engines",
-        "dbbasic_queue.engines.conformance",
         "dbbasic_queue.store",
         "dbbasic_queue.workers",
         "pytest_dbbasic_queue",
     ],
-    package_dir={
-        "dbbasic_queue.workers": "workers",
-        "pytest_dbbasic_queue": "dbbasic_queue/pytest_plugin",
-    },
+    package_dir={"dbbasic_queue.workers": "workers"},
     package_data={"dbbasic_queue": ["py.typed", "*.tsv"]},
     install_requires=["filelock>=3.30"],
     extras_require={

@@ -47,7 +47,7 @@ class QueueBusy(QueueError, OSError):
 class NotAQueue(QueueError, OSError):
     """Raised if a file or directory is not one that the queue may use; it has not been touched.
 
-    Or if no engine has a URL's scheme.
+    Also raised for a URL with an unknown scheme.
     """
 
 

@@ -1,31 +1,47 @@
-"""Engines with a bug each, and the conformance suite over them: `test_engines.py` runs this.
+"""Engines with one bug each, and the contract's tests for them. `test_engines.py` runs this file.
 
-`CAUGHT` says which tests of the suite have to catch which bug.
+`CAUGHT` names the test that must catch each bug. The engine without a bug must pass every test.
 """
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from dbbasic_queue.engines.memory import MemoryQueue
+import pytest
+from contract.conftest import Opener, clock, queue
+from contract.test_enqueueing import TestEnqueueing
+from contract.test_maintenance import TestMaintenance
+from contract.test_outcomes import TestOutcomes
+from contract.test_passes import TestPasses
+from contract.test_sharing import TestArchiving, TestSharing
 
-from dbbasic_queue import job
-from dbbasic_queue.engines.conformance import Archives, EngineTests, SharesItsJobs
+from dbbasic_queue import Queue, job
 from dbbasic_queue.engines.memory_store import Kept, Memory, MemoryClaims
 from dbbasic_queue.errors import DuplicateJob
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
 
-    from dbbasic_queue.engines.protocol import Engine
     from dbbasic_queue.rows import Row
     from dbbasic_queue.store.protocol import Claim
     from dbbasic_queue.testing import Clock
 
+# pytest collects these here too, for the engines of this file.
+__all__ = [
+    "TestArchiving",
+    "TestEnqueueing",
+    "TestMaintenance",
+    "TestOutcomes",
+    "TestPasses",
+    "TestSharing",
+    "clock",
+    "queue",
+]
 
-class Planted(MemoryQueue):
+
+class Planted(Queue):
     """The engine without a bug, over another store or with other claims."""
 
     memory: type[Memory] = Memory
@@ -35,7 +51,7 @@ class Planted(MemoryQueue):
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
         store = self.places.setdefault(url, self.memory(url))
-        store.open_claims = self.claims  # type: ignore[method-assign]
+        store.open_claims = partial(self.claims, store)  # type: ignore[method-assign]
         self.store = cast("Any", store)
 
     def __init_subclass__(cls) -> None:
@@ -74,7 +90,7 @@ class ShowsWhatItKeeps(Planted):
         super().__init__(*arguments, **options)
         self._shown: dict[str, Any] = {}
 
-    def get_job(self, job_id: str) -> dict[str, Any] | None:
+    def get_job(self, job_id: str) -> Any:
         found = super().get_job(job_id)
         if found is not None:
             found["payload"] = self._shown.setdefault(job_id, found["payload"])
@@ -212,7 +228,7 @@ class KeepsTheOldError(Planted):
 
 
 class WaitsForNothing(Planted):
-    def wait(self, job_id: str, timeout: float) -> dict[str, Any] | None:
+    def wait(self, job_id: str, timeout: Any) -> Any:
         return self.get_job(job_id)
 
 
@@ -239,14 +255,14 @@ class RemovesWhatIsBeingRun(Planted):
 
 
 class PurgesTheYoung(Planted):
-    def purge(self, older_than: float, *arguments: Any, **options: Any) -> int:
+    def purge(self, older_than: Any, *arguments: Any, **options: Any) -> int:
         super().purge(older_than, *arguments, **options)
         return super().purge(0, *arguments, **options)
 
 
 class ListsWhatComesMeanwhile(Planted):
     class memory(Memory):
-        def rows(self) -> Iterator[Row]:
+        def rows(self, unreadable: list[int] | None = None) -> Iterator[Row]:
             for job_id in list(self.kept):
                 row = self.find(job_id)
                 if row is not None:
@@ -294,22 +310,12 @@ CAUGHT: dict[type[Planted], str] = {
 }
 
 
-SUITE = (EngineTests, SharesItsJobs, Archives)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test for the engine without a bug, and for those whose bug it must catch."""
+    caught = [e for e, by in CAUGHT.items() if metafunc.definition.originalname == f"test_{by}"]
+    metafunc.parametrize("open_at", [Sound, *caught], ids=lambda e: e.__name__, indirect=True)
 
 
-def suite(planted: type[Planted], caught_by: str | None) -> type:
-    """Return the suite over an engine: all of it, or the one test that has to catch the bug."""
-
-    def engine(self: object, clock: Clock, directory: Path) -> Engine:
-        return planted(f"memory:{directory}", clock=clock)
-
-    members: dict[str, Any] = {"engine": engine}
-    if caught_by is not None:
-        names = {name for base in SUITE for name in dir(base) if name.startswith("test_")}
-        members |= dict.fromkeys(names - {f"test_{caught_by}"})  # what is None is no test
-    return type(f"Test{planted.__name__}", SUITE, members)
-
-
-TestSound = suite(Sound, None)
-for planted, caught_by in CAUGHT.items():
-    globals()[f"Test{planted.__name__}"] = suite(planted, caught_by)
+@pytest.fixture
+def open_at(request: pytest.FixtureRequest, clock: Clock) -> Opener:
+    return Opener(clock, "memory:{}", request.param)

@@ -21,7 +21,7 @@ import pytest
 from conftest import HEADER, beside, job, rows
 
 import dbbasic_queue
-from dbbasic_queue import JobDict, Queue
+from dbbasic_queue import Queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,11 +72,7 @@ def old(
 
 def found(**columns: Any) -> Any:
     jobs: Any = dbbasic_queue.default_queue().jobs()
-    (one,) = [
-        job
-        for job in jobs
-        if all(job[column] == value for column, value in columns.items())
-    ]
+    (one,) = [job for job in jobs if all(job[column] == value for column, value in columns.items())]
     return one
 
 

@@ -19,7 +19,7 @@ import pytest
 from conftest import job
 from processes import Programs, notes, wait_for, wait_for_notes
 
-from dbbasic_queue import Handler, InvalidHandlers, JobDict, Queue, QueueError, Worker
+from dbbasic_queue import Handler, InvalidHandlers, Queue, QueueError, Worker
 
 
 class Gate:

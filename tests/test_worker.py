@@ -478,12 +478,13 @@ def test_a_pass_that_lingers_runs_a_job_that_a_clock_ahead_enqueues(queue: Queue
 def test_a_time_that_no_row_can_hold_is_an_error_at_once(queue: Queue, now: float) -> None:
     queue.enqueue("greet", 1)
     with Queue(queue.path, clock=lambda: now) as other:
-        for call in (
+        calls: tuple[Callable[[], object], ...] = (
             lambda: other.enqueue("greet", {}),
             lambda: other.enqueue_many("greet", [1]),
             lambda: other.requeue("x"),
             lambda: other.process_jobs({"greet": print}),
-        ):
+        )
+        for call in calls:
             with pytest.raises(InvalidJob, match=r"invalid time .* of the queue's clock: must be"):
                 call()
     assert [found["payload"] for found in queue.jobs("pending")] == [1]

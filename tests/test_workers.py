@@ -30,6 +30,7 @@ from dbbasic_queue import (
     Handler,
     Handlers,
     InvalidHandlers,
+    JobDict,
     Queue,
     StoreError,
     Worker,
@@ -300,7 +301,7 @@ def test_a_killed_pass_of_a_worker_that_stays_is_logged_and_replaced(
     program = programs.start(
         """
         import logging
-        from dbbasic_queue import Worker, JobDict
+        from dbbasic_queue import Worker
         logging.basicConfig()
 
         def die(_):
@@ -861,7 +862,7 @@ def test_what_a_limit_holds_back_is_taken_when_there_is_room(queue: Queue, path:
     queue.enqueue("limited", "first")
     handlers: dict[str, Any] = {"limited": Handler(str, concurrency=1)}
 
-    def look(_: Any) -> dict[str, int]:
+    def look(_: Any) -> Any:
         waiting = queue.enqueue("limited", "second")
         with Queue(path, clock=queue.now) as other:
             counts = other.process_jobs({"limited": Handler(str, concurrency=1)})

@@ -53,10 +53,13 @@ def path_of(location: str | os.PathLike[str], name: str = "queue") -> str:
     ['a%20b.tsv', 'a b.tsv', '/srv/queue.tsv']
     """
     path = os.fspath(location)
-    if isinstance(location, str) and ":" in location and scheme_of(location) != "file":
+    scheme = scheme_of(location)
+    if scheme != "file":
+        # The rest of the URL may hold a password.
         raise NotAQueue(
-            f"invalid {name} {location!r}: must be a path, or file:PATH (if this is the name of a "
-            f"file, write ./{location})"
+            f"invalid {name}: unknown URL scheme {scheme!r}: must be "
+            f"{'file or memory' if name == 'queue' else 'a path or file:PATH'} (for a path with a "
+            f"colon, write ./{scheme}:...)"
         )
     if isinstance(location, str) and location[:5].lower() == "file:":
         from urllib.parse import unquote
@@ -71,6 +74,8 @@ def path_of(location: str | os.PathLike[str], name: str = "queue") -> str:
                 )
             path = slash + path
         if not path:
-            raise NotAQueue(f"invalid {name} {location!r}: it names no file (file:data/queue.tsv)")
+            raise NotAQueue(
+                f"invalid {name} {location!r}: it names no file (write file:data/queue.tsv)"
+            )
         path = unquote(path)
     return os.path.expanduser(path) if path[:1] == "~" else path

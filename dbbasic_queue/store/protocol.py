@@ -170,7 +170,7 @@ if TYPE_CHECKING:
         def require_slot(self) -> None:
             """Raise StoreError if the pass's slot is gone."""
 
-        def finish(self) -> OSError | None:
+        def finish(self) -> Exception | None:
             """End the pass; return why its changes couldn't be folded, if so."""
 
         def release(self) -> None:

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from dbbasic_queue import JobDict
+
 ORDERED = "ordered"
 FREE = "free"
 MODELS = (ORDERED, FREE)

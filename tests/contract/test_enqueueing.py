@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dbbasic_queue import Backoff, DuplicateJob, Fail, Handler, InvalidJob
-from dbbasic_queue.engines.conformance.case import (
+from contract.conftest import (
     DAY,
     NONE,
     NOW,
-    EngineCase,
     at_once,
     job,
     raises,
 )
+from dbbasic_queue import Backoff, DuplicateJob, Fail, Handler, InvalidJob
 from dbbasic_queue.testing import Clock
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ REFUSED: list[dict[str, Any]] = [
 REFUSED_IDS: list[Any] = ["", "a b", "a\n", "x" * 65, 7, "é", "--failed"]
 
 
-class EnqueueTests(EngineCase):
+class TestEnqueueing:
     """What `enqueue`, `enqueue_many`, `get_job` and `cancel_job` promise."""
 
     # --- enqueue, get_job

@@ -10,24 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dbbasic_queue import Delay, Fail, Handler, InvalidHandlers, InvalidJob, Job
-from dbbasic_queue.engines.conformance.case import (
+from contract.conftest import (
     DAY,
     EMPTY,
     NONE,
     NOW,
-    EngineCase,
     at_once,
     job,
     raises,
 )
+from dbbasic_queue import Delay, Fail, Handler, InvalidHandlers, InvalidJob, Job
 from dbbasic_queue.testing import Clock
 
 if TYPE_CHECKING:
     from dbbasic_queue.engines.protocol import Engine
 
 
-class PassTests(EngineCase):
+class TestPasses:
     """What `process_jobs`, `run_until_complete` and `wait` promise of jobs before they end."""
 
     def test_jobs_run_earliest_first_and_in_the_order_of_enqueueing_within_a_second(

@@ -1,8 +1,9 @@
 """The pytest plugin: the fixture `job_queue`.
 
-It is installed beside the package, not in it, as `pytest_dbbasic_queue`: pytest imports a plugin in
-every run, before anything else has begun, and a module of the package would bring all of it along:
-time for those who do not use the fixture, and lines that a coverage measurement would never see.
+It is a package of its own, next to `dbbasic_queue`, because pytest imports every installed plugin
+at the start of every run. A module inside `dbbasic_queue` would import that whole package: runs
+that don't use the fixture would take longer to start, and a coverage measurement, which starts
+later, would miss the lines that run at import.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dbbasic_queue.testing import JobQueue
-
-pytest.register_assert_rewrite("dbbasic_queue.engines.conformance")
 
 
 @pytest.fixture

@@ -8,22 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from dbbasic_queue import Backoff, Delay, Fail, Handler
-from dbbasic_queue.engines.conformance.case import (
+from contract.conftest import (
     DAY,
     NONE,
     NOW,
-    EngineCase,
     job,
     raises,
 )
+from dbbasic_queue import Backoff, Delay, Fail, Handler
 from dbbasic_queue.testing import Clock
 
 if TYPE_CHECKING:
     from dbbasic_queue.engines.protocol import Engine
 
 
-class OutcomeTests(EngineCase):
+class TestOutcomes:
     """What `process_jobs` makes of what a handler returns or raises."""
 
     @pytest.mark.parametrize("result", [None, 0, False, "", [], {}, 0.0, "é\t\n", {"a": [1]}])

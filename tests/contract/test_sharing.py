@@ -1,4 +1,4 @@
-"""What only some engines can do: each a class that an engine's suite derives from."""
+"""What only some engines can do: share jobs, survive a killed process, archive."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dbbasic_queue import DuplicateJob, Fail, InvalidJob, open_queue
-from dbbasic_queue.engines.conformance.case import (
+from contract.conftest import (
     EMPTY,
     NONE,
     NOW,
-    EngineCase,
     at_once,
     job,
     raises,
 )
+from dbbasic_queue import DuplicateJob, Fail, InvalidJob
 from dbbasic_queue.testing import Clock
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from contract.conftest import Opener
     from dbbasic_queue.engines.protocol import Engine
 
 
-class SharesItsJobs(EngineCase):
-    """For an engine whose jobs are the same to all who open it at one place in one process."""
+@pytest.mark.needs("sharing")
+class TestSharing:
+    """All queues that are opened at one place in a process have the same jobs."""
 
     def test_who_opens_the_same_place_sees_and_changes_the_same_jobs(
-        self, queue: Engine, clock: Clock, tmp_path: Path
+        self, queue: Engine, open_at: Opener, tmp_path: Path
     ) -> None:
-        with self.engine(clock, tmp_path) as other, self.engine(clock, tmp_path / "x") as stranger:
+        with open_at(tmp_path) as other, open_at(tmp_path / "x") as stranger:
             job_id = queue.enqueue("greet", {}, job_id="once")
             assert other.get_job(job_id) == queue.get_job(job_id)
             assert stranger.get_job(job_id) is None
@@ -46,37 +47,34 @@ class SharesItsJobs(EngineCase):
             assert queue.counts() == other.counts() == EMPTY | {"cancelled": 1}
 
     def test_jobs_are_still_there_for_who_opens_the_place_anew(
-        self, queue: Engine, clock: Clock, tmp_path: Path
+        self, queue: Engine, open_at: Opener, clock: Clock, tmp_path: Path
     ) -> None:
         queue.enqueue("greet", {"to": "ada"}, job_id="retried")
         queue.enqueue("greet", {}, NOW + 60, job_id="later")
         queue.process_jobs({"greet": raises(ValueError("no"))})
         before = list(queue.jobs())
         queue.close()
-        with self.engine(clock, tmp_path) as anew:
+        with open_at(tmp_path) as anew:
             assert list(anew.jobs()) == before
             clock.move(120)
             assert anew.process_jobs({"greet": raises()}) == NONE | {"completed": 2}
 
     def test_passes_of_two_who_opened_the_same_place_run_each_job_once(
-        self, queue: Engine, clock: Clock, tmp_path: Path
+        self, queue: Engine, open_at: Opener, tmp_path: Path
     ) -> None:
         queue.enqueue_many("greet", range(200))
         ran: list[int] = []
-        with self.engine(clock, tmp_path) as other:
+        with open_at(tmp_path) as other:
             at_once(*(lambda q=q: q.process_jobs({"greet": ran.append}) for q in (queue, other)))
         assert sorted(ran) == list(range(200))
 
 
-class OutlivesItsProcess(EngineCase):
-    """For an engine whose jobs survive the process that enqueued or began them."""
+@pytest.mark.needs("durability")
+class TestDurability:
+    """Jobs survive the process that enqueued or ran them."""
 
-    def url(self, directory: Path) -> str:
-        """Return what another process gives to `Queue.open` for the same jobs."""
-        raise NotImplementedError
-
-    def run(self, directory: Path, code: str) -> None:
-        """Run a program that has `queue` in a Python of its own; it ends by being killed."""
+    def run(self, url: str, code: str) -> None:
+        """Run `code`, which uses `queue`, in another process; it kills itself at the end."""
         program = (
             "import os, signal, sys\n"
             "from dbbasic_queue import Queue\n"
@@ -85,7 +83,7 @@ class OutlivesItsProcess(EngineCase):
             "os.kill(os.getpid(), signal.SIGKILL)\n"
         )
         done = subprocess.run(
-            [sys.executable, "-c", program, self.url(directory)],
+            [sys.executable, "-c", program, url],
             capture_output=True,
             encoding="utf-8",
             timeout=60,
@@ -94,11 +92,11 @@ class OutlivesItsProcess(EngineCase):
         assert (done.returncode, done.stdout + done.stderr) == (-9, "")
 
     def test_what_was_acknowledged_before_a_kill_is_there_afterwards(
-        self, queue: Engine, clock: Clock, tmp_path: Path
+        self, queue: Engine, open_at: Opener, clock: Clock, tmp_path: Path
     ) -> None:
         clock.now = time.time() + 5
         self.run(
-            tmp_path,
+            open_at.url(tmp_path),
             "queue.enqueue('greet', {'to': 'ada'}, job_id='one')\n"
             "queue.enqueue('other', {}, job_id='two')\n"
             "queue.cancel_job('two')",
@@ -108,12 +106,12 @@ class OutlivesItsProcess(EngineCase):
         assert queue.process_jobs({"greet": raises()}) == NONE | {"completed": 1}
 
     def test_a_job_whose_worker_was_killed_runs_again_and_the_attempt_counts(
-        self, queue: Engine, clock: Clock, tmp_path: Path
+        self, queue: Engine, open_at: Opener, clock: Clock, tmp_path: Path
     ) -> None:
         clock.now = time.time() + 5
         job_id = queue.enqueue("greet", {}, 1)
         self.run(
-            tmp_path,
+            open_at.url(tmp_path),
             "queue.process_jobs({'greet': lambda _: os.kill(os.getpid(), signal.SIGKILL)})",
         )
         found = job(queue, job_id)
@@ -122,8 +120,9 @@ class OutlivesItsProcess(EngineCase):
         assert job(queue, job_id)["attempts"] == 2
 
 
-class Archives(EngineCase):
-    """For an engine that can purge into an archive."""
+@pytest.mark.needs("archiving")
+class TestArchiving:
+    """`purge` can write an archive."""
 
     def test_purged_jobs_are_in_the_archive_as_rows_of_nine_columns(
         self, queue: Engine, clock: Clock, tmp_path: Path
