@@ -101,7 +101,8 @@ class Engine(Protocol):
         - it raises anything else: `pending` again after the backoff of its `Handler`, by default
           `60 * 2**attempts` seconds, or `failed` where no attempt is left of its own `max_attempts`
           or those given here. `error` is `Type: message`;
-        - there is no handler for the type: as if it had raised; with `skip_unknown`, the job is left alone.
+        - there is no handler for the type: as if it had raised; with `skip_unknown`, the job is
+          left alone.
 
         A retry whose `run_at` is later than its backoff can explain was set by a clock that ran
         ahead: it is brought near. With `linger`, in seconds, the call goes on with what becomes due
