@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 UTC = timezone.utc
-NONE = dict.fromkeys(("pending", "processing", "completed", "failed", "cancelled", "paused"), 0)
+NONE = dict.fromkeys(("pending", "processing", "completed", "failed", "cancelled"), 0)
 
 
 # --- enqueue
