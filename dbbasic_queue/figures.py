@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
 
 from dbbasic_queue.errors import InvalidArgument, NotAQueue
-from dbbasic_queue.store.files import open_file, store_error, write_all
+from dbbasic_queue.store.files import open_file, replace_file
 from dbbasic_queue.text import escape, printable
 
 TYPE_CHECKING = False
@@ -182,22 +181,10 @@ def check_path(path: str) -> None:
 
 
 def write(path: str, text: str) -> None:
-    """Put a file with this text into place, readable by all; whoever reads sees old or new.
+    """Replace the file, readable by all; readers see the old content or the new.
 
-    Raises StoreError if the system refuses; then the old file is as it was.
+    Raises StoreError if the system refuses; then the old file is unchanged.
     """
-    new = f"{path}.{os.urandom(8).hex()}"  # node_exporter reads what ends in .prom alone
-    try:
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            write_all(fd, text.encode())
-            os.fchmod(fd, 0o644)
-            os.rename(new, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(new)
-            raise
-        finally:
-            os.close(fd)
-    except OSError as e:
-        raise store_error(e, path, "the metrics were not written") from e
+    ending = f".{os.urandom(8).hex()}"  # node_exporter only reads names that end in .prom
+    consequence = "the metrics were not written"
+    replace_file(path, text.encode(), consequence, ending=ending, fsync=False, mode=0o644)

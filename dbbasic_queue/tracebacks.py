@@ -1,4 +1,4 @@
-"""The traceback of what a handler raised, as the history holds it."""
+"""The traceback of a handler's exception, as the history holds it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ if TYPE_CHECKING:
 
 MAX_TRACEBACK = 8192
 _MOST_CHARACTERS = 8000
-_MANY_FRAMES = 30
-_LEFT_OUT = "\n  [... {} characters are left out ...]\n"
+_LEFT_OUT = "\n  [... {} characters left out ...]\n"
 _OURS = frozenset(
     f"dbbasic_queue.{name}" for name in ("attempt", "child", "event_loop", "handlers")
 )
@@ -20,11 +19,14 @@ _OURS = frozenset(
 def format_traceback(error: BaseException) -> str:
     """Return an exception's traceback on one line, escaped; at most 8,192 bytes of UTF-8.
 
-    It begins where the handler does: how the pass got there is left out. Of a longer one the middle
-    is left out. Empty where it cannot be had: the text of an exception may raise another.
+    It starts in the handler: the frames of the pass are left out. If it is longer, its middle is
+    left out. Returns "" if it can't be formatted: an exception's text may raise another one.
     """
+    from traceback import format_exception
+
     try:
-        text = "".join(_lines(error, _from_the_handler_on(error.__traceback__))).rstrip("\n")
+        trace = _from_the_handler_on(error.__traceback__)
+        text = "".join(format_exception(type(error), error, trace)).rstrip("\n")
     except BaseException:  # noqa: BLE001 - whatever it is, the pass must go on
         return ""
     kept = _MOST_CHARACTERS
@@ -34,7 +36,7 @@ def format_traceback(error: BaseException) -> str:
 
 
 def _from_the_handler_on(trace: TracebackType | None) -> TracebackType | None:
-    """Leave out the first frames, which are ours or the event loop's."""
+    """Skip the first frames, which are ours or the event loop's."""
     while trace is not None:
         module = trace.tb_frame.f_globals.get("__name__", "")
         if module not in _OURS and not module.startswith("asyncio."):
@@ -43,30 +45,8 @@ def _from_the_handler_on(trace: TracebackType | None) -> TracebackType | None:
     return trace
 
 
-def _lines(error: BaseException, trace: TracebackType | None) -> list[str]:
-    """Return what `traceback` makes of it, in a plain case at a tenth of the cost.
-
-    Most of that goes into the marks below a line, which are left out then.
-    """
-    from linecache import getline
-    from traceback import format_exception, format_exception_only
-
-    lines = ["Traceback (most recent call last):\n"] if trace else []
-    at = trace
-    while at is not None and len(lines) <= _MANY_FRAMES:
-        frame, code = at.tb_frame, at.tb_frame.f_code
-        lines.append(f'  File "{code.co_filename}", line {at.tb_lineno}, in {code.co_name}\n')
-        if source := getline(code.co_filename, at.tb_lineno, frame.f_globals).strip():
-            lines[-1] += f"    {source}\n"
-        at = at.tb_next
-    is_plain = error.__cause__ is None and error.__context__ is None
-    if at is not None or not is_plain or hasattr(error, "exceptions"):
-        return format_exception(type(error), error, trace)
-    return lines + format_exception_only(type(error), error)
-
-
 def _shortened(text: str, most: int) -> str:
-    """Return the beginning and, since that says most, three times as much of the end."""
+    """Return the beginning and three times as much of the end, which says most."""
     if len(text) <= most:
         return text
     end = most * 3 // 4

@@ -311,6 +311,53 @@ def create_file(path: str, flags: int, *, to_lock: bool = False) -> OpenFile | N
     return file
 
 
+def create_fresh(path: str) -> OpenFile:
+    """Create a file; replace one that a crash has left: it was never in use."""
+    while True:
+        file = create_file(path, os.O_RDWR | os.O_APPEND)
+        if file is not None:
+            return file
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+
+
+def replace_file(
+    path: str,
+    content: bytes,
+    consequence: str,
+    *,
+    ending: str,
+    fsync: bool,
+    mode: int | None = None,
+) -> None:
+    """Write a new file, named with `ending`, and rename it to the path: readers see old or new.
+
+    With `fsync` it is on the disk on return. Raises StoreError, which says the `consequence`, if
+    the system refuses.
+    """
+    try:
+        new = create_fresh(path + ending)
+        try:
+            write_all(new.fd, content)
+            if mode is not None:
+                os.fchmod(new.fd, mode)
+            if fsync:
+                os.fsync(new.fd)
+            os.rename(new.path, path)
+        except BaseException:
+            try:
+                os.unlink(new.path)
+            except OSError:
+                pass  # it is worth nothing, and the next one replaces it
+            raise
+        if fsync:
+            sync_directory(os.path.dirname(path))
+    except OSError as e:
+        raise store_error(e, path, consequence) from e
+
+
 def _set_access(fd: int, directory: os.stat_result) -> None:
     shared = bool(directory.st_mode & stat.S_IWGRP) and _give(fd, -1, directory.st_gid)
     if os.geteuid() == 0 and directory.st_uid != 0:

@@ -18,9 +18,10 @@ from dbbasic_queue.errors import StoreError
 from dbbasic_queue.rows import HEADER, LONGEST_ROW, is_binary, with_state
 from dbbasic_queue.store.files import (
     OpenFile,
-    create_file,
+    create_fresh,
     end_last_line,
     open_or_create,
+    replace_file,
     replace_like,
     store_error,
     sync_directory,
@@ -59,7 +60,7 @@ def fold(
     old = view.rows.file
     assert old is not None
     binary = _binary_lines(view)
-    new = _fresh(view.path + ".fold")
+    new = create_fresh(view.path + ".fold")
     try:
         replace_like(new.fd, old.fd)
         written, numbers, lengths = _write_rows(view, new, without.union(binary))
@@ -108,25 +109,7 @@ def fold(
 
 def create(path: str, *, fsync: bool) -> None:
     """Put a queue without jobs into place: whole, or not at all. Under the lock."""
-    new = _fresh(path + ".fold")
-    try:
-        write_all(new.fd, HEADER)
-        if fsync:
-            os.fsync(new.fd)
-        os.rename(new.path, path)
-        if fsync:
-            sync_directory(os.path.dirname(path))
-    except OSError as e:
-        raise store_error(e, path, "the queue was not created") from e
-
-
-def _fresh(path: str) -> OpenFile:
-    """Create the new file; one that a crash has left is worth nothing."""
-    while True:
-        file = create_file(path, os.O_RDWR | os.O_APPEND)
-        if file is not None:
-            return file
-        os.unlink(path)
+    replace_file(path, HEADER, "the queue was not created", ending=".fold", fsync=fsync)
 
 
 def _binary_lines(view: View) -> list[int]:
