@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import builtins
 import logging
 import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -356,16 +354,14 @@ def test_a_cause_a_note_and_the_members_of_a_group_are_in_the_traceback() -> Non
 
     text = unescape(format_traceback(caught(chained)))
     assert text.index("KeyError: 'key'") < text.index("direct cause") < text.index("second")
-    if sys.version_info >= (3, 11):
 
-        def several() -> None:
-            group: Any = vars(builtins)["ExceptionGroup"]
-            error = group("several", [OSError("first"), OSError("other")])
-            error.add_note("by hand")
-            raise error
+    def several() -> None:
+        error = ExceptionGroup("several", [OSError("first"), OSError("other")])
+        error.add_note("by hand")
+        raise error
 
-        text = unescape(format_traceback(caught(several)))
-        assert all(part in text for part in ("several", "by hand", "first", "other"))
+    text = unescape(format_traceback(caught(several)))
+    assert all(part in text for part in ("several", "by hand", "first", "other"))
 
 
 def test_a_handler_that_returns_a_generator_has_no_frame_to_show(queue: Queue) -> None:

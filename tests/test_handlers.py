@@ -7,7 +7,7 @@ import logging
 import os
 import random
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from enum import IntEnum
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -269,7 +269,7 @@ def test_a_delay_may_be_an_instant(queue: Queue) -> None:
     assert (found["run_at"], found["error"]) == (NOW + 91, "delayed")
 
 
-PAST = datetime(2001, 1, 1, tzinfo=timezone.utc)
+PAST = datetime(2001, 1, 1, tzinfo=UTC)
 
 
 @pytest.mark.parametrize("when", [0, -5, 0.001, PAST])

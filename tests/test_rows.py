@@ -12,7 +12,7 @@ import time
 import unicodedata
 from collections import OrderedDict
 from contextlib import suppress
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from enum import Enum, IntEnum
 from typing import Any
 
@@ -233,7 +233,7 @@ def test_other_types_are_refused(job_type: Any) -> None:
         check_type(job_type)
 
 
-class Kind(str, Enum):
+class Kind(str, Enum):  # noqa: UP042 - its str() is not its value
     MAIL = "mail"
 
 
@@ -272,9 +272,9 @@ ZONE = timezone(timedelta(hours=5, minutes=30))
         (0.0001, 1),
         (-0.0, 0),
         (253_402_300_799, 253_402_300_799),
-        (datetime(2027, 1, 15, 8, tzinfo=timezone.utc), NOW),
+        (datetime(2027, 1, 15, 8, tzinfo=UTC), NOW),
         (datetime(2027, 1, 15, 13, 30, tzinfo=ZONE), NOW),
-        (datetime(2027, 1, 15, 8, 0, 0, 1, tzinfo=timezone.utc), NOW + 1),
+        (datetime(2027, 1, 15, 8, 0, 0, 1, tzinfo=UTC), NOW + 1),
     ],
 )
 def test_an_instant_is_whole_seconds_never_early(instant: object, seconds: int) -> None:
@@ -302,8 +302,8 @@ def test_an_instant_is_whole_seconds_never_early(instant: object, seconds: int) 
         10**400,
         10**5000,
         datetime(2027, 1, 15, 8),
-        datetime.max.replace(tzinfo=timezone.utc),
-        datetime.min.replace(tzinfo=timezone.utc),
+        datetime.max.replace(tzinfo=UTC),
+        datetime.min.replace(tzinfo=UTC),
         datetime.max.replace(tzinfo=timezone(-timedelta(hours=12))),
         datetime.min.replace(tzinfo=ZONE),
         datetime(2027, 1, 15).date(),
