@@ -1,5 +1,5 @@
 """What Pinion 0.1 and 0.2 (pinion-queue) show of themselves, done with our calls: the two quick
-starts, the examples of their docs, the commands. docs/COMPARISON.md says which call is which."""
+starts, the examples of their docs, the commands. docs/comparison.md says which call is which."""
 
 from __future__ import annotations
 

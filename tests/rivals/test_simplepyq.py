@@ -1,5 +1,5 @@
 """What simplepyq 0.1.3 shows of itself, done with our calls: the seven usage examples of its
-README, and its five unit tests. docs/COMPARISON.md says which call is which."""
+README, and its five unit tests. docs/comparison.md says which call is which."""
 
 from __future__ import annotations
 

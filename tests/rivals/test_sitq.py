@@ -1,5 +1,5 @@
 """What sitq shows of itself, done with our calls: its end-to-end example and the other four
-numbered ones. docs/COMPARISON.md says which call is which."""
+numbered ones. docs/comparison.md says which call is which."""
 
 from __future__ import annotations
 
