@@ -21,8 +21,16 @@ setup(
     python_requires=">=3.11",
     packages=[
         "dbbasic_queue",
+        "dbbasic_queue.cli",
         "dbbasic_queue.engines",
+        "dbbasic_queue.model",
+        "dbbasic_queue.monitoring",
+        "dbbasic_queue.passes",
         "dbbasic_queue.store",
+        "dbbasic_queue.store.claiming",
+        "dbbasic_queue.store.disk",
+        "dbbasic_queue.store.reading",
+        "dbbasic_queue.store.writing",
         "dbbasic_queue.workers",
         "pytest_dbbasic_queue",
     ],
@@ -47,7 +55,7 @@ setup(
         "lint": ["ruff>=0.12", "mypy>=1.16"],
     },
     entry_points={
-        "console_scripts": ["dbbasic-queue = dbbasic_queue.cli:main"],
+        "console_scripts": ["dbbasic-queue = dbbasic_queue.cli.main:main"],
         "pytest11": ["dbbasic_queue = pytest_dbbasic_queue"],
     },
     classifiers=[

@@ -10,8 +10,8 @@ import sys
 from types import FunctionType, MethodType
 
 from dbbasic_queue.errors import InvalidHandlers
-from dbbasic_queue.job import LATEST, backoff
-from dbbasic_queue.rows import check_seconds
+from dbbasic_queue.model.rows import check_seconds
+from dbbasic_queue.model.states import LATEST, backoff
 
 # Of the module `inspect`, which takes long to load.
 CO_VARARGS, CO_VARKEYWORDS, CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR = 4, 8, 32, 128, 512
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from logging import Logger
     from typing import Any
 
-    from dbbasic_queue.rows import Row
+    from dbbasic_queue.model.rows import Row
 
 
 class Delay(Exception):

@@ -16,12 +16,12 @@ import pytest
 from processes import Programs
 
 from dbbasic_queue import Queue
-from dbbasic_queue.store.store import Store
+from dbbasic_queue.store.textfile import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dbbasic_queue.store.lock import QueueLock
+    from dbbasic_queue.store.disk.lock import QueueLock
 
 pytest_plugins = ["ahead"]
 

@@ -17,14 +17,15 @@ from contract.test_outcomes import TestOutcomes
 from contract.test_passes import TestPasses
 from contract.test_sharing import TestArchiving, TestSharing
 
-from dbbasic_queue import Queue, job
-from dbbasic_queue.engines.memory_store import Kept, Memory, MemoryClaims
+from dbbasic_queue import Queue
 from dbbasic_queue.errors import DuplicateJob
+from dbbasic_queue.model import states
+from dbbasic_queue.store.memory import Kept, Memory, MemoryClaims
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from dbbasic_queue.rows import Row
+    from dbbasic_queue.model.rows import Row
     from dbbasic_queue.store.protocol import Claim
     from dbbasic_queue.testing import Clock
 
@@ -99,7 +100,7 @@ class ShowsWhatItKeeps(Planted):
 
 class LosesFalseResults(Planted):
     class claims(MemoryClaims):
-        def settle(self, claim: Claim, state: job.State) -> job.State | None:
+        def settle(self, claim: Claim, state: states.State) -> states.State | None:
             if state.result in ("0", "false", '""', "[]", "{}", "0.0"):
                 state.result = ""
             return super().settle(claim, state)
@@ -141,16 +142,16 @@ class RunsWhatIsCancelled(Planted):
         def cancel(self, job_id: str) -> bool:
             with self.lock:
                 row = self.kept.get(job_id)
-                return row is not None and row.state.status == job.PENDING
+                return row is not None and row.state.status == states.PENDING
 
 
 class CancelsWhatIsBeingRun(Planted):
     class memory(Memory):
         def cancel(self, job_id: str) -> bool:
             row = self.kept.get(job_id)
-            if row is None or row.state.status not in (job.PENDING, job.PROCESSING):
+            if row is None or row.state.status not in (states.PENDING, states.PROCESSING):
                 return False
-            row.state = job.State(job.CANCELLED, row.state.created_at, 0, 0, "", "")
+            row.state = states.State(states.CANCELLED, row.state.created_at, 0, 0, "", "")
             return True
 
 
@@ -168,10 +169,10 @@ class RunsWhatItAddedItself(Planted):
 class RecordsOutcomesAtTheEnd(Planted):
     class claims(MemoryClaims):
         def __init__(self, *arguments: Any) -> None:
-            self._ended: list[tuple[Claim, job.State]] = []
+            self._ended: list[tuple[Claim, states.State]] = []
             super().__init__(*arguments)
 
-        def settle(self, claim: Claim, state: job.State) -> job.State:
+        def settle(self, claim: Claim, state: states.State) -> states.State:
             self._ended.append((claim, state))
             return state
 
@@ -204,8 +205,8 @@ class KnowsNoLimit(Planted):
 
 class CountsADelay(Planted):
     class claims(MemoryClaims):
-        def settle(self, claim: Claim, state: job.State) -> job.State | None:
-            if state.error.startswith(job.DELAYED):
+        def settle(self, claim: Claim, state: states.State) -> states.State | None:
+            if state.error.startswith(states.DELAYED):
                 state.attempts += 1
             return super().settle(claim, state)
 
@@ -219,7 +220,7 @@ class TriesOnceMore(Planted):
 
 class KeepsTheOldError(Planted):
     class claims(MemoryClaims):
-        def settle(self, claim: Claim, state: job.State) -> job.State | None:
+        def settle(self, claim: Claim, state: states.State) -> states.State | None:
             state.error = state.error or claim.row.state.error
             return super().settle(claim, state)
 
@@ -238,7 +239,7 @@ class RequeuesWithItsAttempts(Planted):
             before = {row.id: row.state.attempts for row in self.rows()}
             requeued = super().requeue(now, **which)
             for row in self.kept.values():
-                if row.state.status == job.PENDING:
+                if row.state.status == states.PENDING:
                     row.state.attempts = before[row.id]
             return requeued
 

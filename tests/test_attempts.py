@@ -18,16 +18,16 @@ from conftest import NOW, Clock, add_lines, beside, history, line, store_of
 from processes import Programs, is_free, wait_for, wait_for_notes
 
 from dbbasic_queue import Backoff, Delay, Fail, Handler, NotAQueue, Queue
-from dbbasic_queue.rows import check_type
-from dbbasic_queue.store import attempts as history_file
-from dbbasic_queue.store.attempts import HEADER, AttemptLog
-from dbbasic_queue.text import unescape
-from dbbasic_queue.tracebacks import MAX_TRACEBACK, format_traceback
+from dbbasic_queue.model.escaping import unescape
+from dbbasic_queue.model.rows import check_type
+from dbbasic_queue.passes.tracebacks import MAX_TRACEBACK, format_traceback
+from dbbasic_queue.store import history as history_file
+from dbbasic_queue.store.history import HEADER, AttemptLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dbbasic_queue.store.slots import Slot
+    from dbbasic_queue.store.claiming.slots import Slot
 
 NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
 
@@ -110,7 +110,7 @@ def test_a_row_says_when_the_job_was_due_when_it_ended_and_how_long_its_handler_
     queue: Queue, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Stopwatch()
-    monkeypatch.setattr("dbbasic_queue.worker.time", watch)
+    monkeypatch.setattr("dbbasic_queue.passes.base.time", watch)
 
     def work(seconds: float) -> None:
         clock.now += seconds
@@ -242,8 +242,8 @@ def test_jobs_that_a_dead_pass_had_not_begun_have_no_row(
 ) -> None:
     programs.start("""
         from unittest.mock import patch
-        patch("dbbasic_queue.worker._SLOW", 1e9).start()  # keeps its claims
-        patch("dbbasic_queue.worker._BATCH_SECONDS", 1e9).start()  # batches of 1, 8, 21
+        patch("dbbasic_queue.passes.base._SLOW", 1e9).start()  # keeps its claims
+        patch("dbbasic_queue.passes.base._BATCH_SECONDS", 1e9).start()  # batches of 1, 8, 21
         queue.enqueue_many("work", range(30))
         def work(payload):
             if payload == 15:
@@ -701,7 +701,7 @@ def test_a_pass_that_is_overtaken_before_it_has_the_lock_does_not_rotate_again(
 
 ROTATE = """
 from unittest.mock import patch
-patch("dbbasic_queue.store.attempts.LARGEST", 3000).start()
+patch("dbbasic_queue.store.history.LARGEST", 3000).start()
 for _ in range(40):
     queue.enqueue_many("work", range(5))
     queue.process_jobs({"work": str})
@@ -810,8 +810,8 @@ def test_on_a_disk_that_fills_the_history_takes_no_room_from_the_outcomes(
     small_disk: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tracebacks of one batch come to more than is buffered, and nothing may be written."""
-    monkeypatch.setattr("dbbasic_queue.worker._BATCH_SECONDS", 1e9)  # batches of 1, 8, 64
-    monkeypatch.setattr("dbbasic_queue.worker._SLOW", 1e9)
+    monkeypatch.setattr("dbbasic_queue.passes.base._BATCH_SECONDS", 1e9)  # batches of 1, 8, 64
+    monkeypatch.setattr("dbbasic_queue.passes.base._SLOW", 1e9)
     ran: Counter[int] = Counter()
 
     def work(number: int) -> None:

@@ -17,8 +17,8 @@ from test_imports import MODULES, TREES, imported
 
 import dbbasic_queue
 from dbbasic_queue import Handler, Queue
-from dbbasic_queue.cli import argument_parser
-from dbbasic_queue.commands import PROGRAM
+from dbbasic_queue.cli.commands import PROGRAM
+from dbbasic_queue.cli.main import argument_parser
 
 TESTS = Path(__file__).parent
 DOCS = TESTS.parent / "docs"

@@ -18,10 +18,10 @@ import pytest
 from processes import DEADLINE, QUEUE, Programs, is_free, note, notes, wait_for_notes
 
 from dbbasic_queue import JobDict, Queue, StoreError
-from dbbasic_queue.job import State
-from dbbasic_queue.store.claims import Claims
+from dbbasic_queue.model.states import State
+from dbbasic_queue.store.claiming.claims import Claims
 from dbbasic_queue.store.protocol import Claim, Terms
-from dbbasic_queue.store.store import Store
+from dbbasic_queue.store.textfile import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -92,7 +92,7 @@ class Before(importlib.abc.MetaPathFinder):
 """
 
 
-@pytest.mark.parametrize("module", ["dbbasic_queue.strict_json", "json", "json.decoder"])
+@pytest.mark.parametrize("module", ["dbbasic_queue.model.strict_json", "json", "json.decoder"])
 def test_a_child_forked_while_another_thread_imports_works_and_nothing_waits(
     tmp_path: Path, module: str
 ) -> None:
@@ -139,7 +139,7 @@ def interrupt():
 
 signal.signal(signal.SIGUSR1, fork)
 sys.meta_path.insert(0, Before("json", interrupt))
-from dbbasic_queue.text import encode_json
+from dbbasic_queue.model.escaping import encode_json
 assert encode_json([1], 9) == "[1]"
 if pids == [0]:
     os._exit(0)

@@ -7,7 +7,7 @@ import math
 import pytest
 from conftest import NOW
 
-from dbbasic_queue.job import (
+from dbbasic_queue.model.states import (
     CANCELLED,
     COMPLETED,
     FAILED,

@@ -23,10 +23,10 @@ from dbbasic_queue import (
     Queue,
     open_queue,
 )
-from dbbasic_queue.job import CANCELLED, COMPLETED, FAILED, PENDING, PROCESSING, STATUSES
-from dbbasic_queue.store.claims import Claims
+from dbbasic_queue.model.states import CANCELLED, COMPLETED, FAILED, PENDING, PROCESSING, STATUSES
+from dbbasic_queue.store.claiming.claims import Claims
 from dbbasic_queue.store.protocol import Terms
-from dbbasic_queue.store.view import View
+from dbbasic_queue.store.reading.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +47,7 @@ class Night:
         self.looks = 0
         self.asked = 0
         self.seconds = 0.0
-        monkeypatch.setattr("dbbasic_queue.worker.time", self)
+        monkeypatch.setattr("dbbasic_queue.passes.base.time", self)
 
     def monotonic(self) -> float:
         self.asked += 1

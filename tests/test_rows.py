@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 
 import dbbasic_queue
 from dbbasic_queue.errors import InvalidJob
-from dbbasic_queue.job import STATUSES, State
-from dbbasic_queue.rows import (
+from dbbasic_queue.model.escaping import MAX_PAYLOAD, decode_json, encode_json, escape, unescape
+from dbbasic_queue.model.rows import (
     HEADER,
     check_id,
     check_instant,
@@ -40,8 +40,8 @@ from dbbasic_queue.rows import (
     parse_row,
     with_state,
 )
-from dbbasic_queue.strict_json import MAX_DEPTH
-from dbbasic_queue.text import MAX_PAYLOAD, decode_json, encode_json, escape, unescape
+from dbbasic_queue.model.states import STATUSES, State
+from dbbasic_queue.model.strict_json import MAX_DEPTH
 
 texts = st.lists(st.sampled_from(NASTY) | st.text(st.characters(), max_size=5)).map("".join)
 values = st.recursive(
@@ -547,5 +547,5 @@ MODULES = [
 def test_the_examples_in_the_docstrings_are_true(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
-    if name in ("dbbasic_queue.rows", "dbbasic_queue.job"):
+    if name in ("dbbasic_queue.model.rows", "dbbasic_queue.job"):
         assert result.attempted

@@ -13,7 +13,7 @@ from conftest import NOW, Clock, add_lines, beside, line
 from processes import Programs, environment, wait_for_notes
 
 from dbbasic_queue import Delay, Fail, Queue
-from dbbasic_queue.status import instant, lines
+from dbbasic_queue.monitoring.status import instant, lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -250,7 +250,7 @@ def test_of_coroutines_in_hand_the_process_is_told_and_no_time(programs: Program
 def test_passes_at_work_are_not_disturbed_by_those_who_look(programs: Programs) -> None:
     looking = programs.start(
         """
-        from dbbasic_queue.status import lines
+        from dbbasic_queue.monitoring.status import lines
         while not Path("done").exists():
             told = [text.split("\\t")[0] for text in lines(queue.store, time.time())]
             assert "lost" not in told, told

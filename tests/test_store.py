@@ -37,10 +37,10 @@ from dbbasic_queue import (
     QueueError,
     StoreError,
 )
-from dbbasic_queue.job import State
-from dbbasic_queue.rows import LONGEST_ROW, encode_record, encode_state, parse_row
-from dbbasic_queue.store import lock
-from dbbasic_queue.text import LARGEST_PAYLOAD, MAX_ERROR
+from dbbasic_queue.model.escaping import LARGEST_PAYLOAD, MAX_ERROR
+from dbbasic_queue.model.rows import LONGEST_ROW, encode_record, encode_state, parse_row
+from dbbasic_queue.model.states import State
+from dbbasic_queue.store.disk import lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

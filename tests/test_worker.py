@@ -29,16 +29,9 @@ import pytest
 from conftest import NOW, Clock, add_lines, beside, job, line, python, row, rows, store_of
 from processes import wait_for
 
-from dbbasic_queue import (
-    InvalidHandlers,
-    InvalidJob,
-    Queue,
-    QueueBusy,
-    StoreError,
-    interrupts,
-    reports,
-)
-from dbbasic_queue.store.claims import Claims
+from dbbasic_queue import InvalidHandlers, InvalidJob, Queue, QueueBusy, StoreError
+from dbbasic_queue.passes import log_lines, signals
+from dbbasic_queue.store.claiming.claims import Claims
 from dbbasic_queue.store.protocol import Terms
 
 if TYPE_CHECKING:
@@ -672,7 +665,7 @@ def test_a_log_that_raises_ends_no_pass_and_charges_no_job(
     async def work(_: Any) -> None:
         pass
 
-    monkeypatch.setattr(reports, "_complained", False)
+    monkeypatch.setattr(log_lines, "_complained", False)
     add_lines(path, line("lost", status="processing", attempts=3), "this is not a job\n")
     queue.enqueue_many("work", range(3))
     queue.enqueue("unknown", {})
@@ -690,7 +683,7 @@ def test_a_log_that_raises_ends_no_pass_and_charges_no_job(
 
 
 def test_every_record_is_written_by_the_function_that_catches_what_logging_raises() -> None:
-    source = inspect.getsource(reports)
+    source = inspect.getsource(log_lines)
     assert re.findall(r"\blog\.(?:log|error|warning|info|exception)\(", source) == ["log.log("]
 
 
@@ -1121,12 +1114,12 @@ def test_a_pass_within_a_job_ends_with_the_pass_around_it(
         for sent in range(signals if n == 1 else 0):
             os.kill(os.getpid(), signal.SIGTERM)
             if where == "another thread":  # the main thread receives it at some time
-                assert interrupts._enclosing is not None
-                around = interrupts._enclosing.get()
+                assert signals._enclosing is not None
+                around = signals._enclosing.get()
                 assert around is not None
                 wait_for(partial(received, around, sent + 1), "the signal")
 
-    def received(around: interrupts.Interrupts, count: int) -> bool:
+    def received(around: signals.Interrupts, count: int) -> bool:
         return len(around.received) >= count
 
     def outer(_: Any) -> None:

@@ -34,9 +34,9 @@ from dbbasic_queue import (
     Queue,
     StoreError,
     Worker,
-    worker,
 )
-from dbbasic_queue.store import claims
+from dbbasic_queue.passes import base
+from dbbasic_queue.store.claiming import claims
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -665,7 +665,7 @@ def test_a_refused_claim_lets_the_running_coroutines_finish_and_be_recorded(
 ) -> None:
     async def work(_: Any) -> str:
         path.with_name("queue.tsv.paused").mkdir()  # every claim reads it
-        await asyncio.sleep(3 * worker.LOOK)
+        await asyncio.sleep(3 * base.LOOK)
         return "done"
 
     job_id = queue.enqueue("work", {})
@@ -687,7 +687,7 @@ def test_a_refused_outcome_lets_the_other_coroutines_finish(queue: Queue, path: 
     async def second(_: Any) -> str:
         while not refused:
             await asyncio.sleep(0.001)
-        await asyncio.sleep(3 * worker.LOOK)
+        await asyncio.sleep(3 * base.LOOK)
         lock.rmdir()
         return "done"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from dbbasic_queue.store.files import open_file, replace_file, store_error, sync_directory
+from dbbasic_queue.store.disk.files import open_file, replace_file, store_error, sync_directory
 
 ALL = "*"
 

@@ -6,18 +6,18 @@ if the store is shared, for all processes.
 
 from __future__ import annotations
 
-from dbbasic_queue.rows import encode_state
+from dbbasic_queue.model.rows import encode_state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from typing import Any, Protocol
 
-    from dbbasic_queue.job import State
-    from dbbasic_queue.rows import Row
-    from dbbasic_queue.store.attempts import Attempt
-    from dbbasic_queue.store.slots import Living
-    from dbbasic_queue.store.unreadable import Unreadable
+    from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.model.states import State
+    from dbbasic_queue.store.claiming.slots import Living
+    from dbbasic_queue.store.history import Attempt
+    from dbbasic_queue.store.reading.unreadable import Unreadable
 
     class Store(Protocol):
         """Where the jobs are kept."""

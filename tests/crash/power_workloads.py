@@ -12,9 +12,9 @@ import pytest
 from power import Killed, Recorder
 
 from dbbasic_queue import Backoff, Delay, Fail, Handler, Queue
-from dbbasic_queue.store import files
-from dbbasic_queue.store.store import Store
-from dbbasic_queue.watcher import Watcher
+from dbbasic_queue.passes.ticker import Watcher
+from dbbasic_queue.store.disk import files
+from dbbasic_queue.store.textfile import Store
 
 NOW = 1_700_000_000
 MONTH = 30 * 86_400

@@ -22,7 +22,7 @@ from test_kill_sweep import LONG
 from workloads import WORKLOADS
 
 from dbbasic_queue import Queue, StoreError
-from dbbasic_queue.store.store import Store
+from dbbasic_queue.store.textfile import Store
 
 
 @pytest.mark.sweep("errors", 1 if LONG else 23)
