@@ -10,7 +10,7 @@ import sys
 from types import FunctionType, MethodType
 
 from dbbasic_queue.errors import InvalidHandlers
-from dbbasic_queue.model.rows import check_seconds
+from dbbasic_queue.model.checks import check_count, check_seconds
 from dbbasic_queue.model.states import LATEST, backoff
 
 # Of the module `inspect`, which takes long to load.
@@ -232,12 +232,6 @@ class Handler:
     def longest_wait(self, attempt: int) -> float:
         """Return the most seconds that `wait` can give."""
         return backoff(attempt) if self.backoff is None else self.backoff.longest(attempt)
-
-
-def check_count(count: object, name: str) -> None:
-    """Raise InvalidHandlers unless it is an int of 1 or more."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise InvalidHandlers(f"invalid {name} {count!r}: must be an int of 1 or more")
 
 
 class _Signature:

@@ -13,26 +13,20 @@ from dbbasic_queue.errors import (
     QueueError,
 )
 from dbbasic_queue.lazy import load
-from dbbasic_queue.model.escaping import (
-    LARGEST_PAYLOAD,
-    MAX_PAYLOAD,
-    decode_json,
-    encode_json,
-    unescape,
-)
-from dbbasic_queue.model.rows import (
+from dbbasic_queue.model.checks import (
+    ALL,
     CheckedClock,
-    Row,
     check_id,
     check_instant,
     check_seconds,
     check_type,
     is_id,
-    new_row,
 )
+from dbbasic_queue.model.escaping import unescape
+from dbbasic_queue.model.jsontext import LARGEST_PAYLOAD, MAX_PAYLOAD, decode_json, encode_json
+from dbbasic_queue.model.rows import Row, new_row
 from dbbasic_queue.model.states import FAILED, FINISHED, STATUSES
 from dbbasic_queue.store.location import open_store
-from dbbasic_queue.store.paused import ALL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -554,11 +548,11 @@ class Queue:
         a file that isn't one of these, StoreError if the system can't write. Then the file is
         unchanged.
         """
-        from dbbasic_queue.monitoring import metrics
+        from dbbasic_queue.monitoring import prometheus
 
         place = os.path.abspath(os.fspath(path))
-        metrics.check_path(place)
-        metrics.write(place, metrics.to_text(self.metrics(window)))
+        prometheus.check_path(place)
+        prometheus.write(place, prometheus.to_text(self.metrics(window)))
 
 
 def _plan() -> Callable[..., Pass | Crew]:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from dbbasic_queue.errors import InvalidHandlers, InvalidJob, QueueError
 from dbbasic_queue.handlers import Fail, Handler
-from dbbasic_queue.model.rows import check_type
+from dbbasic_queue.model.checks import check_type
 from dbbasic_queue.queue import default_queue
 
 if TYPE_CHECKING:

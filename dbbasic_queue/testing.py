@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from dbbasic_queue.jobqueue import MAX_ATTEMPTS, Queue
-from dbbasic_queue.model.escaping import MAX_PAYLOAD, decode_json, encode_json
+from dbbasic_queue.model.jsontext import MAX_PAYLOAD, decode_json, encode_json
 from dbbasic_queue.model.states import PENDING
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import time
 from dbbasic_queue import errors
 from dbbasic_queue.errors import QueueError
 from dbbasic_queue.jobqueue import MAX_ATTEMPTS, Queue
-from dbbasic_queue.model.rows import check_seconds
+from dbbasic_queue.model.checks import check_seconds
 from dbbasic_queue.passes import log_lines
 from dbbasic_queue.passes.plan import plan
 from dbbasic_queue.passes.signals import Asked, Interrupts

@@ -18,8 +18,8 @@ from conftest import NOW, Clock, add_lines, beside, history, line, store_of
 from processes import Programs, is_free, wait_for, wait_for_notes
 
 from dbbasic_queue import Backoff, Delay, Fail, Handler, NotAQueue, Queue
+from dbbasic_queue.model.checks import check_type
 from dbbasic_queue.model.escaping import unescape
-from dbbasic_queue.model.rows import check_type
 from dbbasic_queue.passes.tracebacks import MAX_TRACEBACK, format_traceback
 from dbbasic_queue.store import history as history_file
 from dbbasic_queue.store.history import HEADER, AttemptLog

@@ -105,7 +105,8 @@ def test_what_one_command_needs_is_not_imported_for_the_others(tmp_path: Path) -
         "import sys, dbbasic_queue.cli.main as cli\n"
         "print(sorted({'argparse', 'dbbasic_queue.cli.demo', 'subprocess'} & set(sys.modules)))\n"
         "cli.argument_parser()\n"
-        "print(sorted({'dbbasic_queue.cli.demo', 'subprocess', 'socketserver'} & set(sys.modules)))\n"
+        "late = {'dbbasic_queue.cli.demo', 'subprocess', 'socketserver'}\n"
+        "print(sorted(late & set(sys.modules)))\n"
     )
     done = run(sys.executable, "-c", program, cwd=tmp_path)
     assert (done.stdout, done.stderr) == ("[]\n[]\n", "")

@@ -139,7 +139,7 @@ def interrupt():
 
 signal.signal(signal.SIGUSR1, fork)
 sys.meta_path.insert(0, Before("json", interrupt))
-from dbbasic_queue.model.escaping import encode_json
+from dbbasic_queue.model.jsontext import encode_json
 assert encode_json([1], 9) == "[1]"
 if pids == [0]:
     os._exit(0)

@@ -15,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dbbasic_queue import Fail, InvalidJob, NotAQueue, Queue, StoreError
 from dbbasic_queue.model.states import STATUSES
-from dbbasic_queue.monitoring.metrics import percentile, to_text
+from dbbasic_queue.monitoring.metrics import percentile
+from dbbasic_queue.monitoring.prometheus import to_text
 from dbbasic_queue.store.history import HEADER
 
 if TYPE_CHECKING:

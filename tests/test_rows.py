@@ -24,22 +24,17 @@ from hypothesis import strategies as st
 
 import dbbasic_queue
 from dbbasic_queue.errors import InvalidJob
-from dbbasic_queue.model.escaping import MAX_PAYLOAD, decode_json, encode_json, escape, unescape
-from dbbasic_queue.model.rows import (
-    HEADER,
-    check_id,
-    check_instant,
-    check_type,
+from dbbasic_queue.model.checks import check_id, check_instant, check_type
+from dbbasic_queue.model.escaping import escape, unescape
+from dbbasic_queue.model.jsontext import MAX_PAYLOAD, decode_json, encode_json
+from dbbasic_queue.model.records import (
     decode_record,
     decode_state,
     encode_record,
     encode_state,
-    is_binary,
-    is_header,
-    new_row,
-    parse_row,
     with_state,
 )
+from dbbasic_queue.model.rows import HEADER, is_binary, is_header, new_row, parse_row
 from dbbasic_queue.model.states import STATUSES, State
 from dbbasic_queue.model.strict_json import MAX_DEPTH
 

@@ -37,8 +37,10 @@ from dbbasic_queue import (
     QueueError,
     StoreError,
 )
-from dbbasic_queue.model.escaping import LARGEST_PAYLOAD, MAX_ERROR
-from dbbasic_queue.model.rows import LONGEST_ROW, encode_record, encode_state, parse_row
+from dbbasic_queue.model.escaping import MAX_ERROR
+from dbbasic_queue.model.jsontext import LARGEST_PAYLOAD
+from dbbasic_queue.model.records import encode_record, encode_state
+from dbbasic_queue.model.rows import LONGEST_ROW, parse_row
 from dbbasic_queue.model.states import State
 from dbbasic_queue.store.disk import lock
 

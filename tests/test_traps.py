@@ -17,7 +17,7 @@ import pytest
 from conftest import NOW, Clock, add_lines, beside, held, job, line, python, row, rows, store_of
 
 from dbbasic_queue import InvalidJob, Queue, StoreError
-from dbbasic_queue.model.rows import encode_record, encode_state
+from dbbasic_queue.model.records import encode_record, encode_state
 from dbbasic_queue.model.states import State
 from dbbasic_queue.store.claiming.claims import Claims
 from dbbasic_queue.store.protocol import Terms

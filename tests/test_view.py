@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from dbbasic_queue.errors import StoreError
 from dbbasic_queue.model import states
-from dbbasic_queue.model.rows import HEADER, encode_state, parse_row
+from dbbasic_queue.model.records import encode_state
+from dbbasic_queue.model.rows import HEADER, parse_row
 from dbbasic_queue.store.disk.files import open_file
 from dbbasic_queue.store.reading import lookup
 from dbbasic_queue.store.reading.bulk import scan

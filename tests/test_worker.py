@@ -1104,14 +1104,14 @@ def test_a_signal_handler_that_a_job_installs_stays(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize("where", ["the same thread", "another thread"])
-@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize("times", [1, 2])
 def test_a_pass_within_a_job_ends_with_the_pass_around_it(
-    queue: Queue, where: str, signals: int
+    queue: Queue, where: str, times: int
 ) -> None:
     """After one signal the inner job finishes; after two it is given back, in the main thread."""
 
     def inner(n: int) -> None:
-        for sent in range(signals if n == 1 else 0):
+        for sent in range(times if n == 1 else 0):
             os.kill(os.getpid(), signal.SIGTERM)
             if where == "another thread":  # the main thread receives it at some time
                 assert signals._enclosing is not None
@@ -1136,7 +1136,7 @@ def test_a_pass_within_a_job_ends_with_the_pass_around_it(
         queue.process_jobs({"outer": outer}, skip_unknown=True)
     assert end.value.code == 143
     assert state(queue, outer_id) == state(queue, late) == ("pending", 0)
-    whole = 2 if signals == 1 or where == "another thread" else 1
+    whole = 2 if times == 1 or where == "another thread" else 1
     assert [state(queue, i) for i in ids] == [("completed", 1)] * whole + [("pending", 0)] * (
         6 - whole
     )

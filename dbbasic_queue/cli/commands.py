@@ -11,8 +11,11 @@ import time
 
 from dbbasic_queue.errors import NotAQueue
 from dbbasic_queue.jobqueue import Queue
-from dbbasic_queue.model.escaping import decode_json, printable
-from dbbasic_queue.model.rows import HEADER, Row, encode_state, has_json, is_id
+from dbbasic_queue.model.checks import is_id
+from dbbasic_queue.model.escaping import printable
+from dbbasic_queue.model.jsontext import decode_json
+from dbbasic_queue.model.records import encode_state
+from dbbasic_queue.model.rows import HEADER, Row, has_json
 from dbbasic_queue.queue import default_queue
 from dbbasic_queue.store.location import path_of
 
@@ -169,7 +172,7 @@ def run_pause(arguments: Namespace) -> int:
 
 
 def run_resume(arguments: Namespace) -> int:
-    from dbbasic_queue.store.paused import ALL
+    from dbbasic_queue.model.checks import ALL
 
     with existing_queue(arguments) as queue:
         queue.resume(arguments.type)
@@ -183,11 +186,11 @@ def run_resume(arguments: Namespace) -> int:
 
 
 def run_metrics(arguments: Namespace) -> int:
-    from dbbasic_queue.monitoring import metrics
+    from dbbasic_queue.monitoring import prometheus
 
     with existing_queue(arguments) as queue:
         if arguments.path is None:
-            print(metrics.to_text(queue.metrics(arguments.window)), end="")
+            print(prometheus.to_text(queue.metrics(arguments.window)), end="")
         else:
             queue.write_metrics(arguments.path, arguments.window)
     return 0

@@ -25,7 +25,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PACKAGE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent
+PACKAGE = HERE.parent
 MAX_LINE = 4096
 MAX_MAIL = 1_048_576
 
@@ -83,7 +84,7 @@ def fresh_directory(directory: str | None) -> Path:
     (home / "workers").mkdir()
     (home / "mails").mkdir()
     shutil.copyfile(worker_program(), home / "workers" / "queue_worker.py")
-    shutil.copyfile(PACKAGE / "demo_data.tsv", home / "elements.tsv")
+    shutil.copyfile(HERE / "demo_data.tsv", home / "elements.tsv")
     return home
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.states import PENDING, STATUSES
-from dbbasic_queue.store.paused import ALL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,8 +10,10 @@ from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from dbbasic_queue.errors import not_started
 from dbbasic_queue.handlers import Delay, Fail, Job
 from dbbasic_queue.model import states
-from dbbasic_queue.model.escaping import MAX_ERROR, encode_json, escape
-from dbbasic_queue.model.rows import check_instant, decode_state, encode_state
+from dbbasic_queue.model.checks import check_instant
+from dbbasic_queue.model.escaping import MAX_ERROR, escape
+from dbbasic_queue.model.jsontext import encode_json
+from dbbasic_queue.model.records import decode_state, encode_state
 from dbbasic_queue.passes.tracebacks import format_traceback
 
 TYPE_CHECKING = False

@@ -16,8 +16,9 @@ import time
 from collections import deque
 
 from dbbasic_queue.errors import InvalidHandlers, StoreError
-from dbbasic_queue.handlers import Handler, check_count
+from dbbasic_queue.handlers import Handler
 from dbbasic_queue.model import states
+from dbbasic_queue.model.checks import check_count
 from dbbasic_queue.passes import log_lines
 from dbbasic_queue.passes.attempt import INTERRUPTED, Attempts
 from dbbasic_queue.passes.signals import Interrupts

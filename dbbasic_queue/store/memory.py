@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from dbbasic_queue.errors import DuplicateJob, QueueError, StoreError
 from dbbasic_queue.model import states
-from dbbasic_queue.model.escaping import decode_json
-from dbbasic_queue.model.rows import Row, encode_state, parse_row
+from dbbasic_queue.model.checks import ALL
+from dbbasic_queue.model.jsontext import decode_json
+from dbbasic_queue.model.records import encode_state
+from dbbasic_queue.model.rows import Row, parse_row
 from dbbasic_queue.store.history import Attempt
-from dbbasic_queue.store.paused import ALL
 from dbbasic_queue.store.protocol import Claim
 from dbbasic_queue.store.writing.archive import append_rows
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 
-from dbbasic_queue.store.disk.files import open_file, replace_file, store_error, sync_directory
-
-ALL = "*"
+from dbbasic_queue.errors import store_error
+from dbbasic_queue.store.disk.files import open_file, replace_file
+from dbbasic_queue.store.disk.sync import sync_directory
 
 
 def read(queue: str) -> frozenset[str]:

@@ -6,7 +6,7 @@ if the store is shared, for all processes.
 
 from __future__ import annotations
 
-from dbbasic_queue.model.rows import encode_state
+from dbbasic_queue.model.records import encode_state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

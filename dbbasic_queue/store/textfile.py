@@ -13,8 +13,10 @@ import time
 import weakref
 
 from dbbasic_queue import forks
-from dbbasic_queue.errors import DuplicateJob, StoreError
-from dbbasic_queue.model.rows import HEADER, decode_record, encode_record, encode_state
+from dbbasic_queue.errors import DuplicateJob, StoreError, store_error
+from dbbasic_queue.model.checks import ALL
+from dbbasic_queue.model.records import decode_record, encode_record, encode_state
+from dbbasic_queue.model.rows import HEADER
 from dbbasic_queue.model.states import (
     CLOCK_TOLERANCE,
     FAILED,
@@ -35,12 +37,10 @@ from dbbasic_queue.store.disk.files import (
     open_file,
     open_or_create,
     refuse_mount_point,
-    store_error,
-    sync,
-    sync_directory,
     unstable_inodes,
 )
 from dbbasic_queue.store.disk.lock import QueueLock, locked, reading, though_moved
+from dbbasic_queue.store.disk.sync import sync, sync_directory
 from dbbasic_queue.store.reading.lookup import search
 from dbbasic_queue.store.reading.tail import Follower, Rewritten, has_header
 from dbbasic_queue.store.reading.view import NEVER, View
@@ -506,12 +506,12 @@ class Store:
     # -- pausing --
 
     def paused(self) -> frozenset[str]:
-        """Return the paused types; `paused.ALL` among them stands for all."""
+        """Return the paused types; `ALL` among them stands for all."""
         return paused.read(self.path)
 
     @locked
     def pause(self, job_type: str) -> bool:
-        """Pause a type, or `paused.ALL`; on the disk on return. False if it was paused so."""
+        """Pause a type, or `ALL`; on the disk on return. False if it was paused so."""
         types = paused.read(self.path)
         if job_type in types:
             return False
@@ -831,7 +831,7 @@ class Store:
         if not types or seen == self._unpaused_at:
             return False
         rows = (view.row(number) for number, at in enumerate(view.when) if at != NEVER)
-        if paused.ALL in types or all(row is None or row.type in types for row in rows):
+        if ALL in types or all(row is None or row.type in types for row in rows):
             return True
         self._unpaused_at = seen
         return False

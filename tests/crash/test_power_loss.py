@@ -35,7 +35,8 @@ from power_workloads import (
 )
 
 from dbbasic_queue import JobDict, Queue
-from dbbasic_queue.model.rows import HEADER, decode_record, encode_record
+from dbbasic_queue.model.records import decode_record, encode_record
+from dbbasic_queue.model.rows import HEADER
 
 LONG = bool(os.environ.get("DBBASIC_QUEUE_LONG"))
 SEED = int(os.environ.get("DBBASIC_QUEUE_SEED", "1"))

@@ -14,8 +14,10 @@ from collections import deque
 
 from dbbasic_queue.errors import StoreError
 from dbbasic_queue.model import states
-from dbbasic_queue.model.escaping import decode_json
-from dbbasic_queue.model.rows import Row, decode_state, encode_state
+from dbbasic_queue.model.checks import ALL
+from dbbasic_queue.model.jsontext import decode_json
+from dbbasic_queue.model.records import decode_state, encode_state
+from dbbasic_queue.model.rows import Row
 from dbbasic_queue.store import paused
 from dbbasic_queue.store.claiming import slots
 from dbbasic_queue.store.disk.files import NO_ROOM
@@ -346,7 +348,7 @@ class Claims:
         return Claim(row, payload, view.generation)
 
     def _is_paused(self, job_type: str) -> bool:
-        return job_type in self._paused or paused.ALL in self._paused
+        return job_type in self._paused or ALL in self._paused
 
     # -- how many of a type may be processing --
 

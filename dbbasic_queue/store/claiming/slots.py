@@ -21,15 +21,10 @@ import errno
 import os
 import time
 
-from dbbasic_queue.errors import QueueBusy, StoreError
-from dbbasic_queue.store.disk.files import (
-    OpenFile,
-    open_file,
-    open_or_create,
-    store_error,
-    write_all,
-)
+from dbbasic_queue.errors import QueueBusy, StoreError, store_error
+from dbbasic_queue.store.disk.files import OpenFile, open_file, open_or_create
 from dbbasic_queue.store.disk.lock import try_lock, unlock
+from dbbasic_queue.store.disk.sync import write_all
 
 SLOTS = 64
 _ROOM = 8192

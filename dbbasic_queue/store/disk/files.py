@@ -13,43 +13,19 @@ import errno
 import fcntl
 import os
 import stat
-import sys
 import time
 import weakref
 from itertools import count
 
 from dbbasic_queue import forks
-from dbbasic_queue.errors import NotAQueue, StoreError
+from dbbasic_queue.errors import NotAQueue, StoreError, store_error
+from dbbasic_queue.store.disk.access import set_access
+from dbbasic_queue.store.disk.sync import sync_directory, write_all
 
-_ADVICE = {
-    errno.ENOSPC: "the disk is full: free some space",
-    errno.EDQUOT: "the disk quota is used up: free some space",
-    errno.EACCES: "this user may not: give it the directory's group, or run as its owner",
-    errno.EPERM: "this user may not: give it the directory's group, or run as its owner",
-    errno.EBUSY: "is the file mounted by itself, as into a container? mount its directory",
-    errno.EROFS: "the file system is mounted read-only: remount it",
-    errno.EIO: "the disk reports an error: look at dmesg, and at the disk's health",
-    errno.EMFILE: "this process has too many open files: see ulimit -n",
-    errno.ENFILE: "the machine has too many open files: see fs.file-max",
-    **dict.fromkeys(
-        (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP),
-        "does this file system, such as NFS or FUSE, support flock? Put the queue on a local one",
-    ),
-}
 _TRIES = 100
-_ACCESS_LIST = "system.posix_acl_access"
-_OF_CONTENT = {"security.ima", "security.evm"}
-"""extended attributes that are checksums of the file"""
 
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-
-
-def store_error(e: OSError, path: str, consequence: str) -> StoreError:
-    """Return the system's error with the file's name, what became of the change, what to do."""
-    advice = _ADVICE.get(e.errno or 0, "see the system's message")
-    text = f"{e.strerror or e} ({consequence}; {advice})"
-    return StoreError(e.errno, text, path)
 
 
 def unstable_inodes(path: str) -> StoreError:
@@ -307,7 +283,7 @@ def create_file(path: str, flags: int, *, to_lock: bool = False) -> OpenFile | N
         return None
     except OSError as e:
         raise store_error(e, path, "nothing was done") from e
-    _set_access(file.fd, directory)
+    set_access(file.fd, directory)
     return file
 
 
@@ -358,13 +334,6 @@ def replace_file(
         raise store_error(e, path, consequence) from e
 
 
-def _set_access(fd: int, directory: os.stat_result) -> None:
-    shared = bool(directory.st_mode & stat.S_IWGRP) and _give(fd, -1, directory.st_gid)
-    if os.geteuid() == 0 and directory.st_uid != 0:
-        _give(fd, directory.st_uid, -1 if shared else directory.st_gid)
-    os.fchmod(fd, 0o660 if shared else 0o600)
-
-
 def open_or_create(path: str, flags: int, *, to_lock: bool = False) -> OpenFile:
     """Open a file of the queue, creating it where there is none."""
     while True:
@@ -373,147 +342,14 @@ def open_or_create(path: str, flags: int, *, to_lock: bool = False) -> OpenFile:
             status = os.fstat(file.fd)
             if not status.st_size and os.geteuid() in (0, status.st_uid):
                 # Its creator may have been killed before it could set the mode.
-                _set_access(file.fd, os.stat(os.path.dirname(path)))
+                set_access(file.fd, os.stat(os.path.dirname(path)))
             return file
         file = create_file(path, flags, to_lock=to_lock)
         if file is not None:
             return file
 
 
-def replace_like(fd: int, old_fd: int) -> None:
-    """Give a rewritten file the old one's owner, if that is allowed, its group, mode, access list
-    and extended attributes.
-
-    Raises OSError if the access list can't be set: then the old file has to stay.
-    """
-    old, new = os.fstat(old_fd), os.fstat(fd)
-    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid) and not _give(
-        fd, old.st_uid, old.st_gid
-    ):
-        _give(fd, -1, old.st_gid)
-    os.fchmod(fd, stat.S_IMODE(old.st_mode))
-    if sys.platform == "linux":
-        _copy_attributes(old_fd, fd)
-
-
-def _copy_attributes(old: int, new: int) -> None:
-    try:
-        names, inherited = os.listxattr(old), os.listxattr(new)
-    except OSError:
-        return  # this file system has none
-    if _ACCESS_LIST in inherited and _ACCESS_LIST not in names:
-        os.removexattr(new, _ACCESS_LIST)
-    for name in names:
-        if name in _OF_CONTENT:
-            continue
-        try:
-            os.setxattr(new, name, os.getxattr(old, name))
-        except OSError:
-            if name == _ACCESS_LIST:
-                raise
-
-
-def _give(fd: int, uid: int, gid: int) -> bool:
-    try:
-        os.fchown(fd, uid, gid)
-    except PermissionError:
-        return False
-    return True
-
-
-def prepare_directory(path: str) -> None:
-    """Create the directory, and its parents, where there is none; refuse one that all may write.
-
-    A new one is for its parent's owner when root makes it, and for the parent's group where the
-    group may write the parent.
-    """
-    if not os.path.isdir(path):
-        _create_directory(path)
-    if os.stat(path).st_mode & stat.S_IWOTH:
-        raise NotAQueue(
-            errno.EPERM,
-            "everybody may write this directory, and so plant jobs (chmod o-w it, or put the "
-            "queue into a directory of its own)",
-            path,
-        )
-
-
-def _create_directory(path: str) -> None:
-    parent = os.path.dirname(path)
-    if not os.path.isdir(parent):
-        _create_directory(parent)
-    try:
-        _make_directory(path, os.stat(parent))
-    except OSError as e:
-        if os.path.isdir(path):
-            return  # another process was first
-        if os.path.lexists(path):
-            raise NotAQueue(errno.ENOTDIR, "not a directory (move it away)", path) from e
-        raise store_error(e, path, "the directory was not created") from e
-
-
-def _make_directory(path: str, parent: os.stat_result) -> None:
-    """Create a directory with its access set, under another name until then.
-
-    A kill in between would leave it closed to the group for ever.
-    """
-    new = path + ".new"
-    try:
-        os.mkdir(new, 0o700)
-    except FileExistsError:
-        pass  # left by a kill, or another process is at it
-    fd = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        if os.geteuid() == 0 and parent.st_uid != 0:
-            os.fchown(fd, parent.st_uid, parent.st_gid)
-        shared = bool(parent.st_mode & stat.S_IWGRP) and not parent.st_mode & stat.S_ISVTX
-        shared = shared and _give(fd, -1, parent.st_gid)
-        os.fchmod(fd, 0o2770 if shared else 0o755)
-    finally:
-        os.close(fd)
-    sync_directory(os.path.dirname(path))  # what is renamed is there
-    try:
-        os.rename(new, path)
-    except OSError:
-        try:
-            os.rmdir(new)
-        except OSError:
-            pass
-        raise
-    sync_directory(os.path.dirname(path))
-
-
 # -- the disk ----------------------------------------------------------------------------------
-
-
-def sync(fd: int) -> None:
-    """Return when the file's content and size are on the disk.
-
-    macOS only hands them to the drive unless asked with F_FULLFSYNC (its fsync(2) says so).
-    """
-    if sys.platform == "darwin":
-        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-    else:
-        os.fdatasync(fd)
-
-
-def sync_directory(path: str) -> None:
-    """Return when the names in the directory are on the disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_all(fd: int, content: bytes) -> None:
-    """Write every byte; a short write is followed by the rest, or by the reason why not."""
-    written = os.write(fd, content)
-    while written < len(content):
-        n = os.write(fd, content[written : written + (1 << 20)])
-        if n == 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        written += n
 
 
 def append(file: OpenFile, size: int, content: bytes) -> None:

@@ -22,14 +22,9 @@ import threading
 import time
 
 from dbbasic_queue import forks
-from dbbasic_queue.errors import QueueBusy, QueueError, StoreError
-from dbbasic_queue.store.disk.files import (
-    OpenFile,
-    open_or_create,
-    prepare_directory,
-    store_error,
-    unstable_inodes,
-)
+from dbbasic_queue.errors import QueueBusy, QueueError, StoreError, store_error
+from dbbasic_queue.store.disk.access import prepare_directory
+from dbbasic_queue.store.disk.files import OpenFile, open_or_create, unstable_inodes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ what is left is a few lines, which are read one by one.
 
 from __future__ import annotations
 
-from dbbasic_queue.model.rows import IN_AN_ID, is_binary
+from dbbasic_queue.model.checks import IN_AN_ID
+from dbbasic_queue.model.rows import is_binary
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from dbbasic_queue.model.rows import Row, decode_record, decode_state, has_json, parse_row
+from dbbasic_queue.model.records import decode_record, decode_state
+from dbbasic_queue.model.rows import Row, has_json, parse_row
 from dbbasic_queue.store.disk.files import OpenFile, open_file, unstable_inodes
 from dbbasic_queue.store.reading.tail import (
     Follower,

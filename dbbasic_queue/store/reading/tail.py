@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 
-from dbbasic_queue.errors import NotAQueue, QueueDamaged
+from dbbasic_queue.errors import NotAQueue, QueueDamaged, store_error
 from dbbasic_queue.model.rows import HEADER, LONGEST_ROW, is_header, parse_row
-from dbbasic_queue.store.disk.files import OpenFile, store_error
+from dbbasic_queue.store.disk.files import OpenFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

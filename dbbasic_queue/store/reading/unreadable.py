@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dbbasic_queue.model.escaping import decode_json, escape
-from dbbasic_queue.model.rows import LONGEST_ROW, is_id, parse_instant
+from dbbasic_queue.model.checks import is_id
+from dbbasic_queue.model.escaping import escape
+from dbbasic_queue.model.jsontext import decode_json
+from dbbasic_queue.model.rows import LONGEST_ROW, parse_instant
 from dbbasic_queue.model.states import STATUSES
 
 _SHOWN = 200

@@ -20,17 +20,8 @@ from itertools import compress
 
 from dbbasic_queue.errors import StoreError
 from dbbasic_queue.model import states
-from dbbasic_queue.model.rows import (
-    HEADER,
-    LONGEST_ROW,
-    Row,
-    decode_record,
-    decode_state,
-    has_json,
-    is_binary,
-    parse_row,
-    with_state,
-)
+from dbbasic_queue.model.records import decode_record, decode_state, with_state
+from dbbasic_queue.model.rows import HEADER, LONGEST_ROW, Row, has_json, is_binary, parse_row
 from dbbasic_queue.store.disk.files import open_file, unstable_inodes
 from dbbasic_queue.store.reading.bulk import PENDING, PROCESSING, scan
 from dbbasic_queue.store.reading.offsets import Places

@@ -11,16 +11,10 @@ import errno
 import os
 import time
 
-from dbbasic_queue.errors import NotAQueue, QueueBusy, QueueError
+from dbbasic_queue.errors import NotAQueue, QueueBusy, QueueError, store_error
 from dbbasic_queue.model.rows import HEADER
-from dbbasic_queue.store.disk.files import (
-    OpenFile,
-    append,
-    open_file,
-    open_or_create,
-    store_error,
-    sync_directory,
-)
+from dbbasic_queue.store.disk.files import OpenFile, append, open_file, open_or_create
+from dbbasic_queue.store.disk.sync import sync_directory
 
 PATIENCE = 60.0
 """Seconds to wait for another purge into the same archive."""

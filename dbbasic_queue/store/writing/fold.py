@@ -14,19 +14,18 @@ from __future__ import annotations
 import errno
 import os
 
-from dbbasic_queue.errors import StoreError
-from dbbasic_queue.model.rows import HEADER, LONGEST_ROW, is_binary, with_state
+from dbbasic_queue.errors import StoreError, store_error
+from dbbasic_queue.model.records import with_state
+from dbbasic_queue.model.rows import HEADER, LONGEST_ROW, is_binary
+from dbbasic_queue.store.disk.access import replace_like
 from dbbasic_queue.store.disk.files import (
     OpenFile,
     create_fresh,
     end_last_line,
     open_or_create,
     replace_file,
-    replace_like,
-    store_error,
-    sync_directory,
-    write_all,
 )
+from dbbasic_queue.store.disk.sync import sync_directory, write_all
 from dbbasic_queue.store.reading.offsets import within
 from dbbasic_queue.store.reading.tail import Follower, Rewritten
 from dbbasic_queue.store.reading.view import View
