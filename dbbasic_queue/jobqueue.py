@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from typing import Any, Literal, Self, TypeAlias, TypedDict
 
     from dbbasic_queue.passes.base import Pass
-    from dbbasic_queue.passes.supervisor import Crew
+    from dbbasic_queue.passes.supervisor import Supervisor
 
     Status: TypeAlias = Literal["pending", "processing", "completed", "failed", "cancelled"]
     """A job's status."""
@@ -280,7 +280,9 @@ class Queue:
             handlers, max_attempts, workers, linger=math.inf, until_complete=True
         ).run()
 
-    def _pass(self, handlers: Any, max_attempts: int, workers: int, **how: Any) -> Pass | Crew:
+    def _pass(
+        self, handlers: Any, max_attempts: int, workers: int, **how: Any
+    ) -> Pass | Supervisor:
         return load(_plan)(
             self.store, handlers, max_attempts, workers, self.now, self.max_payload, **how
         )
@@ -555,7 +557,7 @@ class Queue:
         prometheus.write(place, prometheus.to_text(self.metrics(window)))
 
 
-def _plan() -> Callable[..., Pass | Crew]:
+def _plan() -> Callable[..., Pass | Supervisor]:
     from dbbasic_queue.passes.plan import plan
 
     return plan

@@ -17,7 +17,7 @@ from dbbasic_queue.jobqueue import MAX_ATTEMPTS, Queue
 from dbbasic_queue.model.checks import check_seconds
 from dbbasic_queue.passes import log_lines
 from dbbasic_queue.passes.plan import plan
-from dbbasic_queue.passes.signals import Asked, Interrupts
+from dbbasic_queue.passes.signals import Interrupts, StopRequested
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from dbbasic_queue.passes.base import Pass
-    from dbbasic_queue.passes.supervisor import Crew
+    from dbbasic_queue.passes.supervisor import Supervisor
 
 _PAUSE = 5.0
 _TICK = 0.1
@@ -74,9 +74,9 @@ class Worker:
         """held to look at the state or to change it, and notified of each change"""
         self._thread: threading.Thread | None = None  # that runs the passes
         self._asked = False
-        self._running: Pass | Crew | None = None
+        self._running: Pass | Supervisor | None = None
 
-    def _make(self, *, here: bool = False) -> Pass | Crew:
+    def _make(self, *, here: bool = False) -> Pass | Supervisor:
         queue = self._queue
         return plan(
             queue.store,
@@ -172,7 +172,7 @@ class Worker:
             self._thread = threading.current_thread()
         try:
             self._run()
-        except Asked:
+        except StopRequested:
             return  # it was asked to end, and has ended well
 
     def _run(self) -> None:
@@ -213,7 +213,7 @@ class Worker:
 
             log_lines.worker_failed(describe(e), e, _PAUSE)
             if running is not None:
-                running.interrupts.pass_on()  # the signals that it had received
+                running.interrupts.forward_signals()  # the signals that it had received
             self._rest()
         else:
             with self._change:  # one of its jobs may have asked, in a process of its own
@@ -224,9 +224,9 @@ class Worker:
         with Interrupts() as asked:
             end = time.monotonic() + _PAUSE
             with self._change:
-                while not (self._asked or asked.asked()) and time.monotonic() < end:
+                while not (self._asked or asked.stop_requested()) and time.monotonic() < end:
                     self._change.wait(_TICK)
-        asked.pass_on()
+        asked.forward_signals()
 
     def __enter__(self) -> Worker:
         self.start()

@@ -20,7 +20,7 @@ from contract.test_sharing import TestArchiving, TestSharing
 from dbbasic_queue import Queue
 from dbbasic_queue.errors import DuplicateJob
 from dbbasic_queue.model import states
-from dbbasic_queue.store.memory import Kept, Memory, MemoryClaims
+from dbbasic_queue.store.memory import Kept, MemoryClaims, MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -45,9 +45,9 @@ __all__ = [
 class Planted(Queue):
     """The engine without a bug, over another store or with other claims."""
 
-    memory: type[Memory] = Memory
+    memory: type[MemoryStore] = MemoryStore
     claims: type[MemoryClaims] = MemoryClaims
-    places: dict[str, Memory]
+    places: dict[str, MemoryStore]
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
@@ -100,10 +100,10 @@ class ShowsWhatItKeeps(Planted):
 
 class LosesFalseResults(Planted):
     class claims(MemoryClaims):
-        def settle(self, claim: Claim, state: states.State) -> states.State | None:
+        def record(self, claim: Claim, state: states.State) -> states.State | None:
             if state.result in ("0", "false", '""', "[]", "{}", "0.0"):
                 state.result = ""
-            return super().settle(claim, state)
+            return super().record(claim, state)
 
 
 # --- what runs
@@ -125,8 +125,8 @@ class RunsTwice(Planted):
 
 class RunsEarly(Planted):
     class claims(MemoryClaims):
-        def renew(self, now: float) -> bool:
-            return super().renew(now + 1)
+        def find_due(self, now: float) -> bool:
+            return super().find_due(now + 1)
 
 
 class RunsTheLatestFirst(Planted):
@@ -138,7 +138,7 @@ class RunsTheLatestFirst(Planted):
 
 
 class RunsWhatIsCancelled(Planted):
-    class memory(Memory):
+    class memory(MemoryStore):
         def cancel(self, job_id: str) -> bool:
             with self.lock:
                 row = self.kept.get(job_id)
@@ -146,7 +146,7 @@ class RunsWhatIsCancelled(Planted):
 
 
 class CancelsWhatIsBeingRun(Planted):
-    class memory(Memory):
+    class memory(MemoryStore):
         def cancel(self, job_id: str) -> bool:
             row = self.kept.get(job_id)
             if row is None or row.state.status not in (states.PENDING, states.PROCESSING):
@@ -172,13 +172,13 @@ class RecordsOutcomesAtTheEnd(Planted):
             self._ended: list[tuple[Claim, states.State]] = []
             super().__init__(*arguments)
 
-        def settle(self, claim: Claim, state: states.State) -> states.State:
+        def record(self, claim: Claim, state: states.State) -> states.State:
             self._ended.append((claim, state))
             return state
 
         def finish(self) -> None:
             for claim, state in self._ended:
-                super().settle(claim, state)
+                super().record(claim, state)
 
 
 class RunsWhatIsPaused(Planted):
@@ -205,10 +205,10 @@ class KnowsNoLimit(Planted):
 
 class CountsADelay(Planted):
     class claims(MemoryClaims):
-        def settle(self, claim: Claim, state: states.State) -> states.State | None:
+        def record(self, claim: Claim, state: states.State) -> states.State | None:
             if state.error.startswith(states.DELAYED):
                 state.attempts += 1
-            return super().settle(claim, state)
+            return super().record(claim, state)
 
 
 class TriesOnceMore(Planted):
@@ -220,9 +220,9 @@ class TriesOnceMore(Planted):
 
 class KeepsTheOldError(Planted):
     class claims(MemoryClaims):
-        def settle(self, claim: Claim, state: states.State) -> states.State | None:
+        def record(self, claim: Claim, state: states.State) -> states.State | None:
             state.error = state.error or claim.row.state.error
-            return super().settle(claim, state)
+            return super().record(claim, state)
 
 
 # --- living with it
@@ -234,7 +234,7 @@ class WaitsForNothing(Planted):
 
 
 class RequeuesWithItsAttempts(Planted):
-    class memory(Memory):
+    class memory(MemoryStore):
         def requeue(self, now: float, **which: Any) -> int:
             before = {row.id: row.state.attempts for row in self.rows()}
             requeued = super().requeue(now, **which)
@@ -245,7 +245,7 @@ class RequeuesWithItsAttempts(Planted):
 
 
 class RemovesWhatIsBeingRun(Planted):
-    class memory(Memory):
+    class memory(MemoryStore):
         def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
             removed = super().remove(unwanted, archive)
             for row in list(self.rows()):
@@ -262,7 +262,7 @@ class PurgesTheYoung(Planted):
 
 
 class ListsWhatComesMeanwhile(Planted):
-    class memory(Memory):
+    class memory(MemoryStore):
         def rows(self, unreadable: list[int] | None = None) -> Iterator[Row]:
             for job_id in list(self.kept):
                 row = self.find(job_id)
@@ -273,7 +273,7 @@ class ListsWhatComesMeanwhile(Planted):
 class SharesNothing(Planted):
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
-        self.store = cast("Any", Memory(url))
+        self.store = cast("Any", MemoryStore(url))
 
 
 class LosesItsArchive(Planted):

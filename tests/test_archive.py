@@ -128,7 +128,7 @@ def test_what_a_kill_or_a_power_cut_leaves_of_a_header_is_made_whole(
     assert len(archived(archive)) == OLD
 
 
-def test_an_archive_that_logrotate_renames_during_a_purge_is_begun_again(
+def test_an_archive_that_logrotate_renames_during_a_purge_is_started_again(
     old: Queue, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rotated = archive.with_suffix(".1")

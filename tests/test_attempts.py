@@ -22,7 +22,7 @@ from dbbasic_queue.model.checks import check_type
 from dbbasic_queue.model.escaping import unescape
 from dbbasic_queue.passes.tracebacks import MAX_TRACEBACK, format_traceback
 from dbbasic_queue.store import history as history_file
-from dbbasic_queue.store.history import HEADER, AttemptLog
+from dbbasic_queue.store.history import HEADER, HistoryWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -237,7 +237,7 @@ def test_a_pass_that_is_killed_loses_what_it_has_not_written_and_its_job_has_die
     assert (completed["attempt"], completed["outcome"]) == (2, "completed")
 
 
-def test_jobs_that_a_dead_pass_had_not_begun_have_no_row(
+def test_jobs_that_a_dead_pass_had_not_started_have_no_row(
     programs: Programs, tmp_path: Path
 ) -> None:
     programs.start("""
@@ -451,22 +451,22 @@ def room() -> Room:
 
 
 @pytest.fixture
-def log(queue: Queue, room: Any) -> AttemptLog:
+def log(queue: Queue, room: Any) -> HistoryWriter:
     return log_of(queue, room)
 
 
-def log_of(queue: Queue, slot: Slot) -> AttemptLog:
+def log_of(queue: Queue, slot: Slot) -> HistoryWriter:
     queue.enqueue("work", {}, job_id=f"job-{queue.counts()['pending']}")
-    return AttemptLog(queue.path, store_of(queue).lock, slot)
+    return HistoryWriter(queue.path, store_of(queue).lock, slot)
 
 
-def add(queue: Queue, log: AttemptLog, at: float = NOW, trace: str = "") -> None:
+def add(queue: Queue, log: HistoryWriter, at: float = NOW, trace: str = "") -> None:
     (row, *_) = queue.store.rows()
     log.note(row, "completed", "", at, 0.5, trace)
 
 
 def test_a_row_is_written_when_a_second_has_passed(
-    queue: Queue, path: Path, log: AttemptLog
+    queue: Queue, path: Path, log: HistoryWriter
 ) -> None:
     for at in (NOW, NOW + 0.5, NOW + 0.999):
         add(queue, log, at)
@@ -476,14 +476,14 @@ def test_a_row_is_written_when_a_second_has_passed(
 
 
 def test_a_clock_that_is_set_back_holds_no_row_back(
-    queue: Queue, path: Path, log: AttemptLog
+    queue: Queue, path: Path, log: HistoryWriter
 ) -> None:
     add(queue, log, NOW)
     add(queue, log, NOW - 3600)
     assert len(table(path)) == 2
 
 
-def test_rows_are_written_when_they_are_512(queue: Queue, path: Path, log: AttemptLog) -> None:
+def test_rows_are_written_when_they_are_512(queue: Queue, path: Path, log: HistoryWriter) -> None:
     for _ in range(511):
         add(queue, log)
     assert not beside(path, "attempts").exists()
@@ -556,8 +556,8 @@ def test_it_may_be_deleted_at_any_time(queue: Queue, path: Path) -> None:
     assert outcomes(path) == ["completed"] * 5
 
 
-def test_one_that_is_deleted_while_a_pass_has_it_open_is_begun_anew(
-    queue: Queue, path: Path, log: AttemptLog
+def test_one_that_is_deleted_while_a_pass_has_it_open_is_started_again(
+    queue: Queue, path: Path, log: HistoryWriter
 ) -> None:
     for _ in range(3):
         add(queue, log)
@@ -692,7 +692,7 @@ def test_a_pass_that_is_overtaken_before_it_has_the_lock_does_not_rotate_again(
             return store_of(queue).lock.run(function)
 
     lock: Any = Overtaken()
-    second = AttemptLog(queue.path, lock, room)
+    second = HistoryWriter(queue.path, lock, room)
     add(queue, second)
     second.flush()
     assert beside(path, "attempts.1").read_bytes() == full
@@ -737,7 +737,7 @@ def test_four_processes_that_write_and_rotate_at_once_mix_up_no_row(
 
 
 def test_a_reader_that_is_overtaken_by_a_rotation_misses_nothing(
-    queue: Queue, path: Path, log: AttemptLog, monkeypatch: pytest.MonkeyPatch
+    queue: Queue, path: Path, log: HistoryWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(queue, log)
     log.flush()
@@ -757,8 +757,8 @@ def test_a_reader_that_is_overtaken_by_a_rotation_misses_nothing(
     assert [found["ended_at"] for found in history(queue, "job-0")] == [NOW, NOW + 0.5]
 
 
-def test_it_is_begun_and_rotated_under_the_queues_lock(
-    queue: Queue, path: Path, log: AttemptLog, monkeypatch: pytest.MonkeyPatch
+def test_it_is_started_and_rotated_under_the_queues_lock(
+    queue: Queue, path: Path, log: HistoryWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else two passes that look at the same time would both rotate it."""
     done: list[str] = []
@@ -833,7 +833,7 @@ def test_on_a_disk_that_fills_the_history_takes_no_room_from_the_outcomes(
 
 
 def test_where_it_cannot_be_written_rows_are_lost_and_that_is_logged_once(
-    queue: Queue, path: Path, log: AttemptLog, monkeypatch: pytest.MonkeyPatch
+    queue: Queue, path: Path, log: HistoryWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Stopwatch()
     monkeypatch.setattr(history_file, "time", watch)
@@ -863,7 +863,7 @@ def test_where_it_cannot_be_written_rows_are_lost_and_that_is_logged_once(
 
 
 def test_after_an_error_it_is_not_tried_again_for_a_minute(
-    queue: Queue, path: Path, log: AttemptLog, monkeypatch: pytest.MonkeyPatch
+    queue: Queue, path: Path, log: HistoryWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Stopwatch()
     monkeypatch.setattr(history_file, "time", watch)
@@ -882,7 +882,7 @@ def test_after_an_error_it_is_not_tried_again_for_a_minute(
 
 
 def test_nothing_is_written_while_the_room_on_the_disk_is_given_up(
-    queue: Queue, path: Path, log: AttemptLog, room: Room
+    queue: Queue, path: Path, log: HistoryWriter, room: Room
 ) -> None:
     room.there = False
     for at in range(10):

@@ -23,12 +23,12 @@ from dbbasic_queue.model.states import (
     complete,
     delay,
     fail,
-    give_back,
     later,
     pull_in,
     recover,
     requeue,
     retry,
+    unclaim,
 )
 
 
@@ -104,12 +104,12 @@ def test_a_job_given_back_has_its_attempt_back() -> None:
     before = state(PENDING, attempts=1, error="ValueError: no")
     claimed = claim(before)
     assert claimed is not None
-    assert columns(give_back(claimed)) == columns(before)
-    assert columns(give_back(claimed, "interrupted"))[4] == "interrupted"
+    assert columns(unclaim(claimed)) == columns(before)
+    assert columns(unclaim(claimed, "interrupted"))[4] == "interrupted"
 
 
 def test_a_job_without_attempts_cannot_be_given_back_below_zero() -> None:
-    assert columns(give_back(state(PROCESSING, attempts=0)))[3] == 0
+    assert columns(unclaim(state(PROCESSING, attempts=0)))[3] == 0
 
 
 def test_a_recovered_job_is_due_at_once_and_keeps_its_place() -> None:
@@ -165,7 +165,7 @@ def test_each_change_starts_from_one_status_and_a_recorded_outcome_is_final(stat
         "fail": fail(before, "no"),
         "retry": retry(before, "no", NOW),
         "requeue": requeue(before, NOW),
-        "give back": give_back(before),
+        "give back": unclaim(before),
         "recover": recover(before, 3, NOW),
     }
     legal = {name for name, after in changes.items() if after is not None}
@@ -184,7 +184,7 @@ def test_no_change_touches_the_state_it_starts_from() -> None:
     fail(before, "other")
     retry(before, "other", NOW)
     delay(before, "other", NOW)
-    give_back(before, "other")
+    unclaim(before, "other")
     recover(before, 1, math.pi)
     assert columns(before) == copy
 

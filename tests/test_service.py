@@ -302,7 +302,7 @@ def test_run_forever_finishes_the_running_jobs_and_returns_on_sigterm(
         from dbbasic_queue import Worker
 
         def work(n):
-            note("begun", n)
+            note("started", n)
             wait_for(lambda: Path("go").exists(), "the word")
 
         Worker(queue, {{"work": work}}, workers={workers}).run_forever()
@@ -310,7 +310,7 @@ def test_run_forever_finishes_the_running_jobs_and_returns_on_sigterm(
         """
     )
     ids = [queue.enqueue("work", n) for n in range(workers)]
-    wait_for_notes(tmp_path / "begun", workers)
+    wait_for_notes(tmp_path / "started", workers)
     program.signal(signal.SIGTERM)
     (tmp_path / "go").touch()
     assert program.succeed() == "ended well"

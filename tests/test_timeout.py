@@ -581,7 +581,7 @@ def test_while_a_job_with_a_time_limit_takes_long_others_can_have_the_rest(
         from dbbasic_queue import Handler
 
         def slow(_):
-            note("slow", "begun")
+            note("slow", "started")
             wait_for(lambda: Path("go").exists(), "the word", 600)
 
         queue.process_jobs({"quick": str, "slow": Handler(slow, timeout=900)})

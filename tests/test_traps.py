@@ -418,9 +418,9 @@ def test_an_outcome_of_an_old_attempt_does_not_overwrite_the_current_one(
         }
     before = job(queue, job_id)
     late = State("completed", NOW, NOW, 1, "", '"late"')
-    assert old.settle(claim, late) is None
-    old.give_back([claim])
-    old.release()
+    assert old.record(claim, late) is None
+    old.unclaim([claim])
+    old.abandon()
     assert job(queue, job_id) == before
     assert (before["status"], before["attempts"]) == ("pending", 2)
 

@@ -360,7 +360,7 @@ def test_a_generator_function_has_done_nothing_and_is_no_success(queue: Queue) -
         hidden: Any = functools.partial(lambda function, _: function(_), function)
         found = outcome(queue, hidden)
         assert found["status"] == "pending"
-        assert "generator, which has not begun: give a function" in found["error"]
+        assert "generator, which has not started: give a function" in found["error"]
 
 
 # --- handlers that use the queue
@@ -407,7 +407,7 @@ def test_a_handler_sees_its_own_job_and_cannot_cancel_it(queue: Queue) -> None:
     assert job(queue, "mine")["result"] == "done"
 
 
-def test_a_handler_may_cancel_jobs_that_have_not_begun(queue: Queue) -> None:
+def test_a_handler_may_cancel_jobs_that_have_not_started(queue: Queue) -> None:
     ran: list[str] = []
     queue.enqueue("cancel", "b")
     for name in "abc":
@@ -902,14 +902,14 @@ def test_a_job_of_a_dead_pass_is_recovered_at_once(queue: Queue, path: Path) -> 
     assert (job(queue, "a")["attempts"], job(queue, "a")["error"]) == (2, None)
 
 
-def test_the_dead_passs_jobs_that_were_not_begun_keep_their_attempts(
+def test_the_dead_passs_jobs_that_were_not_started_keep_their_attempts(
     queue: Queue, path: Path, clock: Clock
 ) -> None:
     ids = queue.enqueue_many("greet", range(3))
     terms = Terms(lambda _: 1, lambda _, attempt: 60, lambda _: True)
     dead = Claims(store_of(queue), terms, clock())
     assert [claim.row.id for claim in dead.claim(8)] == ids
-    dead.release()
+    dead.abandon()
     with Queue(path, clock=clock) as other:
         assert other.process_jobs({"greet": lambda _: None}, max_attempts=1) == NONE | {
             "recovered": 3,
@@ -920,7 +920,7 @@ def test_the_dead_passs_jobs_that_were_not_begun_keep_their_attempts(
     assert [job(queue, job_id)["attempts"] for job_id in ids] == [1, 1, 1]
 
 
-def test_an_error_of_the_store_ends_the_pass_and_charges_no_job_that_was_not_begun(
+def test_an_error_of_the_store_ends_the_pass_and_charges_no_job_that_was_not_started(
     queue: Queue, path: Path
 ) -> None:
     lock = beside(path, "lock")

@@ -43,7 +43,7 @@ class Row:
 
 
 def new_row(job_id: str, job_type: str, payload: str, now: int, run_at: int) -> str:
-    """Return the line, with its end, of a job that nobody has begun."""
+    """Return the line, with its end, of a job that nobody has started."""
     return f"{job_id}\t{job_type}\t{payload}\tpending\t{now}\t{run_at}\t0\t\t\n"
 
 

@@ -5,7 +5,7 @@
             pending ----------------------> cancelled
                |  ^
                |  |-- error, attempts left: run_at = now + backoff
-         claim |  |-- given back unbegun, or stopped: due at once, the attempt returned
+         claim |  |-- given back not_started, or stopped: due at once, the attempt returned
                |  |-- its handler raised Delay: due when that says, the attempt returned
    attempts +1 |  |-- its pass died: due at once, after the others; failed if no attempt is left
                v  |
@@ -128,8 +128,8 @@ def delay(state: State, reason: str, run_at: int) -> State | None:
     return State(PENDING, state.created_at, run_at, max(state.attempts - 1, 0), error, "")
 
 
-def give_back(state: State, error: str = "") -> State | None:
-    """The pass stops, or has not begun the job: pending as before, the attempt returned."""
+def unclaim(state: State, error: str = "") -> State | None:
+    """The pass stops, or has not started the job: pending as before, the attempt returned."""
     if state.status != PROCESSING:
         return None
     attempts = max(state.attempts - 1, 0)
@@ -193,7 +193,7 @@ def run_now(state: State, now: float) -> State | None:
 
 
 def cancel(state: State) -> State | None:
-    """A person or program withdraws a job that nobody has begun."""
+    """A person or program withdraws a job that nobody has started."""
     if state.status != PENDING:
         return None
     return State(CANCELLED, state.created_at, state.run_at, state.attempts, "Cancelled by user", "")

@@ -55,7 +55,7 @@ _scan_once: Callable[[str, int], tuple[Any, int]] = _decoder.scan_once
 
 
 def _made_once() -> Callable[[object, int], Iterable[str]]:
-    """Return what `_encoder.encode` makes anew at each call, which takes longer than its work.
+    """Return what `_encoder.encode` makes again at each call, which takes longer than its work.
 
     It does not look for circles: it raises there. Where this Python has no such thing,
     `_encoder.encode` itself.

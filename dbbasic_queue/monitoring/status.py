@@ -109,12 +109,12 @@ def _ends_of_errors(store: Store) -> dict[str, float]:
 
 def _running(store: Store, now: float) -> Iterator[str]:
     passes, rows = store.at_work()
-    for living in sorted(passes, key=lambda living: living.begun_at):
-        yield f"pass\t{living.pid}\t{instant(living.begun_at)}"
+    for live in sorted(passes, key=lambda live: live.started_at):
+        yield f"pass\t{live.pid}\t{instant(live.started_at)}"
     for row in rows:
         claim = (row.id, row.state.attempts)
         job = f"{row.id}\t{escape(row.type)}\t{row.state.attempts}"
-        holder = next((living for living in passes if claim in living.claims), None)
+        holder = next((live for live in passes if claim in live.claims), None)
         if holder is None:
             yield f"lost\t{job}"
             continue

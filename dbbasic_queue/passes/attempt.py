@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 INTERRUPTED = "interrupted"
 _SECONDS_FOR_A_SIGNAL = 0.5
 _LATER = 5
-_NOT_BEGUN = (AsyncGeneratorType, GeneratorType)
+_NOT_STARTED = (AsyncGeneratorType, GeneratorType)
 
 
 def describe(error: BaseException) -> str:
@@ -93,7 +93,7 @@ class Attempts:
             return self._raised(handler, row.state, e)
         return self._returned(row.state, result)
 
-    def run_apart(
+    def run_limited(
         self,
         handler: Handler,
         row: Row,
@@ -142,7 +142,7 @@ class Attempts:
         Such a signal reaches the processes of a service one after the other.
         """
         end = time.monotonic() + _SECONDS_FOR_A_SIGNAL
-        while not (asked := self.interrupts.asked()) and time.monotonic() < end:
+        while not (asked := self.interrupts.stop_requested()) and time.monotonic() < end:
             time.sleep(0.01)
         return asked
 
@@ -169,11 +169,11 @@ class Attempts:
             self.interrupts.in_handler = False
             if os.getpid() != self.process:
                 _end_child(row.type)
-        if isinstance(result, _NOT_BEGUN):
+        if isinstance(result, _NOT_STARTED):
             if isinstance(result, GeneratorType):
                 result.close()
             raise TypeError(
-                f"the handler returned a {type(result).__name__}, which has not begun: "
+                f"the handler returned a {type(result).__name__}, which has not started: "
                 "give a function, or a coroutine function"
             )
         return result
@@ -268,7 +268,7 @@ def _copy_decimal_context() -> None:
 
 
 def _begin(handler: Handler, row: Row, payload: Any) -> Any:
-    """Call the function; a coroutine function has not begun when this returns."""
+    """Call the function; a coroutine function has not started when this returns."""
     if handler.takes_job or handler.unpack:
         return handler.start(payload, Job(row) if handler.takes_job else None)
     return handler.function(payload)

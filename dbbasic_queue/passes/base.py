@@ -2,7 +2,7 @@
 
 Handlers run without the lock, one at a time; each outcome is on the disk before the next handler
 begins. A batch of claims grows while jobs are quick and is one while they are slow; and while a
-job takes long, a watcher gives back what its pass has not begun and folds, so that other passes
+job takes long, a watcher gives back what its pass has not started and folds, so that other passes
 share the work and `cat` shows what is running.
 """
 
@@ -22,7 +22,7 @@ from dbbasic_queue.model.checks import check_count
 from dbbasic_queue.passes import log_lines
 from dbbasic_queue.passes.attempt import INTERRUPTED, Attempts
 from dbbasic_queue.passes.signals import Interrupts
-from dbbasic_queue.passes.ticker import Watcher
+from dbbasic_queue.passes.ticker import Ticker
 from dbbasic_queue.store.protocol import Terms
 
 TYPE_CHECKING = False
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _BATCH_SECONDS = 0.05
 _BATCH_MOST = 256
 _BATCH_GROWTH = 8
-LOOK = 0.05
+POLL_SECONDS = 0.05
 _SLOW = 0.2
 _QUIET = 60.0
 STOPPED = "interrupted: the pass was stopped"
@@ -110,7 +110,7 @@ class Pass:
         self.interrupts = Interrupts(supervisor)
         self.attempts = Attempts(self.interrupts, max_attempts, max_result, clock)
         self.batch: deque[Claim] = deque()
-        self.begun_at = math.inf
+        self.started_at = math.inf
         self.in_doubt = False
         """whether the batch was to be given back, and the system refused: a part may be so"""
         self.log: Logger | None = None
@@ -167,7 +167,7 @@ class Pass:
         with self.interrupts:
             if not exists:
                 if not self._wait_for_queue():
-                    self.interrupts.pass_on()
+                    self.interrupts.forward_signals()
                     return self.counts
                 now = self.clock()
             claims: Claims = self.store.open_claims(terms, now, self.parallel)
@@ -176,7 +176,7 @@ class Pass:
                 self._work(claims)
             except BaseException:
                 if os.getpid() == self.attempts.process:
-                    claims.release()
+                    claims.abandon()
                 raise
             finally:
                 self.attempts.close()
@@ -188,14 +188,18 @@ class Pass:
                 raise unfolded  # the file is mounted by itself: it would never be up to date
             if log := log_lines.logger():
                 log_lines.not_folded(log, unfolded)
-        self.interrupts.pass_on()
+        self.interrupts.forward_signals()
         return self.counts
 
     def _wait_for_queue(self) -> bool:
         """Wait as long as the pass lingers for the first job, which creates the queue's file."""
         end = time.monotonic() + self.linger
-        while not self.until_complete and not self.interrupts.asked() and time.monotonic() < end:
-            time.sleep(LOOK)
+        while (
+            not self.until_complete
+            and not self.interrupts.stop_requested()
+            and time.monotonic() < end
+        ):
+            time.sleep(POLL_SECONDS)
             if self.store.exists():
                 self.linger = end - time.monotonic()
                 return True
@@ -220,50 +224,50 @@ class Pass:
 
     def _work(self, claims: Claims) -> None:
         end = time.monotonic() + self.linger
-        watcher = Watcher(lambda: self.look(claims))
+        watcher = Ticker(lambda: self.look(claims))
         try:
             self._work_off(claims, watcher)
-            while not self.interrupts.asked() and time.monotonic() < end:
+            while not self.interrupts.stop_requested() and time.monotonic() < end:
                 if self.is_complete():
                     break
-                if claims.renew(self.clock()):
+                if claims.find_due(self.clock()):
                     self._report_recovered(claims)
                     self._work_off(claims, watcher)
                 else:
-                    claims.rest()
-                    time.sleep(LOOK)
+                    claims.idle()
+                    time.sleep(POLL_SECONDS)
         finally:
             watcher.stop()
-        self.give_back(claims)
+        self.unclaim(claims)
 
-    def _work_off(self, claims: Claims, watcher: Watcher) -> None:
+    def _work_off(self, claims: Claims, watcher: Ticker) -> None:
         """Claim and run until nothing that was due is left."""
         size = 1
         can_watch = True
-        while not self.interrupts.asked() and (batch := claims.claim(size)):
+        while not self.interrupts.stop_requested() and (batch := claims.claim(size)):
             began = time.monotonic()
             self.batch.extend(batch)
             self.log = log_lines.logger()
-            watched = can_watch and (len(batch) > 1 or not claims.is_shown())
+            watched = can_watch and (len(batch) > 1 or not claims.is_published())
             if not watched:
-                claims.attempts.flush()  # what ended before may be looked at, as in the queue
-            while self.batch and not self.interrupts.asked():
+                claims.history.flush()  # what ended before may be looked at, as in the queue
+            while self.batch and not self.interrupts.stop_requested():
                 if self.in_doubt:
-                    self.give_back(claims)
+                    self.unclaim(claims)
                     break
                 try:
                     claim = self.batch.popleft()
                 except IndexError:  # the watcher has just given it back
                     break
                 if watched and not watcher.is_started and not self._start_watcher(watcher):
-                    self.give_back(claims)  # nobody else would, if this job takes long
+                    self.unclaim(claims)  # nobody else would, if this job takes long
                     watched, can_watch = False, False
                 self._execute(claims, watcher, claim)
             seconds = max(time.monotonic() - began, 1e-6) / len(batch)
             most = min(_BATCH_MOST, size * _BATCH_GROWTH)
             size = max(1, min(int(_BATCH_SECONDS / seconds), most)) if can_watch else 1
 
-    def _start_watcher(self, watcher: Watcher) -> bool:
+    def _start_watcher(self, watcher: Ticker) -> bool:
         """Have the next job watched; returns False if the system has no thread for that."""
         try:
             watcher.start_once()
@@ -273,46 +277,46 @@ class Pass:
         return True
 
     def look(self, claims: Claims) -> None:
-        """While a job takes long: give back what has not been begun, and fold.
+        """While a job takes long: give back what has not been started, and fold.
 
         So other passes share the work, and `cat` shows what is running.
         """
-        if time.monotonic() - self.begun_at >= _SLOW:
-            self.give_back(claims)
-            claims.show()
+        if time.monotonic() - self.started_at >= _SLOW:
+            self.unclaim(claims)
+            claims.publish()
 
-    def give_back(self, claims: Claims) -> None:
-        """Give back the claims that have not been begun."""
-        unbegun = []
+    def unclaim(self, claims: Claims) -> None:
+        """Give back the claims that have not been started."""
+        not_started = []
         while self.batch:
             try:
-                unbegun.append(self.batch.popleft())
+                not_started.append(self.batch.popleft())
             except IndexError:
                 break
         try:
-            claims.give_back(unbegun)
+            claims.unclaim(not_started)
         except BaseException:
-            self.batch.extendleft(reversed(unbegun))
+            self.batch.extendleft(reversed(not_started))
             self.in_doubt = True
             raise
         self.in_doubt = False
 
-    def _execute(self, claims: Claims, watcher: Watcher, claim: Claim) -> None:
-        claims.require_slot()
+    def _execute(self, claims: Claims, watcher: Ticker, claim: Claim) -> None:
+        claims.check_slot()
         row = claim.row
         handler = self.handler(row.type)
         self.interrupts.jobs = ((self.store.path, row.id),)
-        self.begun_at = began = time.monotonic()
+        self.started_at = began = time.monotonic()
         try:
             if handler is not None and handler.timeout is not None:
                 watcher.stop()  # no thread beside a fork: we watch ourselves
-                outcome, after, trace = self.attempts.run_apart(
+                outcome, after, trace = self.attempts.run_limited(
                     handler, row, claim.payload, handler.timeout, watcher.look, claims.slot_fd()
                 )
             else:
                 outcome, after, trace = self.attempts.run(handler, row, claim.payload)
         finally:
-            self.begun_at = math.inf
+            self.started_at = math.inf
             self.interrupts.jobs = ()
         took = time.monotonic() - began
         if self.attempts.refused is not None:
@@ -321,12 +325,12 @@ class Pass:
         if outcome == INTERRUPTED or after is None:
             self.interrupted(claims, claim, took)
             return
-        self.note(claims, claim, outcome, after, trace, took, claims.settle(claim, after))
+        self.note(claims, claim, outcome, after, trace, took, claims.record(claim, after))
 
     def interrupted(self, claims: Claims, claim: Claim, seconds: float) -> None:
         """Give back a job that was not allowed to end."""
-        claims.give_back([claim], STOPPED)
-        claims.attempts.note(claim.row, INTERRUPTED, STOPPED, self.clock(), seconds)
+        claims.unclaim([claim], STOPPED)
+        claims.history.note(claim.row, INTERRUPTED, STOPPED, self.clock(), seconds)
 
     def note(
         self,
@@ -344,7 +348,7 @@ class Pass:
         """
         row = claim.row
         ended, state = ("late", after) if recorded is None else (outcome, recorded)
-        claims.attempts.note(row, ended, state.error, self.clock(), seconds, trace)
+        claims.history.note(row, ended, state.error, self.clock(), seconds, trace)
         if recorded is not None:
             self.counts[outcome] += 1
             if self.log is not None:
@@ -356,7 +360,7 @@ class Pass:
         recovered, died = claims.take_recovered()
         self.counts["recovered"] += recovered
         for row in died:
-            claims.attempts.note(row, "died", row.state.error, claims.started_at, None)
+            claims.history.note(row, "died", row.state.error, claims.started_at, None)
         lost = [row for row in died if row.state.status == states.FAILED]
         self.counts["failed"] += len(lost)
         if lost and (log := log_lines.logger()):
@@ -368,7 +372,7 @@ class Pass:
         self._report_lost_history(claims)
 
     def _report_lost_history(self, claims: Claims) -> None:
-        if (error := claims.attempts.take_error()) and (log := log_lines.logger()):
+        if (error := claims.history.take_error()) and (log := log_lines.logger()):
             log_lines.history_lost(log, error)
 
     def _report_refused(self, error: StoreError) -> None:

@@ -19,9 +19,9 @@ from dbbasic_queue.errors import not_started
 from dbbasic_queue.model import states
 from dbbasic_queue.passes import log_lines
 from dbbasic_queue.passes.attempt import INTERRUPTED, describe
-from dbbasic_queue.passes.base import LOOK, Pass
+from dbbasic_queue.passes.base import POLL_SECONDS, Pass
 from dbbasic_queue.passes.event_loop import close, hide
-from dbbasic_queue.passes.ticker import Watcher
+from dbbasic_queue.passes.ticker import Ticker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Running:
         self.outcome = await attempts.run_coroutine(handler, claim.row, claim.payload)
 
 
-class Together(Pass):
+class ConcurrentPass(Pass):
     """One run of a worker over what is due, `parallel` jobs at a time."""
 
     def __init__(self, *args: Any, parallel: int, **kwargs: Any) -> None:
@@ -73,11 +73,11 @@ class Together(Pass):
         end = time.monotonic() + self.linger
         refused: Exception | None = None
         while True:
-            asked = self.interrupts.asked()
+            asked = self.interrupts.stop_requested()
             staying = time.monotonic() < end and not asked
             if not asked and refused is None:
                 refused = _error_of(self._begin_what_is_due, claims, loop, staying)
-            if self.interrupts.at_once():
+            if self.interrupts.stop_at_once():
                 self._cancel()
             if self._running:
                 self.interrupts.jobs = self._jobs
@@ -88,7 +88,7 @@ class Together(Pass):
             elif not staying or self.is_complete():
                 break
             else:
-                claims.rest()
+                claims.idle()
                 self._step(loop)
 
     def _begin_what_is_due(
@@ -99,7 +99,7 @@ class Together(Pass):
         if not free:
             return
         batch = deque(claims.claim(free))
-        if not batch and staying and claims.renew(self.clock()):
+        if not batch and staying and claims.find_due(self.clock()):
             self._report_recovered(claims)
             batch = deque(claims.claim(free))
         self.log = log_lines.logger()
@@ -107,13 +107,13 @@ class Together(Pass):
             while batch:
                 self._begin(claims, loop, batch.popleft())
         except BaseException:
-            claims.give_back(list(batch))
+            claims.unclaim(list(batch))
             raise
 
     def _begin(self, claims: Claims, loop: asyncio.AbstractEventLoop, claim: Claim) -> None:
         handler = self.handler(claim.row.type)
         if handler is None or not handler.shares_loop:
-            self._execute(claims, Watcher(lambda: self.look(claims)), claim)
+            self._execute(claims, Ticker(lambda: self.look(claims)), claim)
             return
         running = Running(claim)
         task = loop.create_task(running.run(self.attempts, handler))
@@ -123,8 +123,8 @@ class Together(Pass):
         self._jobs.add((self.store.path, claim.row.id))
 
     def _step(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Run the loop until a job has ended, LOOK seconds at most."""
-        timer = loop.call_later(LOOK, loop.stop)
+        """Run the loop until a job has ended, POLL_SECONDS seconds at most."""
+        timer = loop.call_later(POLL_SECONDS, loop.stop)
         try:
             loop.run_forever()
         except (SystemExit, KeyboardInterrupt) as e:
@@ -137,9 +137,9 @@ class Together(Pass):
     def _settle_what_has_ended(self, claims: Claims) -> None:
         done = [task for task in self._running if task.done()]
         if not done:
-            claims.show()
+            claims.publish()
             if self._lists_too_much:
-                claims.give_back([])  # which lists what is still held
+                claims.unclaim([])  # which lists what is still held
                 self._lists_too_much = False
         ended: list[tuple[Claim, states.State]] = []
         outcomes: list[tuple[str, str, float]] = []
@@ -156,7 +156,7 @@ class Together(Pass):
                 outcomes.append((outcome, trace, seconds))
         if not ended:
             return
-        recorded = claims.settle_all(ended)
+        recorded = claims.record_all(ended)
         for (claim, after), state, (outcome, trace, seconds) in zip(
             ended, recorded, outcomes, strict=True
         ):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from dbbasic_queue.passes.base import AnyHandlers
-    from dbbasic_queue.passes.supervisor import Crew
+    from dbbasic_queue.passes.supervisor import Supervisor
     from dbbasic_queue.store.protocol import Store
 
 
@@ -30,7 +30,7 @@ def plan(
     *,
     here: bool = True,
     **how: Any,
-) -> Pass | Crew:
+) -> Pass | Supervisor:
     """Return a pass, or several, that run `workers` jobs at a time; call its `run`.
 
     It will run in this thread, unless it is not `here`. Raises InvalidHandlers for handlers and
@@ -48,7 +48,7 @@ def plan(
 
 def _several(
     workers: int, store: Store, handlers: AnyHandlers, *settings: Any, linger: float = 0, **how: Any
-) -> Pass | Crew:
+) -> Pass | Supervisor:
     """Return what runs `workers` jobs at a time.
 
     Only as many processes are forked as there are due jobs, unless they are to linger. Jobs in
@@ -58,9 +58,9 @@ def _several(
     def make(share: str, supervisor: int = 0) -> Pass:
         given = {**how, "linger": linger, "share": share, "supervisor": supervisor}
         if share == COROUTINES or not plain:
-            from dbbasic_queue.passes.concurrent import Together
+            from dbbasic_queue.passes.concurrent import ConcurrentPass
 
-            return Together(store, handlers, *settings, parallel=workers, **given)
+            return ConcurrentPass(store, handlers, *settings, parallel=workers, **given)
         return Pass(store, handlers, *settings, **given)
 
     functions = [Handler.of(h) for h in handlers.values() if h is not None]
@@ -80,9 +80,9 @@ def _several(
     stays = linger == math.inf and not how.get("until_complete")
     if len(shares) == 1:
         return one
-    from dbbasic_queue.passes.supervisor import Crew
+    from dbbasic_queue.passes.supervisor import Supervisor
 
-    return Crew(make, shares, stays=stays)
+    return Supervisor(make, shares, stays=stays)
 
 
 def _check_registry(handlers: object, store: Store) -> None:

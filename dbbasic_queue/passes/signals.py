@@ -28,7 +28,7 @@ _masks: dict[int, set[Any]] = {}
 """for each thread that is forking, the signals that it blocked before"""
 
 
-class Asked(SystemExit):
+class StopRequested(SystemExit):
     """Raised after a pass that SIGTERM has ended; its code is the one that a shell would report."""
 
 
@@ -138,7 +138,7 @@ class Interrupts:
             self._repeated.append(number)  # sent to the whole group, and handed on as well
         elif self._supervisor or program in (signal.SIG_DFL, signal.default_int_handler):
             self.received.append(number)
-            if self.in_handler and self.at_once() and not _is_forking():
+            if self.in_handler and self.stop_at_once() and not _is_forking():
                 raise KeyboardInterrupt
         else:
             try:
@@ -149,7 +149,7 @@ class Interrupts:
                 if self.in_handler and not _is_forking():
                     raise
 
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Tell whether the pass is to end."""
         if self.stopped or self.received:
             return True
@@ -158,14 +158,14 @@ class Interrupts:
         if self._supervisor and os.getppid() != self._supervisor:
             self.stop()
         outer = self._asked_too()
-        return self.stopped or (outer is not None and outer.asked())
+        return self.stopped or (outer is not None and outer.stop_requested())
 
     def _asked_too(self) -> Interrupts | None:
         """Return those of the pass around this one, if it is one of this process."""
         outer = self._outer
         return outer if outer is not None and outer._process == self._process else None
 
-    def at_once(self) -> bool:
+    def stop_at_once(self) -> bool:
         """Tell whether the running job is to be interrupted, too."""
         import signal
 
@@ -181,7 +181,7 @@ class Interrupts:
         """Raise what interrupts the running job, if it is to be interrupted."""
         if self._raised:
             raise self._raised[0]
-        if self.at_once():
+        if self.stop_at_once():
             raise KeyboardInterrupt
 
     def stop(self) -> None:
@@ -212,7 +212,7 @@ class Interrupts:
             yield from outer.jobs
             outer = outer._outer
 
-    def pass_on(self) -> None:
+    def forward_signals(self) -> None:
         """After the pass: end the program as the signal asked."""
         import signal
 
@@ -220,7 +220,9 @@ class Interrupts:
             return
         if not self._raised:
             interrupt = signal.SIGINT in self.received
-            self._raised.append(KeyboardInterrupt() if interrupt else Asked(128 + self.received[0]))
+            self._raised.append(
+                KeyboardInterrupt() if interrupt else StopRequested(128 + self.received[0])
+            )
         error = self._raised[0]
         if self._asked_too() is None:
             self._raised = []

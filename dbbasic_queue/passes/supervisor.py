@@ -36,7 +36,7 @@ _CLOSING = 0.05  # from the end of its pipe to the end of a process
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 
-class Crew:
+class Supervisor:
     """Some forked passes and their supervisor.
 
     One that `stays` replaces the passes that end before they are asked to.
@@ -64,13 +64,13 @@ class Crew:
                 raise
         for error in self._errors:
             raise error
-        self.interrupts.pass_on()
+        self.interrupts.forward_signals()
         return self._counts
 
     def _supervise(self) -> None:
         """Start the passes, hand on what this process is asked, until all have ended."""
         while True:
-            asked = 2 if self.interrupts.at_once() else int(self.interrupts.asked())
+            asked = 2 if self.interrupts.stop_at_once() else int(self.interrupts.stop_requested())
             now = time.monotonic()
             for place in self._places:
                 if place.pid:
@@ -118,7 +118,7 @@ class Crew:
             self.interrupts.stop()  # one of its jobs has asked the worker to stop
         if report:
             self._ended(place, _error(report))
-        elif self.interrupts.asked():
+        elif self.interrupts.stop_requested():
             self._ended(place, None)  # it was told to end before it could see to that itself
         else:
             code = os.waitstatus_to_exitcode(status)
@@ -131,7 +131,7 @@ class Crew:
         """Have a pass replaced that should have stayed; otherwise keep what it has raised."""
         place.pid = 0
         place.start_at = math.inf
-        if self._stays and not self.interrupts.asked():
+        if self._stays and not self.interrupts.stop_requested():
             place.start_at = time.monotonic() + place.pause
             log_lines.replaced(error, place.pause)
         elif error is not None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _WATCH = 0.1
 
 
-class Watcher:
+class Ticker:
     """Calls `look` ten times a second, from a thread of its own, while it is started."""
 
     def __init__(self, look: Callable[[], None]) -> None:
@@ -25,7 +25,7 @@ class Watcher:
         self.is_started = False
 
     def start_once(self) -> None:
-        """Begin to watch, where it has not begun. Raises StoreError if there can be no thread."""
+        """Begin to watch, where it has not started. Raises StoreError if there can be no thread."""
         if self._thread is None:
             self._stopped.clear()
             thread = threading.Thread(target=self._watch, name="queue-watcher", daemon=True)

@@ -45,7 +45,7 @@ def _path(queue: str) -> str:
     return queue + ".history"
 
 
-class AttemptLog:
+class HistoryWriter:
     """Writes the history of one pass; safe from two of its threads.
 
     Nothing is written while the slot's room on the disk is given up: that is for the outcomes of
@@ -145,7 +145,7 @@ class AttemptLog:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
 
     def _current(self) -> OpenFile:
-        """Return the file that is at the path, begun and not full."""
+        """Return the file that is at the path, started and not full."""
         file = self._file
         if file is None or not file.is_ours() or not file.is_at_path():
             file = self._file = open_file(self._path, os.O_RDWR | os.O_APPEND)

@@ -24,9 +24,9 @@ def open_store(location: str | os.PathLike[str], *, fsync: bool) -> Store:
         from dbbasic_queue.store.memory import memory_store
 
         return memory_store(os.fspath(location))
-    from dbbasic_queue.store.textfile import Store as TextFile
+    from dbbasic_queue.store.textfile import TextFileStore
 
-    return TextFile(os.path.abspath(path_of(location)), fsync=fsync)
+    return TextFileStore(os.path.abspath(path_of(location)), fsync=fsync)
 
 
 def scheme_of(location: str | os.PathLike[str]) -> str:

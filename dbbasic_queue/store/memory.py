@@ -46,7 +46,7 @@ def _copy(row: Row) -> Row:
 _HISTORY = 10_000
 
 
-class Memory:
+class MemoryStore:
     """What `Queue` and `Pass` ask of a `Store`; each method is one atomic change or look."""
 
     is_shared = False
@@ -240,26 +240,26 @@ class Memory:
             return True
 
 
-_named: dict[str, Memory] = {}
+_named: dict[str, MemoryStore] = {}
 _naming = threading.Lock()
 
 
-def memory_store(url: str) -> Memory:
+def memory_store(url: str) -> MemoryStore:
     """Return a new store for `memory:`; for `memory:NAME`, the one of that name in this process."""
     if not url.partition(":")[2]:
-        return Memory(url)
+        return MemoryStore(url)
     with _naming:
-        return _named.setdefault(url, Memory(url))
+        return _named.setdefault(url, MemoryStore(url))
 
 
 def _line(row: Row) -> bytes:
     return f"{row.id}\t{row.type}\t{row.payload}\t".encode() + encode_state(row.state)
 
 
-class MemoryLog:
-    """What `Pass` asks of an `AttemptLog`."""
+class MemoryHistory:
+    """What `Pass` asks of an `HistoryWriter`."""
 
-    def __init__(self, store: Memory) -> None:
+    def __init__(self, store: MemoryStore) -> None:
         self._store = store
 
     def note(
@@ -292,11 +292,11 @@ class MemoryClaims:
 
     pulled_in = 0
 
-    def __init__(self, store: Memory, terms: Terms, now: float, parallel: int) -> None:
+    def __init__(self, store: MemoryStore, terms: Terms, now: float, parallel: int) -> None:
         self.store = store
         self.terms = terms
         self.parallel = parallel
-        self.attempts: History = MemoryLog(store)
+        self.history: History = MemoryHistory(store)
         self._held: dict[str, tuple[Kept, states.State]] = {}
         with store.lock:
             for row in store.kept.values():
@@ -307,7 +307,7 @@ class MemoryClaims:
                     continue
                 longest = terms.longest_wait(row.type, row.state.attempts)
                 row.state = states.clamp(row.state, states.later(now, longest)) or row.state
-            self.renew(now)
+            self.find_due(now)
 
     def slot_fd(self) -> int:
         """Return -1: there is no slot."""
@@ -317,7 +317,7 @@ class MemoryClaims:
         """Nothing is ever recovered here."""
         return 0, []
 
-    def renew(self, now: float) -> bool:
+    def find_due(self, now: float) -> bool:
         """Take what is due at `now` for due; tell whether there is anything."""
         with self.store.lock:
             self.started_at = now
@@ -381,7 +381,7 @@ class MemoryClaims:
         room[job_type] -= 1
         return room[job_type] >= 0
 
-    def settle(self, claim: Claim, state: states.State) -> states.State | None:
+    def record(self, claim: Claim, state: states.State) -> states.State | None:
         """Record an outcome; None, and nothing recorded, where the attempt is not current."""
         with self.store.lock:
             row, claimed = self._held.pop(claim.row.id)
@@ -392,38 +392,38 @@ class MemoryClaims:
                 self._put_back.add(row.id)
             return state
 
-    def settle_all(self, ended: list[tuple[Claim, states.State]]) -> list[states.State | None]:
+    def record_all(self, ended: list[tuple[Claim, states.State]]) -> list[states.State | None]:
         """Record several outcomes."""
-        return [self.settle(claim, state) for claim, state in ended]
+        return [self.record(claim, state) for claim, state in ended]
 
-    def give_back(self, claims: list[Claim], error: str = "") -> None:
+    def unclaim(self, claims: list[Claim], error: str = "") -> None:
         """Put jobs back as they were, their attempts returned, for whoever claims them next."""
         with self.store.lock:
             for claim in claims:
                 row, claimed = self._held.pop(claim.row.id)
                 if row.state is claimed:
-                    row.state = states.give_back(claimed, error) or claimed
+                    row.state = states.unclaim(claimed, error) or claimed
 
-    def is_shown(self) -> bool:
+    def is_published(self) -> bool:
         """Whoever looks sees every change at once."""
         return True
 
-    def rest(self) -> None:
+    def idle(self) -> None:
         """Nothing is left to be done."""
 
-    def show(self) -> None:
+    def publish(self) -> None:
         """Nothing is left to be shown."""
 
-    def require_slot(self) -> None:
+    def check_slot(self) -> None:
         """There is no lock that could be lost."""
 
     def finish(self) -> None:
         """End the pass."""
 
-    def release(self) -> None:
+    def abandon(self) -> None:
         """The pass was ended by an error: give back what it holds."""
         with self.store.lock:
             for row, claimed in self._held.values():
                 if row.state is claimed:
-                    row.state = states.give_back(claimed) or claimed
+                    row.state = states.unclaim(claimed) or claimed
             self._held.clear()

@@ -39,10 +39,10 @@ from dbbasic_queue.store.disk.files import (
     refuse_mount_point,
     unstable_inodes,
 )
-from dbbasic_queue.store.disk.lock import QueueLock, locked, reading, though_moved
+from dbbasic_queue.store.disk.lock import QueueLock, even_if_moved, locked, reading
 from dbbasic_queue.store.disk.sync import sync, sync_directory
 from dbbasic_queue.store.reading.lookup import search
-from dbbasic_queue.store.reading.tail import Follower, Rewritten, has_header
+from dbbasic_queue.store.reading.tail import Rewritten, Tail, has_header
 from dbbasic_queue.store.reading.view import NEVER, View
 from dbbasic_queue.store.writing import fold
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.model.rows import Row
     from dbbasic_queue.model.states import State
     from dbbasic_queue.store.claiming.claims import Claims
-    from dbbasic_queue.store.claiming.slots import Living
+    from dbbasic_queue.store.claiming.slots import LivePass
     from dbbasic_queue.store.history import Attempt
     from dbbasic_queue.store.protocol import Terms
     from dbbasic_queue.store.reading.unreadable import Unreadable
@@ -74,7 +74,7 @@ _READINGS = 3
 """How often a file is read without the lock that others replace before it is acquired."""
 
 
-class Store:
+class TextFileStore:
     """One queue's files, for one process and all its threads."""
 
     is_shared = True
@@ -90,7 +90,7 @@ class Store:
         self._rows: OpenFile | None = None
         self._ended_at = -1
         self._journal: OpenFile | None = None
-        self._replaced: Follower | None = None
+        self._replaced: Tail | None = None
         self._last_fold = (0.001, 0)
         self._lookups = 0
         self._unpaused_at: object = None
@@ -120,11 +120,11 @@ class Store:
         return True
 
     def close(self) -> None:
-        """Close every descriptor; the next use opens the files anew."""
+        """Close every descriptor; the next use opens the files again."""
         self.rescue()
-        self.lock.read(self._let_go)
+        self.lock.read(self._close_files)
 
-    def _let_go(self) -> None:
+    def _close_files(self) -> None:
         self.view.close()
         self._rows = self._journal = self._replaced = None
         self.lock.close()
@@ -132,7 +132,7 @@ class Store:
     def after_fork(self) -> None:
         """In a forked child: forget the parent's files; `files` closes those that are locked."""
         self.lock.after_fork()
-        self._let_go()
+        self._close_files()
 
     # -- new jobs --
 
@@ -159,7 +159,7 @@ class Store:
                     pass
                 raise store_error(e, self.path, consequence) from e
 
-    @though_moved
+    @even_if_moved
     def _add(self, content: bytes, own_id: str | None) -> tuple[OpenFile, int]:
         file, size = self._rows_for_append()
         if own_id is not None:
@@ -170,7 +170,7 @@ class Store:
         return file, size
 
     def _take_back(self, file: OpenFile, size: int, content: bytes) -> bool:
-        """Cut unsynced rows off, where they still are the last ones and nobody has begun them.
+        """Cut unsynced rows off, where they still are the last ones and nobody has started them.
 
         The descriptor is not synced again: after an error the kernel may take the lost pages for
         clean (https://lwn.net/Articles/752063/).
@@ -217,7 +217,7 @@ class Store:
     def _open_rows(self, *, create: bool) -> None:
         """Open the file at the path, or create it, under the lock that is there."""
         if not self.lock.path_checked:
-            self.lock.take_again()
+            self.lock.reacquire()
         elif create:
             fold.create(self.path, fsync=self.fsync)
         elif file := open_file(self.path, os.O_RDWR | os.O_APPEND):
@@ -572,9 +572,9 @@ class Store:
         for _ in range(_READINGS):
             if self.view.unread() < _LONG:
                 return
-            self.lock.let_go()
+            self.lock.release_early()
             self.view.refresh()
-            self.lock.take_again()
+            self.lock.reacquire()
 
     def change(self, changes: list[tuple[bytes, bytes]], *, last: bool = False) -> None:
         """Append the new states of jobs to the journal; on the disk on return.
@@ -593,7 +593,7 @@ class Store:
         self.view.wrote(content, changes)
         if self.fsync:
             if last:
-                self.lock.let_go()
+                self.lock.release_early()
             try:
                 sync(file.fd)
             except OSError as e:
@@ -603,7 +603,7 @@ class Store:
                 self.view.close()
                 try:
                     if last:
-                        self.lock.take_again()
+                        self.lock.reacquire()
                     if (rows is None or rows.is_at_path()) and self._cut_off(file, start, content):
                         consequence = "nothing was changed"
                 except OSError:
@@ -679,7 +679,7 @@ class Store:
         if self._replaced is not None and self.lock.read(self._has_late_rows):
             self.lock.run(self._rescue)
 
-    def _rescue_from(self, added: Follower) -> None:
+    def _rescue_from(self, added: Tail) -> None:
         """Look for them for the first time; an error of that must not hide the fold's own."""
         try:
             if added.file is None or added.file.is_at_path():
@@ -725,12 +725,12 @@ class Store:
         """Tell whether a fold takes under `seconds`, or under `share` of the time since the last.
 
         What counts is the copying, for changed rows have to be written once, now or later; and for
-        the share, that other passes then read all anew.
+        the share, that other passes then read all again.
         """
         seconds_then, bytes_then = self._last_fold
         cost = seconds_then + max(self.view.rows.end - bytes_then, 0) * _SECONDS_A_BYTE
         time_since = abs(time.time() - self.lock.touched_at())
-        return cost < seconds or cost + self.view.seconds_anew < share * time_since
+        return cost < seconds or cost + self.view.reread_seconds < share * time_since
 
     def fold_if_cheap(self, seconds: float) -> None:
         """Fold if it takes under `seconds`; what cannot be folded now is folded later."""
@@ -777,17 +777,17 @@ class Store:
         for _, _, row in view.rows_as_they_stand(lambda number, *_: note.append(number + 2)):
             yield row
 
-    def at_work(self) -> tuple[list[Living], list[Row]]:
+    def at_work(self) -> tuple[list[LivePass], list[Row]]:
         """Return the passes that are alive and the running jobs, both as of one instant."""
         return self.lock.run(self._at_work)
 
-    def _at_work(self) -> tuple[list[Living], list[Row]]:
-        from dbbasic_queue.store.claiming.slots import living
+    def _at_work(self) -> tuple[list[LivePass], list[Row]]:
+        from dbbasic_queue.store.claiming.slots import live_passes
 
         view = self.view
         view.refresh()
         rows = [row for n in sorted(view.processing) if (row := view.row(n))]
-        return living(self.path), rows
+        return live_passes(self.path), rows
 
     def take_skipped(self) -> tuple[int, int, list[int]]:
         """Return what was skipped since the last call, to be reported.
@@ -911,12 +911,12 @@ def _check(path: str, known: bool) -> None:
         refuse_mount_point(file)
 
 
-def _open_again(path: str, fsync: bool) -> Store:
+def _open_again(path: str, fsync: bool) -> TextFileStore:
     """Return what a store is in another process that unpickles it."""
-    return Store(path, fsync=fsync)
+    return TextFileStore(path, fsync=fsync)
 
 
-_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+_stores: weakref.WeakSet[TextFileStore] = weakref.WeakSet()
 
 
 def _after_fork() -> None:

@@ -102,7 +102,7 @@ class Attack:
         os.close(wait_read)
         os.close(ready_write)
         if os.read(ready, 1) != b"!":
-            raise RuntimeError("the partner has not begun its job")
+            raise RuntimeError("the partner has not started its job")
         os.close(ready)
 
     def end_partner(self) -> None:
@@ -196,9 +196,9 @@ class Attack:
             return
         pid = start(lambda: self._pass(self.bench, promises.now))
         self._wait(pid, "the recovery")
-        begun = self.promises().starts_by.get(pid, set())
+        started = self.promises().starts_by.get(pid, set())
         after = read_disk(self.path)
-        self.wrong += check_recovered(before, after, promises, begun, alive)
+        self.wrong += check_recovered(before, after, promises, started, alive)
 
     @staticmethod
     def _pass(bench: Bench, now: float) -> None:

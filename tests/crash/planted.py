@@ -10,7 +10,7 @@ TORN_ROWS = KILL + "::test_a_row_torn_at_any_byte_neither_runs_early_nor_tears_t
 TORN_RECORDS = KILL + "::test_a_journal_record_torn_at_any_byte_is_made_whole_or_not_at_all"
 ERRORS = "tests/crash/test_errors.py"
 FULL_DISK = (
-    ERRORS + "::test_on_a_full_disk_no_job_is_begun_and_all_are_run_once_there_is_room",
+    ERRORS + "::test_on_a_full_disk_no_job_is_started_and_all_are_run_once_there_is_room",
     ERRORS + "::test_a_disk_that_fills_within_a_handler_has_room_for_the_outcome",
 )
 DESCRIPTORS = (
@@ -120,7 +120,7 @@ MUTANTS = (
     Mutant(
         "a coroutine that has ended stays in the slot's list",
         "together.py",
-        "                claims.give_back([])  # which lists what is still held\n",
+        "                claims.unclaim([])  # which lists what is still held\n",
         "                pass\n",
         (WORKERS + "::test_a_job_that_was_put_off_leaves_the_list_while_another_coroutine_runs",),
     ),
@@ -228,16 +228,16 @@ MUTANTS = (
         (kill("overlapping"),),
     ),
     Mutant(
-        "recovery counts what was never begun",
+        "recovery counts what was never started",
         "store/claiming/claims.py",
-        "            if claim in survey.unbegun and claim not in survey.begun:\n",
+        "            if claim in survey.not_started and claim not in survey.started:\n",
         "            if False:\n",
         ("tests/test_kill.py", WORKER),
     ),
     Mutant(
-        "recovery returns what was begun",
+        "recovery returns what was started",
         "store/claiming/claims.py",
-        "            if claim in survey.unbegun and claim not in survey.begun:\n",
+        "            if claim in survey.not_started and claim not in survey.started:\n",
         "            if True:\n",
         (kill("passes"),),
     ),
@@ -455,7 +455,7 @@ MUTANTS = (
     Mutant(
         "a pass that has lost its slot goes on",
         "worker.py",
-        "        claims.require_slot()\n",
+        "        claims.check_slot()\n",
         "",
         (FORKS + "::test_a_batch_is_not_run_on_after_one_of_its_jobs_has_closed_the_slot",),
     ),
@@ -623,7 +623,7 @@ MUTANTS = (
         (CHOICE,),
     ),
     Mutant(
-        "a batch in doubt is begun",
+        "a batch in doubt is started",
         "worker.py",
         "                if self.in_doubt:\n",
         "                if False:\n",

@@ -21,11 +21,11 @@ from dbbasic_queue.model.rows import Row
 from dbbasic_queue.store import paused
 from dbbasic_queue.store.claiming import slots
 from dbbasic_queue.store.disk.files import NO_ROOM
-from dbbasic_queue.store.disk.lock import locked, reading, though_moved
-from dbbasic_queue.store.history import AttemptLog
+from dbbasic_queue.store.disk.lock import even_if_moved, locked, reading
+from dbbasic_queue.store.history import HistoryWriter
 from dbbasic_queue.store.protocol import Claim
 from dbbasic_queue.store.reading.view import NEVER
-from dbbasic_queue.store.textfile import CHEAP_IN_A_PASS, SHARE_OF_TIME, Store
+from dbbasic_queue.store.textfile import CHEAP_IN_A_PASS, SHARE_OF_TIME, TextFileStore
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,10 +64,10 @@ def with_spare(method: Callable[Concatenate[Claims, P], R]) -> Callable[Concaten
 class Claims:
     """The dealings of one pass with the store. Safe from two threads of the pass."""
 
-    def __init__(self, store: Store, terms: Terms, now: float, parallel: int = 1) -> None:
+    def __init__(self, store: TextFileStore, terms: Terms, now: float, parallel: int = 1) -> None:
         """Take a slot, and recover the jobs of dead passes.
 
-        Of what the pass claims, `parallel` jobs may be begun at once. Raises QueueBusy if all
+        Of what the pass claims, `parallel` jobs may be started at once. Raises QueueBusy if all
         slots are held.
         """
         self.store = store
@@ -100,7 +100,7 @@ class Claims:
         store.read_new()
         self.slot = slots.take(store.path, self.parallel)
         try:
-            self.attempts = AttemptLog(store.path, store.lock, self.slot)
+            self.history = HistoryWriter(store.path, store.lock, self.slot)
             self._recover()
             self.slot.write([])
             self._lists_own = True
@@ -111,12 +111,12 @@ class Claims:
         self._last = next(reversed(store.view.index), b"")
 
     def take_recovered(self) -> tuple[int, list[Row]]:
-        """Return how many jobs have been recovered since the last call, and which were begun."""
+        """Return how many jobs have been recovered since the last call, and which were started."""
         taken = self._recovered, self._died
         self._recovered, self._died = 0, []
         return taken
 
-    def renew(self, now: float) -> bool:
+    def find_due(self, now: float) -> bool:
         """Take what has become due until `now` for due; tell whether there may be anything."""
         self.started_at = now
         self.store.rescue()
@@ -148,7 +148,7 @@ class Claims:
 
     @locked
     def _recover_again(self) -> None:
-        self.slot.require_at_path()
+        self.slot.check_at_path()
         self.store.read_new()
         self._recover()
 
@@ -161,7 +161,7 @@ class Claims:
         return self._next_at <= self.started_at
 
     def _seen(self) -> object:
-        """Return what changes with everything that is read anew."""
+        """Return what changes with everything that is read again."""
         view = self.store.view
         known = self.terms.count()
         return view.generation, view.rows.end, view.journal.end, self._last, self._paused, known
@@ -169,7 +169,7 @@ class Claims:
     def _recover(self) -> None:
         """Recover the jobs of dead passes.
 
-        One that was begun counts by its own handler's limit: where that is another pass's to
+        One that was started counts by its own handler's limit: where that is another pass's to
         know, the job is left to that pass.
         """
         view = self.store.view
@@ -194,8 +194,8 @@ class Claims:
             claim = (row.id, row.state.attempts)
             if claim in survey.alive or row.id.encode() in self._held:
                 continue
-            if claim in survey.unbegun and claim not in survey.begun:
-                state = states.give_back(row.state)
+            if claim in survey.not_started and claim not in survey.started:
+                state = states.unclaim(row.state)
             elif not self.terms.wants(row.type):
                 continue
             else:
@@ -225,7 +225,7 @@ class Claims:
     @locked
     def _claim(self, candidates: list[Claim]) -> list[Claim]:
         """Claim those that still may be; recorded on return."""
-        self.slot.require_at_path()
+        self.slot.check_at_path()
         self.store.read_new()
         self._paused = paused.read(self.store.path)
         room: dict[str, int] = {}
@@ -234,7 +234,7 @@ class Claims:
             index = self.store.view.index
             claims = [c for c in claims if self._has_room(c.row.type, index[c.key], room)]
         if claims:
-            # First what will be begun first; then what the watcher is giving back.
+            # First what will be started first; then what the watcher is giving back.
             self._held = {claim.key: claim for claim in claims} | self._held
             self._list()
             self.store.change([(c.key, c.state) for c in claims])
@@ -388,9 +388,9 @@ class Claims:
                 del self._aside[job_type]
 
     @locked
-    @though_moved
+    @even_if_moved
     @with_spare
-    def settle(self, claim: Claim, state: states.State) -> states.State | None:
+    def record(self, claim: Claim, state: states.State) -> states.State | None:
         """Record an attempt's outcome: on the disk on return.
 
         Returns what was recorded: without the result where that finds no room on a full disk, for
@@ -411,14 +411,14 @@ class Claims:
         self._forget(claim, recorded)
         return recorded
 
-    def settle_all(self, ended: list[tuple[Claim, states.State]]) -> list[states.State | None]:
-        """Record several outcomes by one write; otherwise as `settle`."""
-        return self._settle_all(ended) or [self.settle(claim, state) for claim, state in ended]
+    def record_all(self, ended: list[tuple[Claim, states.State]]) -> list[states.State | None]:
+        """Record several outcomes by one write; otherwise as `record`."""
+        return self._record_all(ended) or [self.record(claim, state) for claim, state in ended]
 
     @locked
-    @though_moved
+    @even_if_moved
     @with_spare
-    def _settle_all(self, ended: list[tuple[Claim, states.State]]) -> list[states.State | None]:
+    def _record_all(self, ended: list[tuple[Claim, states.State]]) -> list[states.State | None]:
         """Return what was recorded; nothing if the slot's room on the disk had to be given up."""
         self.store.catch_up()
         recorded = [state if self._is_current(claim) else None for claim, state in ended]
@@ -439,9 +439,9 @@ class Claims:
         self._held.pop(claim.key, None)
 
     @locked
-    @though_moved
+    @even_if_moved
     @with_spare
-    def give_back(self, claims: list[Claim], error: str = "") -> None:
+    def unclaim(self, claims: list[Claim], error: str = "") -> None:
         """Put jobs back as they were, their attempts returned, for whoever claims them next.
 
         The slot's list is what is still held afterwards: another pass may claim one of these
@@ -450,7 +450,7 @@ class Claims:
         self.store.catch_up()
         changes = []
         for claim in claims:
-            state = states.give_back(decode_state(claim.state), error)
+            state = states.unclaim(decode_state(claim.state), error)
             if state is not None and self._is_current(claim):
                 changes.append((claim, state))
         if changes:
@@ -491,24 +491,24 @@ class Claims:
         self.store.read_new()
         return all(self._is_current(claim) for claim in claims)
 
-    def is_shown(self) -> bool:
+    def is_published(self) -> bool:
         """Tell whether the file says what the journal says."""
         return self.store.view.journal.end == 0
 
-    def rest(self) -> None:
+    def idle(self) -> None:
         """Nothing is in hand: show what was done, and list nothing any more.
 
         A job that was put back, or requeued, may be claimed by another pass under the attempt's
         number that stands in the list, and be lost there.
         """
-        self.show()
+        self.publish()
         if self.slot.claims:
             self.lock.run(self._list)
 
-    def show(self) -> None:
+    def publish(self) -> None:
         """Fold where that is cheap, so that `cat` shows what is running, and write the history."""
-        self.attempts.flush()
-        if not self.is_shown():
+        self.history.flush()
+        if not self.is_published():
             self._fold(CHEAP_IN_A_PASS)
 
     def finish(self) -> Exception | None:
@@ -517,18 +517,18 @@ class Claims:
             return self.lock.run(self.store.try_fold)
         finally:
             self.store.rescue()
-            self.release()
+            self.abandon()
 
     def slot_fd(self) -> int:
         """Return the descriptor whose lock tells others that this pass is alive."""
         return self.slot.file.fd
 
-    def require_slot(self) -> None:
+    def check_slot(self) -> None:
         """Raise StoreError if the slot's lock is gone: other passes may run what was claimed."""
         if not self.slot.file.is_ours():
             self.slot.require()
 
-    def release(self) -> None:
+    def abandon(self) -> None:
         """Let go of the slot: whatever is still claimed is for the next pass to recover."""
-        self.attempts.close()
+        self.history.close()
         self.slot.release(clear=self._lists_own and not self._held)

@@ -2,12 +2,12 @@ r"""Who is alive: a pass holds the lock of its slot file as long as it lives, an
 
 The kernel is the heartbeat: however a process ends, its `flock` is gone. A job that is
 `processing` and stands in the list of no locked slot has lost its pass. A list is written whole,
-under the queue's lock, before the claims are recorded, in the order in which they will be begun.
+under the queue's lock, before the claims are recorded, in the order in which they will be started.
 It is not synced: after a power cut no lock is held, and what is left of it decides no more than
 whose attempt counts.
 
     pass <process id> <Unix seconds> <n> who holds the slot, for a person who looks; and how many
-                                         of the claims may have been begun at once
+                                         of the claims may have been started at once
     <job id> <attempt>                   one line a claim
     (empty lines)                        room on the disk that is given up when the disk is full
 
@@ -75,7 +75,7 @@ class Slot:
         self._listed = len(content)
         self.claims = len(claims)
 
-    def require_at_path(self) -> None:
+    def check_at_path(self) -> None:
         """Raise StoreError if the file was moved or removed: others then take this pass for dead.
 
         Under the queue's lock, and before each claim: they would run the same jobs.
@@ -100,7 +100,7 @@ class Slot:
         while len(self._spare) < _SPARE_DESCRIPTORS:
             file = open_file(self.file.path, os.O_RDONLY)
             if file is None:
-                self.require_at_path()
+                self.check_at_path()
             else:
                 self._spare.append(file)
 
@@ -156,15 +156,14 @@ def take(queue: str, parallel: int = 1) -> Slot:
 class Survey:
     """What the slots' lists say. Under the queue's lock, so that every list is whole.
 
-    `alive` are the claims of the other passes that are alive. `begun` and `unbegun` are those of
-    dead ones: a pass works through its list in order, so of its claims that are still open only
-    the first can have been begun, or as many of the first as the pass has run at once.
+    `alive` are the claims of the other live passes. `started` and `not_started` are those of the
+    dead ones: of their first `parallel` claims, any may have been started.
     """
 
     def __init__(self, queue: str, own: Slot, is_open: Callable[[str, int], bool]) -> None:
         self.alive: set[tuple[str, int]] = set()
-        self.begun: set[tuple[str, int]] = set()
-        self.unbegun: set[tuple[str, int]] = set()
+        self.started: set[tuple[str, int]] = set()
+        self.not_started: set[tuple[str, int]] = set()
         self._left: list[OpenFile] = []
         self._note_dead(*_read(own.file), is_open)
         try:
@@ -192,8 +191,8 @@ class Survey:
         self, claims: list[tuple[str, int]], parallel: int, is_open: Callable[[str, int], bool]
     ) -> None:
         still = [claim for claim in claims if is_open(*claim)]
-        self.begun.update(still[:parallel])
-        self.unbegun.update(still[parallel:])
+        self.started.update(still[:parallel])
+        self.not_started.update(still[parallel:])
 
     def clear(self) -> None:
         """Empty the lists of dead passes: their jobs have been recovered, and are on the disk."""
@@ -207,7 +206,7 @@ class Survey:
 
 
 def _read(file: OpenFile) -> tuple[list[tuple[str, int]], int]:
-    """Return the claims that a slot lists, and how many of them may have been begun at once."""
+    """Return the claims that a slot lists, and how many of them may have been started at once."""
     content = os.pread(file.fd, os.fstat(file.fd).st_size, 0).rstrip(b"\n")  # without the room
     head, *lines = content.decode("utf-8", "replace").split("\n")
     claims = []
@@ -219,10 +218,10 @@ def _read(file: OpenFile) -> tuple[list[tuple[str, int]], int]:
     return claims, int(columns[3]) if len(columns) > 3 and columns[3].isdecimal() else 1
 
 
-class Living:
+class LivePass:
     """A pass that is alive, as its slot tells.
 
-    `pid` is its process, `begun_at` when it took the slot, `listed_at` when it last claimed, in
+    `pid` is its process, `started_at` when it took the slot, `listed_at` when it last claimed, in
     Unix seconds; `parallel` as in the slot. `claims` are (id, attempt) of what it has in hand,
     and perhaps of what it has just done.
     """
@@ -233,10 +232,10 @@ class Living:
         self.listed_at = os.fstat(file.fd).st_mtime
         head = os.pread(file.fd, 200, 0).decode("utf-8", "replace").split("\n")[0].split("\t")
         numbers = [int(text) for text in head[1:3] if text.isdecimal()]
-        self.pid, self.begun_at = numbers if len(numbers) == 2 else (0, 0)
+        self.pid, self.started_at = numbers if len(numbers) == 2 else (0, 0)
 
 
-def living(queue: str) -> list[Living]:
+def live_passes(queue: str) -> list[LivePass]:
     """Return the passes that are alive. Under the queue's lock, so that every list is whole."""
     found = []
     for number in range(1, SLOTS + 1):
@@ -246,5 +245,5 @@ def living(queue: str) -> list[Living]:
         if try_lock(file.fd):
             unlock(file)
         else:
-            found.append(Living(file))
+            found.append(LivePass(file))
     return found

@@ -83,14 +83,14 @@ def reading(method: Callable[Concatenate[L, P], R]) -> Callable[Concatenate[L, P
     return call
 
 
-def though_moved(method: Callable[P, R]) -> Callable[P, R]:
+def even_if_moved(method: Callable[P, R]) -> Callable[P, R]:
     """Mark a method that may hold the lock of the files that are open, wherever they are now.
 
     If the queue's directory was moved, an outcome that they wait for is still legal. A method that
-    needs the files at the path calls `check_path` or `take_again` first. So the ordinary call takes
+    needs the files at the path calls `check_path` or `reacquire` first. So the ordinary call takes
     less time: it asks for the open file alone, which may not be deleted.
     """
-    method.__dict__["though_moved"] = True
+    method.__dict__["even_if_moved"] = True
     return method
 
 
@@ -154,7 +154,7 @@ class QueueLock:
                 self._mutex.acquire()
                 self._owner = me
                 try:
-                    self._acquire(hasattr(function, "though_moved"))
+                    self._acquire(hasattr(function, "even_if_moved"))
                     result = function(*args, **kwargs)
                 finally:
                     try:
@@ -214,7 +214,7 @@ class QueueLock:
         if not isinstance(error, QueueError):
             raise store_error(error, error.filename or self.path, "nothing was done") from error
 
-    def let_go(self) -> None:
+    def release_early(self) -> None:
         """Free the lock before the function ends, for what is left to do needs no lock.
 
         This process's other threads stay out until its end.
@@ -223,35 +223,35 @@ class QueueLock:
             unlock(self._file)
         self._held_since = _NEVER
 
-    def take_again(self) -> None:
+    def reacquire(self) -> None:
         """Take the lock that was let go of; others may have changed everything since."""
-        self._acquire_at_path(though_moved=False)
+        self._acquire_at_path(even_if_moved=False)
 
     def check_path(self) -> None:
         """Look at the path, if that was put off; take the lock that is there, or set `moved`."""
         if not self.path_checked:
-            self._acquire_at_path(though_moved=True)
+            self._acquire_at_path(even_if_moved=True)
 
-    def _acquire(self, though_moved: bool) -> None:
+    def _acquire(self, even_if_moved: bool) -> None:
         """Acquire the lock; look at the path, unless the files that are open may be used anyway."""
         file = self._file
-        if though_moved and file is not None and file.is_untouched() and try_lock(file.fd):
+        if even_if_moved and file is not None and file.is_untouched() and try_lock(file.fd):
             self.path_checked = False
             self._held_since = _now()
         else:
-            self._acquire_at_path(though_moved)
+            self._acquire_at_path(even_if_moved)
 
-    def _acquire_at_path(self, though_moved: bool) -> None:
+    def _acquire_at_path(self, even_if_moved: bool) -> None:
         for _ in range(_TRIES):
             file = self._file
             if file is None or not file.is_ours():
                 file = self._open()
             if not try_lock(file.fd):
                 self._wait(file.fd)
-            if though_moved:
+            if even_if_moved:
                 file.remember_names()
             is_there = file.is_at_path()
-            self.moved = not is_there and though_moved and self._is_moved(file)
+            self.moved = not is_there and even_if_moved and self._is_moved(file)
             if is_there or self.moved:
                 self.path_checked = True
                 self._held_since = _now()
@@ -293,9 +293,9 @@ class QueueLock:
             _let_others_run()
             if try_lock(fd):
                 return
-        begun = time.monotonic()
+        started = time.monotonic()
         while not try_lock(fd):
-            waited = time.monotonic() - begun
+            waited = time.monotonic() - started
             if waited > PATIENCE:
                 raise QueueBusy(
                     errno.EAGAIN,

@@ -8,10 +8,10 @@ from dbbasic_queue.model.records import decode_record, decode_state
 from dbbasic_queue.model.rows import Row, has_json, parse_row
 from dbbasic_queue.store.disk.files import OpenFile, open_file, unstable_inodes
 from dbbasic_queue.store.reading.tail import (
-    Follower,
     Rewritten,
+    Tail,
     require_header,
-    require_header_begun,
+    require_partial_header,
 )
 
 TYPE_CHECKING = False
@@ -43,7 +43,7 @@ def search(path: str, job_id: bytes) -> Row | None:
 
 def _last_record(path: str, job_id: bytes) -> bytes | None:
     state = None
-    for content in Follower(open_file(path, os.O_RDONLY)).new():
+    for content in Tail(open_file(path, os.O_RDONLY)).new():
         if job_id in content:
             for line in content.split(b"\n"):
                 if line.startswith(job_id + b"\t") and (record := decode_record(line)):
@@ -52,7 +52,7 @@ def _last_record(path: str, job_id: bytes) -> bytes | None:
 
 
 def _first_row(file: OpenFile, job_id: bytes) -> Row | None:
-    rows = Follower(file)
+    rows = Tail(file)
     for content in rows.new():
         if rows.end == len(content):
             require_header(content[: content.index(b"\n")], file.path)
@@ -61,7 +61,7 @@ def _first_row(file: OpenFile, job_id: bytes) -> Row | None:
             if row is not None:
                 return row
     if not rows.end:
-        require_header_begun(file)
+        require_partial_header(file)
     return None
 
 

@@ -18,7 +18,7 @@ _SHORTEST = 32
 """Bytes that hardly a row is shorter than."""
 
 
-class Places:
+class Offsets:
     """The length of each row, without its end, and where every 16th row begins."""
 
     __slots__ = ("_lengths", "_starts")

@@ -6,15 +6,15 @@ import os
 
 from dbbasic_queue.model.rows import HEADER, LONGEST_ROW
 from dbbasic_queue.store.disk.files import OpenFile
-from dbbasic_queue.store.reading.offsets import Places, within
-from dbbasic_queue.store.reading.tail import Follower, Rewritten
+from dbbasic_queue.store.reading.offsets import Offsets, within
+from dbbasic_queue.store.reading.tail import Rewritten, Tail
 
 _PIECE = 1 << 16
 _LARGE_PIECE = 1 << 20
 
 
 def changed_rows(
-    known: Follower, new: OpenFile, places: Places, touched: list[int]
+    known: Tail, new: OpenFile, places: Offsets, touched: list[int]
 ) -> tuple[int, list[tuple[int, bytes, bytes]]]:
     """Return where the rows that are known end in the new file, and which of them differ there.
 

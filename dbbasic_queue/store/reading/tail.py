@@ -23,7 +23,7 @@ class Rewritten(Exception):
     """Raised inside the store if a file is no longer the one that was read."""
 
 
-class Follower:
+class Tail:
     """Reads the complete lines that are appended to a file.
 
     The last bytes read are compared at each reading: a file that was cut, or edited in place,
@@ -46,13 +46,13 @@ class Follower:
         if file is not None and end:
             self._start_after(end, last)
 
-    def copy(self) -> Follower:
+    def copy(self) -> Tail:
         """Return a follower of the same file that goes on from the same place."""
-        other = Follower(self.file)
+        other = Tail(self.file)
         other.go_on_from(self)
         return other
 
-    def go_on_from(self, other: Follower) -> None:
+    def go_on_from(self, other: Tail) -> None:
         """Go on from where another follower of the same file is."""
         self.end, self.anchor = other.end, other.anchor
         self._head, self._head_at = other._head, other._head_at
@@ -210,7 +210,7 @@ def has_header(file: OpenFile) -> bool:
     return True
 
 
-def require_header_begun(file: OpenFile) -> None:
+def require_partial_header(file: OpenFile) -> None:
     """Refuse a file without a single line, unless it is empty or a header cut short."""
     start = os.pread(file.fd, len(HEADER), 0)
     if not HEADER.startswith(start):

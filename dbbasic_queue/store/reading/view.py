@@ -3,7 +3,7 @@
 A row is known by its number: rows are appended, and a fold keeps their order, so numbers outlive
 a fold. Anybody else's fold renames a new file into place. The cached one is held open, so that its
 inode number cannot be reused, and the new one can be compared with it: what is the same is not
-read again. Where it has not the same jobs in the same order, all is read anew.
+read again. Where it has not the same jobs in the same order, all is read again.
 
 A reader takes no lock. It reads the journal first and the file second, so a change that is folded
 in between is seen in the file; and it looks whether the file is still the same afterwards, since
@@ -24,13 +24,13 @@ from dbbasic_queue.model.records import decode_record, decode_state, with_state
 from dbbasic_queue.model.rows import HEADER, LONGEST_ROW, Row, has_json, is_binary, parse_row
 from dbbasic_queue.store.disk.files import open_file, unstable_inodes
 from dbbasic_queue.store.reading.bulk import PENDING, PROCESSING, scan
-from dbbasic_queue.store.reading.offsets import Places
+from dbbasic_queue.store.reading.offsets import Offsets
 from dbbasic_queue.store.reading.replaced import changed_rows
 from dbbasic_queue.store.reading.tail import (
-    Follower,
     Rewritten,
+    Tail,
     require_header,
-    require_header_begun,
+    require_partial_header,
 )
 
 TYPE_CHECKING = False
@@ -64,7 +64,7 @@ class View:
     `numbering`   grows when the numbers of rows may have changed
     `records`     id -> the state that the journal gives it, as bytes
     `bad_records` how many damaged records were skipped since a pass last reported them
-    `seconds_anew` how long it took to go on when somebody else had folded; 0 until then
+    `reread_seconds` how long it took to go on when somebody else had folded; 0 until then
     `whole`       False while this is being changed. If an exception, such as that of a signal
                   handler, ends the change, all is forgotten before the next reading
     """
@@ -73,17 +73,17 @@ class View:
         self.path = path
         self.generation = 0
         self.numbering = 0
-        self.seconds_anew = 0.0
+        self.reread_seconds = 0.0
         self.bad_records = 0
         self._forget()
 
     def _forget(self) -> None:
         self.whole = False
-        self.rows = Follower(None)
-        self.journal = Follower(None)
+        self.rows = Tail(None)
+        self.journal = Tail(None)
         self.loaded = False
         self.index: dict[bytes, int] = {}
-        self.places = Places()
+        self.places = Offsets()
         self.when = array("q")
         self.floors: list[int] = []
         self.soonest = NEVER
@@ -95,7 +95,7 @@ class View:
         self.records: dict[bytes, bytes] = {}
         self._ahead: list[bytes] = []
         self._ahead_from = 0
-        self._anew_at = time.monotonic()
+        self._reread_at = time.monotonic()
         self.generation += 1
         self.numbering += 1
         self.whole = True
@@ -115,7 +115,7 @@ class View:
                     break
             else:
                 raise unstable_inodes(self.path)
-            self.seconds_anew = time.perf_counter() - began
+            self.reread_seconds = time.perf_counter() - began
 
     def follow(self) -> bool:
         """Read what is new; False where another file is there now.
@@ -133,7 +133,7 @@ class View:
             for content in self.rows.new(self._add_long_line):
                 self._scan(content)
             if self.rows.file is not None and not self.rows.end:
-                require_header_begun(self.rows.file)
+                require_partial_header(self.rows.file)
             if self.rows.file is None or self.rows.file.is_at_path():
                 for job_id, state in records:
                     self.apply(job_id, state)
@@ -194,7 +194,7 @@ class View:
         known, self.loaded = self.loaded, False
         try:
             new = open_file(self.path, os.O_RDONLY)
-            if not known or new is None or time.monotonic() - self._anew_at > _TRUST:
+            if not known or new is None or time.monotonic() - self._reread_at > _TRUST:
                 raise Rewritten
             touched = sorted(n for n in map(self.index.get, self.records) if n is not None)
             end, changed = changed_rows(self.rows, new, self.places, touched)
@@ -215,8 +215,8 @@ class View:
                 self.latest_created = max(self.latest_created, row.state.created_at)
             numbers, lengths = [n for n, *_ in changed], [len(line) for *_, line in changed]
             self.places.moved(len(HEADER), numbers, lengths)
-            self.rows = Follower(new, end, self.places.length(-1) if self.when else 0)
-            self.journal = Follower(None)
+            self.rows = Tail(new, end, self.places.length(-1) if self.when else 0)
+            self.journal = Tail(None)
             self.records = {}
             self._ahead = []
             self.generation += 1
@@ -226,14 +226,14 @@ class View:
 
     def _open(self) -> None:
         if self.rows.file is None:
-            self.rows = Follower(open_file(self.path, os.O_RDONLY))
+            self.rows = Tail(open_file(self.path, os.O_RDONLY))
         journal = self.journal.file
         if journal is None or not journal.is_ours() or not journal.is_at_path():
             if self.journal.end:
                 raise Rewritten
             journal = open_file(self.path + ".journal", os.O_RDONLY)
             if journal is not None or self.journal.file is not None:
-                self.journal = Follower(journal)
+                self.journal = Tail(journal)
 
     def _new_records(self) -> list[tuple[bytes, bytes]]:
         records: list[tuple[bytes, bytes]] = []
@@ -252,7 +252,7 @@ class View:
         if self.rows.end == len(content):
             header, _, content = content.partition(b"\n")
             require_header(header, self.path)
-            self.places = Places(len(header) + 1)
+            self.places = Offsets(len(header) + 1)
         for piece, columns in scan(content):
             lines = piece.split(b"\n")
             lines.pop()
@@ -364,7 +364,7 @@ class View:
             elif instant < self.floors[block]:
                 self.floors[block] = instant
 
-    def _set(self, number: int, status: str, run_at: int, begun: bool) -> None:
+    def _set(self, number: int, status: str, run_at: int, started: bool) -> None:
         """Take note of a job's state where none is noted."""
         if status == states.PROCESSING:
             self.processing.add(number)
@@ -375,7 +375,7 @@ class View:
             block = number >> _BLOCK_BITS
             if run_at < self.floors[block]:
                 self.floors[block] = run_at
-            if begun:
+            if started:
                 self.retrying.add(number)
 
     def unread(self) -> int:
@@ -464,7 +464,7 @@ class View:
         """
         number = 0
         end = self.rows.end
-        reader = Follower(self.rows.file)
+        reader = Tail(self.rows.file)
 
         def count(length: int) -> None:
             nonlocal number
@@ -493,7 +493,7 @@ class View:
     def snapshot(self) -> View:
         """Return a view for `rows_as_they_stand` that later changes do not touch."""
         view = View(self.path)
-        view.rows = Follower(self.rows.file)
+        view.rows = Tail(self.rows.file)
         view.rows.end = self.rows.end
         view.index = self.index  # grows, or is replaced whole: what it says of a row stays
         view.records = dict(self.records)
@@ -546,7 +546,7 @@ class View:
             self.apply(job_id, state)
         self.whole = True
 
-    def adopt(self, rows: Follower, numbers: list[int], lengths: list[int]) -> None:
+    def adopt(self, rows: Tail, numbers: list[int], lengths: list[int]) -> None:
         """Go on with the file that a fold of ours has put into place; the journal is empty now.
 
         The rows of these numbers have these lengths in it. The states of jobs in hand are kept:
@@ -562,7 +562,7 @@ class View:
         self.records = dict(reversed(in_hand.items()))
         self.rows = rows
         self.places.moved(len(HEADER), numbers, lengths)
-        self.journal = Follower(self.journal.file)
+        self.journal = Tail(self.journal.file)
         self._ahead = []
         self.generation += 1
         self.whole = True

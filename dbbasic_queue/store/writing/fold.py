@@ -27,7 +27,7 @@ from dbbasic_queue.store.disk.files import (
 )
 from dbbasic_queue.store.disk.sync import sync_directory, write_all
 from dbbasic_queue.store.reading.offsets import within
-from dbbasic_queue.store.reading.tail import Follower, Rewritten
+from dbbasic_queue.store.reading.tail import Rewritten, Tail
 from dbbasic_queue.store.reading.view import View
 
 _PIECE = 1 << 16
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 def fold(
     view: View,
     journal: OpenFile | None,
-    added: Follower,
+    added: Tail,
     *,
     fsync: bool,
     without: frozenset[int] = frozenset(),
@@ -97,7 +97,7 @@ def fold(
             raise store_error(e, view.path, made if journal is None else "nothing was lost") from e
         raise
     if without:
-        view.close()  # not read anew here: an error of that would deny what is done
+        view.close()  # not read again here: an error of that would deny what is done
     elif binary:
         view.close()  # the rows have other numbers now
         view.refresh()
@@ -123,7 +123,7 @@ def _binary_lines(view: View) -> list[int]:
 
 def _write_rows(
     view: View, new: OpenFile, without: frozenset[int]
-) -> tuple[Follower, list[int], list[int]]:
+) -> tuple[Tail, list[int], list[int]]:
     """Write the new file; return its end, and the rows that are changed in it: numbers, lengths.
 
     Pieces without a change are copied as they stand: nobody looks at their rows.
@@ -134,7 +134,7 @@ def _write_rows(
     changed = sorted(number for number in found if number is not None)
     leaving = sorted(without)
     lengths: list[int] = []
-    written = Follower(new)
+    written = Tail(new)
     write_all(new.fd, HEADER)
     written.passed(HEADER)
     for rows, start, end in view.places.pieces(_PIECE):
