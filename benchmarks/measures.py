@@ -100,7 +100,7 @@ def enqueue_beside(open_queue: Open, due: int) -> Figures:
     times = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as other:
         assert other.stdout
-        assert other.stdout.readline() == "begun\n"
+        assert other.stdout.readline() == "started\n"
         while other.poll() is None:
             began = perf_counter()
             subject.enqueue(1)
@@ -113,7 +113,7 @@ def enqueue_beside(open_queue: Open, due: int) -> Figures:
 
 def begin_and_run(open_queue: Open, due: int) -> Figures:
     subject = open_queue()
-    print("begun", flush=True)
+    print("started", flush=True)
     jobs = subject.run_beside(due)
     subject.close()
     return {"jobs": jobs}

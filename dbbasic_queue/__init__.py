@@ -30,14 +30,14 @@ from dbbasic_queue.registry import Handlers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from dbbasic_queue.service import Worker
+    from dbbasic_queue.worker import Worker
 else:
 
     def __getattr__(name: str) -> object:
         """Import `Worker` on first use: neither a web app nor a pass by cron needs it."""
         if name != "Worker":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from dbbasic_queue.service import Worker
+        from dbbasic_queue.worker import Worker
 
         return Worker
 

@@ -71,3 +71,27 @@ def not_started(what: str, error: BaseException) -> StoreError:
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     advice = _LIMITS.get(number, "see the system's message")
     return StoreError(number, f"{what} could not be started: {reason} ({advice})")
+
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EDQUOT: "the disk quota is used up: free some space",
+    errno.EACCES: "this user may not: give it the directory's group, or run as its owner",
+    errno.EPERM: "this user may not: give it the directory's group, or run as its owner",
+    errno.EBUSY: "is the file mounted by itself, as into a container? mount its directory",
+    errno.EROFS: "the file system is mounted read-only: remount it",
+    errno.EIO: "the disk reports an error: look at dmesg, and at the disk's health",
+    errno.EMFILE: "this process has too many open files: see ulimit -n",
+    errno.ENFILE: "the machine has too many open files: see fs.file-max",
+    **dict.fromkeys(
+        (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP),
+        "does this file system, such as NFS or FUSE, support flock? Put the queue on a local one",
+    ),
+}
+
+
+def store_error(e: OSError, path: str, consequence: str) -> StoreError:
+    """Return the system's error with the file's name, what became of the change, what to do."""
+    advice = _ADVICE.get(e.errno or 0, "see the system's message")
+    text = f"{e.strerror or e} ({consequence}; {advice})"
+    return StoreError(e.errno, text, path)

@@ -10,8 +10,8 @@ import sys
 from types import FunctionType, MethodType
 
 from dbbasic_queue.errors import InvalidHandlers
-from dbbasic_queue.job import LATEST, backoff
-from dbbasic_queue.rows import check_seconds
+from dbbasic_queue.model.checks import check_count, check_seconds
+from dbbasic_queue.model.states import LATEST, backoff
 
 # Of the module `inspect`, which takes long to load.
 CO_VARARGS, CO_VARKEYWORDS, CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR = 4, 8, 32, 128, 512
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from logging import Logger
     from typing import Any
 
-    from dbbasic_queue.rows import Row
+    from dbbasic_queue.model.rows import Row
 
 
 class Delay(Exception):
@@ -232,12 +232,6 @@ class Handler:
     def longest_wait(self, attempt: int) -> float:
         """Return the most seconds that `wait` can give."""
         return backoff(attempt) if self.backoff is None else self.backoff.longest(attempt)
-
-
-def check_count(count: object, name: str) -> None:
-    """Raise InvalidHandlers unless it is an int of 1 or more."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise InvalidHandlers(f"invalid {name} {count!r}: must be an int of 1 or more")
 
 
 class _Signature:

@@ -12,21 +12,21 @@ from dbbasic_queue.errors import (
     JobNotFound,
     QueueError,
 )
-from dbbasic_queue.job import FAILED, FINISHED, STATUSES
-from dbbasic_queue.loading import load
-from dbbasic_queue.rows import (
+from dbbasic_queue.lazy import load
+from dbbasic_queue.model.checks import (
+    ALL,
     CheckedClock,
-    Row,
     check_id,
     check_instant,
     check_seconds,
     check_type,
     is_id,
-    new_row,
 )
+from dbbasic_queue.model.escaping import unescape
+from dbbasic_queue.model.jsontext import LARGEST_PAYLOAD, MAX_PAYLOAD, decode_json, encode_json
+from dbbasic_queue.model.rows import Row, new_row
+from dbbasic_queue.model.states import FAILED, FINISHED, STATUSES
 from dbbasic_queue.store.location import open_store
-from dbbasic_queue.store.paused import ALL
-from dbbasic_queue.text import LARGEST_PAYLOAD, MAX_PAYLOAD, decode_json, encode_json, unescape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from typing import Any, Literal, Self, TypeAlias, TypedDict
 
-    from dbbasic_queue.crew import Crew
-    from dbbasic_queue.worker import Pass
+    from dbbasic_queue.passes.base import Pass
+    from dbbasic_queue.passes.supervisor import Supervisor
 
     Status: TypeAlias = Literal["pending", "processing", "completed", "failed", "cancelled"]
     """A job's status."""
@@ -280,7 +280,9 @@ class Queue:
             handlers, max_attempts, workers, linger=math.inf, until_complete=True
         ).run()
 
-    def _pass(self, handlers: Any, max_attempts: int, workers: int, **how: Any) -> Pass | Crew:
+    def _pass(
+        self, handlers: Any, max_attempts: int, workers: int, **how: Any
+    ) -> Pass | Supervisor:
         return load(_plan)(
             self.store, handlers, max_attempts, workers, self.now, self.max_payload, **how
         )
@@ -461,7 +463,7 @@ class Queue:
 
     def counts(self) -> dict[Status, int]:
         """Return how many jobs have each of the five statuses."""
-        from dbbasic_queue.summary import Summary
+        from dbbasic_queue.monitoring.summary import Summary
 
         return Summary(self.store, self.now()).counts
 
@@ -519,23 +521,23 @@ class Queue:
         Raises InvalidArgument for an invalid `window`, NotAQueue or StoreError if the files can't
         be used.
         """
-        from dbbasic_queue import figures
-        from dbbasic_queue.summary import Summary
+        from dbbasic_queue.monitoring import metrics
+        from dbbasic_queue.monitoring.summary import Summary
 
         seconds = check_seconds(window, "window", above=0)
         now = self.now()
         attempts = self.store.history(since=now - seconds)
-        found = figures.measure(Summary(self.store, now), attempts, now, seconds)
+        found = metrics.measure(Summary(self.store, now), attempts, now, seconds)
         self._report_skipped_history()
         return found
 
     def _report_skipped_history(self) -> None:
         """Log rows of the history that can't be read; not again until there are more of them."""
-        from dbbasic_queue import reports
+        from dbbasic_queue.passes import log_lines
 
         lines = self.store.skipped_history
-        if len(lines) > self._skipped_history_rows and (log := reports.logger()):
-            reports.skipped_history(log, self.path, lines)
+        if len(lines) > self._skipped_history_rows and (log := log_lines.logger()):
+            log_lines.skipped_history(log, self.path, lines)
         self._skipped_history_rows = len(lines)
 
     def write_metrics(self, path: str | os.PathLike[str], window: float | timedelta = 3600) -> None:
@@ -548,15 +550,15 @@ class Queue:
         a file that isn't one of these, StoreError if the system can't write. Then the file is
         unchanged.
         """
-        from dbbasic_queue import figures
+        from dbbasic_queue.monitoring import prometheus
 
         place = os.path.abspath(os.fspath(path))
-        figures.check_path(place)
-        figures.write(place, figures.to_text(self.metrics(window)))
+        prometheus.check_path(place)
+        prometheus.write(place, prometheus.to_text(self.metrics(window)))
 
 
-def _plan() -> Callable[..., Pass | Crew]:
-    from dbbasic_queue.plan import plan
+def _plan() -> Callable[..., Pass | Supervisor]:
+    from dbbasic_queue.passes.plan import plan
 
     return plan
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from dbbasic_queue.errors import InvalidHandlers, InvalidJob
 from dbbasic_queue.handlers import JOB_IN_PAYLOAD, Handler
+from dbbasic_queue.model.checks import check_type
 from dbbasic_queue.queue import default_queue
-from dbbasic_queue.rows import check_type
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

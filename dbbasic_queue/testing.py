@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from dbbasic_queue.job import PENDING
 from dbbasic_queue.jobqueue import MAX_ATTEMPTS, Queue
-from dbbasic_queue.text import MAX_PAYLOAD, decode_json, encode_json
+from dbbasic_queue.model.jsontext import MAX_PAYLOAD, decode_json, encode_json
+from dbbasic_queue.model.states import PENDING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -1,7 +1,7 @@
 """A pytest plugin: the crash sweeps run beside the other tests, some at a time, as both wait a lot.
 
 A test is marked with its sweep's kind and sampling, and is given what waits for it. All sweeps are
-begun before the first test. Then comes what is marked `waits`, which needs no processor, and at
+started before the first test. Then comes what is marked `waits`, which needs no processor, and at
 last what needs a sweep's end.
 
 As a program it runs the sweeps, apart from the tests' process with its forks, and what tests do to

@@ -16,12 +16,12 @@ import pytest
 from processes import Programs
 
 from dbbasic_queue import Queue
-from dbbasic_queue.store.store import Store
+from dbbasic_queue.store.textfile import TextFileStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dbbasic_queue.store.lock import QueueLock
+    from dbbasic_queue.store.disk.lock import QueueLock
 
 pytest_plugins = ["ahead"]
 
@@ -76,7 +76,7 @@ def programs(tmp_path: Path) -> Iterator[Programs]:
 def held(lock: QueueLock) -> Iterator[None]:
     """Hold the lock during a block of a test, as its `run` does during a function."""
     with lock._mutex:
-        lock._acquire(though_moved=False)
+        lock._acquire(even_if_moved=False)
         assert lock._file is not None
         try:
             yield
@@ -101,9 +101,9 @@ def history(queue: Queue, job_id: str) -> list[dict[str, Any]]:
     return cast("list[dict[str, Any]]", queue.history(job_id))
 
 
-def store_of(queue: Queue) -> Store:
+def store_of(queue: Queue) -> TextFileStore:
     """Return the store of a queue that is a text file."""
-    assert isinstance(queue.store, Store)
+    assert isinstance(queue.store, TextFileStore)
     return queue.store
 
 

@@ -17,14 +17,15 @@ from contract.test_outcomes import TestOutcomes
 from contract.test_passes import TestPasses
 from contract.test_sharing import TestArchiving, TestSharing
 
-from dbbasic_queue import Queue, job
-from dbbasic_queue.engines.memory_store import Kept, Memory, MemoryClaims
+from dbbasic_queue import Queue
 from dbbasic_queue.errors import DuplicateJob
+from dbbasic_queue.model import states
+from dbbasic_queue.store.memory import Kept, MemoryClaims, MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from dbbasic_queue.rows import Row
+    from dbbasic_queue.model.rows import Row
     from dbbasic_queue.store.protocol import Claim
     from dbbasic_queue.testing import Clock
 
@@ -44,9 +45,9 @@ __all__ = [
 class Planted(Queue):
     """The engine without a bug, over another store or with other claims."""
 
-    memory: type[Memory] = Memory
+    memory: type[MemoryStore] = MemoryStore
     claims: type[MemoryClaims] = MemoryClaims
-    places: dict[str, Memory]
+    places: dict[str, MemoryStore]
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
@@ -99,10 +100,10 @@ class ShowsWhatItKeeps(Planted):
 
 class LosesFalseResults(Planted):
     class claims(MemoryClaims):
-        def settle(self, claim: Claim, state: job.State) -> job.State | None:
+        def record(self, claim: Claim, state: states.State) -> states.State | None:
             if state.result in ("0", "false", '""', "[]", "{}", "0.0"):
                 state.result = ""
-            return super().settle(claim, state)
+            return super().record(claim, state)
 
 
 # --- what runs
@@ -124,8 +125,8 @@ class RunsTwice(Planted):
 
 class RunsEarly(Planted):
     class claims(MemoryClaims):
-        def renew(self, now: float) -> bool:
-            return super().renew(now + 1)
+        def find_due(self, now: float) -> bool:
+            return super().find_due(now + 1)
 
 
 class RunsTheLatestFirst(Planted):
@@ -137,20 +138,20 @@ class RunsTheLatestFirst(Planted):
 
 
 class RunsWhatIsCancelled(Planted):
-    class memory(Memory):
+    class memory(MemoryStore):
         def cancel(self, job_id: str) -> bool:
             with self.lock:
                 row = self.kept.get(job_id)
-                return row is not None and row.state.status == job.PENDING
+                return row is not None and row.state.status == states.PENDING
 
 
 class CancelsWhatIsBeingRun(Planted):
-    class memory(Memory):
+    class memory(MemoryStore):
         def cancel(self, job_id: str) -> bool:
             row = self.kept.get(job_id)
-            if row is None or row.state.status not in (job.PENDING, job.PROCESSING):
+            if row is None or row.state.status not in (states.PENDING, states.PROCESSING):
                 return False
-            row.state = job.State(job.CANCELLED, row.state.created_at, 0, 0, "", "")
+            row.state = states.State(states.CANCELLED, row.state.created_at, 0, 0, "", "")
             return True
 
 
@@ -168,16 +169,16 @@ class RunsWhatItAddedItself(Planted):
 class RecordsOutcomesAtTheEnd(Planted):
     class claims(MemoryClaims):
         def __init__(self, *arguments: Any) -> None:
-            self._ended: list[tuple[Claim, job.State]] = []
+            self._ended: list[tuple[Claim, states.State]] = []
             super().__init__(*arguments)
 
-        def settle(self, claim: Claim, state: job.State) -> job.State:
+        def record(self, claim: Claim, state: states.State) -> states.State:
             self._ended.append((claim, state))
             return state
 
         def finish(self) -> None:
             for claim, state in self._ended:
-                super().settle(claim, state)
+                super().record(claim, state)
 
 
 class RunsWhatIsPaused(Planted):
@@ -204,10 +205,10 @@ class KnowsNoLimit(Planted):
 
 class CountsADelay(Planted):
     class claims(MemoryClaims):
-        def settle(self, claim: Claim, state: job.State) -> job.State | None:
-            if state.error.startswith(job.DELAYED):
+        def record(self, claim: Claim, state: states.State) -> states.State | None:
+            if state.error.startswith(states.DELAYED):
                 state.attempts += 1
-            return super().settle(claim, state)
+            return super().record(claim, state)
 
 
 class TriesOnceMore(Planted):
@@ -219,9 +220,9 @@ class TriesOnceMore(Planted):
 
 class KeepsTheOldError(Planted):
     class claims(MemoryClaims):
-        def settle(self, claim: Claim, state: job.State) -> job.State | None:
+        def record(self, claim: Claim, state: states.State) -> states.State | None:
             state.error = state.error or claim.row.state.error
-            return super().settle(claim, state)
+            return super().record(claim, state)
 
 
 # --- living with it
@@ -233,18 +234,18 @@ class WaitsForNothing(Planted):
 
 
 class RequeuesWithItsAttempts(Planted):
-    class memory(Memory):
+    class memory(MemoryStore):
         def requeue(self, now: float, **which: Any) -> int:
             before = {row.id: row.state.attempts for row in self.rows()}
             requeued = super().requeue(now, **which)
             for row in self.kept.values():
-                if row.state.status == job.PENDING:
+                if row.state.status == states.PENDING:
                     row.state.attempts = before[row.id]
             return requeued
 
 
 class RemovesWhatIsBeingRun(Planted):
-    class memory(Memory):
+    class memory(MemoryStore):
         def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
             removed = super().remove(unwanted, archive)
             for row in list(self.rows()):
@@ -261,7 +262,7 @@ class PurgesTheYoung(Planted):
 
 
 class ListsWhatComesMeanwhile(Planted):
-    class memory(Memory):
+    class memory(MemoryStore):
         def rows(self, unreadable: list[int] | None = None) -> Iterator[Row]:
             for job_id in list(self.kept):
                 row = self.find(job_id)
@@ -272,7 +273,7 @@ class ListsWhatComesMeanwhile(Planted):
 class SharesNothing(Planted):
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
-        self.store = cast("Any", Memory(url))
+        self.store = cast("Any", MemoryStore(url))
 
 
 class LosesItsArchive(Planted):

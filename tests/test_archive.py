@@ -13,11 +13,11 @@ from conftest import HEADER, NOW, Clock, add_lines, beside, line
 from processes import Programs
 
 from dbbasic_queue import InvalidArgument, NotAQueue, Queue, QueueBusy, StoreError
-from dbbasic_queue.store import archive as archives
-from dbbasic_queue.store import files
+from dbbasic_queue.store.disk import files
+from dbbasic_queue.store.writing import archive as archives
 
 if TYPE_CHECKING:
-    from dbbasic_queue.store.files import OpenFile
+    from dbbasic_queue.store.disk.files import OpenFile
 
 OLD = 5
 """How many finished jobs each queue of these tests has."""
@@ -128,7 +128,7 @@ def test_what_a_kill_or_a_power_cut_leaves_of_a_header_is_made_whole(
     assert len(archived(archive)) == OLD
 
 
-def test_an_archive_that_logrotate_renames_during_a_purge_is_begun_again(
+def test_an_archive_that_logrotate_renames_during_a_purge_is_started_again(
     old: Queue, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rotated = archive.with_suffix(".1")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import builtins
 import logging
 import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,16 +18,16 @@ from conftest import NOW, Clock, add_lines, beside, history, line, store_of
 from processes import Programs, is_free, wait_for, wait_for_notes
 
 from dbbasic_queue import Backoff, Delay, Fail, Handler, NotAQueue, Queue
-from dbbasic_queue.rows import check_type
-from dbbasic_queue.store import attempts as history_file
-from dbbasic_queue.store.attempts import HEADER, AttemptLog
-from dbbasic_queue.text import unescape
-from dbbasic_queue.tracebacks import MAX_TRACEBACK, format_traceback
+from dbbasic_queue.model.checks import check_type
+from dbbasic_queue.model.escaping import unescape
+from dbbasic_queue.passes.tracebacks import MAX_TRACEBACK, format_traceback
+from dbbasic_queue.store import history as history_file
+from dbbasic_queue.store.history import HEADER, HistoryWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dbbasic_queue.store.slots import Slot
+    from dbbasic_queue.store.claiming.slots import Slot
 
 NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
 
@@ -112,7 +110,7 @@ def test_a_row_says_when_the_job_was_due_when_it_ended_and_how_long_its_handler_
     queue: Queue, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Stopwatch()
-    monkeypatch.setattr("dbbasic_queue.worker.time", watch)
+    monkeypatch.setattr("dbbasic_queue.passes.base.time", watch)
 
     def work(seconds: float) -> None:
         clock.now += seconds
@@ -239,13 +237,13 @@ def test_a_pass_that_is_killed_loses_what_it_has_not_written_and_its_job_has_die
     assert (completed["attempt"], completed["outcome"]) == (2, "completed")
 
 
-def test_jobs_that_a_dead_pass_had_not_begun_have_no_row(
+def test_jobs_that_a_dead_pass_had_not_started_have_no_row(
     programs: Programs, tmp_path: Path
 ) -> None:
     programs.start("""
         from unittest.mock import patch
-        patch("dbbasic_queue.worker._SLOW", 1e9).start()  # keeps its claims
-        patch("dbbasic_queue.worker._BATCH_SECONDS", 1e9).start()  # batches of 1, 8, 21
+        patch("dbbasic_queue.passes.base._SLOW", 1e9).start()  # keeps its claims
+        patch("dbbasic_queue.passes.base._BATCH_SECONDS", 1e9).start()  # batches of 1, 8, 21
         queue.enqueue_many("work", range(30))
         def work(payload):
             if payload == 15:
@@ -356,16 +354,14 @@ def test_a_cause_a_note_and_the_members_of_a_group_are_in_the_traceback() -> Non
 
     text = unescape(format_traceback(caught(chained)))
     assert text.index("KeyError: 'key'") < text.index("direct cause") < text.index("second")
-    if sys.version_info >= (3, 11):
 
-        def several() -> None:
-            group: Any = vars(builtins)["ExceptionGroup"]
-            error = group("several", [OSError("first"), OSError("other")])
-            error.add_note("by hand")
-            raise error
+    def several() -> None:
+        error = ExceptionGroup("several", [OSError("first"), OSError("other")])
+        error.add_note("by hand")
+        raise error
 
-        text = unescape(format_traceback(caught(several)))
-        assert all(part in text for part in ("several", "by hand", "first", "other"))
+    text = unescape(format_traceback(caught(several)))
+    assert all(part in text for part in ("several", "by hand", "first", "other"))
 
 
 def test_a_handler_that_returns_a_generator_has_no_frame_to_show(queue: Queue) -> None:
@@ -455,22 +451,22 @@ def room() -> Room:
 
 
 @pytest.fixture
-def log(queue: Queue, room: Any) -> AttemptLog:
+def log(queue: Queue, room: Any) -> HistoryWriter:
     return log_of(queue, room)
 
 
-def log_of(queue: Queue, slot: Slot) -> AttemptLog:
+def log_of(queue: Queue, slot: Slot) -> HistoryWriter:
     queue.enqueue("work", {}, job_id=f"job-{queue.counts()['pending']}")
-    return AttemptLog(queue.path, store_of(queue).lock, slot)
+    return HistoryWriter(queue.path, store_of(queue).lock, slot)
 
 
-def add(queue: Queue, log: AttemptLog, at: float = NOW, trace: str = "") -> None:
+def add(queue: Queue, log: HistoryWriter, at: float = NOW, trace: str = "") -> None:
     (row, *_) = queue.store.rows()
     log.note(row, "completed", "", at, 0.5, trace)
 
 
 def test_a_row_is_written_when_a_second_has_passed(
-    queue: Queue, path: Path, log: AttemptLog
+    queue: Queue, path: Path, log: HistoryWriter
 ) -> None:
     for at in (NOW, NOW + 0.5, NOW + 0.999):
         add(queue, log, at)
@@ -480,14 +476,14 @@ def test_a_row_is_written_when_a_second_has_passed(
 
 
 def test_a_clock_that_is_set_back_holds_no_row_back(
-    queue: Queue, path: Path, log: AttemptLog
+    queue: Queue, path: Path, log: HistoryWriter
 ) -> None:
     add(queue, log, NOW)
     add(queue, log, NOW - 3600)
     assert len(table(path)) == 2
 
 
-def test_rows_are_written_when_they_are_512(queue: Queue, path: Path, log: AttemptLog) -> None:
+def test_rows_are_written_when_they_are_512(queue: Queue, path: Path, log: HistoryWriter) -> None:
     for _ in range(511):
         add(queue, log)
     assert not beside(path, "history").exists()
@@ -560,8 +556,8 @@ def test_it_may_be_deleted_at_any_time(queue: Queue, path: Path) -> None:
     assert outcomes(path) == ["completed"] * 5
 
 
-def test_one_that_is_deleted_while_a_pass_has_it_open_is_begun_anew(
-    queue: Queue, path: Path, log: AttemptLog
+def test_one_that_is_deleted_while_a_pass_has_it_open_is_started_again(
+    queue: Queue, path: Path, log: HistoryWriter
 ) -> None:
     for _ in range(3):
         add(queue, log)
@@ -696,7 +692,7 @@ def test_a_pass_that_is_overtaken_before_it_has_the_lock_does_not_rotate_again(
             return store_of(queue).lock.run(function)
 
     lock: Any = Overtaken()
-    second = AttemptLog(queue.path, lock, room)
+    second = HistoryWriter(queue.path, lock, room)
     add(queue, second)
     second.flush()
     assert beside(path, "history.1").read_bytes() == full
@@ -705,7 +701,7 @@ def test_a_pass_that_is_overtaken_before_it_has_the_lock_does_not_rotate_again(
 
 ROTATE = """
 from unittest.mock import patch
-patch("dbbasic_queue.store.attempts.LARGEST", 3000).start()
+patch("dbbasic_queue.store.history.LARGEST", 3000).start()
 for _ in range(40):
     queue.enqueue_many("work", range(5))
     queue.process_jobs({"work": str})
@@ -741,7 +737,7 @@ def test_four_processes_that_write_and_rotate_at_once_mix_up_no_row(
 
 
 def test_a_reader_that_is_overtaken_by_a_rotation_misses_nothing(
-    queue: Queue, path: Path, log: AttemptLog, monkeypatch: pytest.MonkeyPatch
+    queue: Queue, path: Path, log: HistoryWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(queue, log)
     log.flush()
@@ -761,8 +757,8 @@ def test_a_reader_that_is_overtaken_by_a_rotation_misses_nothing(
     assert [found["ended_at"] for found in history(queue, "job-0")] == [NOW, NOW + 0.5]
 
 
-def test_it_is_begun_and_rotated_under_the_queues_lock(
-    queue: Queue, path: Path, log: AttemptLog, monkeypatch: pytest.MonkeyPatch
+def test_it_is_started_and_rotated_under_the_queues_lock(
+    queue: Queue, path: Path, log: HistoryWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else two passes that look at the same time would both rotate it."""
     done: list[str] = []
@@ -814,8 +810,8 @@ def test_on_a_disk_that_fills_the_history_takes_no_room_from_the_outcomes(
     small_disk: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tracebacks of one batch come to more than is buffered, and nothing may be written."""
-    monkeypatch.setattr("dbbasic_queue.worker._BATCH_SECONDS", 1e9)  # batches of 1, 8, 64
-    monkeypatch.setattr("dbbasic_queue.worker._SLOW", 1e9)
+    monkeypatch.setattr("dbbasic_queue.passes.base._BATCH_SECONDS", 1e9)  # batches of 1, 8, 64
+    monkeypatch.setattr("dbbasic_queue.passes.base._SLOW", 1e9)
     ran: Counter[int] = Counter()
 
     def work(number: int) -> None:
@@ -837,7 +833,7 @@ def test_on_a_disk_that_fills_the_history_takes_no_room_from_the_outcomes(
 
 
 def test_where_it_cannot_be_written_rows_are_lost_and_that_is_logged_once(
-    queue: Queue, path: Path, log: AttemptLog, monkeypatch: pytest.MonkeyPatch
+    queue: Queue, path: Path, log: HistoryWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Stopwatch()
     monkeypatch.setattr(history_file, "time", watch)
@@ -867,7 +863,7 @@ def test_where_it_cannot_be_written_rows_are_lost_and_that_is_logged_once(
 
 
 def test_after_an_error_it_is_not_tried_again_for_a_minute(
-    queue: Queue, path: Path, log: AttemptLog, monkeypatch: pytest.MonkeyPatch
+    queue: Queue, path: Path, log: HistoryWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Stopwatch()
     monkeypatch.setattr(history_file, "time", watch)
@@ -886,7 +882,7 @@ def test_after_an_error_it_is_not_tried_again_for_a_minute(
 
 
 def test_nothing_is_written_while_the_room_on_the_disk_is_given_up(
-    queue: Queue, path: Path, log: AttemptLog, room: Room
+    queue: Queue, path: Path, log: HistoryWriter, room: Room
 ) -> None:
     room.there = False
     for at in range(10):

@@ -8,8 +8,8 @@ import pytest
 from conftest import job, store_of
 
 from dbbasic_queue import Queue
-from dbbasic_queue.store import archive
-from dbbasic_queue.store.choice import Choice
+from dbbasic_queue.store.writing import archive
+from dbbasic_queue.store.writing.choice import Choice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -170,7 +170,7 @@ def test_a_long_queue_is_read_while_others_have_the_lock(
     queue: Queue, other: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first call with an id of the caller's own reads the whole file."""
-    monkeypatch.setattr("dbbasic_queue.store.store._LONG", 1000)
+    monkeypatch.setattr("dbbasic_queue.store.textfile._LONG", 1000)
     other.enqueue_many("greet", range(100))
     real = store_of(queue).view.refresh
     added: list[str] = []
@@ -180,7 +180,7 @@ def test_a_long_queue_is_read_while_others_have_the_lock(
         if not added:
             added.append(other.enqueue("greet", {}))  # QueueBusy if the lock is held
 
-    monkeypatch.setattr("dbbasic_queue.store.lock.PATIENCE", 0.5)
+    monkeypatch.setattr("dbbasic_queue.store.disk.lock.PATIENCE", 0.5)
     monkeypatch.setattr(store_of(queue).view, "refresh", refresh)
     queue.enqueue("greet", {}, job_id="own")
     assert [found["id"] for found in queue.jobs()][100:] == [*added, "own"]

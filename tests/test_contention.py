@@ -18,10 +18,10 @@ import pytest
 from processes import DEADLINE, QUEUE, Programs, is_free, note, notes, wait_for_notes
 
 from dbbasic_queue import JobDict, Queue, StoreError
-from dbbasic_queue.job import State
-from dbbasic_queue.store.claims import Claims
+from dbbasic_queue.model.states import State
+from dbbasic_queue.store.claiming.claims import Claims
 from dbbasic_queue.store.protocol import Claim, Terms
-from dbbasic_queue.store.store import Store
+from dbbasic_queue.store.textfile import TextFileStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -509,7 +509,7 @@ thread.join()
 def a_pass(queue: Queue, *, fsync: bool = False) -> Claims:
     """Return a pass with descriptors and a view of its own, as another process would have them."""
     return Claims(
-        Store(queue.path, fsync=fsync),
+        TextFileStore(queue.path, fsync=fsync),
         Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True),
         time.time(),
     )
@@ -524,22 +524,24 @@ def claimed(passing: Claims, most: int) -> dict[str, Claim]:
 
 
 def complete(passing: Claims, claim: Claim) -> None:
-    begun = claim.row.state
-    state = State("completed", begun.created_at, begun.run_at, begun.attempts, "", "")
-    assert passing.settle(claim, state)
+    started = claim.row.state
+    state = State("completed", started.created_at, started.run_at, started.attempts, "", "")
+    assert passing.record(claim, state)
 
 
 def test_a_pass_that_missed_a_fold_sees_it_though_the_journal_has_its_old_length_and_end(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fold cuts the journal, which may then grow again to the very bytes that it ended with."""
-    monkeypatch.setattr(Store, "is_fold_cheap", lambda *_: False)  # as in a queue that is long
+    monkeypatch.setattr(
+        TextFileStore, "is_fold_cheap", lambda *_: False
+    )  # as in a queue that is long
     for letter in "abcd":
         queue.enqueue("work", letter, run_at=1, job_id=long_id(letter))
     slow = a_pass(queue)
     in_hand = claimed(slow, 2)
     assert set(in_hand) == {"a", "b"}
-    slow.give_back([in_hand["a"]])
+    slow.unclaim([in_hand["a"]])
     journal = f"{queue.path}.journal"
     with open(journal, "rb") as file:
         before = file.read()
@@ -549,13 +551,13 @@ def test_a_pass_that_missed_a_fold_sees_it_though_the_journal_has_its_old_length
     assert set(done) == {"a", "c", "d"}
     for letter in "cd":
         complete(quick, done[letter])
-    quick.give_back([done["a"]])
+    quick.unclaim([done["a"]])
     assert quick.finish() is None
     queue.enqueue("work", "e", run_at=1, job_id=long_id("e"))
     last = a_pass(queue)
     in_hand_of_last = claimed(last, 2)
     assert set(in_hand_of_last) == {"a", "e"}
-    last.give_back([in_hand_of_last["a"]])
+    last.unclaim([in_hand_of_last["a"]])
     with open(journal, "rb") as file:
         after = file.read()
     assert (len(after), after[-64:]) == (len(before), before[-64:]) and after != before
@@ -579,7 +581,7 @@ def test_jobs_that_a_pass_has_yet_to_give_back_stay_its_own_when_it_claims_again
 
     other = a_pass(queue)
     assert other.take_recovered() == (0, [])
-    passing.give_back([in_hand["b"]])
+    passing.unclaim([in_hand["b"]])
     assert set(claimed(other, 1)) == {"b"}
     found = queue.get_job("b")
     assert found is not None and (found["attempts"], found["error"]) == (1, None)
@@ -662,7 +664,7 @@ def test_an_outcome_that_cannot_be_synced_stays_where_others_have_gone_on_from_i
     queue: Queue, syncs: Syncs, monkeypatch: pytest.MonkeyPatch, folded: bool, error: int
 ) -> None:
     """To cut it off would take their records with it, or theirs and the file would not agree."""
-    monkeypatch.setattr(Store, "is_fold_cheap", lambda *_: folded)
+    monkeypatch.setattr(TextFileStore, "is_fold_cheap", lambda *_: folded)
     for job_id in "ab":
         queue.enqueue("work", job_id, run_at=1, job_id=job_id)
     passing = a_pass(queue, fsync=True)

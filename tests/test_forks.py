@@ -92,7 +92,7 @@ class Before(importlib.abc.MetaPathFinder):
 """
 
 
-@pytest.mark.parametrize("module", ["dbbasic_queue.strict_json", "json", "json.decoder"])
+@pytest.mark.parametrize("module", ["dbbasic_queue.model.strict_json", "json", "json.decoder"])
 def test_a_child_forked_while_another_thread_imports_works_and_nothing_waits(
     tmp_path: Path, module: str
 ) -> None:
@@ -101,17 +101,17 @@ def test_a_child_forked_while_another_thread_imports_works_and_nothing_waits(
         tmp_path,
         BEFORE_IMPORT
         + f"""
-begun, go = threading.Event(), threading.Event()
+started, go = threading.Event(), threading.Event()
 
 def wait():
-    begun.set()
+    started.set()
     assert go.wait(10)
 
 sys.meta_path.insert(0, Before({module!r}, wait))
 queue = Queue("queue.tsv", fsync=False)
 thread = threading.Thread(target=queue.enqueue, args=("work", [1]))
 thread.start()
-assert begun.wait(10)
+assert started.wait(10)
 assert succeeds(child(os.fork, lambda: queue.cancel_job(queue.enqueue("work", [2]))))
 assert thread.is_alive()
 go.set()
@@ -139,7 +139,7 @@ def interrupt():
 
 signal.signal(signal.SIGUSR1, fork)
 sys.meta_path.insert(0, Before("json", interrupt))
-from dbbasic_queue.text import encode_json
+from dbbasic_queue.model.jsontext import encode_json
 assert encode_json([1], 9) == "[1]"
 if pids == [0]:
     os._exit(0)
@@ -187,13 +187,13 @@ def test_a_process_forked_in_c_while_a_thread_is_in_a_call_does_not_wait_for_tha
         f"""
         queue = Queue("queue.tsv", fsync=False)
         job_id = queue.enqueue("work", 1)
-        begun, go = threading.Event(), threading.Event()
+        started, go = threading.Event(), threading.Event()
         def hold():
-            begun.set()
+            started.set()
             assert go.wait(10)
         thread = threading.Thread(target=queue.store.{call}, args=(hold,))
         thread.start()
-        assert begun.wait(10)
+        assert started.wait(10)
         assert succeeds(child(c_fork, lambda: queue.get_job(job_id)["id"]))
         go.set()
         thread.join()

@@ -7,7 +7,7 @@ import logging
 import os
 import random
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from enum import IntEnum
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,9 @@ import pytest
 from conftest import NOW, Clock, add_lines, job, line
 
 from dbbasic_queue import Backoff, Delay, Fail, Handler, InvalidHandlers, Job, Queue
-from dbbasic_queue.job import LATEST, backoff
-from dbbasic_queue.store import slots
-from dbbasic_queue.store.files import open_file
+from dbbasic_queue.model.states import LATEST, backoff
+from dbbasic_queue.store.claiming import slots
+from dbbasic_queue.store.disk.files import open_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -269,7 +269,7 @@ def test_a_delay_may_be_an_instant(queue: Queue) -> None:
     assert (found["run_at"], found["error"]) == (NOW + 91, "delayed")
 
 
-PAST = datetime(2001, 1, 1, tzinfo=timezone.utc)
+PAST = datetime(2001, 1, 1, tzinfo=UTC)
 
 
 @pytest.mark.parametrize("when", [0, -5, 0.001, PAST])
@@ -490,7 +490,7 @@ def test_a_pass_at_rest_lists_nothing_that_others_may_claim_under_the_same_numbe
     with pytest.MonkeyPatch.context() as patch, pytest.raises(TimeoutError):
         # Of the pass alone: whoever has held the lock for long sleeps, too.
         pass_time = SimpleNamespace(sleep=look, monotonic=time.monotonic)
-        patch.setattr("dbbasic_queue.worker.time", pass_time)
+        patch.setattr("dbbasic_queue.passes.base.time", pass_time)
         queue.process_jobs(handlers, linger=5)
     assert listed == [[]]
     assert job(queue, job_id)["status"] == "pending"

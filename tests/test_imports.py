@@ -13,53 +13,24 @@ import dbbasic_queue
 import pytest_dbbasic_queue
 
 PACKAGE = Path(dbbasic_queue.__file__).parent
-# From what a user types down to what knows nothing of the others. Names on one line do not know
-# each other.
-LAYERS = [
-    {"__main__"},
-    {"cli"},
-    {"commands"},
-    {"demo", "status", "pytest_dbbasic_queue"},
-    {"__init__"},
-    {"registry", "service"},
-    {"engines.memory", "pickled", "testing"},
-    {"queue"},
-    {"engines.__init__"},
-    {"engines.protocol"},
-    {"crew"},
-    {"together"},
-    {"worker"},
-    {"attempt"},
-    {"interrupts", "reports", "watcher", "event_loop", "child", "figures", "tracebacks"},
-    {"forked"},
-    {"engines.memory_store"},
-    {"store.claims"},
-    {"store.store"},
-    {"store.attempts"},
-    {
-        "store.archive",
-        "store.choice",
-        "store.slots",
-        "store.fold",
-        "store.paused",
-        "store.unreadable",
-    },
-    {"store.view", "store.search"},
-    {"store.compare"},
-    {"store.follow", "store.scan", "store.places"},
-    {"store.lock"},
-    {"store.files"},
-    {"store.__init__"},
-    {"handlers"},
-    {"rows"},
-    {"text"},
-    {"strict_json"},
-    {"job", "loading"},
-    {"errors", "forks"},
+# From the ground up: a module imports from lines above its own, or from its own folder.
+FLOORS = [
+    "errors forks",
+    "lazy",
+    "model",
+    "store",
+    "handlers",
+    "passes monitoring",
+    "jobqueue",
+    "engines",
+    "opening",
+    "queue",
+    "registry pickles testing worker",
+    "__init__",
+    "cli pytest_dbbasic_queue",
+    "__main__",
 ]
-# `Queue.open` returns a subclass of Queue.
-UPWARD = {("engines.__init__", "engines.memory")}
-RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 MODULES = {
     ".".join(file.relative_to(PACKAGE).with_suffix("").parts): file
     for file in sorted(PACKAGE.rglob("*.py"))
@@ -92,20 +63,38 @@ def own_module(name: str) -> str | None:
     raise AssertionError(f"{name} is in no module of the package")
 
 
-def test_every_module_has_its_place() -> None:
-    assert set(MODULES) == set(RANKS)
+def room(module: str) -> str:
+    """Return the folder of a module, or its own name if it is in none."""
+    return module.partition(".")[0]
+
+
+def test_every_module_has_its_floor() -> None:
+    assert {room(module) for module in MODULES} == set(FLOOR_OF)
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_imports_point_downward_only(name: str) -> None:
+def test_a_module_imports_only_from_floors_below_or_from_its_own_folder(name: str) -> None:
     upward = [
         f"{name}, line {line}: {full}"
         for line, full in imported(TREES[name])
         if (module := own_module(full)) is not None
-        and RANKS[module] <= RANKS[name]
-        and (name, module) not in UPWARD
+        and room(module) != room(name)
+        and FLOOR_OF[room(module)] >= FLOOR_OF[room(name)]
     ]
     assert upward == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    arrows = {
+        name: {module for _, full in imported(tree) if (module := own_module(full)) is not None}
+        for name, tree in TREES.items()
+    }
+    left = set(arrows)
+    while free := {
+        n for n in left if not arrows[n] & left or not any(n in arrows[m] for m in left)
+    }:
+        left -= free
+    assert left == set(), "these modules import each other"
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -116,7 +105,7 @@ def test_no_module_is_imported_by_a_string(name: str) -> None:
 
 def extra(name: str) -> set[str]:
     """Return what a module may use that no other may: what comes with an extra."""
-    if name == "pickled":
+    if name == "pickles":
         return {"cloudpickle"}
     return {"pytest"} if name == "pytest_dbbasic_queue" else set()
 
@@ -143,8 +132,8 @@ DANGEROUS_CALLS = {"eval", "exec", "compile", "__import__", "system", "popen"}
 @pytest.mark.parametrize("name", MODULES)
 def test_nothing_is_unpickled_evaluated_or_given_to_a_shell(name: str) -> None:
     tree = TREES[name]
-    # prctl(2) has no other way in; what `pickled` unpickles is signed.
-    excepted = {"child": {"ctypes"}, "pickled": {"cloudpickle"}}
+    # prctl(2) has no other way in; what `pickles` unpickles is signed.
+    excepted = {"passes.time_limit": {"ctypes"}, "pickles": {"cloudpickle"}}
     dangerous = DANGEROUS_MODULES - excepted.get(name, set())
     assert {full.split(".")[0] for _, full in imported(tree)}.isdisjoint(dangerous)
     for node in ast.walk(tree):
@@ -165,12 +154,12 @@ def test_nothing_is_unpickled_evaluated_or_given_to_a_shell(name: str) -> None:
 
 
 def test_only_who_wants_pickles_imports_the_module_that_unpickles() -> None:
-    assert "pickled" in MODULES
+    assert "pickles" in MODULES
     importers = [
         name
         for name, tree in TREES.items()
-        if any(own_module(full) == "pickled" for _, full in imported(tree))
-        or "pickled" in {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
+        if any(own_module(full) == "pickles" for _, full in imported(tree))
+        or "pickles" in {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
     ]
     assert importers == []
 
@@ -221,7 +210,9 @@ def loaded_by(code: str) -> tuple[set[str], set[str]]:
 def test_importing_the_package_loads_what_most_calls_need_and_no_more() -> None:
     ours, others = loaded_by("import dbbasic_queue")
     assert "queue" in ours
-    assert ours.isdisjoint({"worker", "store.claims", "strict_json", "engines", "cli"})
+    assert ours.isdisjoint(
+        {"passes.base", "store.claiming.claims", "model.strict_json", "engines", "cli"}
+    )
     assert others <= LOADED_FROM_THE_STANDARD_LIBRARY
 
 
@@ -237,9 +228,19 @@ def test_a_pass_that_finds_nothing_to_do_loads_nothing_more_of_the_standard_libr
         f"queue = Queue({str(path)!r}, clock=lambda: {NOW})\n"
         "queue.process_jobs({'greet': lambda payload: None})"
     )
-    assert "worker" in ours
+    assert "passes.base" in ours
     assert ours.isdisjoint(
-        {"strict_json", "child", "forked", "crew", "event_loop", "figures", "engines"}
+        {
+            "cli",
+            "engines",
+            "model.strict_json",
+            "monitoring",
+            "passes.event_loop",
+            "passes.forked",
+            "passes.supervisor",
+            "passes.time_limit",
+            "worker",
+        }
     )
     assert others <= LOADED_FROM_THE_STANDARD_LIBRARY
 

@@ -7,7 +7,7 @@ import math
 import pytest
 from conftest import NOW
 
-from dbbasic_queue.job import (
+from dbbasic_queue.model.states import (
     CANCELLED,
     COMPLETED,
     FAILED,
@@ -23,12 +23,12 @@ from dbbasic_queue.job import (
     complete,
     delay,
     fail,
-    give_back,
     later,
     pull_in,
     recover,
     requeue,
     retry,
+    unclaim,
 )
 
 
@@ -62,9 +62,9 @@ def test_a_fraction_of_a_second_is_waited_for() -> None:
 
 
 def test_the_last_instant_is_the_end_of_the_year_9999() -> None:
-    from datetime import datetime, timezone
+    from datetime import UTC, datetime
 
-    latest = datetime.fromtimestamp(LATEST, timezone.utc)
+    latest = datetime.fromtimestamp(LATEST, UTC)
     assert latest.isoformat() == "9999-12-31T23:59:59+00:00"
 
 
@@ -104,12 +104,12 @@ def test_a_job_given_back_has_its_attempt_back() -> None:
     before = state(PENDING, attempts=1, error="ValueError: no")
     claimed = claim(before)
     assert claimed is not None
-    assert columns(give_back(claimed)) == columns(before)
-    assert columns(give_back(claimed, "interrupted"))[4] == "interrupted"
+    assert columns(unclaim(claimed)) == columns(before)
+    assert columns(unclaim(claimed, "interrupted"))[4] == "interrupted"
 
 
 def test_a_job_without_attempts_cannot_be_given_back_below_zero() -> None:
-    assert columns(give_back(state(PROCESSING, attempts=0)))[3] == 0
+    assert columns(unclaim(state(PROCESSING, attempts=0)))[3] == 0
 
 
 def test_a_recovered_job_is_due_at_once_and_keeps_its_place() -> None:
@@ -165,7 +165,7 @@ def test_each_change_starts_from_one_status_and_a_recorded_outcome_is_final(stat
         "fail": fail(before, "no"),
         "retry": retry(before, "no", NOW),
         "requeue": requeue(before, NOW),
-        "give back": give_back(before),
+        "give back": unclaim(before),
         "recover": recover(before, 3, NOW),
     }
     legal = {name for name, after in changes.items() if after is not None}
@@ -184,7 +184,7 @@ def test_no_change_touches_the_state_it_starts_from() -> None:
     fail(before, "other")
     retry(before, "other", NOW)
     delay(before, "other", NOW)
-    give_back(before, "other")
+    unclaim(before, "other")
     recover(before, 1, math.pi)
     assert columns(before) == copy
 

@@ -40,7 +40,7 @@ NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
 HANG = """
 def hang(payload):
     note("effects", payload)
-    note("begun", payload)
+    note("started", payload)
     wait_for(Path("go").exists, "go")
     return "done"
 
@@ -58,7 +58,7 @@ A_DEADLY_PASS = (
 from unittest.mock import patch
 
 # Many are claimed at once, however slow the machine makes quick jobs look.
-patch("dbbasic_queue.worker._BATCH_SECONDS", 1e9).start()
+patch("dbbasic_queue.passes.base._BATCH_SECONDS", 1e9).start()
 
 def deadly(payload):
     note("effects", payload)
@@ -94,9 +94,9 @@ def counts_of(output: str) -> dict[str, int]:
 def begin(programs: Programs, source: str = A_PASS) -> Child:
     """Start a pass, and return it once it is in the handler that hangs."""
     child = programs.start(source)
-    begun = programs.directory / "begun"
-    before = len(notes(begun))
-    wait_for(lambda: len(notes(begun)) > before or not child.is_running(), "the handler to begin")
+    started = programs.directory / "started"
+    before = len(notes(started))
+    wait_for(lambda: len(notes(started)) > before or not child.is_running(), "the handler to begin")
     assert child.is_running(), child.errors.read_text(encoding="utf-8")
     return child
 
@@ -189,7 +189,7 @@ def enqueue_a_batch(queue: Queue) -> tuple[list[str], list[str]]:
     """Enqueue quick jobs, one "deadly", quick jobs; return the ids before and after that one.
 
     The quick ones make the pass claim many at once; the deadly one is too short for the pass to
-    give back what it has not begun.
+    give back what it has not started.
     """
     names = [f"{n:02}" for n in range(30)]
     for name in names:
@@ -215,7 +215,7 @@ def test_the_other_jobs_of_a_killed_pass_are_recovered_at_once_and_run_once(
     assert Counter(notes(tmp_path / "effects")) == dict.fromkeys([*before, *after], 1) | {"15": 2}
 
 
-def test_a_job_that_its_killed_pass_had_not_begun_is_never_failed_for_that(
+def test_a_job_that_its_killed_pass_had_not_started_is_never_failed_for_that(
     programs: Programs, queue: Queue, tmp_path: Path
 ) -> None:
     _, after = enqueue_a_batch(queue)

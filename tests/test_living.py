@@ -1,4 +1,4 @@
-"""Living with a queue: passes for some types, passes that stay, waiting, requeueing, purging."""
+"""LivePass with a queue: passes for some types, passes that stay, waiting, requeueing, purging."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from dbbasic_queue import (
     Queue,
     open_queue,
 )
-from dbbasic_queue.job import CANCELLED, COMPLETED, FAILED, PENDING, PROCESSING, STATUSES
-from dbbasic_queue.store.claims import Claims
+from dbbasic_queue.model.states import CANCELLED, COMPLETED, FAILED, PENDING, PROCESSING, STATUSES
+from dbbasic_queue.store.claiming.claims import Claims
 from dbbasic_queue.store.protocol import Terms
-from dbbasic_queue.store.view import View
+from dbbasic_queue.store.reading.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +48,7 @@ class Night:
         self.looks = 0
         self.asked = 0
         self.seconds = 0.0
-        monkeypatch.setattr("dbbasic_queue.worker.time", self)
+        monkeypatch.setattr("dbbasic_queue.passes.base.time", self)
 
     def monotonic(self) -> float:
         self.asked += 1
@@ -90,14 +90,14 @@ def test_without_skip_unknown_they_fail_like_any_error(queue: Queue) -> None:
     assert job(queue, job_id)["error"] == "No handler for other"
 
 
-def test_a_dead_passs_jobs_that_were_not_begun_are_given_back_whatever_their_type(
+def test_a_dead_passs_jobs_that_were_not_started_are_given_back_whatever_their_type(
     queue: Queue, path: Path, clock: Clock
 ) -> None:
     ids = queue.enqueue_many("other", range(3))
     terms = Terms(lambda _: 1, lambda _, attempt: 60, lambda _: True)
     dead = Claims(store_of(queue), terms, clock())
     dead.claim(8)
-    dead.release()
+    dead.abandon()
     with Queue(path, clock=clock) as mine:
         assert mine.process_jobs({"mine": len}, 1, skip_unknown=True) == NONE | {"recovered": 2}
         states = [(job(mine, i)["status"], job(mine, i)["attempts"]) for i in ids]
@@ -268,9 +268,9 @@ def test_a_job_that_comes_between_a_passes_beginning_and_its_first_look_is_picke
     claims = Claims(store_of(queue), terms, NOW)
     queue.enqueue("greet", {})
     assert claims.claim(1) == []
-    assert claims.renew(NOW)
+    assert claims.find_due(NOW)
     assert len(claims.claim(1)) == 1
-    claims.release()
+    claims.abandon()
 
 
 # --- until complete
@@ -303,7 +303,7 @@ def test_run_until_complete_waits_for_what_another_pass_is_running(
         (claim,) = elsewhere.claim(1)
 
         def end() -> None:
-            elsewhere.give_back([claim])
+            elsewhere.unclaim([claim])
             elsewhere.finish()
 
         night.at[30] = end
@@ -608,7 +608,7 @@ def test_a_requeued_job_that_another_pass_loses_is_recovered_while_its_first_pas
             assert other.requeue(job_id)
             dead = Claims(store_of(other), terms, night.clock())
             assert len(dead.claim(1)) == 1
-            dead.release()
+            dead.abandon()
         with Queue(path, clock=night.clock) as third:
             done = third.process_jobs({"greet": work})
             assert done == NONE | {"recovered": 1, "completed": 1}

@@ -14,9 +14,10 @@ from conftest import NOW, Clock, add_lines, beside, line
 from prometheus_client.parser import text_string_to_metric_families
 
 from dbbasic_queue import Fail, InvalidJob, NotAQueue, Queue, StoreError
-from dbbasic_queue.figures import percentile, to_text
-from dbbasic_queue.job import STATUSES
-from dbbasic_queue.store.attempts import HEADER
+from dbbasic_queue.model.states import STATUSES
+from dbbasic_queue.monitoring.metrics import percentile
+from dbbasic_queue.monitoring.prometheus import to_text
+from dbbasic_queue.store.history import HEADER
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,7 +79,7 @@ def test_real_passes_give_the_figures_that_their_handlers_made(
         def monotonic() -> float:
             return seconds
 
-    monkeypatch.setattr("dbbasic_queue.worker.time", Watch)
+    monkeypatch.setattr("dbbasic_queue.passes.base.time", Watch)
 
     def resize(payload: float) -> None:
         nonlocal seconds

@@ -22,7 +22,7 @@ from dbbasic_queue import (
     QueueError,
     open_queue,
 )
-from dbbasic_queue.pickled import Pickles, UnsafeKey
+from dbbasic_queue.pickles import Pickles, UnsafeKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +96,7 @@ def test_it_goes_from_one_process_to_another_whose_program_does_not_have_the_cla
     code = """
 import sys
 from dbbasic_queue import Queue
-from dbbasic_queue.pickled import Pickles
+from dbbasic_queue.pickles import Pickles
 
 class Image:
     def resize(self):
@@ -334,7 +334,7 @@ def test_without_cloudpickle_the_error_says_what_to_install(key: Path) -> None:
     code = """
 import sys
 sys.modules["cloudpickle"] = None
-from dbbasic_queue.pickled import Pickles
+from dbbasic_queue.pickles import Pickles
 try:
     Pickles(sys.argv[1])
 except ImportError as e:

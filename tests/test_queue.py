@@ -7,7 +7,7 @@ import math
 import os
 import threading
 from collections import UserDict
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-UTC = timezone.utc
 NONE = dict.fromkeys(("pending", "processing", "completed", "failed", "cancelled"), 0)
 
 
@@ -216,11 +215,11 @@ def test_one_payload_in_the_place_of_many_is_refused(
     assert len(queue.enqueue_many("greet", ({"to": name} for name in ("ada", "bob")))) == 2
 
 
-class Kind(str, Enum):
+class Kind(str, Enum):  # noqa: UP042 - its str() is not its value
     MAIL = "mail"
 
 
-class Key(str, Enum):
+class Key(str, Enum):  # noqa: UP042 - its str() is not its value
     DAILY = "daily"
 
 

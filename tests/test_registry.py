@@ -245,7 +245,7 @@ def test_a_handler_that_is_registered_while_a_pass_runs_is_found_from_then_on(
 
     with pytest.MonkeyPatch.context() as patch, suppress(TimeoutError):
         patch.setattr(
-            "dbbasic_queue.worker.time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic)
+            "dbbasic_queue.passes.base.time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic)
         )
         queue.process_jobs(jobs, skip_unknown=only, linger=60)
     found = job(queue, first)

@@ -29,7 +29,7 @@ class Interrupt(Exception):
     """What a signal handler raises."""
 
 
-class Places:
+class Offsets:
     """Raises Interrupt at the n-th place where CPython may call a signal handler.
 
     That is when a Python function starts, and after the call of a C function.
@@ -50,7 +50,7 @@ class Places:
 
 def interrupt(number: int, call: Callable[[], object]) -> str:
     """Make the call, interrupted at its n-th place; return that place, or "" if it has fewer."""
-    places = Places(number)
+    places = Offsets(number)
     sys.setprofile(places)
     try:
         call()
@@ -250,7 +250,7 @@ print(queue.counts()["pending"])
 
 
 def test_a_finalizer_that_needs_a_module_which_its_thread_is_importing_is_refused() -> None:
-    from dbbasic_queue import loading
+    from dbbasic_queue import lazy
 
     seen: list[str] = []
 
@@ -259,15 +259,15 @@ def test_a_finalizer_that_needs_a_module_which_its_thread_is_importing_is_refuse
 
     def outer() -> int:
         with suppress(QueueError):
-            loading.load(inner)
+            lazy.load(inner)
             seen.append("loaded")
         return 2
 
-    thread = threading.Thread(target=lambda: seen.append(str(loading.load(outer))))
+    thread = threading.Thread(target=lambda: seen.append(str(lazy.load(outer))))
     thread.start()
     thread.join()
     assert seen == ["2"]
-    assert loading.load(inner) == 1
+    assert lazy.load(inner) == 1
 
 
 # --- signals during a fork
@@ -331,6 +331,6 @@ for _ in range(20):
     queue.remove_type("work")
 print(queue.counts()["processing"])
 """
-    name = "KeyboardInterrupt" if number == signal.SIGINT else "Asked"
+    name = "KeyboardInterrupt" if number == signal.SIGINT else "StopRequested"
     done = python(code, cwd=tmp_path, flags=("-W", "ignore::DeprecationWarning"))
     assert (done.stdout.split(), done.stderr) == ([name] * 20 + ["0"], "")

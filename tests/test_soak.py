@@ -271,7 +271,7 @@ class Story:
 
     def __init__(self, home: Path) -> None:
         self.kept: set[str] = set()
-        self.begun: set[str] = set()
+        self.started: set[str] = set()
         self.final: dict[str, str] = {}
         self.starts: Counter[str] = Counter()
         self.ends: Counter[str] = Counter()
@@ -284,7 +284,7 @@ class Story:
             if word == "kept":
                 self.kept.add(rest[0])
             elif word == "begin":
-                self.begun.add(rest[0])
+                self.started.add(rest[0])
             elif word == "final":
                 if self.final.setdefault(rest[0], rest[1]) != rest[1]:
                     self.problems.append(f"{rest[0]} was {self.final[rest[0]]}: {line}")
@@ -292,7 +292,7 @@ class Story:
                 self.starts[rest[0]] += 1
                 self.runners[rest[0]].append(pid)
                 if rest[0] in self.final:
-                    self.problems.append(f"begun after it was {self.final[rest[0]]}: {line}")
+                    self.problems.append(f"started after it was {self.final[rest[0]]}: {line}")
             elif word == "end":
                 self.ends[rest[0]] += 1
             elif word in ("two", "wrong"):
@@ -316,7 +316,7 @@ class Story:
             if job["type"] != "step":
                 assert job["status"] == "completed", job
                 continue
-            assert job_id in self.begun, f"never enqueued: {job}"
+            assert job_id in self.started, f"never enqueued: {job}"
             if job["status"] == "cancelled":
                 assert not self.ends[job_id], f"cancelled after it was done: {job}"
             if job["status"] == "completed":

@@ -13,7 +13,7 @@ from conftest import NOW, Clock, add_lines, beside, line
 from processes import Programs, environment, wait_for_notes
 
 from dbbasic_queue import Delay, Fail, Queue
-from dbbasic_queue.status import instant, lines
+from dbbasic_queue.monitoring.status import instant, lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -203,13 +203,13 @@ def test_a_running_job_is_shown_with_its_process_and_a_killed_passs_as_lost(
         queue.enqueue("slow", {}, job_id="next")
 
         def slow(payload):
-            note("begun", "x")
+            note("started", "x")
             time.sleep(600)
 
         queue.process_jobs({"slow": slow})
         """
     )
-    wait_for_notes(programs.directory / "begun", 1)
+    wait_for_notes(programs.directory / "started", 1)
     found = status_of(programs.directory)
     ((pid, since),) = found["pass"]
     assert int(pid) == slow.process.pid
@@ -236,13 +236,13 @@ def test_of_coroutines_in_hand_the_process_is_told_and_no_time(programs: Program
         queue.enqueue_many("slow", [1, 2])
 
         async def slow(payload):
-            note("begun", "x")
+            note("started", "x")
             await asyncio.sleep(600)
 
         queue.process_jobs({"slow": slow}, workers=5)
         """
     )
-    wait_for_notes(programs.directory / "begun", 2)
+    wait_for_notes(programs.directory / "started", 2)
     running = status_of(programs.directory)["running"]
     assert [words[2:] for words in running] == [["1", str(child.process.pid), "-", "-"]] * 2
 
@@ -250,7 +250,7 @@ def test_of_coroutines_in_hand_the_process_is_told_and_no_time(programs: Program
 def test_passes_at_work_are_not_disturbed_by_those_who_look(programs: Programs) -> None:
     looking = programs.start(
         """
-        from dbbasic_queue.status import lines
+        from dbbasic_queue.monitoring.status import lines
         while not Path("done").exists():
             told = [text.split("\\t")[0] for text in lines(queue.store, time.time())]
             assert "lost" not in told, told

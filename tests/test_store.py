@@ -37,10 +37,12 @@ from dbbasic_queue import (
     QueueError,
     StoreError,
 )
-from dbbasic_queue.job import State
-from dbbasic_queue.rows import LONGEST_ROW, encode_record, encode_state, parse_row
-from dbbasic_queue.store import lock
-from dbbasic_queue.text import LARGEST_PAYLOAD, MAX_ERROR
+from dbbasic_queue.model.escaping import MAX_ERROR
+from dbbasic_queue.model.jsontext import LARGEST_PAYLOAD
+from dbbasic_queue.model.records import encode_record, encode_state
+from dbbasic_queue.model.rows import LONGEST_ROW, parse_row
+from dbbasic_queue.model.states import State
+from dbbasic_queue.store.disk import lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -158,7 +160,7 @@ def test_a_journal_that_is_replayed_after_its_fold_changes_nothing(
         beside(path, "journal").write_bytes(old)
 
 
-def test_a_journal_that_is_gone_is_begun_anew(queue: Queue, path: Path) -> None:
+def test_a_journal_that_is_gone_is_started_again(queue: Queue, path: Path) -> None:
     ids = queue.enqueue_many("greet", range(3))
     queue.cancel_job(ids[0])
     beside(path, "journal").unlink()
@@ -291,7 +293,7 @@ def test_a_torn_line_is_never_glued_to_the_next_job(queue: Queue, path: Path, si
     assert queue.counts()["completed"] == 2
 
 
-def test_a_file_edited_by_hand_is_read_anew(queue: Queue, path: Path) -> None:
+def test_a_file_edited_by_hand_is_read_again(queue: Queue, path: Path) -> None:
     ids = queue.enqueue_many("greet", range(50))
     assert queue.counts()["pending"] == 50
     text = path.read_text()
@@ -325,7 +327,7 @@ def test_a_file_emptied_by_hand_is_an_empty_queue(queue: Queue, path: Path) -> N
     assert [columns[0] for columns in rows(path)] == [job_id]
 
 
-def test_a_file_deleted_by_hand_is_created_anew(queue: Queue, path: Path) -> None:
+def test_a_file_deleted_by_hand_is_created_again(queue: Queue, path: Path) -> None:
     queue.enqueue("greet", {})
     path.unlink()
     assert queue.counts()["pending"] == 0

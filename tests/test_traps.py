@@ -17,9 +17,9 @@ import pytest
 from conftest import NOW, Clock, add_lines, beside, held, job, line, python, row, rows, store_of
 
 from dbbasic_queue import InvalidJob, Queue, StoreError
-from dbbasic_queue.job import State
-from dbbasic_queue.rows import encode_record, encode_state
-from dbbasic_queue.store.claims import Claims
+from dbbasic_queue.model.records import encode_record, encode_state
+from dbbasic_queue.model.states import State
+from dbbasic_queue.store.claiming.claims import Claims
 from dbbasic_queue.store.protocol import Terms
 
 if TYPE_CHECKING:
@@ -418,9 +418,9 @@ def test_an_outcome_of_an_old_attempt_does_not_overwrite_the_current_one(
         }
     before = job(queue, job_id)
     late = State("completed", NOW, NOW, 1, "", '"late"')
-    assert old.settle(claim, late) is None
-    old.give_back([claim])
-    old.release()
+    assert old.record(claim, late) is None
+    old.unclaim([claim])
+    old.abandon()
     assert job(queue, job_id) == before
     assert (before["status"], before["attempts"]) == ("pending", 2)
 

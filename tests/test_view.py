@@ -13,16 +13,17 @@ from conftest import held
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbbasic_queue import job
 from dbbasic_queue.errors import StoreError
-from dbbasic_queue.rows import HEADER, encode_state, parse_row
-from dbbasic_queue.store import search
-from dbbasic_queue.store.files import open_file
-from dbbasic_queue.store.follow import Follower
-from dbbasic_queue.store.places import Places
-from dbbasic_queue.store.scan import scan
-from dbbasic_queue.store.store import Store
-from dbbasic_queue.store.view import NEVER, View
+from dbbasic_queue.model import states
+from dbbasic_queue.model.records import encode_state
+from dbbasic_queue.model.rows import HEADER, parse_row
+from dbbasic_queue.store.disk.files import open_file
+from dbbasic_queue.store.reading import lookup
+from dbbasic_queue.store.reading.bulk import scan
+from dbbasic_queue.store.reading.offsets import Offsets
+from dbbasic_queue.store.reading.tail import Tail
+from dbbasic_queue.store.reading.view import NEVER, View
+from dbbasic_queue.store.textfile import TextFileStore
 
 PLAIN = b"%d\tgreet\t{}\tpending\t5\t%d\t0\t\t"
 ODD = st.sampled_from(
@@ -40,7 +41,7 @@ ODD = st.sampled_from(
         b"signed\tgreet\t{}\tpending\t5\t+7\t0\t\t",
         b"retry\tgreet\t{}\tpending\t5\t7\t2\tValueError\t",
         b"many\tgreet\t{}\tpending\t5\t7\t0000000001\t\t",
-        b"begun\tgreet\t{}\tprocessing\t5\t7\t1\t\t",
+        b"started\tgreet\t{}\tprocessing\t5\t7\t1\t\t",
         b"done\tgreet\t{}\tcompleted\t5\t7\t1\t\t1",
         b"unknown\tgreet\t{}\tdone\t5\t7\t1\t\t1",
         b"\tgreet\t{}\tpending\t5\t7\t0\t\t",
@@ -81,9 +82,9 @@ def test_rows_read_many_at_once_are_what_they_are_one_by_one(
         when.append(NEVER)
         if row is None or index.setdefault(row.id.encode(), number) != number:
             unreadable += [number] if line else []
-        elif row.state.status == job.PROCESSING:
+        elif row.state.status == states.PROCESSING:
             processing.add(number)
-        elif row.state.status == job.PENDING:
+        elif row.state.status == states.PENDING:
             when[number] = row.state.run_at
             retrying |= {number} if row.state.attempts else set()
 
@@ -117,7 +118,7 @@ def test_a_piece_with_one_odd_line_is_read_one_by_one_near_it_only() -> None:
 def test_where_rows_lie_is_known_while_they_are_added_and_change_their_length(
     lengths: list[int], data: st.DataObject
 ) -> None:
-    places = Places(7)
+    places = Offsets(7)
     cut = data.draw(st.integers(0, len(lengths)))
     for part in (lengths[:cut], lengths[cut:]):
         places.extend(part)
@@ -157,12 +158,12 @@ def test_a_fold_changes_the_rows_that_the_journal_names_and_no_other_byte(
     chosen = data.draw(st.sets(st.sampled_from(sorted(firsts)))) if firsts else set()
     with tempfile.TemporaryDirectory() as directory:
         path = written(directory, lines)
-        store = Store(path, fsync=False)
+        store = TextFileStore(path, fsync=False)
         with held(store.lock):
             store.read_new()
             changes = []
             for job_id in chosen:
-                state = job.State(job.COMPLETED, 5, 7, 1, "", '"a longer result than before"')
+                state = states.State(states.COMPLETED, 5, 7, 1, "", '"a longer result than before"')
                 changes.append((job_id.encode(), encode_state(state)))
                 columns = lines[firsts[job_id]].split(b"\t")
                 lines[firsts[job_id]] = b"\t".join([*columns[:3], encode_state(state)])
@@ -176,16 +177,16 @@ def test_a_fold_changes_the_rows_that_the_journal_names_and_no_other_byte(
 def test_a_file_edited_in_place_in_the_middle_of_a_change_is_not_folded(tmp_path: Path) -> None:
     lines = [PLAIN % (n, n) for n in range(10)]
     path = Path(written(str(tmp_path), lines))
-    store = Store(str(path), fsync=False)
+    store = TextFileStore(str(path), fsync=False)
     with held(store.lock):
         store.read_new()
-        store.change([(b"3", encode_state(job.State(job.CANCELLED, 5, 7, 0, "", "")))])
+        store.change([(b"3", encode_state(states.State(states.CANCELLED, 5, 7, 0, "", "")))])
         edited = path.read_bytes().replace(b"\n3\t", b"\nx\t")
         path.write_bytes(edited)
         with pytest.raises(StoreError, match=r"edited in place.*the queue is as it was"):
             store.fold()
         assert path.read_bytes() == edited
-        assert store.try_fold() is None  # all was read anew
+        assert store.try_fold() is None  # all was read again
     assert path.read_bytes() == edited
     store.close()
 
@@ -200,7 +201,7 @@ def test_a_job_found_without_an_index_is_the_one_that_the_index_names(
         view = View(path)
         view.refresh()
         for job_id in {line.split(b"\t")[0] for line in lines} - {b""}:
-            found, known = search.search(path, job_id), view.find(job_id)
+            found, known = lookup.search(path, job_id), view.find(job_id)
             assert (found and (found.id, found.state.run_at)) == (
                 known and (known.id, known.state.run_at)
             )
@@ -212,7 +213,7 @@ def test_lines_longer_than_a_reading_are_followed(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     path.write_bytes(b"".join(line + b"\n" for line in lines) + b"torn")
 
-    follower = Follower(open_file(str(path), os.O_RDONLY))
+    follower = Tail(open_file(str(path), os.O_RDONLY))
 
     assert b"".join(follower.new()).split(b"\n") == [*lines, b""]
     assert list(follower.new()) == []
@@ -240,7 +241,7 @@ def test_what_a_look_for_due_jobs_costs_is_up_to_what_is_due_and_not_to_the_rows
             return found
 
     path = written(str(tmp_path), [PLAIN % (n, 10**9 + n) for n in range(20_000)])
-    store = Store(path, fsync=False)
+    store = TextFileStore(path, fsync=False)
     store.lock.read(store.view.refresh)
     store.add("new\tgreet\t{}\tpending\t5\t6\t0\t\t\n")
     store.lock.read(store.view.refresh)
@@ -248,7 +249,7 @@ def test_what_a_look_for_due_jobs_costs_is_up_to_what_is_due_and_not_to_the_rows
 
     assert list(store.view.due(7, 20_001)) == [20_000]
     assert read < 2000
-    store.view.apply(b"new", encode_state(job.State(job.COMPLETED, 5, 6, 1, "", "")))
+    store.view.apply(b"new", encode_state(states.State(states.COMPLETED, 5, 6, 1, "", "")))
     for _ in range(100):
         assert not store.view.due(7, 20_001)
     assert store.view.soonest == 10**9
@@ -273,8 +274,8 @@ def knowledge(view: View) -> dict[str, object]:
 
 
 STATES = st.builds(
-    job.State,
-    st.sampled_from(job.STATUSES),
+    states.State,
+    st.sampled_from(states.STATUSES),
     st.just(5),
     st.integers(0, 20),
     st.integers(0, 2),
@@ -292,7 +293,7 @@ def test_after_whatever_others_did_a_view_knows_what_a_new_one_would(
     lines = lines_of(runs)
     with tempfile.TemporaryDirectory() as directory:
         path = written(directory, lines)
-        store, kept = Store(path, fsync=False), View(path)
+        store, kept = TextFileStore(path, fsync=False), View(path)
         kept.refresh()
         for step in range(data.draw(st.integers(1, 8))):
             act = data.draw(st.sampled_from(ACTS))
@@ -329,10 +330,10 @@ def test_after_whatever_others_did_a_view_knows_what_a_new_one_would(
 
 def test_after_the_fold_of_another_process_rows_keep_their_numbers(tmp_path: Path) -> None:
     path = written(str(tmp_path), [PLAIN % (n, n) for n in range(3000)])
-    store, view = Store(path, fsync=False), View(path)
+    store, view = TextFileStore(path, fsync=False), View(path)
     view.refresh()
     numbering, generation = view.numbering, view.generation
-    done = encode_state(job.State(job.COMPLETED, 5, 7, 1, "", '"longer than before"'))
+    done = encode_state(states.State(states.COMPLETED, 5, 7, 1, "", '"longer than before"'))
     with held(store.lock):
         store.read_new()
         store.change([(b"%d" % n, done) for n in (0, 1500, 2999)])
@@ -349,17 +350,17 @@ def test_after_the_fold_of_another_process_rows_keep_their_numbers(tmp_path: Pat
     store.close()
 
 
-def test_a_file_that_was_edited_in_place_and_then_folded_is_read_anew(tmp_path: Path) -> None:
+def test_a_file_that_was_edited_in_place_and_then_folded_is_read_again(tmp_path: Path) -> None:
     path = Path(written(str(tmp_path), [PLAIN % (n, n) for n in range(100)]))
     view = View(str(path))
     view.refresh()
     path.write_bytes(
         path.read_bytes().replace(b"\n50\tgreet\t{}\tpending", b"\n50\tgreet\t{}\tfailed")
     )
-    store = Store(str(path), fsync=False)
+    store = TextFileStore(str(path), fsync=False)
     with held(store.lock):
         store.read_new()
-        store.change([(b"7", encode_state(job.State(job.CANCELLED, 5, 7, 0, "", "")))])
+        store.change([(b"7", encode_state(states.State(states.CANCELLED, 5, 7, 0, "", "")))])
         store.fold()
     view.refresh()
     assert [n for n in range(100) if view.when[n] == NEVER] == [7, 50]
@@ -369,10 +370,10 @@ def test_a_file_that_was_edited_in_place_and_then_folded_is_read_anew(tmp_path: 
 def test_a_change_that_was_taken_back_is_not_known_after_a_fold(tmp_path: Path) -> None:
     """Its row is the same in both files, and is not what the view took it for."""
     path = written(str(tmp_path), [PLAIN % (n, n) for n in range(3000)])
-    cancelled = encode_state(job.State(job.CANCELLED, 5, 7, 0, "", ""))
+    cancelled = encode_state(states.State(states.CANCELLED, 5, 7, 0, "", ""))
     view = View(path)
     for job_id in (b"7", b"2999"):
-        store = Store(path, fsync=False)
+        store = TextFileStore(path, fsync=False)
         with held(store.lock):
             store.read_new()
             store.change([(job_id, cancelled)])

@@ -29,16 +29,9 @@ import pytest
 from conftest import NOW, Clock, add_lines, beside, job, line, python, row, rows, store_of
 from processes import wait_for
 
-from dbbasic_queue import (
-    InvalidHandlers,
-    InvalidJob,
-    Queue,
-    QueueBusy,
-    StoreError,
-    interrupts,
-    reports,
-)
-from dbbasic_queue.store.claims import Claims
+from dbbasic_queue import InvalidHandlers, InvalidJob, Queue, QueueBusy, StoreError
+from dbbasic_queue.passes import log_lines, signals
+from dbbasic_queue.store.claiming.claims import Claims
 from dbbasic_queue.store.protocol import Terms
 
 if TYPE_CHECKING:
@@ -367,7 +360,7 @@ def test_a_generator_function_has_done_nothing_and_is_no_success(queue: Queue) -
         hidden: Any = functools.partial(lambda function, _: function(_), function)
         found = outcome(queue, hidden)
         assert found["status"] == "pending"
-        assert "generator, which has not begun: give a function" in found["error"]
+        assert "generator, which has not started: give a function" in found["error"]
 
 
 # --- handlers that use the queue
@@ -414,7 +407,7 @@ def test_a_handler_sees_its_own_job_and_cannot_cancel_it(queue: Queue) -> None:
     assert job(queue, "mine")["result"] == "done"
 
 
-def test_a_handler_may_cancel_jobs_that_have_not_begun(queue: Queue) -> None:
+def test_a_handler_may_cancel_jobs_that_have_not_started(queue: Queue) -> None:
     ran: list[str] = []
     queue.enqueue("cancel", "b")
     for name in "abc":
@@ -672,7 +665,7 @@ def test_a_log_that_raises_ends_no_pass_and_charges_no_job(
     async def work(_: Any) -> None:
         pass
 
-    monkeypatch.setattr(reports, "_complained", False)
+    monkeypatch.setattr(log_lines, "_complained", False)
     add_lines(path, line("lost", status="processing", attempts=3), "this is not a job\n")
     queue.enqueue_many("work", range(3))
     queue.enqueue("unknown", {})
@@ -690,7 +683,7 @@ def test_a_log_that_raises_ends_no_pass_and_charges_no_job(
 
 
 def test_every_record_is_written_by_the_function_that_catches_what_logging_raises() -> None:
-    source = inspect.getsource(reports)
+    source = inspect.getsource(log_lines)
     assert re.findall(r"\blog\.(?:log|error|warning|info|exception)\(", source) == ["log.log("]
 
 
@@ -909,14 +902,14 @@ def test_a_job_of_a_dead_pass_is_recovered_at_once(queue: Queue, path: Path) -> 
     assert (job(queue, "a")["attempts"], job(queue, "a")["error"]) == (2, None)
 
 
-def test_the_dead_passs_jobs_that_were_not_begun_keep_their_attempts(
+def test_the_dead_passs_jobs_that_were_not_started_keep_their_attempts(
     queue: Queue, path: Path, clock: Clock
 ) -> None:
     ids = queue.enqueue_many("greet", range(3))
     terms = Terms(lambda _: 1, lambda _, attempt: 60, lambda _: True)
     dead = Claims(store_of(queue), terms, clock())
     assert [claim.row.id for claim in dead.claim(8)] == ids
-    dead.release()
+    dead.abandon()
     with Queue(path, clock=clock) as other:
         assert other.process_jobs({"greet": lambda _: None}, max_attempts=1) == NONE | {
             "recovered": 3,
@@ -927,7 +920,7 @@ def test_the_dead_passs_jobs_that_were_not_begun_keep_their_attempts(
     assert [job(queue, job_id)["attempts"] for job_id in ids] == [1, 1, 1]
 
 
-def test_an_error_of_the_store_ends_the_pass_and_charges_no_job_that_was_not_begun(
+def test_an_error_of_the_store_ends_the_pass_and_charges_no_job_that_was_not_started(
     queue: Queue, path: Path
 ) -> None:
     lock = beside(path, "lock")
@@ -1111,22 +1104,22 @@ def test_a_signal_handler_that_a_job_installs_stays(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize("where", ["the same thread", "another thread"])
-@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize("times", [1, 2])
 def test_a_pass_within_a_job_ends_with_the_pass_around_it(
-    queue: Queue, where: str, signals: int
+    queue: Queue, where: str, times: int
 ) -> None:
     """After one signal the inner job finishes; after two it is given back, in the main thread."""
 
     def inner(n: int) -> None:
-        for sent in range(signals if n == 1 else 0):
+        for sent in range(times if n == 1 else 0):
             os.kill(os.getpid(), signal.SIGTERM)
             if where == "another thread":  # the main thread receives it at some time
-                assert interrupts._enclosing is not None
-                around = interrupts._enclosing.get()
+                assert signals._enclosing is not None
+                around = signals._enclosing.get()
                 assert around is not None
                 wait_for(partial(received, around, sent + 1), "the signal")
 
-    def received(around: interrupts.Interrupts, count: int) -> bool:
+    def received(around: signals.Interrupts, count: int) -> bool:
         return len(around.received) >= count
 
     def outer(_: Any) -> None:
@@ -1143,7 +1136,7 @@ def test_a_pass_within_a_job_ends_with_the_pass_around_it(
         queue.process_jobs({"outer": outer}, skip_unknown=True)
     assert end.value.code == 143
     assert state(queue, outer_id) == state(queue, late) == ("pending", 0)
-    whole = 2 if signals == 1 or where == "another thread" else 1
+    whole = 2 if times == 1 or where == "another thread" else 1
     assert [state(queue, i) for i in ids] == [("completed", 1)] * whole + [("pending", 0)] * (
         6 - whole
     )

@@ -34,9 +34,9 @@ from dbbasic_queue import (
     Queue,
     StoreError,
     Worker,
-    worker,
 )
-from dbbasic_queue.store import claims
+from dbbasic_queue.passes import base
+from dbbasic_queue.store.claiming import claims
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -142,7 +142,7 @@ def test_a_forked_pass_that_is_killed_is_reported_and_its_job_recovered(queue: Q
 
 SLOW = """
     def work(n):
-        note("begun", f"{os.getpid()} {n}")
+        note("started", f"{os.getpid()} {n}")
         wait_for(lambda: Path("go").exists(), "the word", 600)
         return n
 
@@ -158,11 +158,11 @@ def test_what_the_supervisor_is_told_its_passes_do(
     queue = Queue(tmp_path / "data/queue.tsv")
     queue.enqueue_many("work", range(5))
     program = programs.start(SLOW)
-    wait_for_notes(tmp_path / "begun", 3)
+    wait_for_notes(tmp_path / "started", 3)
     program.signal(number)
     if number == signal.SIGTERM:
         # They may have been told already, by whoever tells all processes of a group.
-        for line in notes(tmp_path / "begun"):
+        for line in notes(tmp_path / "started"):
             os.kill(int(line.split()[0]), number)
         (tmp_path / "go").touch()
     assert program.wait() in (code, -number)
@@ -188,7 +188,7 @@ def test_the_programs_signal_handler_is_called_by_the_supervisor_and_not_by_its_
 """
         + SLOW
     )
-    wait_for_notes(tmp_path / "begun", 3)
+    wait_for_notes(tmp_path / "started", 3)
     os.killpg(program.process.pid, signal.SIGTERM)  # as systemd does by default
     (tmp_path / "go").touch()
     assert program.wait() == 3
@@ -209,7 +209,7 @@ def test_ctrl_c_on_a_terminal_interrupts_each_job_of_forked_passes_once(
         import asyncio
 
         def function(_):
-            note("begun", "")
+            note("started", "")
             try:
                 time.sleep(60)
             finally:
@@ -217,7 +217,7 @@ def test_ctrl_c_on_a_terminal_interrupts_each_job_of_forked_passes_once(
                 note("cleaned", "")
 
         async def coroutine(_):
-            note("begun", "")
+            note("started", "")
             try:
                 await asyncio.sleep(60)
             finally:
@@ -227,7 +227,7 @@ def test_ctrl_c_on_a_terminal_interrupts_each_job_of_forked_passes_once(
         queue.process_jobs({{"work": {kind}, "other": len}}, workers=2)
         """
     )
-    wait_for_notes(tmp_path / "begun", 2)
+    wait_for_notes(tmp_path / "started", 2)
     os.killpg(program.process.pid, signal.SIGINT)
     assert program.wait() in (130, -signal.SIGINT)
     assert len(notes(tmp_path / "cleaned")) == 2
@@ -240,7 +240,7 @@ def test_passes_whose_supervisor_is_killed_end_after_the_job_in_hand(
     queue = Queue(tmp_path / "data/queue.tsv")
     queue.enqueue_many("work", range(9))
     program = programs.start(SLOW)
-    wait_for_notes(tmp_path / "begun", 3)
+    wait_for_notes(tmp_path / "started", 3)
     program.kill()
     (tmp_path / "go").touch()
     wait_for(lambda: queue.counts()["processing"] == 0, "the passes to end")
@@ -346,8 +346,8 @@ def test_a_forked_pass_ends_as_a_program_does(programs: Programs, tmp_path: Path
             atexit.register(note, "atexit", "pass")
             remember(f"job {n}")
             ThreadPoolExecutor().submit(lambda: (time.sleep(0.05), note("thread", n)))
-            while len(notes("atexit")) + len(set(notes("begun"))) < 2:
-                note("begun", n)
+            while len(notes("atexit")) + len(set(notes("started"))) < 2:
+                note("started", n)
 
         atexit.register(note, "atexit", "program")
         remember("program")
@@ -518,7 +518,7 @@ TOGETHER = """
     import asyncio
 
     async def work(n):
-        note("begun", n)
+        note("started", n)
         while not Path("go").exists():
             await asyncio.sleep(0.01)
 
@@ -535,7 +535,7 @@ def test_coroutines_in_hand_finish_or_on_ctrl_c_are_given_back(
     queue = Queue(tmp_path / "data/queue.tsv")
     queue.enqueue_many("work", range(8))
     program = programs.start(TOGETHER)
-    wait_for_notes(tmp_path / "begun", 3)
+    wait_for_notes(tmp_path / "started", 3)
     program.signal(number)
     if completed:
         (tmp_path / "go").touch()
@@ -551,7 +551,7 @@ def test_a_kill_costs_each_of_the_coroutines_in_hand_an_attempt(
     queue = Queue(tmp_path / "data/queue.tsv")
     ids = queue.enqueue_many("work", range(5))
     program = programs.start(TOGETHER)
-    wait_for_notes(tmp_path / "begun", 3)
+    wait_for_notes(tmp_path / "started", 3)
     program.kill()
     assert (
         queue.process_jobs({}, 1, skip_unknown=True)["recovered"] == 0
@@ -665,7 +665,7 @@ def test_a_refused_claim_lets_the_running_coroutines_finish_and_be_recorded(
 ) -> None:
     async def work(_: Any) -> str:
         path.with_name("queue.tsv.paused").mkdir()  # every claim reads it
-        await asyncio.sleep(3 * worker.LOOK)
+        await asyncio.sleep(3 * base.POLL_SECONDS)
         return "done"
 
     job_id = queue.enqueue("work", {})
@@ -687,7 +687,7 @@ def test_a_refused_outcome_lets_the_other_coroutines_finish(queue: Queue, path: 
     async def second(_: Any) -> str:
         while not refused:
             await asyncio.sleep(0.001)
-        await asyncio.sleep(3 * worker.LOOK)
+        await asyncio.sleep(3 * base.POLL_SECONDS)
         lock.rmdir()
         return "done"
 
@@ -734,7 +734,7 @@ def test_a_coroutine_is_cancelled_once_and_may_clean_up_in_peace(
 
         async def work(_):
             try:
-                note("begun", "")
+                note("started", "")
                 await asyncio.sleep(60)
             finally:
                 await asyncio.sleep(0.2)  # as the closing of a connection
@@ -743,7 +743,7 @@ def test_a_coroutine_is_cancelled_once_and_may_clean_up_in_peace(
         queue.process_jobs({"work": work}, workers=3)
         """
     )
-    wait_for_notes(tmp_path / "begun", 1)
+    wait_for_notes(tmp_path / "started", 1)
     program.signal(signal.SIGINT)
     assert program.wait() in (130, -signal.SIGINT)
     assert len(notes(tmp_path / "cleaned")) == 1

@@ -6,7 +6,7 @@ What holds for all of them:
   `run_at`, `attempts`, `error`, `result`: a snapshot, which the caller may alter. `payload` and
   `result` are what JSON makes of the values that were given. `status` is one of `pending`,
   `processing`, `completed`, `failed`, `cancelled`; the instants are ints, Unix seconds; `attempts`
-  counts those that were begun; `error` is the last one, or None.
+  counts those that were started; `error` is the last one, or None.
 - **Atomic**: a call has been done whole when it returns, and not at all where it raises, for every
   other thread, and for every other process where the engine is one that processes share. As durable
   as the engine says it is.
@@ -91,7 +91,7 @@ class Engine(Protocol):
         Due is a pending job whose `run_at` has come when the pass begins; earliest first, in the
         order of enqueueing within a second. A job that is put back, or added, meanwhile waits for
         the next pass. Never is one job in two handlers at once, and while one takes long, another
-        pass may run what this one has not begun. The attempt is counted before the handler begins;
+        pass may run what this one has not started. The attempt is counted before the handler starts;
         each outcome is recorded before the next handler does:
 
         - it returns: `completed`, the result kept if it is JSON, else the reason in `error`;
@@ -110,7 +110,7 @@ class Engine(Protocol):
         Of a handler with a `concurrency` never more than that run, over all passes; one that takes
         longer than its `timeout` is ended, as if it had raised. What is paused is left alone.
 
-        Returns the counts `completed`, `failed`, `retried`, `delayed` and `recovered` (begun by a
+        Returns the counts `completed`, `failed`, `retried`, `delayed` and `recovered` (started by a
         worker that is dead). Raises InvalidHandlers for arguments that cannot work.
         """
 
@@ -196,7 +196,7 @@ class Engine(Protocol):
         """Return the paused types; "*" means all types."""
 
     def close(self) -> None:
-        """Let go of what is open. The queue may be used again, and opens it anew."""
+        """Let go of what is open. The queue may be used again, and opens it again."""
 
     def __enter__(self) -> Self:
         """Return itself."""

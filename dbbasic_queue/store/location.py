@@ -21,12 +21,12 @@ def open_store(location: str | os.PathLike[str], *, fsync: bool) -> Store:
     """
     scheme = scheme_of(location)
     if scheme == "memory":
-        from dbbasic_queue.engines.memory_store import memory_store
+        from dbbasic_queue.store.memory import memory_store
 
         return memory_store(os.fspath(location))
-    from dbbasic_queue.store.store import Store as TextFile
+    from dbbasic_queue.store.textfile import TextFileStore
 
-    return TextFile(os.path.abspath(path_of(location)), fsync=fsync)
+    return TextFileStore(os.path.abspath(path_of(location)), fsync=fsync)
 
 
 def scheme_of(location: str | os.PathLike[str]) -> str:

@@ -6,18 +6,18 @@ if the store is shared, for all processes.
 
 from __future__ import annotations
 
-from dbbasic_queue.rows import encode_state
+from dbbasic_queue.model.records import encode_state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from typing import Any, Protocol
 
-    from dbbasic_queue.job import State
-    from dbbasic_queue.rows import Row
-    from dbbasic_queue.store.attempts import Attempt
-    from dbbasic_queue.store.slots import Living
-    from dbbasic_queue.store.unreadable import Unreadable
+    from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.model.states import State
+    from dbbasic_queue.store.claiming.slots import LivePass
+    from dbbasic_queue.store.history import Attempt
+    from dbbasic_queue.store.reading.unreadable import Unreadable
 
     class Store(Protocol):
         """Where the jobs are kept."""
@@ -85,7 +85,7 @@ if TYPE_CHECKING:
         ) -> Iterator[Attempt]:
             """Yield the finished attempts, or those of one job."""
 
-        def at_work(self) -> tuple[list[Living], list[Row]]:
+        def at_work(self) -> tuple[list[LivePass], list[Row]]:
             """Return the passes that are alive and the running jobs, as of one instant."""
 
         def take_skipped(self) -> tuple[int, int, list[int]]:
@@ -130,7 +130,7 @@ if TYPE_CHECKING:
         """The jobs that one pass has claimed."""
 
         @property
-        def attempts(self) -> History:
+        def history(self) -> History:
             """Where the finished attempts go."""
 
         pulled_in: int
@@ -143,37 +143,37 @@ if TYPE_CHECKING:
         def take_recovered(self) -> tuple[int, list[Row]]:
             """Return how many jobs were recovered since the last call, and the started ones."""
 
-        def renew(self, now: float) -> bool:
+        def find_due(self, now: float) -> bool:
             """Look for jobs that are due at `now`; False if there are none."""
 
         def claim(self, most: int) -> list[Claim]:
             """Claim up to `most` due jobs, earliest `run_at` first."""
 
-        def settle(self, claim: Claim, state: State) -> State | None:
-            """Record an outcome; None, and nothing recorded, if a newer attempt has begun."""
+        def record(self, claim: Claim, state: State) -> State | None:
+            """Record an outcome; None, and nothing recorded, if a newer attempt has started."""
 
-        def settle_all(self, ended: list[tuple[Claim, State]]) -> list[State | None]:
+        def record_all(self, ended: list[tuple[Claim, State]]) -> list[State | None]:
             """Record several outcomes."""
 
-        def give_back(self, claims: list[Claim], error: str = "") -> None:
+        def unclaim(self, claims: list[Claim], error: str = "") -> None:
             """Make claimed jobs pending again, their attempts not counted."""
 
-        def is_shown(self) -> bool:
+        def is_published(self) -> bool:
             """Return whether the queue's file shows what is running."""
 
-        def show(self) -> None:
+        def publish(self) -> None:
             """Make the queue's file show what is running."""
 
-        def rest(self) -> None:
+        def idle(self) -> None:
             """Do what is left to do while no job is due."""
 
-        def require_slot(self) -> None:
+        def check_slot(self) -> None:
             """Raise StoreError if the pass's slot is gone."""
 
         def finish(self) -> Exception | None:
             """End the pass; return why its changes couldn't be folded, if so."""
 
-        def release(self) -> None:
+        def abandon(self) -> None:
             """End the pass after an error: make the claimed jobs pending again."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -122,8 +122,8 @@ class TestEnqueueing:
             (0, NOW),
             (1, 1),
             (NOW + 0.001, NOW + 1),
-            (datetime.fromtimestamp(NOW + 60, timezone.utc), NOW + 60),
-            (datetime.fromtimestamp(NOW, timezone.utc) + timedelta(microseconds=1), NOW + 1),
+            (datetime.fromtimestamp(NOW + 60, UTC), NOW + 60),
+            (datetime.fromtimestamp(NOW, UTC) + timedelta(microseconds=1), NOW + 1),
         ],
     )
     def test_run_at_is_unix_seconds_rounded_up_or_an_aware_datetime(

@@ -83,16 +83,16 @@ class TestPasses:
 
     def test_while_one_job_takes_long_another_pass_runs_the_others(self, queue: Engine) -> None:
         queue.enqueue_many("greet", range(50))
-        begun, may_end = threading.Event(), threading.Event()
+        started, may_end = threading.Event(), threading.Event()
         seen: list[int] = []
 
         def handler(number: int) -> None:
             if number == 30:
-                begun.set()
+                started.set()
                 assert may_end.wait(60)
 
         def run_the_others() -> None:
-            assert begun.wait(60)
+            assert started.wait(60)
             end = time.monotonic() + 30
             while queue.counts()["completed"] < 49 and time.monotonic() < end:
                 queue.process_jobs({"greet": handler})

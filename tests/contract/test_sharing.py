@@ -46,7 +46,7 @@ class TestSharing:
             assert other.cancel_job(job_id)
             assert queue.counts() == other.counts() == EMPTY | {"cancelled": 1}
 
-    def test_jobs_are_still_there_for_who_opens_the_place_anew(
+    def test_jobs_are_still_there_for_who_opens_the_place_again(
         self, queue: Engine, open_at: Opener, clock: Clock, tmp_path: Path
     ) -> None:
         queue.enqueue("greet", {"to": "ada"}, job_id="retried")
@@ -54,10 +54,10 @@ class TestSharing:
         queue.process_jobs({"greet": raises(ValueError("no"))})
         before = list(queue.jobs())
         queue.close()
-        with open_at(tmp_path) as anew:
-            assert list(anew.jobs()) == before
+        with open_at(tmp_path) as again:
+            assert list(again.jobs()) == before
             clock.move(120)
-            assert anew.process_jobs({"greet": raises()}) == NONE | {"completed": 2}
+            assert again.process_jobs({"greet": raises()}) == NONE | {"completed": 2}
 
     def test_passes_of_two_who_opened_the_same_place_run_each_job_once(
         self, queue: Engine, open_at: Opener, tmp_path: Path

@@ -28,8 +28,8 @@ from promises import Promises
 from shim import Call, Plan, Shim
 from workloads import Workload
 
-import dbbasic_queue.watcher
-import dbbasic_queue.worker
+import dbbasic_queue.passes.base
+import dbbasic_queue.passes.ticker
 
 HANGS_AFTER = 20
 JUMP = 100_000
@@ -94,7 +94,7 @@ class Attack:
 
         def work() -> None:
             os.close(self._wake)
-            set_constant(dbbasic_queue.worker, "_SLOW", 1e9)  # it would fold while we look
+            set_constant(dbbasic_queue.passes.base, "_SLOW", 1e9)  # it would fold while we look
             bench.pipes = (wait_read, ready_write)
             bench.work()
 
@@ -102,7 +102,7 @@ class Attack:
         os.close(wait_read)
         os.close(ready_write)
         if os.read(ready, 1) != b"!":
-            raise RuntimeError("the partner has not begun its job")
+            raise RuntimeError("the partner has not started its job")
         os.close(ready)
 
     def end_partner(self) -> None:
@@ -196,9 +196,9 @@ class Attack:
             return
         pid = start(lambda: self._pass(self.bench, promises.now))
         self._wait(pid, "the recovery")
-        begun = self.promises().starts_by.get(pid, set())
+        started = self.promises().starts_by.get(pid, set())
         after = read_disk(self.path)
-        self.wrong += check_recovered(before, after, promises, begun, alive)
+        self.wrong += check_recovered(before, after, promises, started, alive)
 
     @staticmethod
     def _pass(bench: Bench, now: float) -> None:
@@ -256,7 +256,7 @@ def _steady_times(bench: Bench, dear: bool) -> None:
     time.perf_counter = lambda: float(next(counter))
     time.monotonic = lambda: bench.ticks or 0.0
     time.sleep = lambda seconds: sleep(min(float(seconds), 0.0005))
-    set_constant(dbbasic_queue.watcher, "_WATCH", 0.01)
+    set_constant(dbbasic_queue.passes.ticker, "_WATCH", 0.01)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ it happens: what stands in it was so before the process died, in this order amon
     puts off key                      its handler raises Delay: this attempt may be returned
     outcome  id name status attempt   the pass has reported it
     final    id status                a reader has seen it so
-    had      key attempts             attempts that were begun before the log was
+    had      key attempts             attempts that were started before the log was
     clock    seconds                  the clock has been set
     error    site                     the planned error is met for the first time
     gone                              the cause of the error is gone

@@ -41,10 +41,10 @@ def check_crashed(disk: Disk, promises: Promises, junk: int, torn: int) -> list[
         reported, attempt = promises.outcomes.get(job.id, ("", 0))
         if reported in FINAL and job.status != reported:
             wrong.append(f"P2: {job.key} was reported {reported}, and is {job.status}")
-        if job.attempts < promises.begun_at_least(job.key):
-            wrong.append(f"P5: {job.key} was begun {promises.begun(job.key)} times: {job}")
-        if job.type != "nobody" and job.attempts > promises.begun(job.key) + torn:
-            wrong.append(f"P5: {job.key} was begun {promises.begun(job.key)} times: {job}")
+        if job.attempts < promises.started_at_least(job.key):
+            wrong.append(f"P5: {job.key} was started {promises.started(job.key)} times: {job}")
+        if job.type != "nobody" and job.attempts > promises.started(job.key) + torn:
+            wrong.append(f"P5: {job.key} was started {promises.started(job.key)} times: {job}")
         if job.key in promises.cancelled and job.status != "cancelled":
             wrong.append(f"P2: the cancel of {job.key} was acknowledged, and it is {job.status}")
         if attempt > job.attempts:
@@ -73,9 +73,9 @@ def check_recovered(
             continue
         if not lost and was.run_at > crashed.now:
             continue
-        # An attempt that was claimed and not begun may count, or be returned.
+        # An attempt that was claimed and not started may count, or be returned.
         counted = {was.attempts}
-        if lost and crashed.begun_at_least(job.key) < was.attempts:
+        if lost and crashed.started_at_least(job.key) < was.attempts:
             counted.add(was.attempts - 1)
         most = limit(job.type)
         if lost and most in counted and job.status == "failed" and job.key not in run:
@@ -99,17 +99,17 @@ def check_settled(disk: Disk, promises: Promises, junk: int, kills: int) -> list
     if disk.partial:
         wrong.append(f"P8: a torn line is left: {disk.partial!r}")
     ran = [job for job in disk.jobs if job.type != "nobody"]
-    charged = {job.key: job.attempts - promises.begun(job.key) for job in ran}
+    charged = {job.key: job.attempts - promises.started(job.key) for job in ran}
     if sum(charged.values()) > kills:
-        unbegun = {key: count for key, count in charged.items() if count}
-        wrong.append(f"P5: {kills} kills cost more attempts that were never begun: {unbegun}")
+        not_started = {key: count for key, count in charged.items() if count}
+        wrong.append(f"P5: {kills} kills cost more attempts that were never started: {not_started}")
     for job in disk.jobs:
         starts = promises.starts.get(job.key, 0)
         natural = NATURAL.get(job.type, 1) * (1 + promises.revived.get(job.key, 0))
         if job.status not in FINAL:
             wrong.append(f"P3: {job.key} never ends: {job}")
         if starts > natural + kills:
-            wrong.append(f"P2: {job.key} was begun {starts} times with {kills} kills")
+            wrong.append(f"P2: {job.key} was started {starts} times with {kills} kills")
         if job.attempts > limit(job.type):
             wrong.append(f"P5: {job.key} has {job.attempts} attempts")
         if job.status == "failed" and job.type in ("ok", "text") and kills < 2 and not job.error:
@@ -171,5 +171,7 @@ def check_errors(
     if lasting and errors:
         for key, starts in promises.starts_under_error.items():
             if starts > 1:
-                wrong.append(f"P6: {key} was begun {starts} times while nothing could be recorded")
+                wrong.append(
+                    f"P6: {key} was started {starts} times while nothing could be recorded"
+                )
     return wrong

@@ -51,7 +51,7 @@ class Facts:
     Each grows, but for what a requeue or a removal takes back before it begins.
     """
 
-    begun: dict[int, dict[str, Any]] = field(default_factory=dict)
+    started: dict[int, dict[str, Any]] = field(default_factory=dict)
     """number in the payload -> type, payload and run_at of an enqueue that was called"""
     kept: dict[str, int] = field(default_factory=dict)
     """id -> number, of an enqueue that returned"""
@@ -76,7 +76,7 @@ class Facts:
 
     def copy(self) -> Facts:
         return Facts(
-            dict(self.begun),
+            dict(self.started),
             dict(self.kept),
             dict(self.final),
             dict(self.attempts),

@@ -12,9 +12,9 @@ import pytest
 from power import Killed, Recorder
 
 from dbbasic_queue import Backoff, Delay, Fail, Handler, Queue
-from dbbasic_queue.store import files
-from dbbasic_queue.store.store import Store
-from dbbasic_queue.watcher import Watcher
+from dbbasic_queue.passes.ticker import Ticker
+from dbbasic_queue.store.disk import files
+from dbbasic_queue.store.textfile import TextFileStore
 
 NOW = 1_700_000_000
 MONTH = 30 * 86_400
@@ -36,7 +36,7 @@ class Session:
         self.recorder = recorder
         self.now = float(NOW)
         self.deadly = True
-        self.numbers = max(recorder.facts.begun, default=0)
+        self.numbers = max(recorder.facts.started, default=0)
         self.queue = self.open()
         with recorder.paused():
             self.reader = Queue(self.path)
@@ -57,7 +57,7 @@ class Session:
         self.numbers += 1
         due = int(self.now) if run_at is None else run_at
         payload = {"n": self.numbers, "do": do, **more}
-        self.recorder.facts.begun[self.numbers] = {"payload": payload, "run_at": due}
+        self.recorder.facts.started[self.numbers] = {"payload": payload, "run_at": due}
         self.recorder.tell()
         return payload
 
@@ -173,7 +173,7 @@ class Session:
     def run_pass(self, queue: Queue | None = None, handler: Handler | None = None) -> None:
         handlers = {"step": handler or self.step}
         # On a busy machine a second thread would write while the recorder is paused.
-        with patch.object(Watcher, "start_once", lambda _: None):
+        with patch.object(Ticker, "start_once", lambda _: None):
             (queue or self.queue).process_jobs(handlers, max_attempts=MAX_ATTEMPTS)
         self.look()
 
@@ -257,8 +257,8 @@ def kills(s: Session) -> None:
 
 def journal_only(s: Session) -> None:
     """As in a long queue: what has happened is in the journal alone until the pass ends."""
-    assert hasattr(Store, "is_fold_cheap")
-    with patch.object(Store, "is_fold_cheap", lambda *_: False):
+    assert hasattr(TextFileStore, "is_fold_cheap")
+    with patch.object(TextFileStore, "is_fold_cheap", lambda *_: False):
         s.enqueue("ok", text="abc" * 600)
         s.enqueue_many("fail", 2)
         s.enqueue("nest")
@@ -313,7 +313,7 @@ def requeues(s: Session) -> None:
     s.enqueue_many("give up", 2, text="r" * 300)
     s.enqueue_many("ok", 2)
     waiting = s.enqueue("ok", run_at=NOW + MONTH)
-    with patch.object(Store, "is_fold_cheap", lambda *_: False):
+    with patch.object(TextFileStore, "is_fold_cheap", lambda *_: False):
         s.run_pass()
         s.cancel(waiting)
         s.now += 60
@@ -332,7 +332,7 @@ def requeues(s: Session) -> None:
 
 def purges(s: Session) -> None:
     """What is finished leaves, into an archive or for good, and ids come back."""
-    with patch.object(Store, "is_fold_cheap", lambda *_: False):
+    with patch.object(TextFileStore, "is_fold_cheap", lambda *_: False):
         for n in range(4):
             s.enqueue("ok", job_id=f"own.{n}", text="p" * 200)
         waiting = s.enqueue("ok", run_at=NOW + 10)

@@ -1,4 +1,4 @@
-"""What the log of a run promises: what was asked, acknowledged, begun and reported."""
+"""What the log of a run promises: what was asked, acknowledged, started and reported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CHANGES = ("requeue", "remove", "archive")
 
 
 class Promises:
-    """The log, read: what was asked, acknowledged, begun and reported."""
+    """The log, read: what was asked, acknowledged, started and reported."""
 
     def __init__(self, events: list[list[Any]]) -> None:
         self.events = events
@@ -97,7 +97,7 @@ class Promises:
             self.cancelled.discard(key)
             if operation == "requeue":
                 self.called[key] = None  # it is due now
-                self.had[key] = self.had.get(key, 0) - self.begun(key)
+                self.had[key] = self.had.get(key, 0) - self.started(key)
                 self.put_off.pop(key, None)
                 self.revived[key] = self.revived.get(key, 0) + 1
             else:
@@ -112,30 +112,30 @@ class Promises:
         if self._under_error:
             self.starts_under_error[key] = self.starts_under_error.get(key, 0) + 1
         if key in self._running:
-            self.wrong.append(f"P4: {key} is begun by {pid} while {self._running[key]} runs it")
+            self.wrong.append(f"P4: {key} is started by {pid} while {self._running[key]} runs it")
         self._running[key] = pid
         if key in self.cancelled:
-            self.wrong.append(f"P2: {key} is begun after its acknowledged cancel")
+            self.wrong.append(f"P2: {key} is started after its acknowledged cancel")
         job_id = self.kept.get(key, key)
         if self.outcomes.get(job_id, ("", 0))[0] in FINAL:
-            self.wrong.append(f"P2: {key} is begun after its reported {self.outcomes[job_id][0]}")
+            self.wrong.append(f"P2: {key} is started after its reported {self.outcomes[job_id][0]}")
         if key in self.paused:
-            self.wrong.append(f"P2: {key} is begun while its type is paused")
+            self.wrong.append(f"P2: {key} is started while its type is paused")
         if key in self.removed:
-            self.wrong.append(f"P2: {key} is begun after its removal")
+            self.wrong.append(f"P2: {key} is started after its removal")
         if now < (self.called.get(key) or 0):
-            self.wrong.append(f"P1: {key} is begun before its time")
+            self.wrong.append(f"P1: {key} is started before its time")
 
     def _read_had(self, _: int, key: str, attempts: int) -> None:
         self.had[key] = attempts
 
-    def begun(self, key: str) -> int:
-        """Return how many attempts of a job have been begun, and not returned for sure."""
+    def started(self, key: str) -> int:
+        """Return how many attempts of a job have been started, and not returned for sure."""
         return self.had.get(key, 0) + self.starts.get(key, 0) - self.returned.get(key, 0)
 
-    def begun_at_least(self, key: str) -> int:
+    def started_at_least(self, key: str) -> int:
         """Return the same, without the attempts that may have been returned."""
-        return self.begun(key) - self.put_off.get(key, 0)
+        return self.started(key) - self.put_off.get(key, 0)
 
     def _read_puts_off(self, _: int, key: str) -> None:
         self.put_off[key] = self.put_off.get(key, 0) + 1

@@ -184,7 +184,7 @@ def cut_once(kind: str, image: Path, place: Path, home: Path, seconds: float) ->
     try:
         end = None
         while end is None or time.monotonic() < end:
-            # All have begun when each of the three kinds of news has come.
+            # All have started when each of the three kinds of news has come.
             os.set_blocking(heard, False)
             try:
                 content += os.read(heard, 1 << 16)

@@ -35,7 +35,8 @@ from power_workloads import (
 )
 
 from dbbasic_queue import JobDict, Queue
-from dbbasic_queue.rows import HEADER, decode_record, encode_record
+from dbbasic_queue.model.records import decode_record, encode_record
+from dbbasic_queue.model.rows import HEADER
 
 LONG = bool(os.environ.get("DBBASIC_QUEUE_LONG"))
 SEED = int(os.environ.get("DBBASIC_QUEUE_SEED", "1"))
@@ -48,7 +49,7 @@ STATES = 30_000 if LONG else 6_000
 def check(root: Path, facts: Facts) -> None:
     """Recover as a process does that starts after the power loss; raises AssertionError."""
     path = root / "data" / "queue.tsv"
-    now = float(max((b["run_at"] for b in facts.begun.values()), default=NOW))
+    now = float(max((b["run_at"] for b in facts.started.values()), default=NOW))
     clock = min(now, NOW + MONTH / 2)
     ran: Counter[int] = Counter()
     queue = Queue(path, fsync=False, clock=lambda: clock)
@@ -56,9 +57,9 @@ def check(root: Path, facts: Facts) -> None:
     def step(payload: dict[str, Any]) -> dict[str, Any]:
         ran[payload["n"]] += 1
         number = payload["n"]
-        assert number in facts.begun, f"{payload} runs, and was never enqueued"
-        assert facts.begun[number]["payload"] == payload, f"{payload} runs, changed"
-        due = min([facts.begun[number]["run_at"], *facts.when.get(number, ())])
+        assert number in facts.started, f"{payload} runs, and was never enqueued"
+        assert facts.started[number]["payload"] == payload, f"{payload} runs, changed"
+        due = min([facts.started[number]["run_at"], *facts.when.get(number, ())])
         assert due <= clock, f"{number} runs at {clock} and is due at {due}"
         return done(payload)
 
@@ -125,17 +126,17 @@ def holds(queue: Queue, facts: Facts, when: str) -> dict[str, JobDict]:
         if job["type"] == "new":
             continue
         number = job["payload"]["n"]
-        assert number in facts.begun, f"{when}: {job} was never enqueued"
-        begun = facts.begun[number]
-        assert job["payload"] == begun["payload"], f"{when}: {job} is not {begun}"
+        assert number in facts.started, f"{when}: {job} was never enqueued"
+        started = facts.started[number]
+        assert job["payload"] == started["payload"], f"{when}: {job} is not {started}"
         if job["status"] == "completed":
             assert job["result"] == done(job["payload"]), f"{when}: {job} has another result"
         if job["attempts"] == 0:
-            instants = [begun["run_at"], *facts.when.get(number, ())]
+            instants = [started["run_at"], *facts.when.get(number, ())]
             assert job["run_at"] in instants, f"{when}: {job} was for {instants}"
         assert number not in facts.removed, f"{when}: {job} was removed"
     for job_id, number in facts.kept.items():
-        assert job_id in jobs, f"{when}: {job_id} is lost: {facts.begun[number]}"
+        assert job_id in jobs, f"{when}: {job_id} is lost: {facts.started[number]}"
         assert jobs[job_id]["payload"]["n"] == number
         assert queue.get_job(job_id) == jobs[job_id]
     for job_id, instant in facts.requeued.items():

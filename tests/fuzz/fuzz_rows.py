@@ -20,17 +20,17 @@ from typing import Any
 
 from hostile import BOMBS, NASTY, NO_JSON
 
-from dbbasic_queue.rows import (
+from dbbasic_queue.model.escaping import escape, unescape
+from dbbasic_queue.model.jsontext import MAX_PAYLOAD, decode_json, encode_json
+from dbbasic_queue.model.records import (
     decode_record,
     decode_state,
     encode_record,
     encode_state,
-    new_row,
-    parse_row,
     with_state,
 )
-from dbbasic_queue.store.scan import scan
-from dbbasic_queue.text import MAX_PAYLOAD, decode_json, encode_json, escape, unescape
+from dbbasic_queue.model.rows import new_row, parse_row
+from dbbasic_queue.store.reading.bulk import scan
 
 SEEDS = [
     b"",

@@ -1,5 +1,5 @@
 """What dbbasic-queue 1.0.0 shows in its usage guide, done with our calls. The examples of its
-README are run as they are in tests/test_compatibility.py. docs/COMPARISON.md has the table."""
+README are run as they are in tests/test_compatibility.py. docs/comparison.md has the table."""
 
 from __future__ import annotations
 

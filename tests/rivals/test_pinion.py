@@ -1,5 +1,5 @@
 """What Pinion 0.1 and 0.2 (pinion-queue) show of themselves, done with our calls: the two quick
-starts, the examples of their docs, the commands. docs/COMPARISON.md says which call is which."""
+starts, the examples of their docs, the commands. docs/comparison.md says which call is which."""
 
 from __future__ import annotations
 
@@ -103,12 +103,12 @@ def test_a_task_that_takes_too_long_is_ended_not_just_given_up(tmp_path: Path) -
             from dbbasic_queue import Handler
 
             def slow(payload):
-                note("begun", os.getpid())
+                note("started", os.getpid())
                 time.sleep(600)
 
             job_id = queue.enqueue("slow", {})
             queue.process_jobs({"slow": Handler(slow, timeout=0.3, max_attempts=1)})
-            (pid,) = notes("begun")
+            (pid,) = notes("started")
             try:
                 os.kill(int(pid), 0)
             except ProcessLookupError:
@@ -126,13 +126,13 @@ def test_a_stale_running_job_is_taken_over_as_soon_as_its_worker_is_dead(tmp_pat
             queue.enqueue("work", {}, job_id="a")
 
             def hang(payload):
-                note("begun", "x")
+                note("started", "x")
                 time.sleep(600)
 
             queue.process_jobs({"work": hang})
             """
         )
-        wait_for_notes(tmp_path / "begun", 1)
+        wait_for_notes(tmp_path / "started", 1)
         queue = Queue(tmp_path / "data/queue.tsv")
         nothing = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
         assert queue.process_jobs({"work": str}) == nothing  # slow is not dead

@@ -1,5 +1,5 @@
 """What simplepyq 0.1.3 shows of itself, done with our calls: the seven usage examples of its
-README, and its five unit tests. docs/COMPARISON.md says which call is which."""
+README, and its five unit tests. docs/comparison.md says which call is which."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_two_pages_are_scraped_at_a_time_in_the_background(tmp_path: Path) -> No
 
             def scrape(payload):
                 note("scraping", payload["url"])
-                wait_for_notes("scraping", 2)  # neither ends before both have begun
+                wait_for_notes("scraping", 2)  # neither ends before both have started
                 return len(payload["url"])
 
             Worker(queue, {"scrape": Handler(scrape, concurrency=2)}, workers=2).run_forever()
@@ -221,10 +221,10 @@ def test_a_job_that_fails_once_is_run_twice(now_queue: Queue) -> None:
 
 def test_a_delayed_job_does_not_run_before_its_time_in_a_worker(queue: Queue, clock: Clock) -> None:
     """Its test_delay, which passes whatever the job does: it only measures its own sleep."""
-    begun: list[float] = []
+    started: list[float] = []
 
     def put_off(payload: object) -> None:
-        begun.append(clock.now)
+        started.append(clock.now)
         raise Delay(1)
 
     def is_pending_again(run_at: int) -> bool:
@@ -237,7 +237,7 @@ def test_a_delayed_job_does_not_run_before_its_time_in_a_worker(queue: Queue, cl
         clock.now += 1
         wait_for(lambda: is_pending_again(NOW + 2), "the second delay")
         assert worker.stop() is True
-    assert begun == [NOW, NOW + 1]
+    assert started == [NOW, NOW + 1]
     assert job(queue, job_id)["attempts"] == 0
 
 

@@ -1,10 +1,10 @@
 """What sitq shows of itself, done with our calls: its end-to-end example and the other four
-numbered ones. docs/COMPARISON.md says which call is which."""
+numbered ones. docs/comparison.md says which call is which."""
 
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -97,7 +97,7 @@ def test_of_four_tasks_the_one_that_fails_says_why_and_stops_no_other(tmp_path: 
 
 def test_a_task_with_an_eta_waits_for_it(queue: Queue, clock: Clock) -> None:
     """examples/basic/02_eta_delayed_execution.py: `enqueue(..., eta=...)`, aware or refused."""
-    soon = datetime.fromtimestamp(NOW, timezone.utc) + timedelta(seconds=3)
+    soon = datetime.fromtimestamp(NOW, UTC) + timedelta(seconds=3)
     job_id = queue.enqueue("report", {}, run_at=soon)
     clock.now += 2
     assert queue.process_jobs({"report": str})["completed"] == 0

@@ -1,0 +1,147 @@
+"""What a job's id, type and times may be, and the errors that say so."""
+
+from __future__ import annotations
+
+import math
+
+from dbbasic_queue.errors import InvalidArgument, InvalidHandlers, InvalidJob
+from dbbasic_queue.model.escaping import escape
+from dbbasic_queue.model.states import LATEST
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+IN_AN_ID = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+_IN_A_TYPE = IN_AN_ID + ":"
+
+
+def is_id(job_id: object) -> bool:
+    """Tell whether a job can have this id."""
+    if not isinstance(job_id, str) or not 0 < len(job_id) <= 64:
+        return False
+    return (job_id.isalnum() and job_id.isascii()) or not job_id.strip(IN_AN_ID)  # strip is slower
+
+
+def check_id(job_id: str) -> str:
+    """Return a new job's id as a plain str; raises InvalidJob if it cannot be one.
+
+    A job that is in the file already may have an id that begins with "-".
+    """
+    if not is_id(job_id) or job_id[0] == "-":
+        raise InvalidJob(
+            f"invalid job_id {_shown(job_id)}: must be 1 to 64 characters from A-Z a-z 0-9 . _ - "
+            'and must not begin with "-", which a shell command would take for an option'
+        )
+    return job_id if type(job_id) is str else _plain(job_id)
+
+
+def check_type(job_type: object) -> str:
+    """Return `job_type` as a plain str; raises InvalidJob if it cannot name a handler."""
+    if (  # quick, and true of most types; the full rule takes five times as long
+        type(job_type) is str
+        and job_type.isidentifier()
+        and job_type.isascii()
+        and len(job_type) <= 100
+    ):
+        return job_type
+    if not isinstance(job_type, str) or not 0 < len(job_type) <= 100 or job_type.strip(_IN_A_TYPE):
+        raise InvalidJob(
+            f"invalid job type {_shown(job_type)}: must be 1 to 100 characters from "
+            "A-Z a-z 0-9 _ . : -"
+        )
+    return job_type if type(job_type) is str else _plain(job_type)
+
+
+def _plain(text: str) -> str:
+    """Return the characters of a str, also of an Enum that formats as its name."""
+    return str.__str__(text)
+
+
+def check_instant(instant: object, name: str = "run_at") -> int:
+    """Return an instant in whole Unix seconds, rounded up; raises InvalidJob where it is none."""
+    if type(instant) is int:
+        seconds: float = instant
+    elif isinstance(instant, (int, float)) and not isinstance(instant, bool):
+        seconds = float(instant) if isinstance(instant, float) else int(instant)
+    else:
+        seconds = _from_datetime(instant, name)
+    if not 0 <= seconds <= LATEST:  # false for NaN too
+        raise InvalidJob(
+            f"{name} {_shown(instant)} is refused: it must lie between 0 and {LATEST} "
+            "(Unix seconds; 1970 to 9999)"
+        )
+    return math.ceil(seconds)
+
+
+def check_seconds(
+    seconds: object,
+    name: str,
+    *,
+    above: float | None = None,
+    error: type[Exception] = InvalidArgument,
+) -> float:
+    """Return a duration, seconds or a `timedelta`, in seconds; infinity is allowed, NaN isn't.
+
+    Raises `error` unless it is 0 or more, or, if given, more than `above`.
+    """
+    total = getattr(seconds, "total_seconds", None)
+    number = seconds if total is None else total()
+    if (
+        isinstance(number, bool)
+        or not isinstance(number, (int, float))
+        or not (number >= 0 if above is None else number > above)
+    ):
+        rule = "0 or more" if above is None else f"more than {above}"
+        rule = "" if above == -math.inf else f", {rule}"
+        raise error(f"invalid {name} {_shown(seconds)}: must be seconds or a timedelta{rule}")
+    return number
+
+
+class CheckedClock:
+    """A clock that raises InvalidJob for a time that no row can hold."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+
+    def __call__(self) -> float:
+        now = self.clock()
+        if not 0 <= now <= LATEST:  # false for NaN too
+            raise InvalidJob(
+                f"invalid time {_shown(now)} of the queue's clock: must be between 0 and {LATEST} "
+                "(Unix seconds; 1970 to 9999)"
+            )
+        return now
+
+
+def _from_datetime(instant: object, name: str) -> float:
+    from datetime import datetime
+
+    if not isinstance(instant, datetime):
+        raise InvalidJob(
+            f"{name} {_shown(instant)} is refused: give Unix seconds (int or float) or an aware "
+            "datetime"
+        )
+    if instant.utcoffset() is None:
+        raise InvalidJob(
+            f"{name} {_shown(instant)} is refused: it has no time zone; "
+            "use datetime.now(timezone.utc) or .astimezone()"
+        )
+    return instant.timestamp()
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception as e:  # noqa: BLE001 - an int of 5,000 digits, or whatever a class does
+        text = f"<{type(value).__name__}: {type(e).__name__}>"
+    return escape(text if len(text) <= 80 else text[:77] + "...")
+
+
+def check_count(count: object, name: str) -> None:
+    """Raise InvalidHandlers unless it is an int of 1 or more."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise InvalidHandlers(f"invalid {name} {count!r}: must be an int of 1 or more")
+
+
+ALL = "*"

@@ -1,0 +1,93 @@
+"""Figures about a queue: from its rows and its history to a dict, and to a Prometheus textfile."""
+
+from __future__ import annotations
+
+from dbbasic_queue.model.escaping import escape, printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from dbbasic_queue.monitoring.summary import Summary
+    from dbbasic_queue.store.history import Attempt
+
+QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+
+
+class _Type:
+    """What is gathered about one type of job."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, int] = {}
+        self.waiting: list[float] = []
+        self.running: list[float] = []
+        self.oldest_pending = 0.0
+
+
+def measure(
+    summary: Summary, attempts: Iterable[Attempt], now: float, window: float
+) -> dict[str, Any]:
+    """Return the figures at the instant `now`, of attempts that ended at most `window` ago.
+
+    If the history is shorter, the window is as long as the history, but at least a second. All
+    durations are in seconds. A job waits from when it is due, a whole second, until its handler
+    starts; it runs until the handler returns.
+    """
+    types: dict[str, _Type] = {}
+    for job_type, waited in summary.waiting.items():
+        types.setdefault(escape(job_type), _Type()).oldest_pending = waited
+    begins_at = now - 1
+    for attempt in attempts:
+        ended_at = attempt.ended_at
+        begins_at = min(begins_at, ended_at)
+        if not now - window <= ended_at <= now:
+            continue
+        of_type = types.setdefault(printable(attempt.type), _Type())
+        outcome = printable(attempt.outcome)
+        of_type.outcomes[outcome] = of_type.outcomes.get(outcome, 0) + 1
+        if attempt.seconds is not None:
+            of_type.running.append(attempt.seconds)
+            of_type.waiting.append(max(ended_at - attempt.seconds - attempt.due_at, 0.0))
+    window = min(window, now - begins_at)
+    return {
+        "jobs": summary.counts,
+        "paused": summary.paused,
+        "oldest_pending": max((found.oldest_pending for found in types.values()), default=0.0),
+        "window": window,
+        "types": {
+            name: {
+                "attempts": dict(sorted(found.outcomes.items())),
+                "rate": sum(found.outcomes.values()) / window,
+                "waiting": _summary(found.waiting),
+                "running": _summary(found.running),
+                "oldest_pending": found.oldest_pending,
+            }
+            for name, found in sorted(types.items())
+        },
+    }
+
+
+def _summary(seconds: list[float]) -> dict[str, float | None]:
+    seconds.sort()
+    found: dict[str, float | None] = {
+        name: percentile(seconds, share) if seconds else None for name, share in QUANTILES.items()
+    }
+    return found | {"sum": sum(seconds), "count": len(seconds)}
+
+
+def percentile(ordered: list[float], share: float) -> float:
+    """Return the value below which that share lies, between two neighbours in proportion.
+
+    As `statistics.quantiles` does with method="inclusive".
+
+    >>> percentile([1, 2, 3, 4, 5], 0.5), percentile([0, 10], 0.95)
+    (3.0, 9.5)
+    """
+    at = (len(ordered) - 1) * share
+    below = int(at)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (at - below)
+
+
+# -- the textfile ------------------------------------------------------------------------------

@@ -1,0 +1,107 @@
+"""The figures of `metrics` as a file for Prometheus' node_exporter."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from dbbasic_queue.errors import InvalidArgument, NotAQueue
+from dbbasic_queue.monitoring.metrics import QUANTILES
+from dbbasic_queue.store.disk.files import open_file, replace_file
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_BEGINNING = b"# HELP dbbasic_queue_"
+
+
+def to_text(figures: dict[str, Any]) -> str:
+    """Return what `measure` returned in Prometheus' text format.
+
+    https://prometheus.io/docs/instrumenting/exposition_formats/
+    """
+    types = figures["types"].items()
+    text = _Text()
+    text.family("jobs", "gauge", "Jobs in the queue, by status.")
+    for status, count in figures["jobs"].items():
+        text.sample("jobs", count, status=status)
+    text.family("paused_jobs", "gauge", "Pending jobs whose type is paused.")
+    text.sample("paused_jobs", figures["paused"])
+    text.family(
+        "oldest_pending_seconds", "gauge", "How long the oldest job that is due has waited."
+    )
+    text.sample("oldest_pending_seconds", figures["oldest_pending"])
+    text.family("type_oldest_pending_seconds", "gauge", "The same for each type of job.")
+    for name, of_type in types:
+        text.sample("type_oldest_pending_seconds", of_type["oldest_pending"], type=name)
+    text.family("window_seconds", "gauge", "How much of the history the figures below are about.")
+    text.sample("window_seconds", figures["window"])
+    text.family("attempts", "gauge", "Attempts that ended within the window, by outcome.")
+    for name, of_type in types:
+        for outcome, count in of_type["attempts"].items():
+            text.sample("attempts", count, type=name, outcome=outcome)
+    text.family("attempts_per_second", "gauge", "Attempts that ended within the window, a second.")
+    for name, of_type in types:
+        text.sample("attempts_per_second", of_type["rate"], type=name)
+    for key, what in (
+        ("waiting", "From when a job was due until its attempt began, within the window."),
+        ("running", "How long handlers ran, within the window."),
+    ):
+        text.family(f"{key}_seconds", "summary", what)
+        for name, of_type in types:
+            text.summary(f"{key}_seconds", of_type[key], name)
+    return "".join(text.lines)
+
+
+class _Text:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def family(self, name: str, kind: str, what: str) -> None:
+        self.lines.append(
+            f"# HELP dbbasic_queue_{name} {what}\n# TYPE dbbasic_queue_{name} {kind}\n"
+        )
+
+    def sample(self, name: str, value: float, **labels: str) -> None:
+        pairs = ",".join(f'{label}="{_escape_label(text)}"' for label, text in labels.items())
+        self.lines.append(f"dbbasic_queue_{name}{f'{{{pairs}}}' if pairs else ''} {value}\n")
+
+    def summary(self, name: str, figures: dict[str, float | None], job_type: str) -> None:
+        for key, share in QUANTILES.items():
+            if (value := figures[key]) is not None:
+                self.sample(name, value, type=job_type, quantile=str(share))
+        self.sample(f"{name}_sum", figures["sum"] or 0.0, type=job_type)
+        self.sample(f"{name}_count", figures["count"] or 0, type=job_type)
+
+
+def _escape_label(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def check_path(path: str) -> None:
+    """Raise an error unless metrics may be written to a path: a new `.prom` file, or our own."""
+    if not path.endswith(".prom"):
+        raise InvalidArgument(
+            f"invalid file for metrics {path!r}: its name must end in .prom, as node_exporter "
+            "expects (so that a typo can't replace another file)"
+        )
+    file = open_file(path, os.O_RDONLY)
+    start = b"" if file is None else os.pread(file.fd, len(_BEGINNING), 0)
+    if start.strip(b"\0") and start != _BEGINNING:  # NULs: what a power cut leaves
+        raise NotAQueue(
+            errno.EINVAL,
+            "not a file of metrics that dbbasic_queue has written (it was left untouched; give "
+            "another name)",
+            path,
+        )
+
+
+def write(path: str, text: str) -> None:
+    """Replace the file, readable by all; readers see the old content or the new.
+
+    Raises StoreError if the system refuses; then the old file is unchanged.
+    """
+    ending = f".{os.urandom(8).hex()}"  # node_exporter only reads names that end in .prom
+    consequence = "the metrics were not written"
+    replace_file(path, text.encode(), consequence, ending=ending, fsync=False, mode=0o644)
