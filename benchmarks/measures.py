@@ -85,7 +85,7 @@ def enqueue(open_queue: Open, calls: int) -> Figures:
     return spread(times)
 
 
-def enqueue_beside(open_queue: Open, due: int) -> Figures:
+def enqueue_during_pass(open_queue: Open, due: int) -> Figures:
     """Enqueue one job per call, from the start to the end of another process's pass.
 
     This includes the pass's last fold. A floor has no pass: another process appends to a file.
@@ -114,7 +114,7 @@ def enqueue_beside(open_queue: Open, due: int) -> Figures:
 def begin_and_run(open_queue: Open, due: int) -> Figures:
     subject = open_queue()
     print("started", flush=True)
-    jobs = subject.run_beside(due)
+    jobs = subject.run_during_enqueues(due)
     subject.close()
     return {"jobs": jobs}
 
@@ -391,7 +391,7 @@ MEASURES: dict[str, Callable[..., Figures]] = {
         fill,
         fdatasync,
         enqueue,
-        enqueue_beside,
+        enqueue_during_pass,
         begin_and_run,
         bulk,
         run_all,

@@ -78,7 +78,7 @@ class Subject:
         """Run the due jobs for at most about `seconds`; return how many ran."""
         raise NotImplementedError
 
-    def run_beside(self, due: int) -> int:
+    def run_during_enqueues(self, due: int) -> int:
         """Run the due jobs while another process enqueues."""
         return self.work(600)
 
@@ -190,7 +190,7 @@ class Floor(Tsv):
         os.close(fd)
         return count
 
-    def run_beside(self, due: int) -> int:
+    def run_during_enqueues(self, due: int) -> int:
         """Write what a pass writes to its journal: one row per job, to another file."""
         fd = os.open(self.path + ".journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         for _ in range(due):

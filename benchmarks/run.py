@@ -84,13 +84,13 @@ def plan(sizes: Sizes) -> list[Cell]:
     calls = {"calls": s.calls}
     add("enqueue", "enqueue", FLOORS + OURS + PEERS, options=calls, due=200)
     add("enqueue_waiting", "enqueue", OURS, options=calls, waiting=s.many)
-    beside = zip(FLOORS[2:], (1, 10), OURS, (3, 10), strict=True)
-    for floor, floor_share, ours, share in beside:
+    pairs = zip(FLOORS[2:], (1, 10), OURS, (3, 10), strict=True)
+    for floor, floor_share, ours, share in pairs:
         options = {"due": s.many // floor_share}
-        add("enqueue_beside", "enqueue_beside", [floor], options=options)
+        add("enqueue_during_pass", "enqueue_during_pass", [floor], options=options)
         due = s.many // share
         rows = {"due": due, "waiting": s.many - due}
-        add("enqueue_beside", "enqueue_beside", [ours], options={"due": due}, **rows)
+        add("enqueue_during_pass", "enqueue_during_pass", [ours], options={"due": due}, **rows)
     for subject in floors + OURS + PEERS:
         jobs = min(s.jobs, SUBJECTS[subject].few or s.jobs)
         add("bulk", "bulk", [subject], options={"jobs": jobs})
