@@ -1,11 +1,13 @@
-"""A cron-driven job queue that is a plain text file."""
+"""A cron-driven job queue in a plain text file."""
 
 from __future__ import annotations
 
 from dbbasic_queue.errors import (
     DuplicateJob,
+    InvalidArgument,
     InvalidHandlers,
     InvalidJob,
+    JobNotFound,
     NotAQueue,
     QueueBusy,
     QueueDamaged,
@@ -13,43 +15,29 @@ from dbbasic_queue.errors import (
     StoreError,
 )
 from dbbasic_queue.handlers import Backoff, Delay, Fail, Handler, Job
+from dbbasic_queue.jobqueue import JobDict, Queue, Status
+from dbbasic_queue.opening import open_queue
 from dbbasic_queue.queue import (
-    Queue,
     aenqueue,
-    aget_job,
-    attempts,
-    await_job,
     cancel_job,
-    clear_failed,
-    counts,
+    default_queue,
     enqueue,
     enqueue_many,
     get_job,
-    jobs,
-    metrics,
-    pause,
     process_jobs,
-    purge,
-    remove_type,
-    requeue,
-    requeue_failed,
-    resume,
-    run_until_complete,
-    wait,
-    write_metrics,
 )
 from dbbasic_queue.registry import Handlers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from dbbasic_queue.service import Worker
+    from dbbasic_queue.worker import Worker
 else:
 
     def __getattr__(name: str) -> object:
         """Import `Worker` on first use: neither a web app nor a pass by cron needs it."""
         if name != "Worker":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from dbbasic_queue.service import Worker
+        from dbbasic_queue.worker import Worker
 
         return Worker
 
@@ -62,36 +50,26 @@ __all__ = [
     "Fail",
     "Handler",
     "Handlers",
+    "InvalidArgument",
     "InvalidHandlers",
     "InvalidJob",
     "Job",
+    "JobDict",
+    "JobNotFound",
     "NotAQueue",
     "Queue",
     "QueueBusy",
     "QueueDamaged",
     "QueueError",
+    "Status",
     "StoreError",
     "Worker",
     "aenqueue",
-    "aget_job",
-    "attempts",
-    "await_job",
     "cancel_job",
-    "clear_failed",
-    "counts",
+    "default_queue",
     "enqueue",
     "enqueue_many",
     "get_job",
-    "jobs",
-    "metrics",
-    "pause",
+    "open_queue",
     "process_jobs",
-    "purge",
-    "remove_type",
-    "requeue",
-    "requeue_failed",
-    "resume",
-    "run_until_complete",
-    "wait",
-    "write_metrics",
 ]

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from dbbasic_queue.cli import main
+from dbbasic_queue.cli.main import main
 
 sys.exit(main())

@@ -28,6 +28,14 @@ class DuplicateJob(InvalidJob):
     """Raised if the caller's own `job_id` is in the queue already; nothing has been written."""
 
 
+class InvalidArgument(QueueError, ValueError):
+    """Raised if any other argument is invalid, such as a timeout or a status; nothing was done."""
+
+
+class JobNotFound(QueueError, LookupError):
+    """Raised by calls that need a job if no job has the id; nothing was done."""
+
+
 class InvalidHandlers(QueueError, TypeError):
     """Raised if `process_jobs` is given handlers or limits that cannot work; nothing has run."""
 
@@ -39,7 +47,7 @@ class QueueBusy(QueueError, OSError):
 class NotAQueue(QueueError, OSError):
     """Raised if a file or directory is not one that the queue may use; it has not been touched.
 
-    Or if no engine has a URL's scheme.
+    Also raised for a URL with an unknown scheme.
     """
 
 

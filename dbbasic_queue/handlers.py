@@ -10,7 +10,8 @@ import sys
 from types import FunctionType, MethodType
 
 from dbbasic_queue.errors import InvalidHandlers
-from dbbasic_queue.job import LATEST, backoff
+from dbbasic_queue.model.rows import check_seconds
+from dbbasic_queue.model.states import LATEST, backoff
 
 # Of the module `inspect`, which takes long to load.
 CO_VARARGS, CO_VARKEYWORDS, CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR = 4, 8, 32, 128, 512
@@ -18,20 +19,20 @@ CO_VARARGS, CO_VARKEYWORDS, CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR = 4, 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
+    from datetime import datetime, timedelta
     from logging import Logger
     from typing import Any
 
-    from dbbasic_queue.rows import Row
+    from dbbasic_queue.model.rows import Row
 
 
 class Delay(Exception):
     """Raised by a handler to put its job back: pending, no attempt spent, the reason in `error`.
 
-    `when` is how long to wait, in seconds, or an aware datetime; the job is not due before.
+    `when` is how long to wait (seconds, or a `timedelta`) or until when (an aware datetime).
     """
 
-    def __init__(self, when: float | datetime, reason: str = "") -> None:
+    def __init__(self, when: float | timedelta | datetime, reason: str = "") -> None:
         super().__init__(reason)
         self.when = when
         self.reason = reason
@@ -42,45 +43,41 @@ class Fail(Exception):
 
 
 class Backoff:
-    """How long a job waits after attempt n failed: `base * factor ** n` seconds, at most `cap`.
+    """How long a job waits after a failed attempt: `first` seconds after the first one.
 
-    `jitter` adds up to that share of the wait at random, never takes from it: 0.1 makes 120
-    seconds 120 to 132. The default is the plain `60 * 2 ** n`. Raises InvalidHandlers for numbers
-    that are negative, not finite, or for a factor under 1.
+    Each further wait is `factor` times as long, up to `cap`: after attempt n the job waits
+    `min(first * factor ** (n - 1), cap)`. `first` and `cap` are seconds or a `timedelta`. `jitter`
+    makes each wait longer by a random share of up to `jitter`, never shorter: with 0.1, a wait of
+    120 seconds takes 120 to 132. The default waits are 120, 240, 480 seconds and so on.
 
-    >>> [Backoff(base=10, factor=3, cap=100).seconds(n) for n in (1, 2, 3, 5000)]
-    [30.0, 90.0, 100.0, 100.0]
+    Raises InvalidHandlers for numbers that are negative or not finite, and a factor below 1.
+
+    >>> [Backoff(first=10, factor=3, cap=100).seconds(n) for n in (1, 2, 3, 5000)]
+    [10.0, 30.0, 90.0, 100.0]
     """
 
     def __init__(
-        self, base: float = 60, factor: float = 2, cap: float = LATEST, jitter: float = 0
+        self,
+        first: float | timedelta = 120,
+        factor: float = 2,
+        cap: float | timedelta = LATEST,
+        jitter: float = 0,
     ) -> None:
-        for name, value, least in (
-            ("base", base, 0),
-            ("factor", factor, 1),
-            ("cap", cap, 0),
-            ("jitter", jitter, 0),
-        ):
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, (int, float))
-                or not (least <= value <= LATEST)
-            ):
-                raise InvalidHandlers(
-                    f"Backoff({name}={value!r}) is refused: it must be a number from {least} to "
-                    f"{LATEST}"
-                )
-        self.base = base
-        self.factor = factor
-        self.cap = cap
-        self.jitter = jitter
+        self.first = _number("first", check_seconds(first, "first", error=InvalidHandlers), 0)
+        self.factor = _number("factor", factor, 1)
+        self.cap = _number("cap", check_seconds(cap, "cap", error=InvalidHandlers), 0)
+        self.jitter = _number("jitter", jitter, 0)
+
+    def __repr__(self) -> str:
+        cap = "" if self.cap == LATEST else f", cap={self.cap!r}"
+        return f"Backoff(first={self.first!r}, factor={self.factor!r}{cap}, jitter={self.jitter!r})"
 
     def seconds(self, attempt: int) -> float:
-        """Return the wait without its jitter."""
+        """Return the seconds to wait after attempt number `attempt` failed, without jitter."""
         try:
-            return float(min(self.base * float(self.factor) ** attempt, self.cap))
+            return float(min(self.first * float(self.factor) ** (attempt - 1), self.cap))
         except OverflowError:
-            return float(self.cap if self.base else 0)
+            return float(self.cap if self.first else 0)
 
     def longest(self, attempt: int) -> float:
         """Return the longest wait that is possible, in seconds."""
@@ -94,6 +91,14 @@ class Backoff:
         from random import random
 
         return seconds * (1 + self.jitter * random())
+
+
+def _number(name: str, value: object, least: int) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value:
+        raise InvalidHandlers(f"invalid {name} {value!r}: must be a number, {least} or more")
+    if value > LATEST:
+        raise InvalidHandlers(f"invalid {name} {value!r}: must be at most {LATEST}")
+    return value
 
 
 class Job:
@@ -110,6 +115,9 @@ class Job:
         self.type = row.type
         self.attempt = row.state.attempts
         self.created_at = row.state.created_at
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id}: {self.type}, attempt {self.attempt}>"
 
     @property
     def log(self) -> Logger:
@@ -146,7 +154,7 @@ class Handler:
         *,
         max_attempts: int | None = None,
         backoff: Backoff | None = None,
-        timeout: float | None = None,
+        timeout: float | timedelta | None = None,
         concurrency: int | None = None,
         unpack: bool = False,
     ) -> None:
@@ -159,9 +167,9 @@ class Handler:
         if concurrency is not None:
             check_count(concurrency, "concurrency")
         if backoff is not None and not isinstance(backoff, Backoff):
-            raise InvalidHandlers(f"backoff {backoff!r} is refused: give a Backoff(...)")
-        if timeout is not None and not is_seconds(timeout, above=0):
-            raise InvalidHandlers(f"timeout {timeout!r} is refused: it must be seconds, over 0")
+            raise InvalidHandlers(f"invalid backoff {backoff!r}: must be a Backoff(...)")
+        if timeout is not None:
+            timeout = check_seconds(timeout, "timeout", above=0, error=InvalidHandlers)
         self.function = function
         self.max_attempts = max_attempts
         self.backoff = backoff
@@ -177,6 +185,18 @@ class Handler:
     def of(cls, function: Callable[..., Any]) -> Handler:
         """Return a handler as it is, and a function as a handler without a policy."""
         return function if isinstance(function, Handler) else cls(function)
+
+    def __repr__(self) -> str:
+        name = getattr(self.function, "__qualname__", None) or repr(self.function)
+        policy = {
+            "max_attempts": self.max_attempts,
+            "backoff": self.backoff,
+            "timeout": self.timeout,
+            "concurrency": self.concurrency,
+            "unpack": self.unpack or None,
+        }
+        given = [f", {key}={value!r}" for key, value in policy.items() if value is not None]
+        return f"<{type(self).__name__} {name}{''.join(given)}>"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -218,13 +238,6 @@ def check_count(count: object, name: str) -> None:
     """Raise InvalidHandlers unless it is an int of 1 or more."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InvalidHandlers(f"invalid {name} {count!r}: must be an int of 1 or more")
-
-
-def is_seconds(seconds: object, *, above: float | None = None) -> bool:
-    """Tell whether it is a number of seconds: 0 or more, or more than `above`; never NaN."""
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        return False
-    return seconds >= 0 if above is None else seconds > above
 
 
 class _Signature:

@@ -1,4 +1,4 @@
-"""The registry: functions are declared as handlers, and put jobs of their type into the queue."""
+"""The registry: declares functions as handlers, and lets them enqueue jobs of their type."""
 
 from __future__ import annotations
 
@@ -7,25 +7,66 @@ from collections.abc import Callable, Iterator, Mapping
 
 from dbbasic_queue.errors import InvalidHandlers, InvalidJob
 from dbbasic_queue.handlers import JOB_IN_PAYLOAD, Handler
-from dbbasic_queue.queue import Queue, default_queue
-from dbbasic_queue.rows import check_type
+from dbbasic_queue.model.rows import check_type
+from dbbasic_queue.queue import default_queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from datetime import datetime
-    from typing import Any, overload
+    from datetime import datetime, timedelta
+    from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
 
     from dbbasic_queue.handlers import Backoff
+    from dbbasic_queue.jobqueue import Queue
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
+    Payload = TypeVar("Payload")
+
+    class TypedHandler(Handler, Generic[Payload, P, R]):
+        """What `@jobs.handler` makes of a function: the same function, with `enqueue`."""
+
+        type: str
+        __name__: str
+        __wrapped__: Callable[..., Any]
+
+        def __call__(self, payload: Payload, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            """Call the function."""
+
+        def enqueue(
+            self,
+            payload: Payload | None = None,
+            run_at: float | datetime | None = None,
+            *,
+            job_id: str | None = None,
+        ) -> str:
+            """Add a job of this type."""
+
+    class UnpackingHandler(Handler, Generic[P, R]):
+        """The same for `unpack=True`: the payload's members are the function's arguments."""
+
+        type: str
+        __name__: str
+
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+            """Call the function."""
+
+        def enqueue(
+            self,
+            payload: dict[str, Any] | None = None,
+            run_at: float | datetime | None = None,
+            *,
+            job_id: str | None = None,
+        ) -> str:
+            """Add a job of this type."""
 
 
 class Handlers(Mapping[str, Handler]):
-    """A registry of handlers, accepted wherever a dict of them is.
+    """A registry of handlers. You can pass one anywhere you can pass a dict of handlers.
 
-    A type that is registered twice is an error, unless it is the same function of a module that
-    was reloaded: that replaces itself. Look-up is exact, or without regard to case with
-    `ignore_case=True`. `enqueue` of a registered function acts on `queue`, by default on the
-    default queue; a registry with a `queue` works in that queue's passes only. It can be pickled
-    if its functions can.
+    Registering a type twice is an error, except for the same function of a reloaded module: it
+    replaces itself. Job types are case-sensitive, unless `ignore_case=True`. The functions'
+    `enqueue` adds jobs to `queue`, by default the default queue; a registry with a `queue` can only
+    be used in that queue's passes. A registry can be pickled if its functions can.
     """
 
     def __init__(self, *, ignore_case: bool = False, queue: Queue | None = None) -> None:
@@ -33,10 +74,15 @@ class Handlers(Mapping[str, Handler]):
         self.queue = queue
         self._handlers: dict[str, Registered] = {}
 
+    def __repr__(self) -> str:
+        return f"<Handlers {', '.join(self._handlers) or '(none)'}>"
+
     if TYPE_CHECKING:
 
         @overload
-        def handler(self, function: Callable[..., Any], /) -> Registered: ...
+        def handler(
+            self, function: Callable[Concatenate[Payload, P], R], /
+        ) -> TypedHandler[Payload, P, R]: ...
 
         @overload
         def handler(
@@ -44,19 +90,32 @@ class Handlers(Mapping[str, Handler]):
             job_type: str | None = None,
             /,
             *,
+            unpack: Literal[True],
             max_attempts: int | None = None,
             backoff: Backoff | None = None,
-            timeout: float | None = None,
+            timeout: float | timedelta | None = None,
             concurrency: int | None = None,
-            unpack: bool = False,
-        ) -> Callable[[Callable[..., Any]], Registered]: ...
+        ) -> Callable[[Callable[P, R]], UnpackingHandler[P, R]]: ...
+
+        @overload
+        def handler(
+            self,
+            job_type: str | None = None,
+            /,
+            *,
+            unpack: Literal[False] = False,
+            max_attempts: int | None = None,
+            backoff: Backoff | None = None,
+            timeout: float | timedelta | None = None,
+            concurrency: int | None = None,
+        ) -> Callable[[Callable[Concatenate[Payload, P], R]], TypedHandler[Payload, P, R]]: ...
 
     def handler(self, job_type: Any = None, /, **policy: Any) -> Any:
         """Register a function: `@jobs.handler`, or `@jobs.handler("type", max_attempts=5)`.
 
-        The policy is that of `Handler`. The function stays callable as itself, and gets
-        `enqueue(payload, run_at=None, *, job_id=None)`. Raises InvalidHandlers if the type is
-        taken or cannot be a type, and for a function that no pass could call.
+        The policy's arguments are those of `Handler`. The function can still be called as before,
+        and gets `enqueue(payload, run_at=None, *, job_id=None)`. Raises InvalidHandlers if the type
+        is taken or invalid, and for a function that no pass could call.
         """
         if callable(job_type):
             return self._register(None, job_type, policy)
@@ -146,9 +205,9 @@ class Registered(Handler):
         *,
         job_id: str | None = None,
     ) -> str:
-        """Put a job of this type into the registry's queue; as `Queue.enqueue`.
+        """Add a job of this type to the registry's queue, like `Queue.enqueue`.
 
-        Raises InvalidJob, too, for a payload to unpack that does not fit the function's signature.
+        With `unpack=True`, raises InvalidJob if the payload doesn't fit the function's signature.
         """
         self._check_fit(payload)
         queue = self._handlers.queue or default_queue()

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from dbbasic_queue.job import PENDING
-from dbbasic_queue.queue import MAX_ATTEMPTS, Queue
-from dbbasic_queue.text import MAX_PAYLOAD, decode_json, encode_json
+from dbbasic_queue.jobqueue import MAX_ATTEMPTS, Queue
+from dbbasic_queue.model.escaping import MAX_PAYLOAD, decode_json, encode_json
+from dbbasic_queue.model.states import PENDING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from dbbasic_queue.jobqueue import JobDict
 
 MOST_PASSES = 1000
 _SHOWN = 20
@@ -55,7 +57,7 @@ class Redirected:
         queue.__dict__[self._name] = value
 
 
-REDIRECTED = ("path", "_store", "_clock")
+REDIRECTED = ("path", "store", "now")
 """What makes a queue act on another one's jobs, by the other one's clock."""
 
 
@@ -69,15 +71,12 @@ class JobQueue(Queue):
         super().__init__(path, fsync=False, clock=clock)
         self.clock = clock
 
-    def __enter__(self) -> JobQueue:
-        return self
-
     def run_all(
         self,
         handlers: Mapping[str, Callable[..., Any]],
         max_attempts: int = MAX_ATTEMPTS,
         *,
-        only: bool = False,
+        skip_unknown: bool = False,
     ) -> dict[str, int]:
         """Run jobs until none is left that can run, through retries and delays, without waiting.
 
@@ -87,7 +86,7 @@ class JobQueue(Queue):
         """
         sums: dict[str, int] = {}
         for _ in range(MOST_PASSES):
-            done = self.process_jobs(handlers, max_attempts, only=only)
+            done = self.process_jobs(handlers, max_attempts, skip_unknown=skip_unknown)
             sums = {name: sums.get(name, 0) + n for name, n in done.items()}
             if any(done.values()):
                 continue
@@ -100,7 +99,7 @@ class JobQueue(Queue):
             f"puts itself off, or enqueues another, each time:\n{_listed(self.jobs(PENDING))}"
         )
 
-    def enqueued(self, job_type: str, /, *payload: Any, **members: Any) -> list[dict[str, Any]]:
+    def enqueued(self, job_type: str, /, *payload: Any, **members: Any) -> list[JobDict]:
         """Return the jobs of a type that were enqueued, whatever has become of them.
 
         Only those with this payload, if it is given (None is `{}`, as in `enqueue`), and whose
@@ -117,7 +116,7 @@ class JobQueue(Queue):
             and (not wanted or _has_members(job["payload"], wanted))
         ]
 
-    def assert_enqueued(self, job_type: str, /, *payload: Any, **members: Any) -> dict[str, Any]:
+    def assert_enqueued(self, job_type: str, /, *payload: Any, **members: Any) -> JobDict:
         """Return the first job that `enqueued` finds; raises AssertionError if there is none."""
         found = self.enqueued(job_type, *payload, **members)
         if not found:

@@ -1,382 +1,244 @@
-"""A pass: take a slot, recover, claim, run, record, fold.
+"""A long-running worker: a thread in your program, or a program of its own.
 
-Handlers run without the lock, one at a time; each outcome is on the disk before the next handler
-begins. A batch of claims grows while jobs are quick and is one while they are slow; and while a
-job takes long, a watcher gives back what its pass has not begun and folds, so that other passes
-share the work and `cat` shows what is running.
+It makes one pass that lingers without end. If an error ends the pass, the error is logged, and
+another pass starts some seconds later.
 """
 
 from __future__ import annotations
 
-import errno
 import math
 import os
-import sys
+import threading
 import time
-from collections import deque
 
-from dbbasic_queue import job, reports
-from dbbasic_queue.attempt import INTERRUPTED, Attempts
-from dbbasic_queue.errors import InvalidHandlers, StoreError
-from dbbasic_queue.handlers import Handler, check_count
-from dbbasic_queue.interrupts import Interrupts
-from dbbasic_queue.store.claims import Claim, Claims, Terms
-from dbbasic_queue.watcher import Watcher
+from dbbasic_queue import errors
+from dbbasic_queue.errors import QueueError
+from dbbasic_queue.jobqueue import MAX_ATTEMPTS, Queue
+from dbbasic_queue.model.rows import check_seconds
+from dbbasic_queue.passes import log_lines
+from dbbasic_queue.passes.plan import plan
+from dbbasic_queue.passes.signals import Asked, Interrupts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from logging import Logger
+    from datetime import timedelta
     from typing import Any
 
-    from dbbasic_queue.store.store import Store
+    from dbbasic_queue.passes.base import Pass
+    from dbbasic_queue.passes.supervisor import Crew
 
-    AnyHandlers = Mapping[str, Callable[..., Any]]
-
-_BATCH_SECONDS = 0.05
-_BATCH_MOST = 256
-_BATCH_GROWTH = 8
-LOOK = 0.05
-_SLOW = 0.2
-_QUIET = 60.0
-STOPPED = "interrupted: the pass was stopped"
-
-ALL, PLAIN, COROUTINES = "all", "plain", "coroutines"
-COUNTS = ("completed", "failed", "retried", "delayed", "recovered")
+_PAUSE = 5.0
+_TICK = 0.1
 
 
-def check(handlers: AnyHandlers, max_attempts: int, workers: int = 1) -> None:
-    """Raise InvalidHandlers if a pass could not work with these."""
-    if not hasattr(handlers, "get") or not hasattr(handlers, "items"):
-        raise InvalidHandlers(
-            f"handlers must map job types to callables, and {type(handlers).__name__} does not: "
-            'give a dict such as {"send_email": send_email}'
-        )
-    for job_type, handler in handlers.items():
-        if handler is not None and not callable(handler):
-            raise InvalidHandlers(
-                f"the handler for {job_type!r} is {type(handler).__name__}, which cannot be "
-                "called: give a function that takes the payload"
-            )
-        if handler is not None:
-            Handler.of(handler)
-    check_count(max_attempts, "max_attempts")
-    check_count(workers, "workers")
+class Worker:
+    """Runs the jobs of a queue as they become due, until it is stopped.
 
+    The arguments are those of `process_jobs`. `with` and `async with` start it and stop it.
 
-def check_thread(handlers: AnyHandlers) -> None:
-    """Raise InvalidHandlers if a pass with these cannot run in this thread."""
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is None or asyncio._get_running_loop() is None:
-        return
-    for job_type, handler in handlers.items():
-        if handler is not None and Handler.of(handler).is_coroutine:
-            raise InvalidHandlers(
-                f"the handler for {job_type!r} is a coroutine function, and an event loop runs in "
-                "this thread already: await asyncio.to_thread(process_jobs, handlers)"
-            )
+    A worker is idle, running or stopping:
 
+    - `start` and `run_forever` make an idle worker run.
+    - `stop` makes it stop: the running jobs finish, then it is idle. So does SIGTERM in
+      `run_forever`.
+    - `start` makes a worker that is stopping run on.
+    - `stop` of an idle worker holds for the next `run_forever`, which then returns at once. So a
+      signal handler may call it at any time.
 
-class Pass:
-    """One run of a worker over what is due.
+    The state belongs to one process: in a forked child the worker is idle. Every call is safe from
+    any thread, and from a job.
 
-    `share` is which of the jobs it takes where several passes of one call divide them: all, those
-    of plain functions, or those of coroutine functions. `supervisor` is the process that has
-    forked this one for the pass, or 0.
+    An error that ends a pass (a full disk, a damaged file) doesn't end the worker: it is logged, on
+    stderr if `logging` has no handler, and the worker starts again 5 seconds later.
     """
-
-    parallel = 1
 
     def __init__(
         self,
-        store: Store,
-        handlers: AnyHandlers,
-        max_attempts: int,
-        clock: Callable[[], float],
-        max_result: int,
+        queue: Queue,
+        handlers: Mapping[str, Callable[..., Any]],
+        max_attempts: int = MAX_ATTEMPTS,
         *,
-        only: bool = False,
-        linger: float = 0,
-        until_complete: bool = False,
-        share: str = ALL,
-        supervisor: int = 0,
+        skip_unknown: bool = False,
+        workers: int = 1,
     ) -> None:
-        self.store = store
-        self.open_claims = getattr(store, "open_claims", Claims)  # an engine's own, if it has
-        self.clock = clock
-        self.linger = linger
-        self.until_complete = until_complete
-        self.interrupts = Interrupts(supervisor)
-        self.attempts = Attempts(self.interrupts, max_attempts, max_result, clock)
-        self.batch: deque[Claim] = deque()
-        self.begun_at = math.inf
-        self.in_doubt = False
-        """whether the batch was to be given back, and the system refused: a part may be so"""
-        self.log: Logger | None = None
-        self.counts = dict.fromkeys(COUNTS, 0)
-        self._quiet_until = 0.0
-        self._handlers = handlers
-        self._policies: dict[str, Handler] = {}
-        self._concurrency: dict[str, int] = {}
-        self._only = only
-        self._share = share
+        self._queue = queue
+        self._settings = handlers, max_attempts, workers
+        self._skip_unknown = skip_unknown
+        self._make()  # raises now what could not work later
+        self._be_idle()
 
-    # -- what the store has to know of the handlers --
+    def _be_idle(self) -> None:
+        self._process = os.getpid()
+        self._change = threading.Condition()
+        """held to look at the state or to change it, and notified of each change"""
+        self._thread: threading.Thread | None = None  # that runs the passes
+        self._asked = False
+        self._running: Pass | Crew | None = None
 
-    def handler(self, job_type: str) -> Handler | None:
-        """Return the handler of a type with its policy, or None.
+    def _make(self, *, here: bool = False) -> Pass | Crew:
+        queue = self._queue
+        return plan(
+            queue.store,
+            *self._settings,
+            queue.now,
+            queue.max_payload,
+            here=here,
+            skip_unknown=self._skip_unknown,
+            linger=math.inf,
+        )
 
-        That there is none is not remembered: the program may register it later.
+    def _state(self) -> threading.Condition:
+        if self._process != os.getpid():  # the thread, and any lock that it holds, are the parent's
+            self._be_idle()
+        return self._change
+
+    def __repr__(self) -> str:
+        with self._state():
+            running = "stopping" if self._asked else "running"
+            return f"<Worker of {self._queue.path}: {running if self._thread else 'idle'}>"
+
+    def is_alive(self) -> bool:
+        """Return whether it is running or stopping, in this process."""
+        with self._state():
+            return self._thread is not None
+
+    def start(self) -> None:
+        """Run, in a thread of its own; a running worker just goes on, one that is stopping too.
+
+        A process that has threads should not fork: with `workers`, and for handlers with a
+        `timeout`, a program of its own is safer (`run_forever`, or cron). Raises StoreError if the
+        system refuses a thread.
         """
-        policy = self._policies.get(job_type)
-        if policy is None and (found := self._handlers.get(job_type)) is not None:
-            policy = self._policies[job_type] = Handler.of(found)
-            if policy.concurrency is not None:
-                self._concurrency[job_type] = policy.concurrency
-        return policy
-
-    def _limit(self, job_type: str) -> int:
-        return self.attempts.limit(self.handler(job_type))
-
-    def _longest_wait(self, job_type: str, attempt: int) -> float:
-        handler = self.handler(job_type)
-        if handler is None:  # what another worker's policy explains is not ours to say
-            return job.LATEST if self._only else job.backoff(attempt)
-        return handler.longest_wait(attempt)
-
-    def _wants(self, job_type: str) -> bool:
-        handler = self.handler(job_type)
-        if handler is None:
-            return not self._only and self._share != COROUTINES
-        return self._share == ALL or handler.shares_loop == (self._share == COROUTINES)
-
-    # -- the pass --
-
-    def run(self) -> dict[str, int]:
-        """Work through what is due; return how many jobs ended how."""
-        count = getattr(self._handlers, "__len__", lambda: 0)
-        terms = Terms(self._limit, self._longest_wait, self._wants, self._concurrency, count)
-        now = self.clock()
-        exists = self.store.exists()
-        if not exists and (log := reports.logger()):
-            reports.no_queue(log, self.store.path)
-        if not self.linger and not (exists and self.has_work(now)):
-            self._report_unreadable()
-            return self.counts
-        with self.interrupts:
-            if not exists:
-                if not self._wait_for_queue():
-                    self.interrupts.pass_on()
-                    return self.counts
-                now = self.clock()
-            claims: Claims = self.open_claims(self.store, terms, now, self.parallel)
-            try:
-                self._report_recovered(claims)
-                self._work(claims)
-            except BaseException:
-                if os.getpid() == self.attempts.process:
-                    claims.release()
-                raise
-            finally:
-                self.attempts.close()
-            unfolded = claims.finish()
-            self._report_lost_history(claims)
-        self._report_unreadable()
-        if unfolded is not None:
-            if getattr(unfolded, "errno", None) == errno.EBUSY:
-                raise unfolded  # the file is mounted by itself: it would never be up to date
-            if log := reports.logger():
-                reports.not_folded(log, unfolded)
-        self.interrupts.pass_on()
-        return self.counts
-
-    def _wait_for_queue(self) -> bool:
-        """Wait as long as the pass lingers for the first job, which creates the queue's file."""
-        end = time.monotonic() + self.linger
-        while not self.until_complete and not self.interrupts.asked() and time.monotonic() < end:
-            time.sleep(LOOK)
-            if self.store.exists():
-                self.linger = end - time.monotonic()
-                return True
-        return False
-
-    def has_work(self, now: float) -> bool:
-        """Tell, without the lock, whether there is anything to do."""
-        return self.store.has_work(now, self._longest_wait)
-
-    def count_due(self) -> int:
-        """Return how many jobs are due now; 1 where there is none, but something else to do."""
-        now = self.clock()
-        if not self.has_work(now):
-            return 0
-        return max(self.store.count_due(now), 1)
-
-    def is_complete(self) -> bool:
-        """Tell whether a pass that runs until all is complete may end."""
-        if not self.until_complete:
-            return False
-        return self.store.is_complete(set(self.interrupts.enclosing_jobs()))
-
-    def _work(self, claims: Claims) -> None:
-        end = time.monotonic() + self.linger
-        watcher = Watcher(lambda: self.look(claims))
-        try:
-            self._work_off(claims, watcher)
-            while not self.interrupts.asked() and time.monotonic() < end:
-                if self.is_complete():
-                    break
-                if claims.renew(self.clock()):
-                    self._report_recovered(claims)
-                    self._work_off(claims, watcher)
-                else:
-                    claims.rest()
-                    time.sleep(LOOK)
-        finally:
-            watcher.stop()
-        self.give_back(claims)
-
-    def _work_off(self, claims: Claims, watcher: Watcher) -> None:
-        """Claim and run until nothing that was due is left."""
-        size = 1
-        can_watch = True
-        while not self.interrupts.asked() and (batch := claims.claim(size)):
-            began = time.monotonic()
-            self.batch.extend(batch)
-            self.log = reports.logger()
-            watched = can_watch and (len(batch) > 1 or not claims.is_shown())
-            if not watched:
-                claims.attempts.flush()  # what ended before may be looked at, as in the queue
-            while self.batch and not self.interrupts.asked():
-                if self.in_doubt:
-                    self.give_back(claims)
-                    break
+        with self._state():
+            if self._asked:
+                self._asked = False
+                self._running = None  # its end is no longer the worker's
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="queue-worker", daemon=True)
                 try:
-                    claim = self.batch.popleft()
-                except IndexError:  # the watcher has just given it back
-                    break
-                if watched and not watcher.is_started and not self._start_watcher(watcher):
-                    self.give_back(claims)  # nobody else would, if this job takes long
-                    watched, can_watch = False, False
-                self._execute(claims, watcher, claim)
-            seconds = max(time.monotonic() - began, 1e-6) / len(batch)
-            most = min(_BATCH_MOST, size * _BATCH_GROWTH)
-            size = max(1, min(int(_BATCH_SECONDS / seconds), most)) if can_watch else 1
+                    thread.start()
+                except RuntimeError as e:
+                    raise errors.not_started("the worker's thread", e) from e
+                self._thread = thread
+            self._change.notify_all()
 
-    def _start_watcher(self, watcher: Watcher) -> bool:
-        """Have the next job watched; returns False if the system has no thread for that."""
-        try:
-            watcher.start_once()
-        except StoreError as e:
-            self._report_refused(e)
-            return False
-        return True
+    def stop(self, timeout: float | timedelta | None = None) -> bool:
+        """Let the running jobs finish, and be idle; claimed jobs that haven't started are returned.
 
-    def look(self, claims: Claims) -> None:
-        """While a job takes long: give back what has not been begun, and fold.
+        However often it is called, it never interrupts a job. Waits at most `timeout` (seconds, or
+        a `timedelta`), by default as long as it takes. Returns whether the worker is idle: False
+        if the time is up, if `start` is called in the meantime, and at once if the caller is one of
+        the worker's jobs.
 
-        So other passes share the work, and `cat` shows what is running.
+        Raises QueueError in a job that has a `timeout`: its process can't reach the worker.
         """
-        if time.monotonic() - self.begun_at >= _SLOW:
-            self.give_back(claims)
-            claims.show()
+        seconds = None if timeout is None else check_seconds(timeout, "timeout", above=-math.inf)
+        running = self._running
+        by_job = running.interrupts.stop_by_job() if running is not None else None
+        if by_job is False:
+            raise QueueError(
+                "the worker can't be stopped by a job with a timeout, which runs in a process of "
+                f"its own: give its handler none, or send SIGTERM to process {self._process}"
+            )
+        if by_job and self._process != os.getpid():
+            return False  # its pass ends, and with it the others
+        with self._state():
+            self._asked = True
+            if self._running is not None:
+                self._running.interrupts.stop()
+            self._change.notify_all()
+            thread = self._thread
+            if thread is None:
+                return True
+            if by_job or thread is threading.current_thread():
+                return False
+            self._change.wait_for(lambda: self._thread is not thread or not self._asked, seconds)
+            return self._thread is not thread
 
-    def give_back(self, claims: Claims) -> None:
-        """Give back the claims that have not been begun."""
-        unbegun = []
-        while self.batch:
-            try:
-                unbegun.append(self.batch.popleft())
-            except IndexError:
-                break
-        try:
-            claims.give_back(unbegun)
-        except BaseException:
-            self.batch.extendleft(reversed(unbegun))
-            self.in_doubt = True
-            raise
-        self.in_doubt = False
+    def run_forever(self) -> None:
+        """Run in this thread until SIGTERM, or `stop`; the running jobs finish.
 
-    def _execute(self, claims: Claims, watcher: Watcher, claim: Claim) -> None:
-        claims.require_slot()
-        row = claim.row
-        handler = self.handler(row.type)
-        self.interrupts.jobs = ((self.store.path, row.id),)
-        self.begun_at = began = time.monotonic()
-        try:
-            if handler is not None and handler.timeout is not None:
-                watcher.stop()  # no thread beside a fork: we watch ourselves
-                outcome, after, trace = self.attempts.run_apart(
-                    handler, row, claim.payload, handler.timeout, watcher.look, claims.slot_fd()
+        Ctrl-C raises KeyboardInterrupt, after the running jobs were given back. What the program's
+        own signal handler raises is raised, too. Raises QueueError if the worker runs already,
+        InvalidHandlers for coroutine functions if an event loop runs in this thread.
+        """
+        self._make(here=True)
+        with self._state():
+            if self._thread is not None:
+                raise QueueError(
+                    "this worker runs already: make another Worker, or stop() it first"
                 )
-            else:
-                outcome, after, trace = self.attempts.run(handler, row, claim.payload)
+            self._thread = threading.current_thread()
+        try:
+            self._run()
+        except Asked:
+            return  # it was asked to end, and has ended well
+
+    def _run(self) -> None:
+        with self._change:  # held by `start` until it has noted this thread
+            thread = threading.current_thread()
+        try:
+            while self._is_to_go_on():
+                self._make_a_pass()
         finally:
-            self.begun_at = math.inf
-            self.interrupts.jobs = ()
-        took = time.monotonic() - began
-        if self.attempts.refused is not None:
-            self._report_refused(self.attempts.refused)
-            self.attempts.refused = None
-        if outcome == INTERRUPTED or after is None:
-            self.interrupted(claims, claim, took)
-            return
-        self.note(claims, claim, outcome, after, trace, took, claims.settle(claim, after))
+            with self._change:
+                if self._thread is thread:
+                    self._end()
 
-    def interrupted(self, claims: Claims, claim: Claim, seconds: float) -> None:
-        """Give back a job that was not allowed to end."""
-        claims.give_back([claim], STOPPED)
-        claims.attempts.note(claim.row, INTERRUPTED, STOPPED, self.clock(), seconds)
+    def _is_to_go_on(self) -> bool:
+        with self._change:
+            if self._asked:
+                self._end()
+            return self._thread is not None
 
-    def note(
-        self,
-        claims: Claims,
-        claim: Claim,
-        outcome: str,
-        after: job.State,
-        trace: str,
-        seconds: float,
-        recorded: job.State | None,
-    ) -> None:
-        """Count, log and keep in the history how an attempt ended.
+    def _end(self) -> None:
+        self._thread = self._running = None
+        self._asked = False
+        self._change.notify_all()
 
-        Nothing was recorded where it came too late.
-        """
-        row = claim.row
-        ended, state = ("late", after) if recorded is None else (outcome, recorded)
-        claims.attempts.note(row, ended, state.error, self.clock(), seconds, trace)
-        if recorded is not None:
-            self.counts[outcome] += 1
-            if self.log is not None:
-                reports.outcome(self.log, outcome, row.id, row.type, recorded, seconds)
-        elif self.log is not None:
-            reports.late(self.log, row.id, row.type, row.state.attempts)
+    def _make_a_pass(self) -> None:
+        running = None
+        try:
+            running = self._make()
+            with self._change:
+                self._running = running
+                if self._asked:
+                    return
+            running.run()
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as e:  # noqa: BLE001 - a worker ends only if it is asked to
+            from dbbasic_queue.passes.attempt import describe
 
-    def _report_recovered(self, claims: Claims) -> None:
-        recovered, died = claims.take_recovered()
-        self.counts["recovered"] += recovered
-        for row in died:
-            claims.attempts.note(row, "died", row.state.error, claims.started_at, None)
-        lost = [row for row in died if row.state.status == job.FAILED]
-        self.counts["failed"] += len(lost)
-        if lost and (log := reports.logger()):
-            for row in lost:
-                reports.outcome(log, "failed", row.id, row.type, row.state, None)
-        ahead, claims.pulled_in = claims.pulled_in, 0
-        if ahead and (log := reports.logger()):
-            reports.pulled_in(log, ahead)
-        self._report_lost_history(claims)
+            log_lines.worker_failed(describe(e), e, _PAUSE)
+            if running is not None:
+                running.interrupts.pass_on()  # the signals that it had received
+            self._rest()
+        else:
+            with self._change:  # one of its jobs may have asked, in a process of its own
+                if running.interrupts.stopped and self._running is running:
+                    self._asked = True
 
-    def _report_lost_history(self, claims: Claims) -> None:
-        if (error := claims.attempts.take_error()) and (log := reports.logger()):
-            reports.history_lost(log, error)
+    def _rest(self) -> None:
+        with Interrupts() as asked:
+            end = time.monotonic() + _PAUSE
+            with self._change:
+                while not (self._asked or asked.asked()) and time.monotonic() < end:
+                    self._change.wait(_TICK)
+        asked.pass_on()
 
-    def _report_refused(self, error: StoreError) -> None:
-        """Log, once a minute at the most, that the system refuses a thread or a process."""
-        now = time.monotonic()
-        if now >= self._quiet_until and (log := reports.logger()):
-            self._quiet_until = now + _QUIET
-            reports.refused(log, error)
+    def __enter__(self) -> Worker:
+        self.start()
+        return self
 
-    def _report_unreadable(self) -> None:
-        if log := reports.logger():
-            reports.unreadable(log, self.store)
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Worker:
+        return self.__enter__()
+
+    async def __aexit__(self, *_: object) -> None:
+        import asyncio
+
+        await asyncio.to_thread(self.stop)  # the event loop goes on until the jobs have ended

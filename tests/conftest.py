@@ -9,18 +9,19 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hypothesis
 import pytest
 from processes import Programs
 
 from dbbasic_queue import Queue
+from dbbasic_queue.store.textfile import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dbbasic_queue.store.lock import QueueLock
+    from dbbasic_queue.store.disk.lock import QueueLock
 
 pytest_plugins = ["ahead"]
 
@@ -89,9 +90,21 @@ def beside(path: Path, suffix: str) -> Path:
 
 
 def job(queue: Queue, job_id: str) -> dict[str, Any]:
+    """Return a job, its values untyped: which of them are None is what tests ask."""
     found = queue.get_job(job_id)
     assert found is not None, f"there is no job {job_id}"
-    return found
+    return cast("dict[str, Any]", found)
+
+
+def history(queue: Queue, job_id: str) -> list[dict[str, Any]]:
+    """Return a job's history, its values untyped: which of them are None is what tests ask."""
+    return cast("list[dict[str, Any]]", queue.history(job_id))
+
+
+def store_of(queue: Queue) -> Store:
+    """Return the store of a queue that is a text file."""
+    assert isinstance(queue.store, Store)
+    return queue.store
 
 
 def rows(path: Path) -> list[list[str]]:

@@ -1,30 +1,48 @@
-"""Engines with a bug each, and the conformance suite over them: `test_engines.py` runs this.
+"""Engines with one bug each, and the contract's tests for them. `test_engines.py` runs this file.
 
-`CAUGHT` says which tests of the suite have to catch which bug.
+`CAUGHT` names the test that must catch each bug. The engine without a bug must pass every test.
 """
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from dbbasic_queue import job
-from dbbasic_queue.engines.conformance import Archives, EngineTests, SharesItsJobs
-from dbbasic_queue.engines.memory import MemoryQueue
-from dbbasic_queue.engines.memory_store import Kept, Memory, MemoryClaims
+import pytest
+from contract.conftest import Opener, clock, queue
+from contract.test_enqueueing import TestEnqueueing
+from contract.test_maintenance import TestMaintenance
+from contract.test_outcomes import TestOutcomes
+from contract.test_passes import TestPasses
+from contract.test_sharing import TestArchiving, TestSharing
+
+from dbbasic_queue import Queue
 from dbbasic_queue.errors import DuplicateJob
+from dbbasic_queue.model import states
+from dbbasic_queue.store.memory import Kept, Memory, MemoryClaims
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
 
-    from dbbasic_queue.engines.protocol import Engine
-    from dbbasic_queue.rows import Row
-    from dbbasic_queue.store.claims import Claim
+    from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.store.protocol import Claim
     from dbbasic_queue.testing import Clock
 
+# pytest collects these here too, for the engines of this file.
+__all__ = [
+    "TestArchiving",
+    "TestEnqueueing",
+    "TestMaintenance",
+    "TestOutcomes",
+    "TestPasses",
+    "TestSharing",
+    "clock",
+    "queue",
+]
 
-class Planted(MemoryQueue):
+
+class Planted(Queue):
     """The engine without a bug, over another store or with other claims."""
 
     memory: type[Memory] = Memory
@@ -34,8 +52,8 @@ class Planted(MemoryQueue):
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
         store = self.places.setdefault(url, self.memory(url))
-        store.open_claims = self.claims  # type: ignore[method-assign]
-        self._store = cast("Any", store)
+        store.open_claims = partial(self.claims, store)  # type: ignore[method-assign]
+        self.store = cast("Any", store)
 
     def __init_subclass__(cls) -> None:
         cls.places = {}
@@ -73,7 +91,7 @@ class ShowsWhatItKeeps(Planted):
         super().__init__(*arguments, **options)
         self._shown: dict[str, Any] = {}
 
-    def get_job(self, job_id: str) -> dict[str, Any] | None:
+    def get_job(self, job_id: str) -> Any:
         found = super().get_job(job_id)
         if found is not None:
             found["payload"] = self._shown.setdefault(job_id, found["payload"])
@@ -82,7 +100,7 @@ class ShowsWhatItKeeps(Planted):
 
 class LosesFalseResults(Planted):
     class claims(MemoryClaims):
-        def settle(self, claim: Claim, state: job.State) -> job.State | None:
+        def settle(self, claim: Claim, state: states.State) -> states.State | None:
             if state.result in ("0", "false", '""', "[]", "{}", "0.0"):
                 state.result = ""
             return super().settle(claim, state)
@@ -124,16 +142,16 @@ class RunsWhatIsCancelled(Planted):
         def cancel(self, job_id: str) -> bool:
             with self.lock:
                 row = self.kept.get(job_id)
-                return row is not None and row.state.status == job.PENDING
+                return row is not None and row.state.status == states.PENDING
 
 
 class CancelsWhatIsBeingRun(Planted):
     class memory(Memory):
         def cancel(self, job_id: str) -> bool:
             row = self.kept.get(job_id)
-            if row is None or row.state.status not in (job.PENDING, job.PROCESSING):
+            if row is None or row.state.status not in (states.PENDING, states.PROCESSING):
                 return False
-            row.state = job.State(job.CANCELLED, row.state.created_at, 0, 0, "", "")
+            row.state = states.State(states.CANCELLED, row.state.created_at, 0, 0, "", "")
             return True
 
 
@@ -151,10 +169,10 @@ class RunsWhatItAddedItself(Planted):
 class RecordsOutcomesAtTheEnd(Planted):
     class claims(MemoryClaims):
         def __init__(self, *arguments: Any) -> None:
-            self._ended: list[tuple[Claim, job.State]] = []
+            self._ended: list[tuple[Claim, states.State]] = []
             super().__init__(*arguments)
 
-        def settle(self, claim: Claim, state: job.State) -> job.State:
+        def settle(self, claim: Claim, state: states.State) -> states.State:
             self._ended.append((claim, state))
             return state
 
@@ -187,8 +205,8 @@ class KnowsNoLimit(Planted):
 
 class CountsADelay(Planted):
     class claims(MemoryClaims):
-        def settle(self, claim: Claim, state: job.State) -> job.State | None:
-            if state.error.startswith(job.DELAYED):
+        def settle(self, claim: Claim, state: states.State) -> states.State | None:
+            if state.error.startswith(states.DELAYED):
                 state.attempts += 1
             return super().settle(claim, state)
 
@@ -202,7 +220,7 @@ class TriesOnceMore(Planted):
 
 class KeepsTheOldError(Planted):
     class claims(MemoryClaims):
-        def settle(self, claim: Claim, state: job.State) -> job.State | None:
+        def settle(self, claim: Claim, state: states.State) -> states.State | None:
             state.error = state.error or claim.row.state.error
             return super().settle(claim, state)
 
@@ -211,7 +229,7 @@ class KeepsTheOldError(Planted):
 
 
 class WaitsForNothing(Planted):
-    def wait(self, job_id: str, timeout: float) -> dict[str, Any] | None:
+    def wait(self, job_id: str, timeout: Any) -> Any:
         return self.get_job(job_id)
 
 
@@ -221,7 +239,7 @@ class RequeuesWithItsAttempts(Planted):
             before = {row.id: row.state.attempts for row in self.rows()}
             requeued = super().requeue(now, **which)
             for row in self.kept.values():
-                if row.state.status == job.PENDING:
+                if row.state.status == states.PENDING:
                     row.state.attempts = before[row.id]
             return requeued
 
@@ -238,14 +256,14 @@ class RemovesWhatIsBeingRun(Planted):
 
 
 class PurgesTheYoung(Planted):
-    def purge(self, older_than: float, *arguments: Any, **options: Any) -> int:
+    def purge(self, older_than: Any, *arguments: Any, **options: Any) -> int:
         super().purge(older_than, *arguments, **options)
         return super().purge(0, *arguments, **options)
 
 
 class ListsWhatComesMeanwhile(Planted):
     class memory(Memory):
-        def rows(self) -> Iterator[Row]:
+        def rows(self, unreadable: list[int] | None = None) -> Iterator[Row]:
             for job_id in list(self.kept):
                 row = self.find(job_id)
                 if row is not None:
@@ -255,7 +273,7 @@ class ListsWhatComesMeanwhile(Planted):
 class SharesNothing(Planted):
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
-        self._store = cast("Any", Memory(url))
+        self.store = cast("Any", Memory(url))
 
 
 class LosesItsArchive(Planted):
@@ -293,22 +311,12 @@ CAUGHT: dict[type[Planted], str] = {
 }
 
 
-SUITE = (EngineTests, SharesItsJobs, Archives)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test for the engine without a bug, and for those whose bug it must catch."""
+    caught = [e for e, by in CAUGHT.items() if metafunc.definition.originalname == f"test_{by}"]
+    metafunc.parametrize("open_at", [Sound, *caught], ids=lambda e: e.__name__, indirect=True)
 
 
-def suite(planted: type[Planted], caught_by: str | None) -> type:
-    """Return the suite over an engine: all of it, or the one test that has to catch the bug."""
-
-    def engine(self: object, clock: Clock, directory: Path) -> Engine:
-        return planted(f"memory:{directory}", clock=clock)
-
-    members: dict[str, Any] = {"engine": engine}
-    if caught_by is not None:
-        names = {name for base in SUITE for name in dir(base) if name.startswith("test_")}
-        members |= dict.fromkeys(names - {f"test_{caught_by}"})  # what is None is no test
-    return type(f"Test{planted.__name__}", SUITE, members)
-
-
-TestSound = suite(Sound, None)
-for planted, caught_by in CAUGHT.items():
-    globals()[f"Test{planted.__name__}"] = suite(planted, caught_by)
+@pytest.fixture
+def open_at(request: pytest.FixtureRequest, clock: Clock) -> Opener:
+    return Opener(clock, "memory:{}", request.param)

@@ -13,11 +13,11 @@ from conftest import HEADER, NOW, Clock, add_lines, beside, line
 from processes import Programs
 
 from dbbasic_queue import InvalidJob, NotAQueue, Queue, QueueBusy, StoreError
-from dbbasic_queue.store import archive as archives
-from dbbasic_queue.store import files
+from dbbasic_queue.store.disk import files
+from dbbasic_queue.store.writing import archive as archives
 
 if TYPE_CHECKING:
-    from dbbasic_queue.store.files import OpenFile
+    from dbbasic_queue.store.disk.files import OpenFile
 
 OLD = 5
 """How many finished jobs each queue of these tests has."""

@@ -1,35 +1,33 @@
-"""The history: `queue.tsv.attempts`, a row for each attempt that has ended."""
+"""The history: `queue.tsv.history`, a row for each attempt that has ended."""
 
 from __future__ import annotations
 
 import asyncio
-import builtins
 import logging
 import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import NOW, Clock, add_lines, beside, line
+from conftest import NOW, Clock, add_lines, beside, history, line, store_of
 from processes import Programs, is_free, wait_for, wait_for_notes
 
 from dbbasic_queue import Backoff, Delay, Fail, Handler, NotAQueue, Queue
-from dbbasic_queue.rows import check_type
-from dbbasic_queue.store import attempts as history
-from dbbasic_queue.store.attempts import HEADER, AttemptLog
-from dbbasic_queue.text import unescape
-from dbbasic_queue.tracebacks import MAX_TRACEBACK, format_traceback
+from dbbasic_queue.model.escaping import unescape
+from dbbasic_queue.model.rows import check_type
+from dbbasic_queue.passes.tracebacks import MAX_TRACEBACK, format_traceback
+from dbbasic_queue.store import history as history_file
+from dbbasic_queue.store.history import HEADER, AttemptLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dbbasic_queue.store.slots import Slot
+    from dbbasic_queue.store.claiming.slots import Slot
 
 NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
 
@@ -78,7 +76,7 @@ def test_each_way_in_which_an_attempt_ends_is_a_row(queue: Queue, path: Path, cl
         queue.enqueue(job_type, {}, job_id=job_type)
     queue.process_jobs(handlers)
     clock.now += 1000
-    queue.process_jobs({"bad": handlers["bad"]}, 2, only=True)
+    queue.process_jobs({"bad": handlers["bad"]}, 2, skip_unknown=True)
     found = [(id_, attempt, end, error) for id_, _, attempt, end, _, _, _, error, _ in table(path)]
     json_types = "give a dict, list, str, int, float, bool or None"
     kept = f"result not kept: ValueError: object is not JSON ({json_types})"
@@ -112,7 +110,7 @@ def test_a_row_says_when_the_job_was_due_when_it_ended_and_how_long_its_handler_
     queue: Queue, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Stopwatch()
-    monkeypatch.setattr("dbbasic_queue.worker.time", watch)
+    monkeypatch.setattr("dbbasic_queue.passes.base.time", watch)
 
     def work(seconds: float) -> None:
         clock.now += seconds
@@ -122,7 +120,7 @@ def test_a_row_says_when_the_job_was_due_when_it_ended_and_how_long_its_handler_
     later = queue.enqueue("work", 1.5, run_at=NOW + 10)
     clock.now += 20.125
     queue.process_jobs({"work": work})
-    (first,), (second,) = queue.attempts(past), queue.attempts(later)
+    (first,), (second,) = history(queue, past), history(queue, later)
     assert (first["due_at"], first["ended_at"], first["seconds"]) == (NOW, NOW + 20.375, 0.25)
     assert (second["due_at"], second["ended_at"], second["seconds"]) == (
         NOW + 10,
@@ -144,7 +142,7 @@ def test_attempts_returns_a_jobs_history_oldest_first(queue: Queue, clock: Clock
     for _ in range(3):
         queue.process_jobs({"work": work, "other": str})
         clock.now += 120
-    first, second, third = queue.attempts(job_id)
+    first, second, third = history(queue, job_id)
     assert list(first) == HEADER.decode().split()
     trace = first.pop("traceback")
     assert first.pop("seconds") >= 0
@@ -167,17 +165,17 @@ def test_attempts_returns_a_jobs_history_oldest_first(queue: Queue, clock: Clock
 @pytest.mark.parametrize("job_id", ["unknown", "no id at all", "", None])
 def test_a_job_that_has_not_run_has_no_attempts(queue: Queue, job_id: Any) -> None:
     queue.enqueue("work", {}, job_id="waits")
-    assert queue.attempts(job_id) == queue.attempts("waits") == []
+    assert history(queue, job_id) == history(queue, "waits") == []
     queue.enqueue("work", {})
-    queue.process_jobs({"work": str}, only=True)
-    assert queue.attempts(job_id) == []
+    queue.process_jobs({"work": str}, skip_unknown=True)
+    assert history(queue, job_id) == []
 
 
 def test_an_id_that_begins_like_another_has_its_own_attempts(queue: Queue) -> None:
     for job_id in ("a", "ab"):
         queue.enqueue("work", {}, job_id=job_id)
     queue.process_jobs({"work": str})
-    assert [found["id"] for found in queue.attempts("a")] == ["a"]
+    assert [found["id"] for found in history(queue, "a")] == ["a"]
 
 
 def test_an_interrupted_attempt_is_a_row(programs: Programs, tmp_path: Path) -> None:
@@ -192,7 +190,7 @@ def test_an_interrupted_attempt_is_a_row(programs: Programs, tmp_path: Path) -> 
     child.signal(signal.SIGINT)
     child.wait()
     with Queue(tmp_path / "data/queue.tsv") as queue:
-        (found,) = queue.attempts("a")
+        (found,) = history(queue, "a")
     assert (found["attempt"], found["outcome"]) == (1, "interrupted")
     assert found["error"] == "interrupted: the pass was stopped"
     assert 0 < found["seconds"] < 60
@@ -208,7 +206,7 @@ def test_an_outcome_that_comes_too_late_is_a_row(queue: Queue, path: Path, clock
         return "late"
 
     assert queue.process_jobs({"work": work}) == NONE
-    ends = [(found["attempt"], found["outcome"]) for found in queue.attempts(job_id)]
+    ends = [(found["attempt"], found["outcome"]) for found in history(queue, job_id)]
     assert ends == [(1, "died"), (2, "completed"), (1, "late")]
 
 
@@ -232,7 +230,7 @@ def test_a_pass_that_is_killed_loses_what_it_has_not_written_and_its_job_has_die
         known = set(outcomes(path)) if beside(path, "attempts").exists() else set()
         assert known <= {"completed"}
         assert queue.process_jobs({"work": str}) == NONE | {"recovered": 1, "completed": 1}
-        died, completed = queue.attempts("killed")
+        died, completed = history(queue, "killed")
     assert (died["attempt"], died["outcome"], died["seconds"]) == (1, "died", None)
     assert (died["error"], died["traceback"]) == ("worker died in attempt 1", None)
     assert died["ended_at"] >= died["due_at"]
@@ -244,8 +242,8 @@ def test_jobs_that_a_dead_pass_had_not_begun_have_no_row(
 ) -> None:
     programs.start("""
         from unittest.mock import patch
-        patch("dbbasic_queue.worker._SLOW", 1e9).start()  # keeps its claims
-        patch("dbbasic_queue.worker._BATCH_SECONDS", 1e9).start()  # batches of 1, 8, 21
+        patch("dbbasic_queue.passes.base._SLOW", 1e9).start()  # keeps its claims
+        patch("dbbasic_queue.passes.base._BATCH_SECONDS", 1e9).start()  # batches of 1, 8, 21
         queue.enqueue_many("work", range(30))
         def work(payload):
             if payload == 15:
@@ -284,7 +282,7 @@ def test_its_row_is_the_same_in_whatever_way_a_handler_is_run(
     done = queue.process_jobs({"work": handler}, workers=workers)
     assert done == NONE | {"completed": 5, "retried": 1}
     assert Counter(outcomes(path)) == {"completed": 5, "retried": 1}
-    (found,) = queue.attempts(bad)
+    (found,) = history(queue, bad)
     assert found["error"] == "ValueError: no such user"
     assert found["seconds"] > 0
     frames = [line.split(" in ")[1] for line in found["traceback"].split("\n") if " in " in line]
@@ -294,7 +292,7 @@ def test_its_row_is_the_same_in_whatever_way_a_handler_is_run(
 def test_an_attempt_that_timed_out_has_an_error_and_no_traceback(queue: Queue) -> None:
     job_id = queue.enqueue("work", {})
     queue.process_jobs({"work": Handler(lambda _: time.sleep(60), timeout=0.1)})
-    (found,) = queue.attempts(job_id)
+    (found,) = history(queue, job_id)
     assert found["error"].startswith("timed out after 0.1 s")
     assert (found["outcome"], found["traceback"]) == ("retried", None)
     assert 0.1 <= found["seconds"] < 60
@@ -320,7 +318,7 @@ def test_a_traceback_begins_with_the_handler(queue: Queue) -> None:
 
     job_id = queue.enqueue("work", {})
     queue.process_jobs({"work": outer})
-    (found,) = queue.attempts(job_id)
+    (found,) = history(queue, job_id)
     where = Path(__file__)
     first = outer.__code__.co_firstlineno
     assert found["traceback"].split("\n") == [
@@ -336,14 +334,14 @@ def test_a_traceback_begins_with_the_handler(queue: Queue) -> None:
 def test_calls_of_the_queue_that_a_handler_makes_are_in_its_traceback(queue: Queue) -> None:
     job_id = queue.enqueue("work", {})
     queue.process_jobs({"work": lambda _: queue.enqueue("no type", {})})
-    (found,) = queue.attempts(job_id)
+    (found,) = history(queue, job_id)
     assert "in <lambda>" in found["traceback"] and "in check_type" in found["traceback"]
 
 
 def test_a_handler_that_is_a_function_of_the_package_is_in_its_traceback(queue: Queue) -> None:
     job_id = queue.enqueue("work", "no type")
     queue.process_jobs({"work": check_type})
-    (found,) = queue.attempts(job_id)
+    (found,) = history(queue, job_id)
     assert found["traceback"].split("\n")[1].endswith("in check_type")
 
 
@@ -356,22 +354,20 @@ def test_a_cause_a_note_and_the_members_of_a_group_are_in_the_traceback() -> Non
 
     text = unescape(format_traceback(caught(chained)))
     assert text.index("KeyError: 'key'") < text.index("direct cause") < text.index("second")
-    if sys.version_info >= (3, 11):
 
-        def several() -> None:
-            group: Any = vars(builtins)["ExceptionGroup"]
-            error = group("several", [OSError("first"), OSError("other")])
-            error.add_note("by hand")
-            raise error
+    def several() -> None:
+        error = ExceptionGroup("several", [OSError("first"), OSError("other")])
+        error.add_note("by hand")
+        raise error
 
-        text = unescape(format_traceback(caught(several)))
-        assert all(part in text for part in ("several", "by hand", "first", "other"))
+    text = unescape(format_traceback(caught(several)))
+    assert all(part in text for part in ("several", "by hand", "first", "other"))
 
 
 def test_a_handler_that_returns_a_generator_has_no_frame_to_show(queue: Queue) -> None:
     job_id = queue.enqueue("work", {})
     queue.process_jobs({"work": lambda _: (n for n in "abc")})
-    (found,) = queue.attempts(job_id)
+    (found,) = history(queue, job_id)
     assert found["traceback"].startswith("TypeError: the handler returned a generator")
 
 
@@ -407,7 +403,7 @@ class Unspeakable(Exception):
 def test_an_exception_whose_text_raises_costs_no_more_than_its_traceback(queue: Queue) -> None:
     job_id = queue.enqueue("work", {})
     queue.process_jobs({"work": raising(Unspeakable())})
-    (found,) = queue.attempts(job_id)
+    (found,) = history(queue, job_id)
     assert (found["outcome"], found["traceback"]) == ("retried", None)
     assert "Unspeakable" in found["error"]
 
@@ -424,7 +420,7 @@ def test_no_text_makes_a_row_or_a_column_or_drives_a_terminal(
     assert [len(columns) for columns in table(path)] == [9]
     content = beside(path, "attempts").read_text("utf-8")
     assert content.replace("\t", "").replace("\n", "").isprintable()
-    (found,) = queue.attempts(job_id)
+    (found,) = history(queue, job_id)
     assert found["error"] == f"ValueError: {text}"
     assert found["traceback"].endswith(f"ValueError: {text}".rstrip("\n"))
 
@@ -461,11 +457,11 @@ def log(queue: Queue, room: Any) -> AttemptLog:
 
 def log_of(queue: Queue, slot: Slot) -> AttemptLog:
     queue.enqueue("work", {}, job_id=f"job-{queue.counts()['pending']}")
-    return AttemptLog(queue.path, queue._store.lock, slot)
+    return AttemptLog(queue.path, store_of(queue).lock, slot)
 
 
 def add(queue: Queue, log: AttemptLog, at: float = NOW, trace: str = "") -> None:
-    (row, *_) = queue._store.rows()
+    (row, *_) = queue.store.rows()
     log.note(row, "completed", "", at, 0.5, trace)
 
 
@@ -509,7 +505,7 @@ def test_what_was_done_before_a_long_job_can_be_read_while_that_runs(
         """)
     wait_for_notes(tmp_path / "began", 1)
     with Queue(tmp_path / "data/queue.tsv") as queue:
-        wait_until(lambda: len(queue.attempts("short")) == 1)
+        wait_until(lambda: len(history(queue, "short")) == 1)
 
 
 def test_a_lingering_pass_has_written_what_it_did_before_it_rests(
@@ -522,7 +518,7 @@ def test_a_lingering_pass_has_written_what_it_did_before_it_rests(
     path = tmp_path / "data/queue.tsv"
     wait_until(lambda: beside(path, "lock").exists())
     with Queue(path) as queue:
-        wait_until(lambda: len(queue.attempts("a")) == 1)
+        wait_until(lambda: len(history(queue, "a")) == 1)
 
 
 def test_a_pass_that_raises_has_written_what_it_did(
@@ -554,7 +550,7 @@ def test_it_may_be_deleted_at_any_time(queue: Queue, path: Path) -> None:
     assert queue.process_jobs({"work": work}) == NONE | {"completed": 50}
     assert set(outcomes(path)) == {"completed"}
     beside(path, "attempts").unlink()
-    assert queue.attempts("x") == []
+    assert history(queue, "x") == []
     queue.enqueue_many("work", range(5))
     assert queue.process_jobs({"work": work}) == NONE | {"completed": 5}
     assert outcomes(path) == ["completed"] * 5
@@ -591,12 +587,12 @@ def test_lines_that_are_no_rows_are_passed_over_and_a_torn_one_is_ended_by_the_n
     foreign += [b"x" * 3_000_000 + whole, whole + b"x" * 3_000_000, b"\t" * 3_000_000]
     with beside(path, "attempts").open("ab") as file:
         file.write(b"\n".join(foreign) + b"\n" + whole[:-3])
-    assert len(queue.attempts("j0")) == 1
+    assert len(history(queue, "j0")) == 1
     run()
-    assert len(queue.attempts("j0")) == len(queue.attempts("j1")) == 1
+    assert len(history(queue, "j0")) == len(history(queue, "j1")) == 1
     with beside(path, "attempts").open("ab") as file:
         file.write(whole + b"Traceback (mo")  # perhaps it is being written
-    assert len(queue.attempts("j0")) == 1
+    assert len(history(queue, "j0")) == 1
     assert whole[:-3] + b"\n" in beside(path, "attempts").read_bytes()
     assert queue.metrics()["types"]["work"]["attempts"] == {"completed": 2}
 
@@ -614,7 +610,7 @@ def test_rows_of_the_history_that_cannot_be_read_are_reported_once(
     assert message.startswith(
         f"{path}.attempts: skipped 2 lines that are not rows of a history, the first one: a\\twork"
     )
-    assert len(queue.attempts("a")) == 1
+    assert len(history(queue, "a")) == 1
 
 
 @pytest.mark.parametrize("kind", ["symlink", "hard link", "fifo", "directory"])
@@ -628,7 +624,7 @@ def test_a_link_in_its_place_is_refused_untouched_and_the_pass_goes_on(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(history, "LARGEST", 300)
+    monkeypatch.setattr(history_file, "LARGEST", 300)
     victim = tmp_path / "victim"
     victim.write_text("precious")
     queue.enqueue_many("work", range(20))
@@ -654,7 +650,7 @@ def test_a_link_in_its_place_is_refused_untouched_and_the_pass_goes_on(
     assert place.lstat()[:7] == before[:7]
     assert victim.read_text() == "precious"
     with pytest.raises(NotAQueue):
-        queue.attempts("x")
+        history(queue, "x")
 
 
 def test_two_passes_that_find_it_full_rotate_it_once(
@@ -664,13 +660,13 @@ def test_two_passes_that_find_it_full_rotate_it_once(
     for log in (first, second):
         add(queue, log)
         log.flush()
-    monkeypatch.setattr(history, "LARGEST", beside(path, "attempts").stat().st_size)
+    monkeypatch.setattr(history_file, "LARGEST", beside(path, "attempts").stat().st_size)
     for log in (first, second):
         add(queue, log)
         log.flush()
     assert beside(path, "attempts.1").read_bytes().count(b"\n") == 3
     assert len(table(path)) == 2
-    assert len(queue.attempts("job-0")) == 4
+    assert len(history(queue, "job-0")) == 4
     add(queue, second)
     second.flush()
     add(queue, first)
@@ -687,13 +683,13 @@ def test_a_pass_that_is_overtaken_before_it_has_the_lock_does_not_rotate_again(
         add(queue, first)
     first.flush()
     full = beside(path, "attempts").read_bytes()
-    monkeypatch.setattr(history, "LARGEST", len(full))
+    monkeypatch.setattr(history_file, "LARGEST", len(full))
 
     class Overtaken:
         def run(self, function: Any) -> object:
             add(queue, first)
             first.flush()
-            return queue._store.lock.run(function)
+            return store_of(queue).lock.run(function)
 
     lock: Any = Overtaken()
     second = AttemptLog(queue.path, lock, room)
@@ -705,7 +701,7 @@ def test_a_pass_that_is_overtaken_before_it_has_the_lock_does_not_rotate_again(
 
 ROTATE = """
 from unittest.mock import patch
-patch("dbbasic_queue.store.attempts.LARGEST", 3000).start()
+patch("dbbasic_queue.store.history.LARGEST", 3000).start()
 for _ in range(40):
     queue.enqueue_many("work", range(5))
     queue.process_jobs({"work": str})
@@ -752,13 +748,13 @@ def test_a_reader_that_is_overtaken_by_a_rotation_misses_nothing(
         nonlocal rotated
         if place.endswith(".1") and not rotated:
             rotated = True
-            monkeypatch.setattr(history, "LARGEST", beside(path, "attempts").stat().st_size)
+            monkeypatch.setattr(history_file, "LARGEST", beside(path, "attempts").stat().st_size)
             add(queue, log, NOW + 0.5)
             log.flush()
         return real(place, flags)
 
-    monkeypatch.setattr(history, "open_file", opens)
-    assert [found["ended_at"] for found in queue.attempts("job-0")] == [NOW, NOW + 0.5]
+    monkeypatch.setattr(history_file, "open_file", opens)
+    assert [found["ended_at"] for found in history(queue, "job-0")] == [NOW, NOW + 0.5]
 
 
 def test_it_is_begun_and_rotated_under_the_queues_lock(
@@ -782,7 +778,7 @@ def test_it_is_begun_and_rotated_under_the_queues_lock(
     for _ in range(2):
         add(queue, log)
         log.flush()
-        monkeypatch.setattr(history, "LARGEST", beside(path, "attempts").stat().st_size)
+        monkeypatch.setattr(history_file, "LARGEST", beside(path, "attempts").stat().st_size)
     assert done == ["ftruncate", "rename", "ftruncate"]
 
 
@@ -814,8 +810,8 @@ def test_on_a_disk_that_fills_the_history_takes_no_room_from_the_outcomes(
     small_disk: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tracebacks of one batch come to more than is buffered, and nothing may be written."""
-    monkeypatch.setattr("dbbasic_queue.worker._BATCH_SECONDS", 1e9)  # batches of 1, 8, 64
-    monkeypatch.setattr("dbbasic_queue.worker._SLOW", 1e9)
+    monkeypatch.setattr("dbbasic_queue.passes.base._BATCH_SECONDS", 1e9)  # batches of 1, 8, 64
+    monkeypatch.setattr("dbbasic_queue.passes.base._SLOW", 1e9)
     ran: Counter[int] = Counter()
 
     def work(number: int) -> None:
@@ -840,7 +836,7 @@ def test_where_it_cannot_be_written_rows_are_lost_and_that_is_logged_once(
     queue: Queue, path: Path, log: AttemptLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Stopwatch()
-    monkeypatch.setattr(history, "time", watch)
+    monkeypatch.setattr(history_file, "time", watch)
     watch.seconds = 1000
     add(queue, log)
     log.flush()
@@ -862,7 +858,7 @@ def test_where_it_cannot_be_written_rows_are_lost_and_that_is_logged_once(
     add(queue, log)
     log.flush()
     log.close()
-    assert len(queue.attempts("job-0")) == 2
+    assert len(history(queue, "job-0")) == 2
     assert log.take_error() is None
 
 
@@ -870,7 +866,7 @@ def test_after_an_error_it_is_not_tried_again_for_a_minute(
     queue: Queue, path: Path, log: AttemptLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Stopwatch()
-    monkeypatch.setattr(history, "time", watch)
+    monkeypatch.setattr(history_file, "time", watch)
     beside(path, "attempts").mkdir()
     add(queue, log)
     log.flush()
@@ -914,7 +910,7 @@ def test_a_retry_by_another_pass_stands_after_the_attempt_that_failed(
     queue: Queue, path: Path, clock: Clock
 ) -> None:
     """Even where the pass that failed is the later one to write."""
-    soon = Backoff(base=0)
+    soon = Backoff(first=0)
     queue.enqueue("work", 0, run_at=NOW - 6)  # a batch of its own
     job_id = queue.enqueue("work", 1, run_at=NOW - 5)
     queue.enqueue("work", 2)
@@ -930,4 +926,4 @@ def test_a_retry_by_another_pass_stands_after_the_attempt_that_failed(
 
     assert queue.process_jobs({"work": Handler(work, backoff=soon)})["retried"] == 1
     assert [columns[2] for columns in table(path) if columns[0] == job_id] == ["2", "1"]
-    assert [found["attempt"] for found in queue.attempts(job_id)] == [1, 2]
+    assert [found["attempt"] for found in history(queue, job_id)] == [1, 2]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import job
+from conftest import job, store_of
 
 from dbbasic_queue import Queue
-from dbbasic_queue.store import archive
-from dbbasic_queue.store.choice import Choice
+from dbbasic_queue.store.writing import archive
+from dbbasic_queue.store.writing.choice import Choice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -115,7 +115,7 @@ def test_a_fold_after_rows_were_archived_makes_none_of_them_come_twice(
 def test_jobs_added_and_changed_while_a_removal_reads_the_queue_are_removed_too(
     queue: Queue, other: Queue, meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(other._store, "is_fold_cheap", lambda *_: False)  # as in a long queue
+    monkeypatch.setattr(other.store, "is_fold_cheap", lambda *_: False)  # as in a long queue
     queue.enqueue_many("greet", range(3))
     queue.enqueue("other", {})
 
@@ -142,7 +142,7 @@ def test_a_job_that_fails_while_a_requeue_reads_the_queue_is_requeued_too(
 def test_a_job_that_is_requeued_while_a_requeue_of_all_reads_the_queue_is_not_counted(
     queue: Queue, other: Queue, meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(other._store, "is_fold_cheap", lambda *_: False)
+    monkeypatch.setattr(other.store, "is_fold_cheap", lambda *_: False)
     meanwhile(lambda: other.requeue("b"))
     assert queue.requeue_failed() == 2
     assert queue.counts()["pending"] == 3
@@ -170,9 +170,9 @@ def test_a_long_queue_is_read_while_others_have_the_lock(
     queue: Queue, other: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first call with an id of the caller's own reads the whole file."""
-    monkeypatch.setattr("dbbasic_queue.store.store._LONG", 1000)
+    monkeypatch.setattr("dbbasic_queue.store.textfile._LONG", 1000)
     other.enqueue_many("greet", range(100))
-    real = queue._store.view.refresh
+    real = store_of(queue).view.refresh
     added: list[str] = []
 
     def refresh() -> None:
@@ -180,7 +180,7 @@ def test_a_long_queue_is_read_while_others_have_the_lock(
         if not added:
             added.append(other.enqueue("greet", {}))  # QueueBusy if the lock is held
 
-    monkeypatch.setattr("dbbasic_queue.store.lock.PATIENCE", 0.5)
-    monkeypatch.setattr(queue._store.view, "refresh", refresh)
+    monkeypatch.setattr("dbbasic_queue.store.disk.lock.PATIENCE", 0.5)
+    monkeypatch.setattr(store_of(queue).view, "refresh", refresh)
     queue.enqueue("greet", {}, job_id="own")
     assert [found["id"] for found in queue.jobs()][100:] == [*added, "own"]

@@ -16,7 +16,7 @@ from conftest import HEADER, Clock, add_lines, line, row
 
 import dbbasic_queue
 from dbbasic_queue import Fail, Queue
-from dbbasic_queue.cli import main
+from dbbasic_queue.cli.main import main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,10 +102,10 @@ def test_main_returns_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_what_one_command_needs_is_not_imported_for_the_others(tmp_path: Path) -> None:
     program = (
-        "import sys, dbbasic_queue.cli as cli\n"
-        "print(sorted({'argparse', 'dbbasic_queue.demo', 'subprocess'} & set(sys.modules)))\n"
+        "import sys, dbbasic_queue.cli.main as cli\n"
+        "print(sorted({'argparse', 'dbbasic_queue.cli.demo', 'subprocess'} & set(sys.modules)))\n"
         "cli.argument_parser()\n"
-        "print(sorted({'dbbasic_queue.demo', 'subprocess', 'socketserver'} & set(sys.modules)))\n"
+        "print(sorted({'dbbasic_queue.cli.demo', 'subprocess', 'socketserver'} & set(sys.modules)))\n"
     )
     done = run(sys.executable, "-c", program, cwd=tmp_path)
     assert (done.stdout, done.stderr) == ("[]\n[]\n", "")
@@ -401,13 +401,13 @@ def test_no_command_prints_a_raw_control_character_whatever_file_it_comes_from(
     with Queue(path) as queue:
         job_id = queue.enqueue("work-MARK", {})
         queue.enqueue("last", {})
-        queue.process_jobs({"work-MARK": lambda _: None}, only=True)
+        queue.process_jobs({"work-MARK": lambda _: None}, skip_unknown=True)
         queue.pause("pause-MARK")
     record = b"%b\tfailed\t1\t1\t1\t%b\t" % (job_id.encode(), ESCAPE.replace(b"\x9b", b""))
     with open(f"{path}.journal", "ab") as journal:
         journal.write(b"%b\t%08x\n" % (record, crc32(record)))
     escape = ESCAPE.decode("latin-1").encode()
-    paused, history = Path(f"{path}.paused"), Path(f"{path}.attempts")
+    paused, history = Path(f"{path}.paused"), Path(f"{path}.history")
     paused.write_bytes(paused.read_bytes().replace(b"pause-MARK", escape))
     history.write_bytes(
         history.read_bytes().replace(b"work-MARK", escape).replace(b"completed", escape)

@@ -70,12 +70,9 @@ def old(
     return run
 
 
-def found(**columns: Any) -> dict[str, Any]:
-    (one,) = [
-        job
-        for job in dbbasic_queue.jobs()
-        if all(job[column] == value for column, value in columns.items())
-    ]
+def found(**columns: Any) -> Any:
+    jobs: Any = dbbasic_queue.default_queue().jobs()
+    (one,) = [job for job in jobs if all(job[column] == value for column, value in columns.items())]
     return one
 
 
@@ -133,7 +130,7 @@ def test_outcomes_that_it_recorded_are_kept_and_never_run_again(
     assert found(type="bad")["error"] == "no such user"
     assert found(type="nobody")["error"] == "No handler for nobody"
     assert found(type="cancelled")["error"] == "Cancelled by user"
-    assert dbbasic_queue.counts()["failed"] == 2
+    assert dbbasic_queue.default_queue().counts()["failed"] == 2
 
 
 def test_a_retry_that_it_put_off_waits_for_its_time(old: Callable[[str], None]) -> None:
@@ -176,7 +173,7 @@ def test_rows_short_of_trailing_columns_are_taken_over(old: Callable[[str], None
     assert dbbasic_queue.process_jobs({"greet": lambda name: name}) == NONE | {"completed": 1}
     assert found(payload="Grace")["result"] == "Grace"
     assert found(payload="Ada")["error"] == "division by zero"
-    assert dbbasic_queue.counts()["failed"] == 2
+    assert dbbasic_queue.default_queue().counts()["failed"] == 2
 
 
 def test_tabs_and_newlines_in_its_error_texts_stop_nobody_and_nothing_is_lost(

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from processes import DEADLINE, QUEUE, Programs, is_free, note, notes, wait_for_notes
 
-from dbbasic_queue import Queue, StoreError
-from dbbasic_queue.job import State
-from dbbasic_queue.store.claims import Claim, Claims, Terms
-from dbbasic_queue.store.store import Store
+from dbbasic_queue import JobDict, Queue, StoreError
+from dbbasic_queue.model.states import State
+from dbbasic_queue.store.claiming.claims import Claims
+from dbbasic_queue.store.protocol import Claim, Terms
+from dbbasic_queue.store.textfile import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -126,7 +127,7 @@ class Crowd:
         assert len(set(ids)) == len(ids)
         assert enqueued <= set(ids)
 
-    def jobs(self) -> list[dict[str, Any]]:
+    def jobs(self) -> list[JobDict]:
         return list(self.queue.jobs())
 
 
@@ -373,7 +374,7 @@ A_THREAD_IN_A_LOCK = """
 import threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
 queue.enqueue("work", 0)
-lock = queue._store.lock
+lock = queue.store.lock
 held, let_go = threading.Event(), threading.Event()
 
 def hold():

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dbbasic_queue import Queue, demo
+from dbbasic_queue import Queue
+from dbbasic_queue.cli import demo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from conftest import python
+from conftest import python, store_of
 
 from dbbasic_queue import Queue
 
@@ -92,7 +92,7 @@ class Before(importlib.abc.MetaPathFinder):
 """
 
 
-@pytest.mark.parametrize("module", ["dbbasic_queue.strict_json", "json", "json.decoder"])
+@pytest.mark.parametrize("module", ["dbbasic_queue.model.strict_json", "json", "json.decoder"])
 def test_a_child_forked_while_another_thread_imports_works_and_nothing_waits(
     tmp_path: Path, module: str
 ) -> None:
@@ -139,7 +139,7 @@ def interrupt():
 
 signal.signal(signal.SIGUSR1, fork)
 sys.meta_path.insert(0, Before("json", interrupt))
-from dbbasic_queue.text import encode_json
+from dbbasic_queue.model.escaping import encode_json
 assert encode_json([1], 9) == "[1]"
 if pids == [0]:
     os._exit(0)
@@ -191,7 +191,7 @@ def test_a_process_forked_in_c_while_a_thread_is_in_a_call_does_not_wait_for_tha
         def hold():
             begun.set()
             assert go.wait(10)
-        thread = threading.Thread(target=queue._store.{call}, args=(hold,))
+        thread = threading.Thread(target=queue.store.{call}, args=(hold,))
         thread.start()
         assert begun.wait(10)
         assert succeeds(child(c_fork, lambda: queue.get_job(job_id)["id"]))
@@ -427,11 +427,11 @@ def test_a_queue_in_a_program_with_two_queues_and_one_lock_file_excludes_itself(
     """A number that was closed may come back as another descriptor of the same lock file."""
     queue, other = Queue(tmp_path / "queue.tsv"), Queue(tmp_path / "queue.tsv")
     queue.enqueue("work", 1)
-    lock = queue._store.lock._file
+    lock = store_of(queue).lock._file
     assert lock is not None
     os.close(lock.fd)
     other.enqueue("work", 2)
-    again = other._store.lock._file
+    again = store_of(other).lock._file
     assert again is not None
     if again.fd == lock.fd:
         assert again.is_ours()

@@ -7,7 +7,7 @@ import logging
 import os
 import random
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from enum import IntEnum
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,9 @@ import pytest
 from conftest import NOW, Clock, add_lines, job, line
 
 from dbbasic_queue import Backoff, Delay, Fail, Handler, InvalidHandlers, Job, Queue
-from dbbasic_queue.job import LATEST, backoff
-from dbbasic_queue.store import slots
-from dbbasic_queue.store.files import open_file
+from dbbasic_queue.model.states import LATEST, backoff
+from dbbasic_queue.store.claiming import slots
+from dbbasic_queue.store.disk.files import open_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,13 +49,13 @@ def test_the_plain_backoff_is_the_file_formats_at_every_attempt() -> None:
 @pytest.mark.parametrize(
     ("made", "waits"),
     [
-        (Backoff(base=10, factor=3), {1: 30, 2: 90, 3: 270}),
-        (Backoff(base=10, factor=1), {1: 10, 5_000: 10}),
-        (Backoff(base=60, cap=100), {0: 60, 1: 100, 5_000: 100}),
-        (Backoff(base=0.5, factor=1.5), {1: 0.75, 2: 1.125}),
-        (Backoff(base=0), {1: 0, 5_000: 0}),
+        (Backoff(first=30, factor=3), {1: 30, 2: 90, 3: 270}),
+        (Backoff(first=10, factor=1), {1: 10, 5_000: 10}),
+        (Backoff(first=120, cap=100), {0: 60, 1: 100, 5_000: 100}),
+        (Backoff(first=0.75, factor=1.5), {1: 0.75, 2: 1.125}),
+        (Backoff(first=0), {1: 0, 5_000: 0}),
         (Backoff(cap=0), {1: 0, 5_000: 0}),
-        (Backoff(base=LATEST, factor=LATEST), {1: LATEST, 5_000: LATEST}),
+        (Backoff(first=LATEST, factor=LATEST), {1: LATEST, 5_000: LATEST}),
     ],
 )
 def test_a_wait_is_base_times_factor_to_the_attempt_and_at_most_cap(
@@ -67,9 +67,9 @@ def test_a_wait_is_base_times_factor_to_the_attempt_and_at_most_cap(
 
 def test_jitter_only_ever_adds_and_at_most_its_share() -> None:
     random.seed(4)
-    made = Backoff(base=10, factor=2, cap=100, jitter=0.5)
+    made = Backoff(first=20, factor=2, cap=100, jitter=0.5)
     for attempt in (1, 2, 3, 4, 5_000):
-        plain = Backoff(base=10, factor=2, cap=100).seconds(attempt)
+        plain = Backoff(first=20, factor=2, cap=100).seconds(attempt)
         drawn = [made.draw(attempt) for _ in range(300)]
         assert plain <= min(drawn) < plain * 1.1
         assert plain * 1.4 < max(drawn) <= made.longest(attempt) == plain * 1.5
@@ -132,7 +132,7 @@ def test_each_type_has_its_own_limit_and_backoff_beside_plain_functions(
 
     handlers: dict[str, Any] = {
         "once": Handler(fail, max_attempts=1),
-        "soon": Handler(fail, max_attempts=4, backoff=Backoff(base=3, factor=2)),
+        "soon": Handler(fail, max_attempts=4, backoff=Backoff(first=6, factor=2)),
         "plain": fail,
     }
     ids = {name: queue.enqueue(name, {}) for name in handlers}
@@ -159,7 +159,7 @@ def test_a_backoff_of_nothing_waits_for_the_next_pass(queue: Queue) -> None:
         calls.append(payload)
         raise ValueError("no")
 
-    handlers = {"greet": Handler(fail, backoff=Backoff(base=0))}
+    handlers = {"greet": Handler(fail, backoff=Backoff(first=0))}
     queue.enqueue("greet", {})
     for attempt in (1, 2):
         assert queue.process_jobs(handlers) == NONE | {"retried": 1}
@@ -194,7 +194,7 @@ def test_a_retry_set_by_a_clock_that_ran_ahead_is_brought_near_by_its_types_back
         line("own", type="own", attempts=1, run_at=years, error="no"),
         line("plain", type="plain", attempts=1, run_at=years, error="no"),
     )
-    own = Handler(print, backoff=Backoff(base=50_000, jitter=0.1))
+    own = Handler(print, backoff=Backoff(first=100000, jitter=0.1))
     queue.process_jobs({"own": own, "plain": print})
     assert job(queue, "own")["run_at"] == NOW + 110_000
     assert job(queue, "plain")["run_at"] == NOW + 120
@@ -204,7 +204,7 @@ def test_a_policys_long_backoff_is_not_taken_for_a_clock_that_ran_ahead(
     queue: Queue, clock: Clock
 ) -> None:
     random.seed(4)
-    slow = Backoff(base=86_400, factor=3, jitter=0.5)
+    slow = Backoff(first=259200, factor=3, jitter=0.5)
     handlers = {"greet": Handler(raising(ValueError("no")), backoff=slow)}
     job_id = queue.enqueue("greet", {})
     queue.process_jobs(handlers)
@@ -221,7 +221,7 @@ def test_a_pass_for_other_types_does_not_shorten_a_backoff_that_it_does_not_know
 ) -> None:
     add_lines(path, line("own", type="own", attempts=1, run_at=NOW + 86_400, error="no"))
     queue.enqueue("other", {})
-    assert queue.process_jobs({"other": len}, only=True) == NONE | {"completed": 1}
+    assert queue.process_jobs({"other": len}, skip_unknown=True) == NONE | {"completed": 1}
     assert job(queue, "own")["run_at"] == NOW + 86_400
 
 
@@ -269,7 +269,7 @@ def test_a_delay_may_be_an_instant(queue: Queue) -> None:
     assert (found["run_at"], found["error"]) == (NOW + 91, "delayed")
 
 
-PAST = datetime(2001, 1, 1, tzinfo=timezone.utc)
+PAST = datetime(2001, 1, 1, tzinfo=UTC)
 
 
 @pytest.mark.parametrize("when", [0, -5, 0.001, PAST])
@@ -490,7 +490,7 @@ def test_a_pass_at_rest_lists_nothing_that_others_may_claim_under_the_same_numbe
     with pytest.MonkeyPatch.context() as patch, pytest.raises(TimeoutError):
         # Of the pass alone: whoever has held the lock for long sleeps, too.
         pass_time = SimpleNamespace(sleep=look, monotonic=time.monotonic)
-        patch.setattr("dbbasic_queue.worker.time", pass_time)
+        patch.setattr("dbbasic_queue.passes.base.time", pass_time)
         queue.process_jobs(handlers, linger=5)
     assert listed == [[]]
     assert job(queue, job_id)["status"] == "pending"

@@ -10,19 +10,16 @@ import pytest
 from conftest import HEADER, python
 
 import dbbasic_queue
+import pytest_dbbasic_queue
 
 PACKAGE = Path(dbbasic_queue.__file__).parent
-CONFORMANCE = ("enqueueing", "passes", "outcomes", "living")
 # From what a user types down to what knows nothing of the others. Names on one line do not know
 # each other.
 LAYERS = [
     {"__main__"},
     {"cli"},
     {"commands"},
-    {"demo", "status", "pytest_plugin.__init__"},
-    {"engines.conformance.__init__"},
-    {f"engines.conformance.{name}" for name in ("capabilities", *CONFORMANCE)},
-    {"engines.conformance.case"},
+    {"demo", "status", "pytest_dbbasic_queue"},
     {"__init__"},
     {"registry", "service"},
     {"engines.memory", "pickled", "testing"},
@@ -60,11 +57,13 @@ LAYERS = [
     {"job", "loading"},
     {"errors", "forks"},
 ]
+# `Queue.open` returns a subclass of Queue.
+UPWARD = {("engines.__init__", "engines.memory")}
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 MODULES = {
     ".".join(file.relative_to(PACKAGE).with_suffix("").parts): file
     for file in sorted(PACKAGE.rglob("*.py"))
-}
+} | {"pytest_dbbasic_queue": Path(pytest_dbbasic_queue.__file__)}
 TREES = {name: ast.parse(file.read_text("utf-8")) for name, file in MODULES.items()}
 
 
@@ -102,17 +101,24 @@ def test_imports_point_downward_only(name: str) -> None:
     upward = [
         f"{name}, line {line}: {full}"
         for line, full in imported(TREES[name])
-        if (module := own_module(full)) is not None and RANKS[module] <= RANKS[name]
+        if (module := own_module(full)) is not None
+        and RANKS[module] <= RANKS[name]
+        and (name, module) not in UPWARD
     ]
     assert upward == []
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_module_is_imported_by_a_string(name: str) -> None:
+    importers = [full for _, full in imported(TREES[name]) if full.split(".")[0] == "importlib"]
+    assert importers == []
 
 
 def extra(name: str) -> set[str]:
     """Return what a module may use that no other may: what comes with an extra."""
     if name == "pickled":
         return {"cloudpickle"}
-    is_for_tests = name.startswith(("engines.conformance.", "pytest_plugin."))
-    return {"pytest"} if is_for_tests else set()
+    return {"pytest"} if name == "pytest_dbbasic_queue" else set()
 
 
 @pytest.mark.parametrize("name", MODULES)

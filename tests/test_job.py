@@ -7,7 +7,7 @@ import math
 import pytest
 from conftest import NOW
 
-from dbbasic_queue.job import (
+from dbbasic_queue.model.states import (
     CANCELLED,
     COMPLETED,
     FAILED,
@@ -62,9 +62,9 @@ def test_a_fraction_of_a_second_is_waited_for() -> None:
 
 
 def test_the_last_instant_is_the_end_of_the_year_9999() -> None:
-    from datetime import datetime, timezone
+    from datetime import UTC, datetime
 
-    latest = datetime.fromtimestamp(LATEST, timezone.utc)
+    latest = datetime.fromtimestamp(LATEST, UTC)
     assert latest.isoformat() == "9999-12-31T23:59:59+00:00"
 
 

@@ -13,7 +13,7 @@ import signal
 import time
 from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from processes import (
@@ -28,7 +28,7 @@ from processes import (
     wait_for_notes,
 )
 
-from dbbasic_queue import Queue
+from dbbasic_queue import JobDict, Queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +58,7 @@ A_DEADLY_PASS = (
 from unittest.mock import patch
 
 # Many are claimed at once, however slow the machine makes quick jobs look.
-patch("dbbasic_queue.worker._BATCH_SECONDS", 1e9).start()
+patch("dbbasic_queue.passes.base._BATCH_SECONDS", 1e9).start()
 
 def deadly(payload):
     note("effects", payload)
@@ -75,7 +75,7 @@ def clock() -> Callable[[], float]:
     return time.time
 
 
-def job(queue: Queue, job_id: str) -> dict[str, Any]:
+def job(queue: Queue, job_id: str) -> JobDict:
     found = queue.get_job(job_id)
     assert found is not None
     return found

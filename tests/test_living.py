@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import NOW, Clock, add_lines, beside, held, job, line, row
+from conftest import NOW, Clock, add_lines, beside, held, job, line, row, store_of
 from processes import Programs, notes, wait_for_notes
 
 from dbbasic_queue import (
@@ -21,10 +21,12 @@ from dbbasic_queue import (
     InvalidHandlers,
     InvalidJob,
     Queue,
+    open_queue,
 )
-from dbbasic_queue.job import CANCELLED, COMPLETED, FAILED, PENDING, PROCESSING, STATUSES
-from dbbasic_queue.store.claims import Claims, Terms
-from dbbasic_queue.store.view import View
+from dbbasic_queue.model.states import CANCELLED, COMPLETED, FAILED, PENDING, PROCESSING, STATUSES
+from dbbasic_queue.store.claiming.claims import Claims
+from dbbasic_queue.store.protocol import Terms
+from dbbasic_queue.store.reading.view import View
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +47,7 @@ class Night:
         self.looks = 0
         self.asked = 0
         self.seconds = 0.0
-        monkeypatch.setattr("dbbasic_queue.worker.time", self)
+        monkeypatch.setattr("dbbasic_queue.passes.base.time", self)
 
     def monotonic(self) -> float:
         self.asked += 1
@@ -76,7 +78,7 @@ def test_with_only_a_pass_leaves_the_jobs_of_other_types_as_they_are(
     queue.enqueue("mine", {}, job_id="mine")
     before = {job_id: row(path, job_id) for job_id in ("lost", "other", "none")}
     handlers: Any = {"mine": len, "none": None}
-    assert queue.process_jobs(handlers, only=True) == NONE | {"completed": 1}
+    assert queue.process_jobs(handlers, skip_unknown=True) == NONE | {"completed": 1}
     assert {job_id: row(path, job_id) for job_id in before} == before
     assert job(queue, "mine")["status"] == COMPLETED
 
@@ -92,11 +94,11 @@ def test_a_dead_passs_jobs_that_were_not_begun_are_given_back_whatever_their_typ
 ) -> None:
     ids = queue.enqueue_many("other", range(3))
     terms = Terms(lambda _: 1, lambda _, attempt: 60, lambda _: True)
-    dead = Claims(queue._store, terms, clock())
+    dead = Claims(store_of(queue), terms, clock())
     dead.claim(8)
     dead.release()
     with Queue(path, clock=clock) as mine:
-        assert mine.process_jobs({"mine": len}, 1, only=True) == NONE | {"recovered": 2}
+        assert mine.process_jobs({"mine": len}, 1, skip_unknown=True) == NONE | {"recovered": 2}
         states = [(job(mine, i)["status"], job(mine, i)["attempts"]) for i in ids]
         assert states == [(PROCESSING, 1), (PENDING, 0), (PENDING, 0)]
         assert mine.process_jobs({"other": str}, 1) == NONE | {
@@ -141,7 +143,7 @@ def test_a_lingering_pass_runs_its_own_retries_and_delays_when_they_are_due(
             raise errors.pop(0)
 
     queue.enqueue("greet", {})
-    soon = Handler(work, backoff=Backoff(base=0.5))
+    soon = Handler(work, backoff=Backoff(first=1))
     done = queue.process_jobs({"greet": soon}, linger=20)
     assert done == NONE | {"completed": 1, "retried": 2, "delayed": 1}
     # `run_at` is in whole seconds, rounded up, and then comes the next look.
@@ -166,7 +168,7 @@ def test_an_idle_lingering_pass_looks_20_times_a_second_and_reads_no_row(
         monkeypatch.setattr(View, "row", counted)
 
     night.at[2] = settled
-    done = queue.process_jobs({"greet": str}, only=True, linger=10)
+    done = queue.process_jobs({"greet": str}, skip_unknown=True, linger=10)
     assert done == NONE | {"completed": 50}
     assert night.looks <= 202
     assert reads == 0
@@ -179,16 +181,18 @@ def test_a_job_that_is_due_and_not_wanted_hides_none_that_is(queue: Queue, night
     night.at[60] = lambda: queue.enqueue("greet", "b")
     night.at[80] = lambda: queue.enqueue("other", "c")
     night.at[81] = lambda: queue.enqueue("greet", "d")
-    assert queue.process_jobs({"greet": str}, only=True, linger=5) == NONE | {"completed": 3}
+    assert queue.process_jobs({"greet": str}, skip_unknown=True, linger=5) == NONE | {
+        "completed": 3
+    }
 
 
 def test_an_idle_lingering_pass_takes_hardly_any_of_the_processor(programs: Programs) -> None:
     source = """
     queue.enqueue_many("other", range(500))
     handlers = {"greet": str}
-    queue.process_jobs(handlers, only=True, linger=0.1)
+    queue.process_jobs(handlers, skip_unknown=True, linger=0.1)
     before = time.process_time()
-    queue.process_jobs(handlers, only=True, linger=2)
+    queue.process_jobs(handlers, skip_unknown=True, linger=2)
     print(time.process_time() - before)
     """
     assert float(programs.run(source)) < 0.2
@@ -260,7 +264,7 @@ def test_a_job_that_comes_between_a_passes_beginning_and_its_first_look_is_picke
     """It was not there when the pass began, so it is not due; but it must be at the next look."""
     queue.cancel_job("create the files")
     terms = Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True)
-    claims = Claims(queue._store, terms, NOW)
+    claims = Claims(store_of(queue), terms, NOW)
     queue.enqueue("greet", {})
     assert claims.claim(1) == []
     assert claims.renew(NOW)
@@ -281,7 +285,7 @@ def test_run_until_complete_waits_for_retries_and_delays(queue: Queue, night: Ni
     queue.enqueue("greet", {}, NOW + 5)
     queue.enqueue("other", {})
     handlers: dict[str, Any] = {"other": len}
-    handlers["greet"] = Handler(work, backoff=Backoff(base=2))
+    handlers["greet"] = Handler(work, backoff=Backoff(first=4))
     done = queue.run_until_complete(handlers)
     assert done == NONE | {"completed": 2, "retried": 2, "delayed": 2}
     assert 5 + 4 + 3 + 8 + 1 <= night.seconds < 5 + 4 + 3 + 8 + 1 + 5
@@ -294,7 +298,7 @@ def test_run_until_complete_waits_for_what_another_pass_is_running(
     job_id = queue.enqueue("greet", {})
     terms = Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True)
     with Queue(path, clock=night.clock) as other:
-        elsewhere = Claims(other._store, terms, NOW)
+        elsewhere = Claims(store_of(other), terms, NOW)
         (claim,) = elsewhere.claim(1)
 
         def end() -> None:
@@ -362,7 +366,7 @@ def test_run_until_complete_reads_jobs_of_other_types_once_while_it_waits(
 def test_run_until_complete_within_a_job_does_not_wait_for_that_job(
     tmp_path: Path, url: str, how: str
 ) -> None:
-    queue = Queue(tmp_path / "queue.tsv") if url == "text file" else Queue.open(url)
+    queue = Queue(tmp_path / "queue.tsv") if url == "text file" else open_queue(url)
 
     def function(_: Any) -> Any:
         return queue.run_until_complete({"greet": len})
@@ -374,7 +378,7 @@ def test_run_until_complete_within_a_job_does_not_wait_for_that_job(
     outer = ways.get(how) or Handler(function, timeout=30)
     queue.enqueue("greet", [])
     job_id = queue.enqueue("outer", {})
-    queue.process_jobs({"outer": outer}, only=True)
+    queue.process_jobs({"outer": outer}, skip_unknown=True)
     found = queue.get_job(job_id)
     assert found is not None
     assert found["result"] == NONE | {"completed": 1}
@@ -479,7 +483,7 @@ def test_remove_type_takes_a_types_jobs_out_but_those_being_run(full: Queue) -> 
 
 
 @pytest.mark.parametrize("status", [None, COMPLETED, FAILED, CANCELLED])
-def test_purge_takes_old_finished_jobs_out(full: Queue, status: str | None) -> None:
+def test_purge_takes_old_finished_jobs_out(full: Queue, status: Any) -> None:
     before = ids(full)
     statuses = [status] if status else [COMPLETED, FAILED, CANCELLED]
     gone = {f"{s}-old-{t}" for s in statuses for t in "ab"}
@@ -509,7 +513,7 @@ def test_an_age_that_is_none_is_refused(full: Queue, older_than: Any) -> None:
 
 
 @pytest.mark.parametrize("status", [PENDING, PROCESSING, "done", ""])
-def test_only_finished_jobs_can_be_purged(full: Queue, status: str) -> None:
+def test_only_finished_jobs_can_be_purged(full: Queue, status: Any) -> None:
     with pytest.raises(InvalidJob, match="status"):
         full.purge(0, status)
     assert len(ids(full)) == 20
@@ -544,10 +548,10 @@ def test_a_purged_id_can_be_enqueued_again_and_runs(
         if not folded:
             path.with_name("other").write_bytes(path.read_bytes())
             queue.enqueue("greet", 1, job_id="y")
-            with held(queue._store.lock):  # a cancel whose fold has to wait
-                queue._store.read_new()
+            with held(store_of(queue).lock):  # a cancel whose fold has to wait
+                store_of(queue).read_new()
                 state = b"cancelled\t%d\t%d\t0\tno\t" % (NOW, NOW)
-                queue._store.change([(b"y", state)])
+                store_of(queue).change([(b"y", state)])
             assert beside(path, "journal").stat().st_size > 0
         assert job(reader, "x")["result"] == "first"
         clock.now += 5
@@ -597,7 +601,7 @@ def test_a_requeued_job_that_another_pass_loses_is_recovered_while_its_first_pas
     def lose() -> None:
         with Queue(path, clock=night.clock) as other:
             assert other.requeue(job_id)
-            dead = Claims(other._store, terms, night.clock())
+            dead = Claims(store_of(other), terms, night.clock())
             assert len(dead.claim(1)) == 1
             dead.release()
         with Queue(path, clock=night.clock) as third:
@@ -614,7 +618,7 @@ def test_a_purge_during_a_pass_takes_no_job_from_it(queue: Queue, path: Path) ->
 
     def work(number: int) -> None:
         ran.append(number)
-        with Queue(path, clock=queue._clock) as other:
+        with Queue(path, clock=queue.now) as other:
             if number == 1:
                 other.remove_type("last")
             other.purge(0)

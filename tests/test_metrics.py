@@ -14,9 +14,9 @@ from conftest import NOW, Clock, add_lines, beside, line
 from prometheus_client.parser import text_string_to_metric_families
 
 from dbbasic_queue import Fail, InvalidJob, NotAQueue, Queue, StoreError
-from dbbasic_queue.figures import percentile, to_text
-from dbbasic_queue.job import STATUSES
-from dbbasic_queue.store.attempts import HEADER
+from dbbasic_queue.model.states import STATUSES
+from dbbasic_queue.monitoring.metrics import percentile, to_text
+from dbbasic_queue.store.history import HEADER
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,7 +78,7 @@ def test_real_passes_give_the_figures_that_their_handlers_made(
         def monotonic() -> float:
             return seconds
 
-    monkeypatch.setattr("dbbasic_queue.worker.time", Watch)
+    monkeypatch.setattr("dbbasic_queue.passes.base.time", Watch)
 
     def resize(payload: float) -> None:
         nonlocal seconds
@@ -218,7 +218,7 @@ def test_prometheus_reads_every_figure_of_the_textfile(queue: Queue, path: Path)
     add_attempts(path, {"outcome": "failed", "type": "mail", "seconds": "0.250000"})
     queue.enqueue("mail", {}, run_at=NOW + 5)
     queue.enqueue("later", {}, run_at=NOW + 50)
-    queue._clock = Clock(NOW + 12)
+    queue.now = Clock(NOW + 12)
     families = parse(to_text(queue.metrics()))
     kinds = {name.removeprefix("dbbasic_queue_"): f.type for name, f in families.items()}
     assert kinds == {

@@ -294,7 +294,7 @@ class TheQueueAndItsModel(RuleBasedStateMachine):
     @staticmethod
     def error_of(queue: Queue, job: dict[str, Any], beginning: str) -> str:
         found = queue.get_job(job["id"])
-        assert found is not None and found["error"].startswith(beginning)
+        assert found is not None and str(found["error"]).startswith(beginning)
         return str(found["error"])
 
     # -- what is not a call --

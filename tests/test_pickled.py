@@ -12,8 +12,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import Clock, beside, job, python, row
 
-from dbbasic_queue import Fail, Handlers, InvalidHandlers, InvalidJob, Job, Queue, QueueError
-from dbbasic_queue.pickled import Pickles, UnsafeKey
+from dbbasic_queue import (
+    Fail,
+    Handlers,
+    InvalidHandlers,
+    InvalidJob,
+    Job,
+    Queue,
+    QueueError,
+    open_queue,
+)
+from dbbasic_queue.pickles import Pickles, UnsafeKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +96,7 @@ def test_it_goes_from_one_process_to_another_whose_program_does_not_have_the_cla
     code = """
 import sys
 from dbbasic_queue import Queue
-from dbbasic_queue.pickled import Pickles
+from dbbasic_queue.pickles import Pickles
 
 class Image:
     def resize(self):
@@ -302,7 +311,7 @@ def test_a_queue_in_memory_has_no_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    queue: Any = Queue.open("memory:", clock=Clock())
+    queue: Any = open_queue("memory:", clock=Clock())
     pickles = Pickles(make_key(tmp_path / "key"), queue)
     queue.enqueue("greet", pickles.payload("greet", {1}))
     assert queue.process_jobs({"greet": pickles.unpickled(sorted)})["completed"] == 1
@@ -325,7 +334,7 @@ def test_without_cloudpickle_the_error_says_what_to_install(key: Path) -> None:
     code = """
 import sys
 sys.modules["cloudpickle"] = None
-from dbbasic_queue.pickled import Pickles
+from dbbasic_queue.pickles import Pickles
 try:
     Pickles(sys.argv[1])
 except ImportError as e:

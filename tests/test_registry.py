@@ -29,6 +29,7 @@ from dbbasic_queue import (
     Queue,
     QueueError,
     Worker,
+    open_queue,
     testing,
 )
 
@@ -55,7 +56,7 @@ def test_a_function_is_registered_under_its_name_or_the_one_given(
     def empty(payload: int) -> int:
         return payload + 2
 
-    @jobs.handler("mail:send", max_attempts=5, backoff=Backoff(base=1))
+    @jobs.handler("mail:send", max_attempts=5, backoff=Backoff(first=2))
     def send(payload: int) -> int:
         return payload + 3
 
@@ -93,7 +94,7 @@ def test_a_registered_function_may_take_the_job(jobs: Handlers, queue: Queue) ->
 
 
 def test_a_policy_in_the_registry_counts(jobs: Handlers, queue: Queue, clock: Clock) -> None:
-    @jobs.handler(max_attempts=2, backoff=Backoff(base=5, factor=1))
+    @jobs.handler(max_attempts=2, backoff=Backoff(first=5, factor=1))
     def fail(_: Any) -> None:
         raise ValueError("no")
 
@@ -123,8 +124,8 @@ def test_case_matters_unless_it_is_not_to(queue: Queue) -> None:
     with pytest.raises(InvalidHandlers, match="registered twice"):
         loose.handler("greet")(len)
     queue.enqueue("GREET", {})
-    assert queue.process_jobs(exact, only=True) == NONE
-    assert queue.process_jobs(loose, only=True) == NONE | {"completed": 1}
+    assert queue.process_jobs(exact, skip_unknown=True) == NONE
+    assert queue.process_jobs(loose, skip_unknown=True) == NONE | {"completed": 1}
 
 
 def test_a_limit_holds_however_the_type_is_spelt(queue: Queue, path: Path) -> None:
@@ -133,7 +134,7 @@ def test_a_limit_holds_however_the_type_is_spelt(queue: Queue, path: Path) -> No
 
     @loose.handler("Greet", concurrency=1)
     def greet(payload: object) -> None:
-        with Queue(path, clock=queue._clock) as other:
+        with Queue(path, clock=queue.now) as other:
             beside.append(other.process_jobs(loose))
 
     queue.enqueue_many("gREET", [1, 2])
@@ -217,13 +218,13 @@ def test_a_registry_works_in_the_passes_of_its_own_queue_only(
             with pytest.raises(InvalidHandlers, match=rf"enqueues into {path}, and this pass runs"):
                 refused(jobs)
         assert other.counts()["pending"] == 1
-    memory: Any = Queue.open("memory:")
+    memory: Any = open_queue("memory:")
     with pytest.raises(InvalidHandlers, match="enqueues into memory:"):
         queue.process_jobs(Handlers(queue=memory))
     with pytest.raises(InvalidHandlers, match="the jobs of memory:"):
-        Queue.open("memory:").process_jobs(Handlers(queue=memory))
+        open_queue("memory:").process_jobs(Handlers(queue=memory))
     memory.process_jobs(Handlers(queue=memory))
-    with Queue(tmp_path / "link" / path.name, clock=queue._clock) as same:
+    with Queue(tmp_path / "link" / path.name, clock=queue.now) as same:
         assert same.process_jobs(jobs) == NONE | {"completed": 1}
 
 
@@ -244,9 +245,9 @@ def test_a_handler_that_is_registered_while_a_pass_runs_is_found_from_then_on(
 
     with pytest.MonkeyPatch.context() as patch, suppress(TimeoutError):
         patch.setattr(
-            "dbbasic_queue.worker.time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic)
+            "dbbasic_queue.passes.base.time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic)
         )
-        queue.process_jobs(jobs, only=only, linger=60)
+        queue.process_jobs(jobs, skip_unknown=only, linger=60)
     found = job(queue, first)
     assert (found["status"], found["result"]) == ("completed", 3)
     assert found["attempts"] == (1 if only else 2)
@@ -360,7 +361,7 @@ def test_a_copy_of_a_queue_has_its_settings(tmp_path: Path) -> None:
         given.max_payload = 5
         copy = pickle.loads(pickle.dumps(given))
     assert (type(copy), copy.path, copy.max_payload) == (testing.JobQueue, given.path, 5)
-    assert (copy._store.fsync, copy.clock.now, copy.clock is copy._clock.clock) == (
+    assert (copy.store.fsync, copy.clock.now, copy.clock is copy.now.clock) == (
         False,
         NOW,
         True,
@@ -373,7 +374,7 @@ def test_what_cannot_be_pickled_says_why(tmp_path: Path) -> None:
     with pytest.raises(QueueError, match=r"cannot pickle the queue .* is a lambda or an inner"):
         pickle.dumps(Queue(tmp_path / "queue.tsv", clock=lambda: NOW))
     with pytest.raises(QueueError, match="its jobs are in the memory of this process"):
-        pickle.dumps(Queue.open("memory:"))
+        pickle.dumps(open_queue("memory:"))
 
 
 # --- functions that no pass could call

@@ -12,7 +12,7 @@ import time
 import unicodedata
 from collections import OrderedDict
 from contextlib import suppress
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from enum import Enum, IntEnum
 from typing import Any
 
@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 
 import dbbasic_queue
 from dbbasic_queue.errors import InvalidJob
-from dbbasic_queue.job import STATUSES, State
-from dbbasic_queue.rows import (
+from dbbasic_queue.model.escaping import MAX_PAYLOAD, decode_json, encode_json, escape, unescape
+from dbbasic_queue.model.rows import (
     HEADER,
     check_id,
     check_instant,
@@ -40,8 +40,8 @@ from dbbasic_queue.rows import (
     parse_row,
     with_state,
 )
-from dbbasic_queue.strict_json import MAX_DEPTH
-from dbbasic_queue.text import MAX_PAYLOAD, decode_json, encode_json, escape, unescape
+from dbbasic_queue.model.states import STATUSES, State
+from dbbasic_queue.model.strict_json import MAX_DEPTH
 
 texts = st.lists(st.sampled_from(NASTY) | st.text(st.characters(), max_size=5)).map("".join)
 values = st.recursive(
@@ -233,7 +233,7 @@ def test_other_types_are_refused(job_type: Any) -> None:
         check_type(job_type)
 
 
-class Kind(str, Enum):
+class Kind(str, Enum):  # noqa: UP042 - its str() is not its value
     MAIL = "mail"
 
 
@@ -272,9 +272,9 @@ ZONE = timezone(timedelta(hours=5, minutes=30))
         (0.0001, 1),
         (-0.0, 0),
         (253_402_300_799, 253_402_300_799),
-        (datetime(2027, 1, 15, 8, tzinfo=timezone.utc), NOW),
+        (datetime(2027, 1, 15, 8, tzinfo=UTC), NOW),
         (datetime(2027, 1, 15, 13, 30, tzinfo=ZONE), NOW),
-        (datetime(2027, 1, 15, 8, 0, 0, 1, tzinfo=timezone.utc), NOW + 1),
+        (datetime(2027, 1, 15, 8, 0, 0, 1, tzinfo=UTC), NOW + 1),
     ],
 )
 def test_an_instant_is_whole_seconds_never_early(instant: object, seconds: int) -> None:
@@ -302,8 +302,8 @@ def test_an_instant_is_whole_seconds_never_early(instant: object, seconds: int) 
         10**400,
         10**5000,
         datetime(2027, 1, 15, 8),
-        datetime.max.replace(tzinfo=timezone.utc),
-        datetime.min.replace(tzinfo=timezone.utc),
+        datetime.max.replace(tzinfo=UTC),
+        datetime.min.replace(tzinfo=UTC),
         datetime.max.replace(tzinfo=timezone(-timedelta(hours=12))),
         datetime.min.replace(tzinfo=ZONE),
         datetime(2027, 1, 15).date(),
@@ -547,5 +547,5 @@ MODULES = [
 def test_the_examples_in_the_docstrings_are_true(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
-    if name in ("dbbasic_queue.rows", "dbbasic_queue.job"):
+    if name in ("dbbasic_queue.model.rows", "dbbasic_queue.job"):
         assert result.attempted

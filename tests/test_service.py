@@ -37,10 +37,10 @@ class Gate:
 
 @pytest.fixture(autouse=True)
 def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dbbasic_queue.service._PAUSE", 0.01)
+    monkeypatch.setattr("dbbasic_queue.worker._PAUSE", 0.01)
 
 
-def done(queue: Queue, job_id: str) -> dict[str, Any]:
+def done(queue: Queue, job_id: str) -> Any:
     found = queue.wait(job_id, 30)
     assert found is not None, "the worker has not run the job"
     return found
@@ -418,7 +418,7 @@ def test_without_a_log_the_error_is_on_stderr_and_sigterm_in_the_pause_ends_the_
         from unittest.mock import patch
         from dbbasic_queue import Worker
 
-        patch("dbbasic_queue.service._PAUSE", 600.0).start()
+        patch("dbbasic_queue.worker._PAUSE", 600.0).start()
         Worker(queue, {{"greet": str.upper}}).run_forever()
         print("ended well")
         """
@@ -451,7 +451,7 @@ def test_a_signal_is_not_forgotten_if_an_error_ends_the_pass(
 def test_stop_ends_the_pause_at_once(
     queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("dbbasic_queue.service._PAUSE", 600.0)
+    monkeypatch.setattr("dbbasic_queue.worker._PAUSE", 600.0)
     path.mkdir(parents=True)
     worker = Worker(queue, {"greet": str.upper})
     worker.start()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import add_lines, beside, line, python
+from conftest import add_lines, beside, line, python, store_of
 from processes import is_free
 
 import dbbasic_queue
@@ -66,7 +66,7 @@ def may_enter(queue: Queue) -> bool:
     found: list[bool] = []
 
     def enter() -> None:
-        mutex = queue._store.lock._mutex
+        mutex = store_of(queue).lock._mutex
         if mutex.acquire(blocking=False):
             mutex.release()
             found.append(True)
@@ -250,7 +250,7 @@ print(queue.counts()["pending"])
 
 
 def test_a_finalizer_that_needs_a_module_which_its_thread_is_importing_is_refused() -> None:
-    from dbbasic_queue import loading
+    from dbbasic_queue import lazy
 
     seen: list[str] = []
 
@@ -259,15 +259,15 @@ def test_a_finalizer_that_needs_a_module_which_its_thread_is_importing_is_refuse
 
     def outer() -> int:
         with suppress(QueueError):
-            loading.load(inner)
+            lazy.load(inner)
             seen.append("loaded")
         return 2
 
-    thread = threading.Thread(target=lambda: seen.append(str(loading.load(outer))))
+    thread = threading.Thread(target=lambda: seen.append(str(lazy.load(outer))))
     thread.start()
     thread.join()
     assert seen == ["2"]
-    assert loading.load(inner) == 1
+    assert lazy.load(inner) == 1
 
 
 # --- signals during a fork

@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from dbbasic_queue import Queue
+from dbbasic_queue import JobDict, Queue
 
 SECONDS = float(os.environ.get("DBBASIC_QUEUE_SOAK_SECONDS", "12"))
 SEED = int(os.environ.get("DBBASIC_QUEUE_SEED", "1"))
@@ -114,7 +114,7 @@ def observe(home: Path, seed: int) -> None:
     record.tell("looks")
     path = home / "data" / "queue.tsv"
     queue = Queue(path)
-    told: dict[str, dict[str, Any]] = {}
+    told: dict[str, JobDict] = {}
     most = 0
     while True:
         for job in queue.jobs():
@@ -306,7 +306,7 @@ class Story:
                 self.passes += 1
         self.killed = killed
 
-    def must_balance(self, jobs: dict[str, dict[str, Any]]) -> None:
+    def must_balance(self, jobs: dict[str, JobDict]) -> None:
         assert not self.problems, self.problems[:20]
         missing = self.kept - jobs.keys()
         assert not missing, f"enqueued and lost: {sorted(missing)[:20]}"

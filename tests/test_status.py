@@ -13,7 +13,7 @@ from conftest import NOW, Clock, add_lines, beside, line
 from processes import Programs, environment, wait_for_notes
 
 from dbbasic_queue import Delay, Fail, Queue
-from dbbasic_queue.status import instant, lines
+from dbbasic_queue.monitoring.status import instant, lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ def programs(tmp_path: Path) -> Iterator[Programs]:
 def status(queue: Queue, now: float = NOW) -> dict[str, list[list[str]]]:
     """Return the lines' words by their first one."""
     found: dict[str, list[list[str]]] = {}
-    for text in lines(queue._store, now):
+    for text in lines(queue.store, now):
         name, *words = text.split("\t")
         found.setdefault(name, []).append(words)
     return found
@@ -59,7 +59,7 @@ def fail(payload: object) -> None:
 
 def test_a_fresh_queue_has_zeros_and_dashes(queue: Queue, path: Path) -> None:
     queue.cancel_job(queue.enqueue("greet", {}))
-    assert list(lines(queue._store, NOW)) == [
+    assert list(lines(queue.store, NOW)) == [
         f"queue\t{path}",
         "pending\t0",
         "processing\t0",
@@ -182,7 +182,7 @@ def test_lines_that_are_no_jobs_are_named_by_number(queue: Queue, path: Path) ->
 
 def test_nothing_hostile_reaches_the_terminal(queue: Queue, path: Path) -> None:
     add_lines(path, line("bad", type="gr\x1b[31meet", error="E\x07", status="failed"))
-    for text in lines(queue._store, NOW):
+    for text in lines(queue.store, NOW):
         assert text.replace("\t", "").isprintable(), text
 
 
@@ -190,7 +190,7 @@ def test_looking_changes_nothing(queue: Queue, path: Path) -> None:
     queue.enqueue("break", 1)
     queue.process_jobs({"break": fail})
     before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
-    list(lines(queue._store, NOW))
+    list(lines(queue.store, NOW))
     assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
 
 
@@ -250,9 +250,9 @@ def test_of_coroutines_in_hand_the_process_is_told_and_no_time(programs: Program
 def test_passes_at_work_are_not_disturbed_by_those_who_look(programs: Programs) -> None:
     looking = programs.start(
         """
-        from dbbasic_queue.status import lines
+        from dbbasic_queue.monitoring.status import lines
         while not Path("done").exists():
-            told = [text.split("\\t")[0] for text in lines(queue._store, time.time())]
+            told = [text.split("\\t")[0] for text in lines(queue.store, time.time())]
             assert "lost" not in told, told
             note("looks", "x")
         """

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import HEADER, NOW, Clock, add_lines, beside, job, line, python, row, rows
+from conftest import HEADER, NOW, Clock, add_lines, beside, job, line, python, row, rows, store_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,10 +37,10 @@ from dbbasic_queue import (
     QueueError,
     StoreError,
 )
-from dbbasic_queue.job import State
-from dbbasic_queue.rows import LONGEST_ROW, encode_record, encode_state, parse_row
-from dbbasic_queue.store import lock
-from dbbasic_queue.text import LARGEST_PAYLOAD, MAX_ERROR
+from dbbasic_queue.model.escaping import LARGEST_PAYLOAD, MAX_ERROR
+from dbbasic_queue.model.rows import LONGEST_ROW, encode_record, encode_state, parse_row
+from dbbasic_queue.model.states import State
+from dbbasic_queue.store.disk import lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -489,7 +489,7 @@ def test_what_was_read_of_a_line_without_an_end_is_not_read_again(
     add_hole(path, 20_000_000, end="")
     monkeypatch.setattr(os, "pread", counting)
     assert queue.counts()["pending"] == 1
-    view = queue._store.view
+    view = store_of(queue).view
     for _ in range(3):
         read = 0
         view.refresh()
@@ -1378,7 +1378,7 @@ def hold():
             pass
         else:
             raise SystemExit("the child has freed the lock")
-queue._store.lock.run(hold)
+queue.store.lock.run(hold)
 # And once the parent is done, the child that lives on does not keep it.
 with open("queue.tsv.lock", "r+") as file:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -28,8 +28,9 @@ from processes import (
     wait_for_notes,
 )
 
-from dbbasic_queue import Delay, Fail, Handler, InvalidHandlers, Job, Queue, child
+from dbbasic_queue import Delay, Fail, Handler, InvalidHandlers, Job, Queue
 from dbbasic_queue.handlers import Backoff
+from dbbasic_queue.passes import time_limit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -179,7 +180,7 @@ def test_a_daemon_that_cannot_be_found_does_not_keep_the_pass(
         wait_for_notes(tmp_path / "pids", 1)
         return "started"
 
-    monkeypatch.setattr(child, "_children", lambda: None)
+    monkeypatch.setattr(time_limit, "_children", lambda: None)
     job_id = queue.enqueue("start", {})
     try:
         queue.process_jobs({"start": Handler(start, timeout=LONG)})
@@ -192,7 +193,7 @@ def test_news_without_a_pause_does_not_put_the_time_limit_off() -> None:
     quiet, quiet_end = os.pipe()
     news = os.open("/dev/zero", os.O_RDONLY)  # there is always more
     with subprocess.Popen(["sleep", "10"]) as sleeper:
-        how, _ = child._watch(sleeper.pid, SHORT, quiet, news, quiet, os.getppid())
+        how, _ = time_limit._watch(sleeper.pid, SHORT, quiet, news, quiet, os.getppid())
         sleeper.kill()
     assert how == "late 0"
     for fd in (quiet, quiet_end, news):
@@ -425,7 +426,8 @@ def test_a_time_limit_holds_if_the_guardian_is_stopped(programs: Programs, tmp_p
         """
         import subprocess
         from unittest.mock import patch
-        from dbbasic_queue import Handler, child
+        from dbbasic_queue import Handler
+        from dbbasic_queue.passes import time_limit
 
         def work(_):
             sleeper = subprocess.Popen(["setsid", "sleep", "1000"])
@@ -433,7 +435,7 @@ def test_a_time_limit_holds_if_the_guardian_is_stopped(programs: Programs, tmp_p
             os.kill(os.getppid(), signal.SIGSTOP)
             time.sleep(1000)
 
-        assert child._LATEST_REPORT > 5
+        assert time_limit._LATEST_REPORT > 5
         patch.object(child, "_LATEST_REPORT", 0.5).start()
         queue.process_jobs({"work": Handler(work, timeout=0.5)})
         """
@@ -521,7 +523,7 @@ def test_all_that_a_handler_may_say_comes_through(queue: Queue, clock: Clock) ->
         p: queue.enqueue("say", p)
         for p in ("delay", "fail", "raise", "exit", "unfit", "long", 0, "")
     }
-    handlers = {"say": Handler(say, timeout=LONG, backoff=Backoff(base=5, factor=1))}
+    handlers = {"say": Handler(say, timeout=LONG, backoff=Backoff(first=5, factor=1))}
     queue.process_jobs(handlers)
     found = {p: job(queue, job_id) for p, job_id in ids.items()}
     assert (found["delay"]["run_at"], found["delay"]["attempts"]) == (NOW + 7, 0)
@@ -653,7 +655,7 @@ def test_the_end_of_a_jobs_process_ends_no_other_process_of_the_program(
         context = multiprocessing.get_context("fork")
         daemon = context.Process(target=signal.pause, daemon=True)
         daemon.start()
-        counts = queue.process_jobs({"work": Handler(work, timeout=900)}, only=True)
+        counts = queue.process_jobs({"work": Handler(work, timeout=900)}, skip_unknown=True)
         assert counts["completed"] == 1, next(queue.jobs())
         queue.process_jobs({"plain": str}, workers=2)
         daemon.join(0.1)

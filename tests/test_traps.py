@@ -14,12 +14,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import NOW, Clock, add_lines, beside, held, job, line, python, row, rows
+from conftest import NOW, Clock, add_lines, beside, held, job, line, python, row, rows, store_of
 
 from dbbasic_queue import InvalidJob, Queue, StoreError
-from dbbasic_queue.job import State
-from dbbasic_queue.rows import encode_record, encode_state
-from dbbasic_queue.store.claims import Claims, Terms
+from dbbasic_queue.model.rows import encode_record, encode_state
+from dbbasic_queue.model.states import State
+from dbbasic_queue.store.claiming.claims import Claims
+from dbbasic_queue.store.protocol import Terms
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +48,7 @@ def raise_(error: BaseException) -> None:
 def test_a_deleted_lock_file_does_not_let_two_in(queue: Queue, path: Path) -> None:
     queue.enqueue("greet", {})
     beside(path, "lock").unlink()  # the queue's descriptor is of an inode without a name
-    with held(queue._store.lock):
+    with held(store_of(queue).lock):
         assert is_locked(beside(path, "lock"))
 
 
@@ -98,19 +99,19 @@ def test_a_number_that_comes_back_as_another_descriptor_of_the_lock_file_is_not_
     queue: Queue, path: Path
 ) -> None:
     queue.enqueue("greet", {})
-    lock = queue._store.lock._file
+    lock = store_of(queue).lock._file
     assert lock is not None
     os.close(lock.fd)  # as a careless library does
     with Queue(path) as other:
         other.enqueue("greet", {})
-        again = other._store.lock._file
+        again = store_of(other).lock._file
         assert again is not None
         assert again.fd == lock.fd
         assert again.is_untouched()
         lock.remember_names()  # its owner sets the mode when opening it, which is noticed, too
         assert not lock.is_untouched()
         queue.enqueue("greet", {})
-        assert queue._store.lock._file is not lock
+        assert store_of(queue).lock._file is not lock
 
 
 def test_the_lock_is_not_on_the_inode_that_a_fold_replaces(queue: Queue, path: Path) -> None:
@@ -137,7 +138,7 @@ def fork():
         fcntl.flock(open("queue.tsv.lock"), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         print("still locked")
-queue._store.lock.run(fork)
+queue.store.lock.run(fork)
 """
     (tmp_path / "data").mkdir()
     done = python(code, cwd=tmp_path / "data")
@@ -407,7 +408,7 @@ def test_an_outcome_of_an_old_attempt_does_not_overwrite_the_current_one(
 ) -> None:
     job_id = queue.enqueue("greet", {})
     terms = Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True)
-    old = Claims(queue._store, terms, clock())
+    old = Claims(store_of(queue), terms, clock())
     (claim,) = old.claim(1)
     beside(path, "pass.1").unlink()  # it is taken for dead, and wakes up later
     with Queue(path, clock=clock) as other:

@@ -13,16 +13,16 @@ from conftest import held
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbbasic_queue import job
 from dbbasic_queue.errors import StoreError
-from dbbasic_queue.rows import HEADER, encode_state, parse_row
-from dbbasic_queue.store import search
-from dbbasic_queue.store.files import open_file
-from dbbasic_queue.store.follow import Follower
-from dbbasic_queue.store.places import Places
-from dbbasic_queue.store.scan import scan
-from dbbasic_queue.store.store import Store
-from dbbasic_queue.store.view import NEVER, View
+from dbbasic_queue.model import states
+from dbbasic_queue.model.rows import HEADER, encode_state, parse_row
+from dbbasic_queue.store.disk.files import open_file
+from dbbasic_queue.store.reading import lookup
+from dbbasic_queue.store.reading.bulk import scan
+from dbbasic_queue.store.reading.offsets import Places
+from dbbasic_queue.store.reading.tail import Follower
+from dbbasic_queue.store.reading.view import NEVER, View
+from dbbasic_queue.store.textfile import Store
 
 PLAIN = b"%d\tgreet\t{}\tpending\t5\t%d\t0\t\t"
 ODD = st.sampled_from(
@@ -81,9 +81,9 @@ def test_rows_read_many_at_once_are_what_they_are_one_by_one(
         when.append(NEVER)
         if row is None or index.setdefault(row.id.encode(), number) != number:
             unreadable += [number] if line else []
-        elif row.state.status == job.PROCESSING:
+        elif row.state.status == states.PROCESSING:
             processing.add(number)
-        elif row.state.status == job.PENDING:
+        elif row.state.status == states.PENDING:
             when[number] = row.state.run_at
             retrying |= {number} if row.state.attempts else set()
 
@@ -162,7 +162,7 @@ def test_a_fold_changes_the_rows_that_the_journal_names_and_no_other_byte(
             store.read_new()
             changes = []
             for job_id in chosen:
-                state = job.State(job.COMPLETED, 5, 7, 1, "", '"a longer result than before"')
+                state = states.State(states.COMPLETED, 5, 7, 1, "", '"a longer result than before"')
                 changes.append((job_id.encode(), encode_state(state)))
                 columns = lines[firsts[job_id]].split(b"\t")
                 lines[firsts[job_id]] = b"\t".join([*columns[:3], encode_state(state)])
@@ -179,7 +179,7 @@ def test_a_file_edited_in_place_in_the_middle_of_a_change_is_not_folded(tmp_path
     store = Store(str(path), fsync=False)
     with held(store.lock):
         store.read_new()
-        store.change([(b"3", encode_state(job.State(job.CANCELLED, 5, 7, 0, "", "")))])
+        store.change([(b"3", encode_state(states.State(states.CANCELLED, 5, 7, 0, "", "")))])
         edited = path.read_bytes().replace(b"\n3\t", b"\nx\t")
         path.write_bytes(edited)
         with pytest.raises(StoreError, match=r"edited in place.*the queue is as it was"):
@@ -200,7 +200,7 @@ def test_a_job_found_without_an_index_is_the_one_that_the_index_names(
         view = View(path)
         view.refresh()
         for job_id in {line.split(b"\t")[0] for line in lines} - {b""}:
-            found, known = search.search(path, job_id), view.find(job_id)
+            found, known = lookup.search(path, job_id), view.find(job_id)
             assert (found and (found.id, found.state.run_at)) == (
                 known and (known.id, known.state.run_at)
             )
@@ -248,7 +248,7 @@ def test_what_a_look_for_due_jobs_costs_is_up_to_what_is_due_and_not_to_the_rows
 
     assert list(store.view.due(7, 20_001)) == [20_000]
     assert read < 2000
-    store.view.apply(b"new", encode_state(job.State(job.COMPLETED, 5, 6, 1, "", "")))
+    store.view.apply(b"new", encode_state(states.State(states.COMPLETED, 5, 6, 1, "", "")))
     for _ in range(100):
         assert not store.view.due(7, 20_001)
     assert store.view.soonest == 10**9
@@ -273,8 +273,8 @@ def knowledge(view: View) -> dict[str, object]:
 
 
 STATES = st.builds(
-    job.State,
-    st.sampled_from(job.STATUSES),
+    states.State,
+    st.sampled_from(states.STATUSES),
     st.just(5),
     st.integers(0, 20),
     st.integers(0, 2),
@@ -332,7 +332,7 @@ def test_after_the_fold_of_another_process_rows_keep_their_numbers(tmp_path: Pat
     store, view = Store(path, fsync=False), View(path)
     view.refresh()
     numbering, generation = view.numbering, view.generation
-    done = encode_state(job.State(job.COMPLETED, 5, 7, 1, "", '"longer than before"'))
+    done = encode_state(states.State(states.COMPLETED, 5, 7, 1, "", '"longer than before"'))
     with held(store.lock):
         store.read_new()
         store.change([(b"%d" % n, done) for n in (0, 1500, 2999)])
@@ -359,7 +359,7 @@ def test_a_file_that_was_edited_in_place_and_then_folded_is_read_anew(tmp_path: 
     store = Store(str(path), fsync=False)
     with held(store.lock):
         store.read_new()
-        store.change([(b"7", encode_state(job.State(job.CANCELLED, 5, 7, 0, "", "")))])
+        store.change([(b"7", encode_state(states.State(states.CANCELLED, 5, 7, 0, "", "")))])
         store.fold()
     view.refresh()
     assert [n for n in range(100) if view.when[n] == NEVER] == [7, 50]
@@ -369,7 +369,7 @@ def test_a_file_that_was_edited_in_place_and_then_folded_is_read_anew(tmp_path: 
 def test_a_change_that_was_taken_back_is_not_known_after_a_fold(tmp_path: Path) -> None:
     """Its row is the same in both files, and is not what the view took it for."""
     path = written(str(tmp_path), [PLAIN % (n, n) for n in range(3000)])
-    cancelled = encode_state(job.State(job.CANCELLED, 5, 7, 0, "", ""))
+    cancelled = encode_state(states.State(states.CANCELLED, 5, 7, 0, "", ""))
     view = View(path)
     for job_id in (b"7", b"2999"):
         store = Store(path, fsync=False)

@@ -26,19 +26,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import NOW, Clock, add_lines, beside, job, line, python, row, rows
+from conftest import NOW, Clock, add_lines, beside, job, line, python, row, rows, store_of
 from processes import wait_for
 
-from dbbasic_queue import (
-    InvalidHandlers,
-    InvalidJob,
-    Queue,
-    QueueBusy,
-    StoreError,
-    interrupts,
-    reports,
-)
-from dbbasic_queue.store.claims import Claims, Terms
+from dbbasic_queue import InvalidHandlers, InvalidJob, Queue, QueueBusy, StoreError
+from dbbasic_queue.passes import log_lines, signals
+from dbbasic_queue.store.claiming.claims import Claims
+from dbbasic_queue.store.protocol import Terms
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -54,7 +48,7 @@ def raising(error: BaseException) -> Callable[[Any], Any]:
     return handler
 
 
-def outcome(queue: Queue, handler: Callable[[Any], Any], attempts: int = 3) -> dict[str, Any]:
+def outcome(queue: Queue, handler: Callable[[Any], Any], attempts: int = 3) -> Any:
     """Enqueue one job, make a pass, and return what became of it."""
     job_id = queue.enqueue("greet", {})
     queue.process_jobs({"greet": handler}, attempts)
@@ -477,12 +471,13 @@ def test_a_pass_that_lingers_runs_a_job_that_a_clock_ahead_enqueues(queue: Queue
 def test_a_time_that_no_row_can_hold_is_an_error_at_once(queue: Queue, now: float) -> None:
     queue.enqueue("greet", 1)
     with Queue(queue.path, clock=lambda: now) as other:
-        for call in (
+        calls: tuple[Callable[[], object], ...] = (
             lambda: other.enqueue("greet", {}),
             lambda: other.enqueue_many("greet", [1]),
             lambda: other.requeue("x"),
             lambda: other.process_jobs({"greet": print}),
-        ):
+        )
+        for call in calls:
             with pytest.raises(InvalidJob, match=r"invalid time .* of the queue's clock: must be"):
                 call()
     assert [found["payload"] for found in queue.jobs("pending")] == [1]
@@ -670,7 +665,7 @@ def test_a_log_that_raises_ends_no_pass_and_charges_no_job(
     async def work(_: Any) -> None:
         pass
 
-    monkeypatch.setattr(reports, "_complained", False)
+    monkeypatch.setattr(log_lines, "_complained", False)
     add_lines(path, line("lost", status="processing", attempts=3), "this is not a job\n")
     queue.enqueue_many("work", range(3))
     queue.enqueue("unknown", {})
@@ -688,7 +683,7 @@ def test_a_log_that_raises_ends_no_pass_and_charges_no_job(
 
 
 def test_every_record_is_written_by_the_function_that_catches_what_logging_raises() -> None:
-    source = inspect.getsource(reports)
+    source = inspect.getsource(log_lines)
     assert re.findall(r"\blog\.(?:log|error|warning|info|exception)\(", source) == ["log.log("]
 
 
@@ -912,7 +907,7 @@ def test_the_dead_passs_jobs_that_were_not_begun_keep_their_attempts(
 ) -> None:
     ids = queue.enqueue_many("greet", range(3))
     terms = Terms(lambda _: 1, lambda _, attempt: 60, lambda _: True)
-    dead = Claims(queue._store, terms, clock())
+    dead = Claims(store_of(queue), terms, clock())
     assert [claim.row.id for claim in dead.claim(8)] == ids
     dead.release()
     with Queue(path, clock=clock) as other:
@@ -1119,26 +1114,26 @@ def test_a_pass_within_a_job_ends_with_the_pass_around_it(
         for sent in range(signals if n == 1 else 0):
             os.kill(os.getpid(), signal.SIGTERM)
             if where == "another thread":  # the main thread receives it at some time
-                assert interrupts._enclosing is not None
-                around = interrupts._enclosing.get()
+                assert signals._enclosing is not None
+                around = signals._enclosing.get()
                 assert around is not None
                 wait_for(partial(received, around, sent + 1), "the signal")
 
-    def received(around: interrupts.Interrupts, count: int) -> bool:
+    def received(around: signals.Interrupts, count: int) -> bool:
         return len(around.received) >= count
 
     def outer(_: Any) -> None:
         passes = {"inner": inner}
         if where == "the same thread":
-            queue.process_jobs(passes, only=True)
+            queue.process_jobs(passes, skip_unknown=True)
         else:
-            asyncio.run(asyncio.to_thread(queue.process_jobs, passes, only=True))
+            asyncio.run(asyncio.to_thread(queue.process_jobs, passes, skip_unknown=True))
 
     outer_id = queue.enqueue("outer", {}, NOW - 1)
     ids = queue.enqueue_many("inner", range(6))
     late = queue.enqueue("outer", {})
     with pytest.raises(SystemExit) as end:
-        queue.process_jobs({"outer": outer}, only=True)
+        queue.process_jobs({"outer": outer}, skip_unknown=True)
     assert end.value.code == 143
     assert state(queue, outer_id) == state(queue, late) == ("pending", 0)
     whole = 2 if signals == 1 or where == "another thread" else 1
@@ -1152,12 +1147,12 @@ def test_a_pass_that_a_job_begins_after_the_signal_ends_at_once(queue: Queue) ->
     def outer(_: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         while queue.counts()["pending"]:
-            queue.process_jobs({"inner": len}, only=True)
+            queue.process_jobs({"inner": len}, skip_unknown=True)
 
     queue.enqueue("outer", {})
     queue.enqueue("inner", [])
     with pytest.raises(SystemExit):
-        queue.process_jobs({"outer": outer}, only=True)
+        queue.process_jobs({"outer": outer}, skip_unknown=True)
     assert queue.counts()["pending"] == 2
 
 

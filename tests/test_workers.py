@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import NOW, Clock, job, row
+from conftest import NOW, Clock, job
 from processes import (
     Programs,
     fork_without_hooks,
@@ -30,12 +30,13 @@ from dbbasic_queue import (
     Handler,
     Handlers,
     InvalidHandlers,
+    JobDict,
     Queue,
     StoreError,
     Worker,
-    worker,
 )
-from dbbasic_queue.store import claims
+from dbbasic_queue.passes import base
+from dbbasic_queue.store.claiming import claims
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -552,7 +553,9 @@ def test_a_kill_costs_each_of_the_coroutines_in_hand_an_attempt(
     program = programs.start(TOGETHER)
     wait_for_notes(tmp_path / "begun", 3)
     program.kill()
-    assert queue.process_jobs({}, 1, only=True)["recovered"] == 0  # its handler's limit counts
+    assert (
+        queue.process_jobs({}, 1, skip_unknown=True)["recovered"] == 0
+    )  # its handler's limit counts
     assert queue.process_jobs({"work": str}, 1) == NONE | {
         "completed": 2,
         "failed": 3,
@@ -662,7 +665,7 @@ def test_a_refused_claim_lets_the_running_coroutines_finish_and_be_recorded(
 ) -> None:
     async def work(_: Any) -> str:
         path.with_name("queue.tsv.paused").mkdir()  # every claim reads it
-        await asyncio.sleep(3 * worker.LOOK)
+        await asyncio.sleep(3 * base.LOOK)
         return "done"
 
     job_id = queue.enqueue("work", {})
@@ -684,7 +687,7 @@ def test_a_refused_outcome_lets_the_other_coroutines_finish(queue: Queue, path: 
     async def second(_: Any) -> str:
         while not refused:
             await asyncio.sleep(0.001)
-        await asyncio.sleep(3 * worker.LOOK)
+        await asyncio.sleep(3 * base.LOOK)
         lock.rmdir()
         return "done"
 
@@ -859,9 +862,9 @@ def test_what_a_limit_holds_back_is_taken_when_there_is_room(queue: Queue, path:
     queue.enqueue("limited", "first")
     handlers: dict[str, Any] = {"limited": Handler(str, concurrency=1)}
 
-    def look(_: Any) -> dict[str, int]:
+    def look(_: Any) -> Any:
         waiting = queue.enqueue("limited", "second")
-        with Queue(path, clock=queue._clock) as other:
+        with Queue(path, clock=queue.now) as other:
             counts = other.process_jobs({"limited": Handler(str, concurrency=1)})
             assert job(other, waiting)["status"] == "pending"
         return counts
@@ -923,34 +926,14 @@ def test_a_job_enqueued_by_a_coroutine_function_of_the_module_is_in_the_default_
 ) -> None:
     monkeypatch.setattr("dbbasic_queue.queue.QUEUE_FILE", str(tmp_path / "data/queue.tsv"))
 
-    async def app() -> dict[str, Any] | None:
+    async def app() -> JobDict | None:
         job_id = await dbbasic_queue.aenqueue("greet", "ada", NOW, job_id="mine")
         assert job_id == "mine"
-        assert await dbbasic_queue.await_job("mine", 0) is None
-        return await dbbasic_queue.aget_job("mine")
+        return await dbbasic_queue.default_queue().aget_job("mine")
 
     found = asyncio.run(app())
     assert found is not None
     assert (found["payload"], found["run_at"]) == ("ada", NOW)
-
-
-def test_the_module_has_every_call_for_the_default_queue(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dbbasic_queue.queue.QUEUE_FILE", str(tmp_path / "data/queue.tsv"))
-    job_id = dbbasic_queue.enqueue("greet", "ada")
-    assert dbbasic_queue.pause("greet")
-    assert dbbasic_queue.counts()["paused"] == 1
-    assert dbbasic_queue.resume()
-    assert dbbasic_queue.run_until_complete({"greet": str.upper}, 1)["completed"] == 1
-    found = dbbasic_queue.wait(job_id, 0)
-    assert found is not None
-    assert asyncio.run(dbbasic_queue.await_job(job_id, 0)) == found
-    assert (dbbasic_queue.requeue(job_id), dbbasic_queue.requeue_failed()) == (False, 0)
-    assert (dbbasic_queue.clear_failed(), dbbasic_queue.remove_type("other")) == (0, 0)
-    assert row(tmp_path / "data/queue.tsv", job_id)["status"] == "completed"
-    assert dbbasic_queue.purge(3600, "completed") == 0
-    assert dbbasic_queue.get_job.__doc__ == "Do as `Queue.get_job` does, in the default queue."
 
 
 def test_a_pass_of_coroutines_that_lingers_does_not_recover_its_own_jobs(

@@ -26,12 +26,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from datetime import datetime
+    from datetime import datetime, timedelta
     from types import TracebackType
+    from typing import Self
+
+    from dbbasic_queue.jobqueue import FinishedStatus, JobDict, Status
 
 
 class Engine(Protocol):
-    """What `Queue.open` returns. `dbbasic_queue.engines.conformance` tests all of it."""
+    """What `open_queue` returns; the contract tests check all of it."""
 
     def enqueue(
         self,
@@ -60,7 +63,7 @@ class Engine(Protocol):
         is added.
         """
 
-    def get_job(self, job_id: str) -> dict[str, Any] | None:
+    def get_job(self, job_id: str) -> JobDict | None:
         """Return the job as it stands, or None where there is none, or where that is no id.
 
         It shows what was acknowledged before the call, by whomever.
@@ -79,8 +82,8 @@ class Engine(Protocol):
         handlers: Mapping[str, Callable[..., Any]],
         max_attempts: int = 3,
         *,
-        only: bool = False,
-        linger: float = 0,
+        skip_unknown: bool = False,
+        linger: float | timedelta = 0,
         workers: int = 1,
     ) -> dict[str, int]:
         """Run what is due now, in this call; return how many jobs ended how.
@@ -98,7 +101,8 @@ class Engine(Protocol):
         - it raises anything else: `pending` again after the backoff of its `Handler`, by default
           `60 * 2**attempts` seconds, or `failed` where no attempt is left of its own `max_attempts`
           or those given here. `error` is `Type: message`;
-        - there is no handler for the type: as if it had raised; with `only`, the job is left alone.
+        - there is no handler for the type: as if it had raised; with `skip_unknown`, the job is
+          left alone.
 
         A retry whose `run_at` is later than its backoff can explain was set by a clock that ran
         ahead: it is brought near. With `linger`, in seconds, the call goes on with what becomes due
@@ -131,18 +135,25 @@ class Engine(Protocol):
         False if there was none. A pause of all types is not taken back for one of them.
         """
 
-    def wait(self, job_id: str, timeout: float) -> dict[str, Any] | None:
+    def wait(self, job_id: str, timeout: float | timedelta) -> JobDict | None:
         """Return the job once it is completed, failed or cancelled.
 
-        None after `timeout` seconds of real time, and at once where there is no such job. Raises
-        InvalidJob for a `timeout` that is no number of seconds.
+        Returns None after `timeout` of real time (seconds, or a `timedelta`). Raises JobNotFound if
+        there is no such job, InvalidArgument for an invalid `timeout`.
         """
 
-    def requeue(self, job_id: str) -> bool:
-        """Make a failed or cancelled job pending again: attempts 0, no error, due now.
+    def requeue(self, job_id: str, run_at: float | datetime | None = None) -> bool:
+        """Make a failed or cancelled job pending again: attempts 0, no error.
 
-        False, and nothing is changed, where it is not one. An outcome of a former attempt that
-        comes late changes nothing.
+        It becomes due at `run_at`; by default a failed job is due now, and a cancelled one at its
+        old `run_at`. Returns False, and changes nothing, for any other job. An outcome of an
+        earlier attempt that comes late changes nothing.
+        """
+
+    def run_now(self, job_id: str) -> bool:
+        """Make a pending job due now; False if it isn't pending.
+
+        Raises JobNotFound if there is no such job.
         """
 
     def requeue_failed(self, job_type: str | None = None) -> int:
@@ -156,8 +167,8 @@ class Engine(Protocol):
 
     def purge(
         self,
-        older_than: float,
-        status: str | None = None,
+        older_than: float | timedelta,
+        status: FinishedStatus | None = None,
         *,
         archive: str | os.PathLike[str] | None = None,
     ) -> int:
@@ -168,28 +179,26 @@ class Engine(Protocol):
         plain TSV file, they are on the disk at its end, as lines of the text file's nine columns,
         before they leave.
 
-        Raises InvalidJob for other arguments; an engine that cannot archive, too.
+        Raises InvalidArgument for other arguments; an engine that cannot archive, too.
         """
 
-    def jobs(
-        self, status: str | None = None, job_type: str | None = None
-    ) -> Iterator[dict[str, Any]]:
+    def jobs(self, status: Status | None = None, job_type: str | None = None) -> Iterator[JobDict]:
         """Iterate over the jobs in the order of enqueueing, by status and type where given.
 
-        Changes that are made meanwhile disturb nothing. Raises InvalidJob, at the call, for a
-        status that no job can have.
+        Changes that are made meanwhile disturb nothing. Raises InvalidArgument, at the call, for
+        a status that no job can have.
         """
 
-    def counts(self) -> dict[str, int]:
-        """Return how many jobs have each of the five statuses, 0 where there is none.
+    def counts(self) -> dict[Status, int]:
+        """Return how many jobs have each of the five statuses."""
 
-        And under `paused`, how many of those that are pending are of a paused type.
-        """
+    def paused(self) -> frozenset[str]:
+        """Return the paused types; "*" means all types."""
 
     def close(self) -> None:
         """Let go of what is open. The queue may be used again, and opens it anew."""
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> Self:
         """Return itself."""
 
     def __exit__(

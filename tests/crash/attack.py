@@ -28,8 +28,8 @@ from promises import Promises
 from shim import Call, Plan, Shim
 from workloads import Workload
 
-import dbbasic_queue.watcher
-import dbbasic_queue.worker
+import dbbasic_queue.passes.base
+import dbbasic_queue.passes.ticker
 
 HANGS_AFTER = 20
 JUMP = 100_000
@@ -94,7 +94,7 @@ class Attack:
 
         def work() -> None:
             os.close(self._wake)
-            set_constant(dbbasic_queue.worker, "_SLOW", 1e9)  # it would fold while we look
+            set_constant(dbbasic_queue.passes.base, "_SLOW", 1e9)  # it would fold while we look
             bench.pipes = (wait_read, ready_write)
             bench.work()
 
@@ -240,7 +240,7 @@ class Attack:
         for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
             with open(os.path.join(directory, name), "rb") as file:
                 content = re.sub(rb"[0-9a-f]{16}", b"I", file.read())
-            if name.endswith(".attempts"):  # there are times in it
+            if name.endswith(".history"):  # there are times in it
                 content = b"%d" % content.count(b"\n")
             content = re.sub(rb"pass\t.*|\b[0-9a-f]{8}\n|\.[0-9]{2,7}\.", b"", content)
             digest.update(name.encode() + b"\0" + content + b"\0")
@@ -256,7 +256,7 @@ def _steady_times(bench: Bench, dear: bool) -> None:
     time.perf_counter = lambda: float(next(counter))
     time.monotonic = lambda: bench.ticks or 0.0
     time.sleep = lambda seconds: sleep(min(float(seconds), 0.0005))
-    set_constant(dbbasic_queue.watcher, "_WATCH", 0.01)
+    set_constant(dbbasic_queue.passes.ticker, "_WATCH", 0.01)
 
 
 @contextmanager

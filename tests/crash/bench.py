@@ -43,8 +43,8 @@ MAX_ATTEMPTS = 3
 WATCHED = 10
 RETRY_AT = START + 500
 POLICIES: dict[str, dict[str, Any]] = {
-    "twice": {"max_attempts": 2, "backoff": Backoff(base=10)},
-    "often": {"max_attempts": 5, "backoff": Backoff(base=1, factor=1)},
+    "twice": {"max_attempts": 2, "backoff": Backoff(first=20)},
+    "often": {"max_attempts": 5, "backoff": Backoff(first=1, factor=1)},
 }
 """type -> the policy of its handler"""
 

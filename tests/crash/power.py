@@ -24,12 +24,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from dbbasic_queue import JobDict
+
 ORDERED = "ordered"
 FREE = "free"
 MODELS = (ORDERED, FREE)
 ROOT = 0
 SECTOR = 512
-NOTHING_PROMISED = (".pass.", ".attempts")
+NOTHING_PROMISED = (".pass.", ".history")
 """how the names of files go on of whose content nothing is promised"""
 NOTHING, EVERYTHING = 0, 1
 CHOICES = EVERYTHING  # and seven more: which of the last three names and truncations are lost
@@ -53,7 +55,7 @@ class Facts:
     """number in the payload -> type, payload and run_at of an enqueue that was called"""
     kept: dict[str, int] = field(default_factory=dict)
     """id -> number, of an enqueue that returned"""
-    final: dict[str, dict[str, Any]] = field(default_factory=dict)
+    final: dict[str, JobDict] = field(default_factory=dict)
     """id -> the job, as a reader saw it completed, failed or cancelled"""
     attempts: dict[str, int] = field(default_factory=dict)
     """id -> the highest attempt in which its handler was entered, and that is not returned"""

@@ -12,9 +12,9 @@ import pytest
 from power import Killed, Recorder
 
 from dbbasic_queue import Backoff, Delay, Fail, Handler, Queue
-from dbbasic_queue.store import files
-from dbbasic_queue.store.store import Store
-from dbbasic_queue.watcher import Watcher
+from dbbasic_queue.passes.ticker import Watcher
+from dbbasic_queue.store.disk import files
+from dbbasic_queue.store.textfile import Store
 
 NOW = 1_700_000_000
 MONTH = 30 * 86_400
@@ -295,7 +295,7 @@ def by_hand(s: Session) -> None:
 
 def policies(s: Session) -> None:
     """Handlers put off, give up, and try again by a policy of their own; others are paused."""
-    policy = Handler(s.step, max_attempts=2, backoff=Backoff(base=5))
+    policy = Handler(s.step, max_attempts=2, backoff=Backoff(first=10))
     s.enqueue_many("delay", 2)
     s.enqueue("give up")
     s.enqueue("fail")

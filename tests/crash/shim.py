@@ -264,7 +264,7 @@ def _raise(error: int, where: Any) -> NoReturn:
 
 
 _COMPARING = ("is_ours", "is_untouched", "mark")
-_AROUND = {("dbbasic_queue.store.lock", name) for name in ("run", "read", "call")}
+_AROUND = {("dbbasic_queue.store.disk.lock", name) for name in ("run", "read", "call")}
 
 
 def _only_compares(name: str) -> bool:

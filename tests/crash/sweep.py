@@ -33,7 +33,7 @@ from checks import check_errors
 from shim import PRESENT_IN, Call, Plan, changes
 from workloads import MEANWHILE, WORKLOADS, Workload, tear, tidy
 
-import dbbasic_queue.store.slots
+import dbbasic_queue.store.claiming.slots
 
 REACH = 3
 _TRIES = 5
@@ -321,7 +321,9 @@ SWEEPS = {
 
 
 def main(kind: str, workload: str, every: str = "1") -> int:
-    set_constant(dbbasic_queue.store.slots, "SLOTS", 6)  # not 64 looks for slots that aren't there
+    set_constant(
+        dbbasic_queue.store.claiming.slots, "SLOTS", 6
+    )  # not 64 looks for slots that aren't there
     gc.freeze()  # what is never looked at is never copied by a child
     with scratch() as base:
         try:

@@ -22,7 +22,7 @@ from test_kill_sweep import LONG
 from workloads import WORKLOADS
 
 from dbbasic_queue import Queue, StoreError
-from dbbasic_queue.store.store import Store
+from dbbasic_queue.store.textfile import Store
 
 
 @pytest.mark.sweep("errors", 1 if LONG else 23)
@@ -139,7 +139,7 @@ def test_a_pause_that_finds_no_room_leaves_no_file(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="disk is full"):
             queue.pause("work")
         assert set(os.listdir(place / "data")) == before
-        assert queue._store.paused() == frozenset()
+        assert queue.store.paused() == frozenset()
         queue.close()
 
 

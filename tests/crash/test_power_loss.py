@@ -34,8 +34,8 @@ from power_workloads import (
     record,
 )
 
-from dbbasic_queue import Queue
-from dbbasic_queue.rows import HEADER, decode_record, encode_record
+from dbbasic_queue import JobDict, Queue
+from dbbasic_queue.model.rows import HEADER, decode_record, encode_record
 
 LONG = bool(os.environ.get("DBBASIC_QUEUE_LONG"))
 SEED = int(os.environ.get("DBBASIC_QUEUE_SEED", "1"))
@@ -100,7 +100,7 @@ def check(root: Path, facts: Facts) -> None:
     assert not any(b"\0" in line for line in lines), "a NUL stays in the file"
 
 
-def check_archive(queue: Queue, facts: Facts, jobs: dict[str, dict[str, Any]]) -> None:
+def check_archive(queue: Queue, facts: Facts, jobs: dict[str, JobDict]) -> None:
     """What was to be archived is in the queue or in the archive; that is whole after a purge."""
     archive = Path(queue.path).with_name(ARCHIVE)
     if not facts.leaving:
@@ -117,8 +117,8 @@ def check_archive(queue: Queue, facts: Facts, jobs: dict[str, dict[str, Any]]) -
     assert not lost, f"neither in the queue nor in the archive: {lost}; in the queue {there}"
 
 
-def holds(queue: Queue, facts: Facts, when: str) -> dict[str, dict[str, Any]]:
-    jobs: dict[str, dict[str, Any]] = {}
+def holds(queue: Queue, facts: Facts, when: str) -> dict[str, JobDict]:
+    jobs: dict[str, JobDict] = {}
     for job in queue.jobs():
         assert job["id"] not in jobs, f"{when}: {job['id']} is there twice"
         jobs[job["id"]] = job

@@ -20,7 +20,8 @@ from typing import Any
 
 from hostile import BOMBS, NASTY, NO_JSON
 
-from dbbasic_queue.rows import (
+from dbbasic_queue.model.escaping import MAX_PAYLOAD, decode_json, encode_json, escape, unescape
+from dbbasic_queue.model.rows import (
     decode_record,
     decode_state,
     encode_record,
@@ -29,8 +30,7 @@ from dbbasic_queue.rows import (
     parse_row,
     with_state,
 )
-from dbbasic_queue.store.scan import scan
-from dbbasic_queue.text import MAX_PAYLOAD, decode_json, encode_json, escape, unescape
+from dbbasic_queue.store.reading.bulk import scan
 
 SEEDS = [
     b"",

@@ -1,6 +1,6 @@
 """The examples of dbbasic-queue 1.0.0's usage guide, with our calls.
 
-`tests/test_compatibility.py` runs the examples of its README unchanged. `docs/COMPARISON.md` has
+`tests/test_compatibility.py` runs the examples of its README unchanged. `docs/comparison.md` has
 the table.
 """
 

@@ -1,6 +1,6 @@
 """The examples of Pinion 0.1 and 0.2 (pinion-queue), with our calls.
 
-The two quick starts, the examples of their docs, and their commands. `docs/COMPARISON.md` lists
+The two quick starts, the examples of their docs, and their commands. `docs/comparison.md` lists
 which of our calls replaces which of theirs.
 """
 
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from conftest import NOW, Clock, job
 from processes import Programs, environment, wait_for, wait_for_notes
 
-from dbbasic_queue import Backoff, Handlers, Queue, Worker
+from dbbasic_queue import Backoff, Handlers, Queue, Worker, open_queue
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 # Their default: 0.5 s, doubled each time, at most 10 s, three retries after the first attempt.
-THEIR_BACKOFF = Backoff(base=0.25, factor=2, cap=10)
+THEIR_BACKOFF = Backoff(first=0.5, factor=2, cap=10)
 THEIR_ATTEMPTS = 4
 
 
@@ -184,7 +184,7 @@ def test_dead_letters_are_listed_and_replayed_from_a_shell(tmp_path: Path) -> No
 
 def test_the_queue_of_one_test_may_lie_in_memory(clock: Clock) -> None:
     """`InMemoryStorage`."""
-    with Queue.open("memory:", clock=clock) as queue:
+    with open_queue("memory:", clock=clock) as queue:
         job_id = queue.enqueue("add", {"a": 1, "b": 2})
         queue.process_jobs({"add": lambda payload: payload["a"] + payload["b"]})
         found = queue.get_job(job_id)

@@ -1,6 +1,6 @@
 """The seven usage examples of simplepyq 0.1.3's README and its five unit tests, with our calls.
 
-`docs/COMPARISON.md` lists which of our calls replaces which of theirs.
+`docs/comparison.md` lists which of our calls replaces which of theirs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-AT_ONCE = Backoff(base=0)
+AT_ONCE = Backoff(first=0)
 
 
 @pytest.fixture

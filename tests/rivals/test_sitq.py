@@ -1,16 +1,16 @@
 """The examples of sitq, with our calls: the end-to-end one and the five numbered ones.
 
-`docs/COMPARISON.md` lists which of our calls replaces which of theirs.
+`docs/comparison.md` lists which of our calls replaces which of theirs.
 """
 
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import NOW, Clock, job
+from conftest import NOW, Clock, history, job
 from processes import Programs, notes
 
 from dbbasic_queue import Delay, Handlers, InvalidJob, Queue, QueueError, Worker
@@ -99,7 +99,7 @@ def test_of_four_tasks_the_one_that_fails_says_why_and_stops_no_other(tmp_path: 
 
 def test_a_task_with_an_eta_waits_for_it(queue: Queue, clock: Clock) -> None:
     """examples/basic/02_eta_delayed_execution.py: `enqueue(..., eta=...)`, with a time zone."""
-    soon = datetime.fromtimestamp(NOW, timezone.utc) + timedelta(seconds=3)
+    soon = datetime.fromtimestamp(NOW, UTC) + timedelta(seconds=3)
     job_id = queue.enqueue("report", {}, run_at=soon)
     clock.now += 2
     assert queue.process_jobs({"report": str})["completed"] == 0
@@ -160,7 +160,7 @@ def test_each_failure_has_its_traceback(queue: Queue) -> None:
 
     job_id = queue.enqueue("divide", {})
     queue.process_jobs({"divide": divide}, max_attempts=1)
-    (attempt,) = queue.attempts(job_id)
+    (attempt,) = history(queue, job_id)
     assert (attempt["outcome"], attempt["ended_at"]) == ("failed", NOW)
     first, *_, last = attempt["traceback"].splitlines()
     assert first == "Traceback (most recent call last):"

@@ -1,0 +1,199 @@
+"""What each command does: calls out, lines that grep and awk can take, an exit code.
+
+Each takes the parsed arguments, and returns 0, or 1 after one line on stderr that says why.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import time
+
+from dbbasic_queue.errors import NotAQueue
+from dbbasic_queue.jobqueue import Queue
+from dbbasic_queue.model.escaping import decode_json, printable
+from dbbasic_queue.model.rows import HEADER, Row, encode_state, has_json, is_id
+from dbbasic_queue.queue import default_queue
+from dbbasic_queue.store.location import path_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable
+    from typing import Any
+
+PROGRAM = "dbbasic-queue"
+
+
+def complain(why: str) -> int:
+    """Say on stderr why something was not done; return the exit code for that."""
+    print(f"{PROGRAM}: {printable(why)}", file=sys.stderr)
+    return 1
+
+
+def existing_queue(arguments: Namespace) -> Queue:
+    """Return the queue that --file names, or the default queue.
+
+    Raises NotAQueue if it doesn't exist, so that a typo doesn't look like an empty queue.
+    """
+    queue = named_queue(arguments)
+    if not queue.store.exists():
+        raise NotAQueue(
+            errno.ENOENT,
+            "there is no queue (name its file with --file or $DBBASIC_QUEUE_FILE)",
+            queue.path,
+        )
+    return queue
+
+
+def named_queue(arguments: Namespace) -> Queue:
+    """Return the queue that --file names, or the default queue."""
+    if arguments.file is None:
+        return default_queue()
+    return Queue(path_of(arguments.file, "--file"))
+
+
+def run_status(arguments: Namespace) -> int:
+    from dbbasic_queue.monitoring import status
+
+    with existing_queue(arguments) as queue:
+        for line in status.lines(queue.store, time.time()):
+            print(line)
+    return 0
+
+
+def columns(row: Row) -> list[str]:
+    """Return a job's nine columns as the file holds them."""
+    state = encode_state(row.state).decode().split("\t")
+    return [printable(text) for text in (row.id, row.type, row.payload, *state)]
+
+
+def run_list(arguments: Namespace) -> int:
+    with existing_queue(arguments) as queue:
+        for row in queue.store.rows():
+            if arguments.status in (None, row.state.status) and arguments.type in (None, row.type):
+                print("\t".join(columns(row)))
+    return 0
+
+
+def run_show(arguments: Namespace) -> int:
+    from dbbasic_queue.monitoring import status
+
+    with existing_queue(arguments) as queue:
+        row = queue.store.find(arguments.id) if is_id(arguments.id) else None
+        if row is None or not has_json(row):
+            return complain(f"there is no job {arguments.id}")
+        for name, text in zip(HEADER.decode().split(), columns(row), strict=True):
+            when = f"\t{status.instant(int(text))}" if name.endswith("_at") else ""
+            print(f"{name}\t{text}{when}")
+        traceback = None
+        for attempt in queue.history(row.id):
+            outcome = printable(attempt["outcome"])
+            words = [attempt["attempt"], outcome, status.instant(attempt["ended_at"])]
+            seconds = "-" if attempt["seconds"] is None else f"{attempt['seconds']:.3f}"
+            error = printable(attempt["error"] or "")
+            print("attempt", *words, seconds, error, sep="\t")
+            traceback = attempt["traceback"] or traceback
+        for line in (traceback or "").splitlines():
+            print(f"traceback\t{printable(line)}")
+    return 0
+
+
+def run_enqueue(arguments: Namespace) -> int:
+    payload: Any = None
+    if arguments.payload is not None:
+        try:
+            payload = decode_json(arguments.payload)
+        except ValueError as error:
+            arguments.wrong_usage(
+                f"PAYLOAD is no JSON: {error} (a text needs its own quotes: '\"text\"')"
+            )
+    with named_queue(arguments) as queue:
+        print(queue.enqueue(arguments.type, payload, arguments.run_at, job_id=arguments.id))
+    return 0
+
+
+def run_cancel(arguments: Namespace) -> int:
+    with existing_queue(arguments) as queue:
+        return change_each(arguments.ids, queue, queue.cancel_job, "cancelled", "a pending job")
+
+
+def run_requeue(arguments: Namespace) -> int:
+    if bool(arguments.ids) == arguments.failed or (arguments.type and not arguments.failed):
+        arguments.wrong_usage("give IDs, or --failed, which may have a --type")
+    with existing_queue(arguments) as queue:
+        if arguments.ids:
+            of = "a failed or cancelled job"
+            return change_each(arguments.ids, queue, queue.requeue, "requeued", of)
+        print(f"requeued\t{queue.requeue_failed(arguments.type)}")
+    return 0
+
+
+def change_each(
+    ids: list[str], queue: Queue, change: Callable[[str], bool], done: str, which: str
+) -> int:
+    """Make a change to each job, print what was done, complain of what was not."""
+    code = 0
+    for job_id in ids:
+        if change(job_id):
+            print(f"{done}\t{job_id}")
+            continue
+        job = queue.get_job(job_id)
+        why = f"it is {job['status']}" if job else "there is no such job"
+        code = complain(f"{job_id} was not {done}: {why} (only {which} can be)")
+    return code
+
+
+def run_purge(arguments: Namespace) -> int:
+    with existing_queue(arguments) as queue:
+        count = queue.purge(arguments.older_than, arguments.status, archive=arguments.archive)
+        print(f"purged\t{count}")
+    return 0
+
+
+def run_unreadable(arguments: Namespace) -> int:
+    with existing_queue(arguments) as queue:
+        if arguments.remove:
+            print(f"rejected\t{queue.remove_unreadable()}")
+            return 0
+        for found in queue.unreadable():
+            print(found["line"], found["reason"], found["text"], sep="\t")
+    return 0
+
+
+def run_pause(arguments: Namespace) -> int:
+    with existing_queue(arguments) as queue:
+        queue.pause(arguments.type)
+        print(f"paused\t{arguments.type or '*'}")
+    return 0
+
+
+def run_resume(arguments: Namespace) -> int:
+    from dbbasic_queue.store.paused import ALL
+
+    with existing_queue(arguments) as queue:
+        queue.resume(arguments.type)
+        if ALL in queue.paused():
+            return complain(
+                f"{arguments.type} stays paused: all types are (resume without a TYPE takes back "
+                "every pause)"
+            )
+        print(f"resumed\t{arguments.type or ALL}")
+    return 0
+
+
+def run_metrics(arguments: Namespace) -> int:
+    from dbbasic_queue.monitoring import metrics
+
+    with existing_queue(arguments) as queue:
+        if arguments.path is None:
+            print(metrics.to_text(queue.metrics(arguments.window)), end="")
+        else:
+            queue.write_metrics(arguments.path, arguments.window)
+    return 0
+
+
+def run_demo(arguments: Namespace) -> int:
+    from dbbasic_queue.cli import demo
+
+    return demo.run(arguments.dir)

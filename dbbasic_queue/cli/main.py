@@ -1,0 +1,194 @@
+"""The command line: arguments in, the command's exit code out.
+
+Exit codes: 0 done, 1 not done (one line on stderr says why), 2 wrong usage. What only one command
+needs is imported by that command, so that the others start faster.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+
+from dbbasic_queue import __version__
+from dbbasic_queue.cli import commands
+from dbbasic_queue.cli.commands import PROGRAM
+from dbbasic_queue.errors import QueueError
+from dbbasic_queue.model.escaping import printable
+from dbbasic_queue.model.rows import HEADER
+from dbbasic_queue.model.states import FINISHED, STATUSES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Callable, Sequence
+    from typing import NoReturn
+
+
+AFTER_DASHES = "a job's id (write -- before an id that starts with a dash)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that `argv` (by default the process's arguments) names; return its exit code.
+
+    Raises SystemExit with code 2 after wrong usage, and with 0 after --help and --version.
+    """
+    arguments = argument_parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a queue is UTF-8, whatever cron's locale is
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as `head`, has closed the pipe. Without this, the interpreter would flush
+        # once more at exit, and print an error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (QueueError, OSError) as error:
+        return commands.complain(str(error))
+    return code
+
+
+_SECONDS_PER = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds(text: str) -> float:
+    """Return a duration with a unit in seconds. Raises ArgumentTypeError for anything else.
+
+    >>> [seconds(text) for text in ("90s", "15m", "1.5h", "30d")]
+    [90.0, 900.0, 5400.0, 2592000.0]
+    """
+    from argparse import ArgumentTypeError
+
+    try:
+        number = float(text[:-1]) * _SECONDS_PER[text[-1:]]
+    except (ValueError, KeyError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ArgumentTypeError(
+            f"invalid duration {text!r}: must be a number with a unit, such as 90s, 15m, 12h or 30d"
+        )
+    return number
+
+
+def argument_parser() -> ArgumentParser:
+    """Return the parser; each command sets `run`, which takes the arguments and returns a code."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            super().error(printable(message))
+
+    parser = Parser(prog=PROGRAM, description="A job queue in a plain text file.")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    file = Parser(add_help=False)
+    file.add_argument(
+        "--file",
+        metavar="PATH",
+        help="the queue's file (default: $DBBASIC_QUEUE_FILE, else data/queue.tsv)",
+    )
+
+    def command(
+        name: str, run: Callable[[Namespace], int], text: str, *, more: str = ""
+    ) -> ArgumentParser:
+        made: ArgumentParser = subparsers.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.{more}",
+            parents=[] if run is commands.run_demo else [file],
+        )
+        made.set_defaults(run=run, wrong_usage=made.error)
+        return made
+
+    command(
+        "status",
+        commands.run_status,
+        "show counts, due jobs, running jobs and since when, and the last errors",
+        more=" One line each, with fields separated by tabs; an empty field is a dash.",
+    )
+
+    listing = command(
+        "list",
+        commands.run_list,
+        "print the jobs in the file's nine columns, as of now",
+        more=" " + HEADER.decode().replace("\t", " ").strip(),
+    )
+    listing.add_argument("--status", choices=STATUSES, help="only jobs with this status")
+    listing.add_argument("--type", help="only jobs of this type")
+
+    show = command(
+        "show",
+        commands.run_show,
+        "print one job: one line per column, one per attempt, and the last traceback",
+        more=" An attempt's fields are its number, outcome, when it ended, seconds, and error.",
+    )
+    show.add_argument("id", metavar="ID", help=AFTER_DASHES)
+
+    enqueue = command("enqueue", commands.run_enqueue, "add a job, and print its id")
+    enqueue.add_argument("type", metavar="TYPE")
+    enqueue.add_argument("payload", metavar="PAYLOAD", nargs="?", help="JSON (default: {})")
+    enqueue.add_argument(
+        "--run-at", type=float, metavar="SECONDS", help="when it is due, in Unix seconds"
+    )
+    enqueue.add_argument("--id", help="an id of your own: only one job can have it")
+
+    cancel = command("cancel", commands.run_cancel, "cancel jobs that are pending")
+    cancel.add_argument("ids", metavar="ID", nargs="+", help=AFTER_DASHES)
+
+    requeue = command(
+        "requeue", commands.run_requeue, "run failed or cancelled jobs again, with 0 attempts"
+    )
+    requeue.add_argument("ids", metavar="ID", nargs="*", help=AFTER_DASHES)
+    requeue.add_argument("--failed", action="store_true", help="all failed jobs")
+    requeue.add_argument("--type", help="with --failed: only those of this type")
+
+    purge = command("purge", commands.run_purge, "remove finished jobs from the file")
+    purge.add_argument(
+        "--older-than",
+        type=seconds,
+        metavar="DURATION",
+        required=True,
+        help="jobs that were due longer ago than this, such as 30d or 12h",
+    )
+    purge.add_argument("--status", choices=FINISHED, help="only jobs with this status")
+    purge.add_argument("--archive", metavar="FILE", help="append their rows to this TSV file first")
+
+    unreadable = command(
+        "unreadable",
+        commands.run_unreadable,
+        "print the lines of the file that aren't jobs: number, reason, beginning",
+    )
+    unreadable.add_argument(
+        "--remove", action="store_true", help="move them to queue.tsv.rejected, and print how many"
+    )
+
+    pause = command("pause", commands.run_pause, "stop starting jobs of TYPE, or of all types")
+    pause.add_argument("type", metavar="TYPE", nargs="?")
+
+    resume = command("resume", commands.run_resume, "end the pause of TYPE, or every pause")
+    resume.add_argument("type", metavar="TYPE", nargs="?")
+
+    metrics = command(
+        "metrics",
+        commands.run_metrics,
+        "print figures for Prometheus, or write them to a file for its node_exporter",
+    )
+    metrics.add_argument("path", metavar="PROM", nargs="?", help="a file whose name ends in .prom")
+    metrics.add_argument(
+        "--window",
+        type=seconds,
+        metavar="DURATION",
+        default="1h",
+        help="how far to look back, such as 15m or 24h (default: 1h)",
+    )
+
+    demo = command(
+        "demo",
+        commands.run_demo,
+        "run real jobs through a queue in a fresh directory, and show the file",
+        more=" The directory is kept, so that you can look at it.",
+    )
+    demo.add_argument("--dir", help="an empty or new directory (default: a temporary one)")
+    return parser

@@ -1,0 +1,606 @@
+"""`Queue`: enqueue, look, change and run jobs, over any store."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+
+from dbbasic_queue.errors import (
+    InvalidArgument,
+    InvalidJob,
+    JobNotFound,
+    QueueError,
+)
+from dbbasic_queue.lazy import load
+from dbbasic_queue.model.escaping import (
+    LARGEST_PAYLOAD,
+    MAX_PAYLOAD,
+    decode_json,
+    encode_json,
+    unescape,
+)
+from dbbasic_queue.model.rows import (
+    CheckedClock,
+    Row,
+    check_id,
+    check_instant,
+    check_seconds,
+    check_type,
+    is_id,
+    new_row,
+)
+from dbbasic_queue.model.states import FAILED, FINISHED, STATUSES
+from dbbasic_queue.store.location import open_store
+from dbbasic_queue.store.paused import ALL
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from datetime import datetime, timedelta
+    from typing import Any, Literal, Self, TypeAlias, TypedDict
+
+    from dbbasic_queue.passes.base import Pass
+    from dbbasic_queue.passes.supervisor import Crew
+
+    Status: TypeAlias = Literal["pending", "processing", "completed", "failed", "cancelled"]
+    """A job's status."""
+    FinishedStatus: TypeAlias = Literal["completed", "failed", "cancelled"]
+
+    class JobDict(TypedDict):
+        """A job: the nine columns of its row, as Python values."""
+
+        id: str
+        type: str
+        payload: Any
+        status: Status
+        created_at: int
+        run_at: int
+        attempts: int
+        error: str | None
+        result: Any
+
+    class AttemptDict(TypedDict):
+        """A finished attempt: the nine columns of its row in the history, as Python values."""
+
+        id: str
+        type: str
+        attempt: int
+        outcome: Literal["completed", "failed", "retried", "delayed", "interrupted", "died", "late"]
+        due_at: int
+        ended_at: float
+        seconds: float | None
+        error: str | None
+        traceback: str | None
+
+    class UnreadableDict(TypedDict):
+        """A line of the queue's file that isn't a job."""
+
+        line: int
+        reason: str
+        text: str
+
+else:
+    Status, JobDict = str, dict  # only type checkers need more, and `typing` is slow to import
+
+MAX_ATTEMPTS = 3
+_FIRST_POLL_SECONDS = 0.005
+_LONGEST_POLL_SECONDS = 0.1
+
+
+class Queue:
+    """A queue in a text file, or in memory: safe for threads, processes and forks.
+
+    `path_or_url` is a path, relative to the current directory at this call, or `file:PATH`: the
+    file and its directory are created by the first `enqueue`. `memory:` keeps the jobs in this
+    process only, for tests; all queues named `memory:NAME` share theirs.
+
+    With `fsync=False` a job survives any crash of a process, but not of the machine. `max_payload`
+    limits the JSON of a payload, or a result, in bytes. `clock` returns the time in Unix seconds.
+
+    Raises InvalidArgument for a `max_payload` that is too large, NotAQueue for a URL of another
+    kind.
+    """
+
+    _skipped_history_rows = 0
+    """how many unreadable rows of the history have been reported"""
+
+    def __init__(
+        self,
+        path_or_url: str | os.PathLike[str] = "data/queue.tsv",
+        *,
+        fsync: bool = True,
+        max_payload: int = MAX_PAYLOAD,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if max_payload > LARGEST_PAYLOAD:
+            raise InvalidArgument(
+                f"invalid max_payload {max_payload!r}: must be at most {LARGEST_PAYLOAD} bytes "
+                "(put larger data into a file, and the file's name into the payload)"
+            )
+        store = open_store(path_or_url, fsync=fsync)
+        self.path = store.path
+        """the absolute path of the queue's file, or its URL"""
+        self.store = store
+        """where the jobs are kept: for this package's own tools"""
+        self.max_payload = max_payload
+        self.now = clock if clock is time.time else CheckedClock(clock)
+        """returns the time in Unix seconds"""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.path}>"
+
+    def close(self) -> None:
+        """Close the files. The next call opens them again."""
+        self.store.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy in another process needs: it opens the same file."""
+        clock = getattr(self.now, "clock", self.now)
+        if "<" in getattr(clock, "__qualname__", ""):
+            raise QueueError(
+                f"cannot pickle the queue {self.path}: its clock {clock!r} is a lambda or an inner "
+                "function (define it at the top level of a module)"
+            )
+        return {**self.__dict__, "path": self.path, "now": self.now, "store": self.store}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def enqueue(
+        self,
+        job_type: str,
+        payload: Any,
+        run_at: float | datetime | None = None,
+        *,
+        job_id: str | None = None,
+    ) -> str:
+        """Add one job, and return its id. The job is on the disk on return.
+
+        `job_type` is 1 to 100 characters from A-Z a-z 0-9 _ . : -. `payload` is any JSON value;
+        None becomes `{}`. `run_at` is when the job becomes due: Unix seconds, rounded up, or an
+        aware datetime; None and 0 mean now. `job_id` is an id of your own, 1 to 64 characters from
+        A-Z a-z 0-9 . _ -: only one job can have it.
+
+        Raises InvalidJob for an invalid argument, DuplicateJob if a job has this `job_id`,
+        StoreError if the system can't write. Then nothing was added.
+        """
+        job_type = check_type(job_type)
+        now = int(self.now())
+        due = now if run_at is None else self._instant(run_at, now)
+        row_id = os.urandom(8).hex() if job_id is None else check_id(job_id)
+        try:
+            text = encode_json({} if payload is None else payload, self.max_payload)
+        except ValueError as e:
+            raise InvalidJob(f"invalid payload: {e}") from e
+        self.store.add(new_row(row_id, job_type, text, now, due), job_id)
+        return row_id
+
+    def enqueue_many(
+        self,
+        job_type: str,
+        payloads: Iterable[Any],
+        run_at: float | datetime | None = None,
+    ) -> list[str]:
+        """Add one job per payload, and return their ids in the payloads' order.
+
+        All jobs are added by one write and one sync, and are on the disk on return. After an error
+        none was added. Raises the same errors as `enqueue`.
+        """
+        job_type = check_type(job_type)
+        if isinstance(payloads, (str, bytes, bytearray)) or hasattr(payloads, "keys"):
+            raise InvalidJob(
+                f"invalid payloads of type {type(payloads).__name__}: must be a list, or another "
+                "iterable, with one payload for each job"
+            )
+        now = int(self.now())
+        due = now if run_at is None else self._instant(run_at, now)
+        most = self.max_payload
+        try:
+            texts = [encode_json({} if value is None else value, most) for value in list(payloads)]
+        except ValueError as e:
+            raise InvalidJob(f"invalid payload: {e}") from e
+        random = os.urandom(8 * len(texts)).hex()
+        ids = [random[i : i + 16] for i in range(0, len(random), 16)]
+        rows = [new_row(i, job_type, text, now, due) for i, text in zip(ids, texts, strict=True)]
+        if rows:
+            self.store.add("".join(rows))
+        return ids
+
+    @staticmethod
+    def _instant(run_at: object, now: int) -> int:
+        """Return when a job is due: now for a `run_at` of 0, as in dbbasic-queue 1.0.0."""
+        return check_instant(run_at) or now
+
+    def get_job(self, job_id: str) -> JobDict | None:
+        """Return the job, or None if there is no such job. Writes nothing and takes no lock.
+
+        The keys are the nine columns: `id`, `type`, `payload`, `status`, `created_at`, `run_at`
+        (both in Unix seconds), `attempts`, `error` (a str or None), `result`. The dict is a copy.
+        """
+        row = self.store.find(job_id) if is_id(job_id) else None
+        return as_dict(row) if row else None
+
+    def cancel_job(self, job_id: str) -> bool:
+        """Cancel a pending job. The change is on the disk on return.
+
+        Returns True if the job was pending and is now `cancelled`; False if it is unknown, running
+        or finished.
+        """
+        return is_id(job_id) and self.store.cancel(job_id)
+
+    def process_jobs(
+        self,
+        handlers: Mapping[str, Callable[..., Any]],
+        max_attempts: int = MAX_ATTEMPTS,
+        *,
+        skip_unknown: bool = False,
+        linger: float | timedelta = 0,
+        workers: int = 1,
+    ) -> dict[str, int]:
+        """Make one pass: run the jobs that are due now, and record each outcome.
+
+        `handlers` maps job types to functions, or coroutine functions, that take the payload (and,
+        if they have a second argument, the `Job`) and return a JSON value or None. A `Handlers`
+        registry or `Handler` objects add policies. If a handler raises an exception, its text is
+        the job's error, and the job runs again `60 * 2**attempt` seconds later, up to
+        `max_attempts` times; then it is `failed`. `Delay` postpones a job, `Fail` fails it at once.
+        A job whose type has no handler fails like one whose handler raises; with `skip_unknown` it
+        is left alone.
+
+        With `linger` (seconds, or a `timedelta`) the pass stays that long, and starts a job within
+        a tenth of a second after it becomes due. So cron with `linger=55` needs no daemon.
+
+        With `workers`, that many jobs run at a time: plain functions in forked processes,
+        coroutine functions on one event loop.
+
+        Returns the counts `completed`, `failed`, `retried`, `delayed` and `recovered` (jobs of a
+        pass that died). Ctrl-C raises KeyboardInterrupt and SIGTERM SystemExit, after the running
+        job has been recorded or returned.
+
+        Raises InvalidHandlers for invalid handlers or limits, InvalidArgument for an invalid
+        `linger`, QueueBusy if 64 passes are running, NotAQueue or StoreError if the files can't be
+        used.
+        """
+        seconds = check_seconds(linger, "linger")
+        return self._pass(
+            handlers, max_attempts, workers, skip_unknown=skip_unknown, linger=seconds
+        ).run()
+
+    def run_until_complete(
+        self,
+        handlers: Mapping[str, Callable[..., Any]],
+        max_attempts: int = MAX_ATTEMPTS,
+        *,
+        workers: int = 1,
+    ) -> dict[str, int]:
+        """Run jobs until none is pending or running; wait for retries and delayed jobs.
+
+        Jobs of paused types are left alone. If a job calls this, the jobs that its own pass is
+        running are left alone, too. Otherwise like `process_jobs`; returns the same counts.
+        """
+        return self._pass(
+            handlers, max_attempts, workers, linger=math.inf, until_complete=True
+        ).run()
+
+    def _pass(self, handlers: Any, max_attempts: int, workers: int, **how: Any) -> Pass | Crew:
+        return load(_plan)(
+            self.store, handlers, max_attempts, workers, self.now, self.max_payload, **how
+        )
+
+    def pause(self, job_type: str | None = None) -> bool:
+        """Stop starting jobs of a type, or of all types. Running jobs go on.
+
+        The pause is on the disk, in `queue.tsv.paused`, on return. Returns False if it was paused
+        already.
+        """
+        return self.store.pause(ALL if job_type is None else check_type(job_type))
+
+    def resume(self, job_type: str | None = None) -> bool:
+        """End the pause of a type or, without a type, every pause; on the disk on return.
+
+        Returns False if it wasn't paused. While all types are paused, resuming one of them has no
+        effect.
+        """
+        return self.store.resume(None if job_type is None else check_type(job_type))
+
+    def paused(self) -> frozenset[str]:
+        """Return the paused types; "*" means all types."""
+        return self.store.paused()
+
+    def wait(self, job_id: str, timeout: float | timedelta) -> JobDict | None:
+        """Wait until a job is completed, failed or cancelled, and return it like `get_job`.
+
+        Returns None after `timeout` (seconds, or a `timedelta`). Raises JobNotFound if there is no
+        such job, InvalidArgument for an invalid `timeout`.
+        """
+        for pause in _polls(timeout):
+            time.sleep(pause)
+            job = self._existing(job_id, self.get_job(job_id))
+            if job["status"] in FINISHED:
+                return job
+        return None
+
+    def _existing(self, job_id: object, job: JobDict | None) -> JobDict:
+        if job is None:
+            raise _not_found(job_id, self.path)
+        return job
+
+    # -- for coroutines: the same in a thread, so that the event loop goes on --
+
+    async def aenqueue(
+        self,
+        job_type: str,
+        payload: Any,
+        run_at: float | datetime | None = None,
+        *,
+        job_id: str | None = None,
+    ) -> str:
+        """Like `enqueue`. If the caller is cancelled, the job may have been added anyway."""
+        import asyncio
+
+        return await asyncio.to_thread(self.enqueue, job_type, payload, run_at, job_id=job_id)
+
+    async def aget_job(self, job_id: str) -> JobDict | None:
+        """Like `get_job`."""
+        import asyncio
+
+        return await asyncio.to_thread(self.get_job, job_id)
+
+    async def await_job(self, job_id: str, timeout: float | timedelta) -> JobDict | None:
+        """Like `wait`."""
+        import asyncio
+
+        for pause in _polls(timeout):
+            await asyncio.sleep(pause)
+            job = self._existing(job_id, await self.aget_job(job_id))
+            if job["status"] in FINISHED:
+                return job
+        return None
+
+    # -- changing jobs: each call is one atomic change, and leaves running jobs alone --
+
+    def requeue(self, job_id: str, run_at: float | datetime | None = None) -> bool:
+        """Make a failed or cancelled job pending again, with 0 attempts; on the disk on return.
+
+        It becomes due at `run_at` (Unix seconds, or an aware datetime; 0 means now). By default a
+        failed job is due now, and a cancelled one at its old `run_at`. Returns False if there is
+        no such job, or if it is neither failed nor cancelled. Raises InvalidJob for an invalid
+        `run_at`.
+        """
+        now = self.now()
+        due = None if run_at is None else self._instant(run_at, int(now))
+        return is_id(job_id) and self.store.requeue(now, job_id=job_id, run_at=due) == 1
+
+    def run_now(self, job_id: str) -> bool:
+        """Make a pending job due now: the next pass runs it. On the disk on return.
+
+        Returns False if the job isn't pending. Raises JobNotFound if there is no such job.
+        """
+        if is_id(job_id) and self.store.run_now(job_id, self.now()):
+            return True
+        self._existing(job_id, self.get_job(job_id))
+        return False
+
+    def requeue_failed(self, job_type: str | None = None) -> int:
+        """Requeue all failed jobs, or those of one type; return how many. They are due now."""
+        return self.store.requeue(self.now(), job_type=job_type)
+
+    def clear_failed(self, job_type: str | None = None) -> int:
+        """Remove all failed jobs, or those of one type; return how many."""
+        return self.store.remove(
+            lambda row: row.state.status == FAILED and job_type in (None, row.type)
+        )
+
+    def remove_type(self, job_type: str) -> int:
+        """Remove all jobs of a type, except running ones; return how many."""
+        return self.store.remove(lambda row: row.type == job_type)
+
+    def purge(
+        self,
+        older_than: float | timedelta,
+        status: FinishedStatus | None = None,
+        *,
+        archive: str | os.PathLike[str] | None = None,
+    ) -> int:
+        """Remove finished jobs that were due more than `older_than` ago; return how many.
+
+        `older_than` is seconds or a `timedelta`. A job that was enqueued after its `run_at` counts
+        from when it was enqueued. `status` (completed, failed or cancelled) removes only those.
+        `archive` names a TSV file: the rows are appended to it, and synced, before they leave the
+        queue; a crash in between leaves them in both. Several queues may share an archive.
+
+        Raises InvalidArgument for an invalid argument, NotAQueue if the archive's name belongs to
+        another file, QueueBusy if another purge has been writing to it for a minute, StoreError if
+        the system can't write. Then no job was removed.
+        """
+        seconds = check_seconds(older_than, "older_than")
+        if status is not None and status not in FINISHED:
+            raise InvalidArgument(f"invalid status {status!r}: must be one of {FINISHED}")
+        statuses = FINISHED if status is None else (status,)
+        path = None if archive is None else self._archive_path(archive)
+        before = self.now() - seconds
+
+        def is_old(row: Row) -> bool:
+            state = row.state
+            # A job may have been given a `run_at` long ago, to go before all others.
+            return state.status in statuses and max(state.run_at, state.created_at) < before
+
+        return self.store.remove(is_old, archive=path)
+
+    def _archive_path(self, archive: str | os.PathLike[str]) -> str:
+        """Return the archive's path; raises InvalidArgument for a name that it can't have."""
+        path = os.path.abspath(os.fspath(archive))
+        name = os.fspath(archive)
+        if path.endswith(".gz"):
+            raise InvalidArgument(
+                f"invalid archive {name!r}: archives are plain TSV files now (choose a name that "
+                "doesn't end in .gz; logrotate can compress it, and zcat still reads old archives)"
+            )
+        if f"{os.path.realpath(path)}.".startswith(os.path.realpath(self.path) + "."):
+            raise InvalidArgument(
+                f"invalid archive {name!r}: this is a file of the queue (choose another name)"
+            )
+        return path
+
+    # -- looking --
+
+    def jobs(self, status: Status | None = None, job_type: str | None = None) -> Iterator[JobDict]:
+        """Iterate over all jobs in the file's order, as dicts like those of `get_job`.
+
+        `status` and `job_type` select some of them. Raises InvalidArgument for a status that no
+        job can have.
+        """
+        if status is not None and status not in STATUSES:
+            raise InvalidArgument(f"invalid status {status!r}: must be one of {STATUSES}")
+        return self._jobs(status, job_type)
+
+    def _jobs(self, status: str | None, job_type: str | None) -> Iterator[JobDict]:
+        for row in self.store.rows():
+            if status in (None, row.state.status) and job_type in (None, row.type):
+                job = as_dict(row)
+                if job is not None:
+                    yield job
+
+    def counts(self) -> dict[Status, int]:
+        """Return how many jobs have each of the five statuses."""
+        from dbbasic_queue.monitoring.summary import Summary
+
+        return Summary(self.store, self.now()).counts
+
+    # -- lines of the file that aren't jobs --
+
+    def unreadable(self) -> Iterator[UnreadableDict]:
+        """Iterate over the lines of the file that aren't jobs, in the file's order.
+
+        No pass runs them, and no other call shows them. The keys are `line` (its number in the
+        file), `reason`, and `text` (its first 200 characters, escaped). Takes no lock, except to
+        check a last line that has no line end.
+        """
+        for found in self.store.unreadable():
+            yield {"line": found.line, "reason": found.reason, "text": found.text}
+
+    def remove_unreadable(self) -> int:
+        """Move the lines that aren't jobs to `queue.tsv.rejected`; return how many.
+
+        All are moved by one rewrite, which is on the disk on return; a crash may leave them in
+        both files. Raises StoreError if the system can't write. Then no line was moved.
+        """
+        return self.store.remove_unreadable()
+
+    # -- the history, `queue.tsv.history`: one row per finished attempt --
+
+    def history(self, job_id: str) -> list[AttemptDict]:
+        """Return the finished attempts of a job, oldest first, as far as the history goes back.
+
+        The keys are the history's columns: `id`, `type`, `attempt` (counted from 1; a delayed or
+        interrupted attempt doesn't count, and its number is used again), `outcome` (completed,
+        failed, retried, delayed, interrupted; died: with its pass; late: a newer attempt had
+        replaced it), `due_at` and `ended_at` (Unix seconds), `seconds` (how long the handler ran;
+        None if it died), `error` and `traceback` (a str or None). Rows are written up to a second
+        after an attempt has ended.
+
+        Raises NotAQueue or StoreError if the files can't be used.
+        """
+        found = (
+            sorted(self.store.history(job_id), key=lambda a: a.ended_at) if is_id(job_id) else []
+        )
+        self._report_skipped_history()
+        return [attempt.as_dict() for attempt in found]
+
+    def metrics(self, window: float | timedelta = 3600) -> dict[str, Any]:
+        """Return figures about the jobs now, and about attempts that ended in the last `window`.
+
+        `window` is seconds or a `timedelta`. `jobs`: how many jobs have each status. `paused`: how
+        many pending jobs are of a paused type. `oldest_pending`: for how many seconds the first
+        due job has been waiting; 0 if none is due. `window`: the seconds that the rest covers;
+        less than asked for if the history is shorter. `types` has, for each type, `attempts` (how
+        many ended, by outcome), `rate` (attempts per second), `waiting` (seconds from due, a whole
+        second, to started) and `running` (seconds that handlers ran), both with `p50`, `p95`, `p99`
+        (None without attempts), `sum` and `count`, and `oldest_pending`.
+
+        Raises InvalidArgument for an invalid `window`, NotAQueue or StoreError if the files can't
+        be used.
+        """
+        from dbbasic_queue.monitoring import metrics
+        from dbbasic_queue.monitoring.summary import Summary
+
+        seconds = check_seconds(window, "window", above=0)
+        now = self.now()
+        attempts = self.store.history(since=now - seconds)
+        found = metrics.measure(Summary(self.store, now), attempts, now, seconds)
+        self._report_skipped_history()
+        return found
+
+    def _report_skipped_history(self) -> None:
+        """Log rows of the history that can't be read; not again until there are more of them."""
+        from dbbasic_queue.passes import log_lines
+
+        lines = self.store.skipped_history
+        if len(lines) > self._skipped_history_rows and (log := log_lines.logger()):
+            log_lines.skipped_history(log, self.path, lines)
+        self._skipped_history_rows = len(lines)
+
+    def write_metrics(self, path: str | os.PathLike[str], window: float | timedelta = 3600) -> None:
+        """Write the figures of `metrics` to a file for Prometheus' node_exporter.
+
+        Its textfile collector reads the files in its directory whose names end in `.prom`. The
+        file is replaced atomically, and readable by all.
+
+        Raises InvalidArgument if the name doesn't end in `.prom`, NotAQueue if the path belongs to
+        a file that isn't one of these, StoreError if the system can't write. Then the file is
+        unchanged.
+        """
+        from dbbasic_queue.monitoring import metrics
+
+        place = os.path.abspath(os.fspath(path))
+        metrics.check_path(place)
+        metrics.write(place, metrics.to_text(self.metrics(window)))
+
+
+def _plan() -> Callable[..., Pass | Crew]:
+    from dbbasic_queue.passes.plan import plan
+
+    return plan
+
+
+def _not_found(job_id: object, path: str) -> JobNotFound:
+    return JobNotFound(f"unknown job_id {job_id!r}: {path} has no such job")
+
+
+def _polls(timeout: float | timedelta) -> Iterator[float]:
+    """Yield how long to sleep before each look at a job: first 0, and the last at the timeout."""
+    end = time.monotonic() + check_seconds(timeout, "timeout", above=-math.inf)
+    yield 0
+    pause = _FIRST_POLL_SECONDS
+    while (left := end - time.monotonic()) > 0:
+        yield min(pause, left)
+        pause = min(pause * 1.5, _LONGEST_POLL_SECONDS)
+
+
+def as_dict(row: Row) -> JobDict | None:
+    """Return a job with Python values, or None if its payload isn't JSON: then it isn't a job."""
+    state = row.state
+    try:
+        payload = decode_json(row.payload) if row.payload else {}
+    except ValueError:
+        return None
+    try:
+        result = decode_json(state.result) if state.result else None
+    except ValueError:  # written by another program
+        result = None
+    status: Any = state.status
+    return {
+        "id": row.id,
+        "type": row.type,
+        "payload": payload,
+        "status": status,
+        "created_at": state.created_at,
+        "run_at": state.run_at,
+        "attempts": state.attempts,
+        "error": unescape(state.error) if state.error else None,
+        "result": result,
+    }

@@ -1,0 +1,125 @@
+"""A queue at a glance: lines of words that tabs separate, the first one saying what the line tells.
+
+    queue       the file
+    pending     how many jobs are so; the same for the other four statuses
+    due         of the pending: how many could run now, for how many seconds the first one has
+                been due, and its id
+    paused      of the pending: how many are of a paused type; the paused types, `*` for all
+    pass        a pass that is alive: its process id, since when
+    running     a job in its hands: id, type, attempt, process id, since when, for how many seconds
+    lost        a job whose pass is dead, for the next pass to recover: id, type, attempt
+    error       one of the last errors, the latest first: id, type, status, attempts, when the
+                attempt ended, what it says
+    unreadable  how many lines are no jobs, and the numbers of the first of them
+
+What is empty stands as `-`. When an attempt ended is what the history says: errors that it doesn't
+have, or not yet, come after the others, first those of the jobs that were due last. Since when a
+job runs is when its pass has claimed it, with others if they are quick; a pass that runs coroutines
+claims while others run, and so cannot tell.
+"""
+
+from __future__ import annotations
+
+import time
+from heapq import nlargest
+
+from dbbasic_queue.model.escaping import escape, printable
+from dbbasic_queue.model.states import DELAYED, FAILED, PENDING
+from dbbasic_queue.monitoring.summary import Summary, waited_seconds
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.store.protocol import Store
+
+_ERRORS = 5
+_LINES = 10
+_WITH_ERRORS = ("failed", "retried", "died")
+
+
+def instant(seconds: float) -> str:
+    """Return Unix seconds as UTC, for a person.
+
+    >>> instant(1_800_000_000)
+    '2027-01-15T08:00:00Z'
+    """
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def lines(store: Store, now: float) -> Iterator[str]:
+    """Yield the lines; changes nothing, and takes the lock to ask which passes are alive."""
+    ended_at = _ends_of_errors(store)
+    errors = _LastErrors(ended_at)
+    summary = Summary(store, now, errors.add)
+    yield f"queue\t{printable(store.path)}"
+    for status, count in summary.counts.items():
+        yield f"{status}\t{count}"
+    first = summary.first_due
+    waited = "-\t-" if first is None else f"{int(waited_seconds(first, int(now)))}\t{first.id}"
+    yield f"due\t{summary.due}\t{waited}"
+    paused = " ".join(map(printable, sorted(summary.paused_types)))
+    yield f"paused\t{summary.paused}\t{paused or '-'}"
+    yield from _running(store, now)
+    for row in errors.latest():
+        state = row.state
+        ended = ended_at.get(row.id)
+        when = "-" if ended is None else instant(ended)
+        yield (
+            f"error\t{row.id}\t{escape(row.type)}\t{state.status}\t{state.attempts}\t{when}"
+            f"\t{printable(state.error)}"
+        )
+    numbers = " ".join(map(str, summary.unreadable[:_LINES]))
+    yield f"unreadable\t{len(summary.unreadable)}\t{numbers or '-'}"
+
+
+class _LastErrors:
+    """The jobs whose last attempt failed most recently."""
+
+    def __init__(self, ended_at: dict[str, float]) -> None:
+        self._ended_at = ended_at
+        self._rows: list[Row] = []
+
+    def add(self, row: Row) -> None:
+        state = row.state
+        if not state.error or state.status not in (FAILED, PENDING):
+            return
+        if not state.error.startswith(DELAYED):
+            self._rows.append(row)
+        if len(self._rows) > 1000:
+            self._rows = self.latest()
+
+    def latest(self) -> list[Row]:
+        return nlargest(_ERRORS, self._rows, key=self._when)
+
+    def _when(self, row: Row) -> tuple[bool, float]:
+        ended_at = self._ended_at.get(row.id)
+        return ended_at is not None, ended_at or row.state.run_at
+
+
+def _ends_of_errors(store: Store) -> dict[str, float]:
+    """Return when the last attempt of each job that has raised ended, as the history has it."""
+    try:
+        found = store.history(only_errors=True)
+        return {a.id: a.ended_at for a in found if a.outcome in _WITH_ERRORS}
+    except OSError:  # the history cannot be read, and a person needs the rest all the more
+        return {}
+
+
+def _running(store: Store, now: float) -> Iterator[str]:
+    passes, rows = store.at_work()
+    for living in sorted(passes, key=lambda living: living.begun_at):
+        yield f"pass\t{living.pid}\t{instant(living.begun_at)}"
+    for row in rows:
+        claim = (row.id, row.state.attempts)
+        job = f"{row.id}\t{escape(row.type)}\t{row.state.attempts}"
+        holder = next((living for living in passes if claim in living.claims), None)
+        if holder is None:
+            yield f"lost\t{job}"
+            continue
+        since = holder.listed_at
+        told = f"{instant(since)}\t{max(int(now - since), 0)}"
+        if holder.parallel > 1:
+            told = "-\t-"
+        yield f"running\t{job}\t{holder.pid}\t{told}"

@@ -1,0 +1,58 @@
+"""What one reading of the rows says: counts, due and paused jobs, the oldest of each type."""
+
+from __future__ import annotations
+
+from dbbasic_queue.model.states import PENDING, STATUSES
+from dbbasic_queue.store.paused import ALL
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.store.protocol import Store
+
+
+class Summary:
+    """The rows as they were when the reading began; times are compared with `now`.
+
+    `counts`        status -> how many jobs
+    `paused_types`  the paused types; "*" means all
+    `paused`        how many pending jobs are of a paused type
+    `due`           how many other pending jobs are due
+    `first_due`     the one of them that has been due for the longest time, or None
+    `waiting`       type -> for how many seconds its first pending job has been due; 0 if none is
+    `unreadable`    the line numbers of what isn't a job
+    """
+
+    def __init__(
+        self, store: Store, now: float, each: Callable[[Row], object] = lambda _: None
+    ) -> None:
+        """`each` is called with every job, in the file's order."""
+        self.counts: dict[Any, int] = dict.fromkeys(STATUSES, 0)
+        self.paused_types = store.paused()
+        self.paused = self.due = 0
+        self.first_due: Row | None = None
+        self.waiting: dict[str, float] = {}
+        self.unreadable: list[int] = []
+        for row in store.rows(self.unreadable):
+            self.counts[row.state.status] += 1
+            if row.state.status == PENDING:
+                self._add_pending(row, now)
+            each(row)
+
+    def _add_pending(self, row: Row, now: float) -> None:
+        waited = waited_seconds(row, now)
+        self.waiting[row.type] = max(self.waiting.get(row.type, 0.0), waited)
+        if ALL in self.paused_types or row.type in self.paused_types:
+            self.paused += 1
+        elif row.state.run_at <= now:
+            self.due += 1
+            if self.first_due is None or waited > waited_seconds(self.first_due, now):
+                self.first_due = row
+
+
+def waited_seconds(row: Row, now: float) -> float:
+    """Return for how long a job has been due; if it came later, since when it was enqueued."""
+    return max(now - max(row.state.run_at, row.state.created_at), 0.0)

@@ -1,0 +1,281 @@
+"""One attempt: a payload goes into a handler, an outcome comes out, whatever the handler does."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+
+from dbbasic_queue.errors import not_started
+from dbbasic_queue.handlers import Delay, Fail, Job
+from dbbasic_queue.model import states
+from dbbasic_queue.model.escaping import MAX_ERROR, encode_json, escape
+from dbbasic_queue.model.rows import check_instant, decode_state, encode_state
+from dbbasic_queue.passes.tracebacks import format_traceback
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextvars import Context
+    from typing import Any
+
+    from dbbasic_queue.errors import StoreError
+    from dbbasic_queue.handlers import Handler
+    from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.passes.event_loop import OneLoop
+    from dbbasic_queue.passes.signals import Interrupts
+
+    Outcome = tuple[str, states.State | None, str]
+
+INTERRUPTED = "interrupted"
+_SECONDS_FOR_A_SIGNAL = 0.5
+_LATER = 5
+_NOT_BEGUN = (AsyncGeneratorType, GeneratorType)
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception as the `error` column holds it: one line, `ValueError: no such user`.
+
+    A plain Exception, or Fail, gives its message alone, one without a message its type alone. At
+    most 500 characters of the message are kept. One whose text raises is told by its type.
+    """
+    name = type(error).__name__
+    try:
+        message = "".join((str(error),))[: MAX_ERROR + 1]  # a plain str, whatever it was
+    except BaseException as e:  # noqa: BLE001 - whatever it is, the pass must go on
+        message = f"(its text cannot be had: {type(e).__name__})"
+    if len(message) > MAX_ERROR:
+        message = message[: MAX_ERROR - 1] + "…"
+    if not message:
+        return escape(name)
+    return escape(message if type(error) in (Exception, Fail) else f"{name}: {message}")
+
+
+class _NoEventLoop(Exception):
+    """Raised if the system refuses an event loop: the coroutine has not been started."""
+
+
+class Attempts:
+    """Runs attempts for one pass, under its policy."""
+
+    def __init__(
+        self,
+        interrupts: Interrupts,
+        max_attempts: int,
+        max_result: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self.interrupts = interrupts
+        self.max_attempts = max_attempts
+        self.max_result = max_result
+        self.clock = clock
+        self.process = os.getpid()
+        self.refused: StoreError | None = None
+        """why a job was not called, if the system had no process for one"""
+        self._loop: OneLoop | None = None
+        self._copy_context: Callable[[], Context] | None = None
+
+    def run(self, handler: Handler | None, row: Row, payload: Any) -> Outcome:
+        """Run the handler; return the outcome's name, the job's next state and the traceback.
+
+        INTERRUPTED, without a state, where the pass was asked to stop at once.
+        """
+        if handler is None:
+            return self.failed(handler, row.state, f"No handler for {escape(row.type)}")
+        try:
+            result = self._call(handler, row, payload)
+        except _NoEventLoop as e:
+            return self._not_started(row.state, "an event loop", e.__cause__ or e)
+        except BaseException as e:  # noqa: BLE001 - SystemExit, too, is the job's error
+            return self._raised(handler, row.state, e)
+        return self._returned(row.state, result)
+
+    def run_apart(
+        self,
+        handler: Handler,
+        row: Row,
+        payload: Any,
+        timeout: float,
+        tick: Callable[[], None],
+        slot: int,
+    ) -> Outcome:
+        """Do as `run` does, in a process of its own that is killed after `timeout` seconds.
+
+        `slot` is the descriptor of the slot that is locked as long as the job may run, or -1.
+        `tick` is called meanwhile, some ten times a second. Only then is a signal's exception
+        raised: anywhere else it could leave the process running.
+        """
+        from dbbasic_queue.passes import time_limit
+
+        def work() -> bytes:
+            self.process = os.getpid()
+            self._loop = None
+            self.interrupts.received.clear()
+            outcome, after, trace = self.run(handler, row, payload)
+            assert after is not None
+            return f"{outcome}\n{trace}\n".encode() + encode_state(after)
+
+        def look() -> None:
+            tick()
+            self.interrupts.raise_if_at_once()
+
+        self._own_context()  # loads what it needs once, not in each process
+        try:
+            content = time_limit.run(work, timeout, look, slot)
+        except time_limit.NotStarted as e:
+            return self._not_started(row.state, "the job's process", e.__cause__ or e)
+        except time_limit.Died as e:
+            if e.was_told_to_end and self._was_told_to_end_too():
+                return INTERRUPTED, None, ""
+            return self.failed(handler, row.state, str(e))
+        except BaseException as e:  # noqa: BLE001 - a signal
+            return self._raised(handler, row.state, e)
+        outcome, trace, after = content.split(b"\n", 2)
+        return outcome.decode(), decode_state(after), trace.decode()
+
+    def _was_told_to_end_too(self) -> bool:
+        """Tell whether the signal that ended a job's process was meant for the whole service.
+
+        Such a signal reaches the processes of a service one after the other.
+        """
+        end = time.monotonic() + _SECONDS_FOR_A_SIGNAL
+        while not (asked := self.interrupts.asked()) and time.monotonic() < end:
+            time.sleep(0.01)
+        return asked
+
+    async def run_coroutine(self, handler: Handler, row: Row, payload: Any) -> Outcome:
+        """Do as `run` does, beside other jobs on one event loop, as a task of its own."""
+        try:
+            _copy_decimal_context()
+            result = await _begin(handler, row, payload)
+        except BaseException as e:  # noqa: BLE001
+            return self._raised(handler, row.state, e)
+        finally:
+            if os.getpid() != self.process:
+                _end_child(row.type)
+        return self._returned(row.state, result)
+
+    def _call(self, handler: Handler, row: Row, payload: Any) -> Any:
+        try:
+            context = self._own_context()
+            self.interrupts.in_handler = True
+            result = context.run(_begin, handler, row, payload)
+            if isinstance(result, CoroutineType):
+                result = context.run(self._finish, result)
+        finally:
+            self.interrupts.in_handler = False
+            if os.getpid() != self.process:
+                _end_child(row.type)
+        if isinstance(result, _NOT_BEGUN):
+            if isinstance(result, GeneratorType):
+                result.close()
+            raise TypeError(
+                f"the handler returned a {type(result).__name__}, which has not begun: "
+                "give a function, or a coroutine function"
+            )
+        return result
+
+    def _own_context(self) -> Context:
+        """Return a context for one job: what its handler sets in it does not reach the next one."""
+        if self._copy_context is None:
+            from contextvars import copy_context
+
+            self._copy_context = copy_context
+        context = self._copy_context()
+        if "decimal" in sys.modules:
+            context.run(_copy_decimal_context)
+        return context
+
+    def _finish(self, coroutine: CoroutineType[Any, Any, Any]) -> Any:
+        if self._loop is None:
+            from dbbasic_queue.passes.event_loop import OneLoop
+
+            try:
+                self._loop = OneLoop()
+            except OSError as e:
+                coroutine.close()
+                raise _NoEventLoop from e
+        return self._loop.run(coroutine)
+
+    def close(self) -> None:
+        """Close the event loop, if a handler needed one."""
+        if self._loop is not None and os.getpid() == self.process:
+            self._loop.close()
+        self._loop = None
+
+    def _raised(self, handler: Handler, state: states.State, error: BaseException) -> Outcome:
+        if isinstance(error, Delay):
+            return self._delayed(handler, state, error)
+        if isinstance(error, Fail):
+            return "failed", states.fail(state, describe(error)), format_traceback(error)
+        if self.interrupts.caused(error):
+            return INTERRUPTED, None, ""
+        return self.failed(handler, state, describe(error), format_traceback(error))
+
+    def failed(
+        self, handler: Handler | None, state: states.State, error: str, trace: str = ""
+    ) -> Outcome:
+        """Return what an error makes of the job: a retry, or the end."""
+        if state.attempts >= self.limit(handler):
+            return "failed", states.fail(state, error), trace
+        seconds = handler.wait(state.attempts) if handler else states.backoff(state.attempts)
+        return "retried", states.retry(state, error, states.later(self.clock(), seconds)), trace
+
+    def limit(self, handler: Handler | None) -> int:
+        """Return how many attempts a job of this handler has."""
+        return (handler and handler.max_attempts) or self.max_attempts
+
+    def _not_started(self, state: states.State, what: str, error: BaseException) -> Outcome:
+        """Put back a job that the system had no process for: it was not called.
+
+        Later, so that a pass that lingers doesn't ask the system all the time.
+        """
+        self.refused = not_started(what, error)
+        reason = escape(str(self.refused.strerror)[:MAX_ERROR])
+        return "delayed", states.delay(state, reason, states.later(self.clock(), _LATER)), ""
+
+    def _delayed(self, handler: Handler, state: states.State, delay: Delay) -> Outcome:
+        now = self.clock()
+        try:
+            when, reason = delay.when, "".join((str(delay.reason),))[:MAX_ERROR]
+            if hasattr(when, "total_seconds"):
+                when = when.total_seconds()
+            if isinstance(when, (int, float)) and not isinstance(when, bool):
+                when = now + min(max(when, 0), 2 * states.LATEST)
+            run_at = max(check_instant(when, "Delay"), states.later(now, 0))
+        except BaseException as e:  # noqa: BLE001 - what it carries is the handler's, too
+            return self.failed(handler, state, describe(e))
+        return "delayed", states.delay(state, escape(reason), run_at), ""
+
+    def _returned(self, state: states.State, result: object) -> Outcome:
+        if result is None:
+            return "completed", states.complete(state, ""), ""
+        try:
+            return "completed", states.complete(state, encode_json(result, self.max_result)), ""
+        except BaseException as e:  # noqa: BLE001 - the work is done: it must not run again
+            error = escape("result not kept: ") + describe(e)
+            return "completed", states.complete(state, "", error), ""
+
+
+def _copy_decimal_context() -> None:
+    """Give this context a decimal context of its own: a handler may change its precision."""
+    decimal = sys.modules.get("decimal")
+    if decimal is not None and (set_context := getattr(decimal, "setcontext", None)):
+        set_context(decimal.getcontext().copy())
+
+
+def _begin(handler: Handler, row: Row, payload: Any) -> Any:
+    """Call the function; a coroutine function has not begun when this returns."""
+    if handler.takes_job or handler.unpack:
+        return handler.start(payload, Job(row) if handler.takes_job else None)
+    return handler.function(payload)
+
+
+def _end_child(job_type: str) -> None:
+    """End a process that a handler has forked and left: it must not become a second worker."""
+    text = f"the handler for {escape(job_type)} came back in a forked child; it ends here\n"
+    try:
+        os.write(2, b"dbbasic_queue: " + text.encode())
+    finally:
+        os._exit(1)

@@ -1,0 +1,296 @@
+"""SIGTERM and Ctrl-C while a pass runs, and passes within the jobs of other passes.
+
+`signal` and `contextvars` take longer to load than an idle pass, which needs neither: they are
+imported where signals are received.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from dbbasic_queue.lazy import load
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+    from contextvars import ContextVar, Token
+    from types import FrameType, ModuleType
+    from typing import Any
+
+_enclosing: ContextVar[Interrupts | None] | None = None
+"""those of the pass whose job calls, also from a thread that got the job's context"""
+_made: dict[str, ContextVar[Interrupts | None]] = {}
+
+_receiving: list[Interrupts] = []
+"""those that have installed a signal handler, the innermost last"""
+_masks: dict[int, set[Any]] = {}
+"""for each thread that is forking, the signals that it blocked before"""
+
+
+class Asked(SystemExit):
+    """Raised after a pass that SIGTERM has ended; its code is the one that a shell would report."""
+
+
+def _signal() -> tuple[ModuleType, Callable[..., ContextVar[Interrupts | None]]]:
+    import signal
+    from contextvars import ContextVar
+
+    return signal, ContextVar
+
+
+class Interrupts:
+    """Tells a pass that the program is asked to end.
+
+    The first SIGTERM lets the running job finish; Ctrl-C, or a second signal, interrupts it.
+    Outside of a handler both only end the pass after what it is doing. Every thread but the main
+    one is left alone.
+
+    A signal handler that the program has installed itself is called as before. If it raises, the
+    program wants to end: the running job is given back, the pass ends, and then the exception goes
+    on. It is never raised outside of a job, where it could interrupt a change of the files.
+
+    A pass within a job of another pass is asked to end when that one is, and tells it what it
+    receives itself.
+
+    In one of several forked passes (`supervisor` is the process that forked them) a second
+    SIGTERM says nothing new, nor does a second Ctrl-C, for it may have been sent to both; and the
+    supervisor's death is like a first SIGTERM. The program's signal handlers are the supervisor's
+    to call, not theirs.
+    """
+
+    def __init__(self, supervisor: int = 0) -> None:
+        self.received: list[int] = []
+        """the signals, also those that a pass within one of our jobs has received"""
+        self.stopped = False
+        self.in_handler = False
+        self.cancelling = False
+        self.jobs: Collection[tuple[str, str]] = ()
+        """path and id of each job that the pass is running"""
+        self._raised: list[BaseException] = []
+        self._repeated: list[int] = []
+        self._supervisor = supervisor
+        self._process = os.getpid()
+        self._before: dict[int, Any] = {}
+        self._outer: Interrupts | None = None
+        self._ended = False
+        self._token: Token[Interrupts | None] | None = None
+
+    def __enter__(self) -> Interrupts:
+        global _enclosing
+        signal, context_var = load(_signal)
+        if _enclosing is None:
+            made = context_var("dbbasic_queue_pass", default=None)
+            _enclosing = _made.setdefault("", made)  # the same one for two threads that begin
+        self._outer = _enclosing.get()
+        while self._outer is not None and self._outer._ended:  # a thread has kept its job's context
+            self._outer = self._outer._outer
+        if outer := self._asked_too():
+            self.received, self._raised = outer.received, outer._raised
+            self._repeated = outer._repeated
+            self._supervisor = outer._supervisor
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):  # from the first on, nothing is raised
+                before = signal.getsignal(number)
+                if callable(before) or before == signal.SIG_DFL or self._supervisor:
+                    self._before[number] = before
+                    signal.signal(number, self._receive)
+            if self._before:
+                _receiving.append(self)
+        self._token = _enclosing.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended = True
+        if self._token is not None:
+            self._token.var.reset(self._token)
+        self.leave()
+
+    def leave(self) -> None:
+        """Give the signals back to the handlers that had them before.
+
+        A forked pass ignores them from now on: it is ending anyway.
+        """
+        import signal
+
+        if self in _receiving:
+            _receiving.remove(self)
+        ends = self._supervisor and self._asked_too() is None
+        for number, handler in reversed(self._before.items()):
+            if signal.getsignal(number) == self._receive:  # a job may have installed its own
+                signal.signal(number, signal.SIG_IGN if ends else handler)
+
+    def drop(self) -> None:
+        """In a process forked for a pass: call neither ours nor the program's handlers."""
+        import signal
+
+        for number in self._before:
+            signal.signal(number, signal.SIG_DFL)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        import signal
+
+        program = _under_passes(number, self._receive)
+        if os.getpid() != self._process:  # a child that a handler has forked: as if we were not
+            signal.signal(number, program)
+            os.kill(os.getpid(), number)
+        elif self._supervisor and number in self.received and number not in self._repeated:
+            self._repeated.append(number)  # sent to the whole group, and handed on as well
+        elif self._supervisor or program in (signal.SIG_DFL, signal.default_int_handler):
+            self.received.append(number)
+            if self.in_handler and self.at_once() and not _is_forking():
+                raise KeyboardInterrupt
+        else:
+            try:
+                program(number, frame)
+            except BaseException as e:
+                self._raised.append(e)
+                self.received.append(number)
+                if self.in_handler and not _is_forking():
+                    raise
+
+    def asked(self) -> bool:
+        """Tell whether the pass is to end."""
+        if self.stopped or self.received:
+            return True
+        if self._outer is None and not self._supervisor:
+            return False
+        if self._supervisor and os.getppid() != self._supervisor:
+            self.stop()
+        outer = self._asked_too()
+        return self.stopped or (outer is not None and outer.asked())
+
+    def _asked_too(self) -> Interrupts | None:
+        """Return those of the pass around this one, if it is one of this process."""
+        outer = self._outer
+        return outer if outer is not None and outer._process == self._process else None
+
+    def at_once(self) -> bool:
+        """Tell whether the running job is to be interrupted, too."""
+        import signal
+
+        return signal.SIGINT in self.received or (len(self.received) > 1 and not self._supervisor)
+
+    def caused(self, error: BaseException) -> bool:
+        """Tell whether what a handler raised is our doing, not its own."""
+        if self.cancelling or any(error is raised for raised in self._raised):
+            return True
+        return isinstance(error, KeyboardInterrupt) and bool(self.received)
+
+    def raise_if_at_once(self) -> None:
+        """Raise what interrupts the running job, if it is to be interrupted."""
+        if self._raised:
+            raise self._raised[0]
+        if self.at_once():
+            raise KeyboardInterrupt
+
+    def stop(self) -> None:
+        """Ask the pass to end after the running job; safe from any thread, any number of times."""
+        self.stopped = True
+
+    def stop_by_job(self) -> bool | None:
+        """If one of the pass's jobs is calling, in any process, ask the passes around it to end.
+
+        Returns None if it isn't one of them, otherwise whether a pass of this process was asked.
+        """
+        around = _enclosing.get() if _enclosing is not None else None
+        here: list[Interrupts] = []
+        while around is not None:
+            if around._process == os.getpid():
+                here.append(around)
+            if around is self:
+                for pass_ in here:
+                    pass_.stop()
+                return bool(here)
+            around = around._outer
+        return None
+
+    def enclosing_jobs(self) -> Iterator[tuple[str, str]]:
+        """Yield path and id of each job that a pass around this one is running."""
+        outer = self._outer
+        while outer is not None:
+            yield from outer.jobs
+            outer = outer._outer
+
+    def pass_on(self) -> None:
+        """After the pass: end the program as the signal asked."""
+        import signal
+
+        if not self.received:
+            return
+        if not self._raised:
+            interrupt = signal.SIGINT in self.received
+            self._raised.append(KeyboardInterrupt() if interrupt else Asked(128 + self.received[0]))
+        error = self._raised[0]
+        if self._asked_too() is None:
+            self._raised = []
+        # Otherwise it is kept: it comes out of a job of the outer pass that is not to blame.
+        try:
+            raise error
+        finally:
+            del error
+
+
+def _under_passes(number: int, handler: Any) -> Any:
+    """Return the signal handler that a pass's handler has replaced, and is the program's own."""
+    import signal
+
+    while isinstance(owner := getattr(handler, "__self__", None), Interrupts):
+        handler = owner._before.get(number, signal.SIG_DFL)
+    return handler
+
+
+# -- a signal that is sent to a process while it is being forked
+#
+# Python forgets it if there is a signal handler: `Pool.terminate` would never return if a process
+# had just been started. So the signals are blocked until the new process has the program's own
+# signal handlers. In the parent, an exception in a fork hook would be lost: a signal that comes
+# during a fork ends the pass after the running job, as a first SIGTERM does.
+
+
+def _is_forking() -> bool:
+    return threading.get_ident() in _masks
+
+
+def _before_fork() -> None:
+    if _receiving:
+        import signal
+
+        ours = [number for number in (signal.SIGINT, signal.SIGTERM) if _is_received(number)]
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
+        _masks[threading.get_ident()] = mask
+
+
+def _after_fork_in_parent() -> None:
+    if _is_forking():
+        import signal
+
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, _masks[threading.get_ident()])
+        finally:
+            del _masks[threading.get_ident()]
+
+
+def _after_fork_in_child() -> None:
+    if _is_forking():
+        import signal
+
+        for number in filter(_is_received, (signal.SIGINT, signal.SIGTERM)):
+            signal.signal(number, _under_passes(number, signal.getsignal(number)))
+    _receiving.clear()
+    _after_fork_in_parent()
+    _masks.clear()
+
+
+def _is_received(number: int) -> bool:
+    """Tell whether a signal's handler is that of a pass."""
+    import signal
+
+    return isinstance(getattr(signal.getsignal(number), "__self__", None), Interrupts)
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)

@@ -1,0 +1,57 @@
+"""The traceback of a handler's exception, as the history holds it."""
+
+from __future__ import annotations
+
+from dbbasic_queue.model.escaping import escape
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+
+MAX_TRACEBACK = 8192
+_MOST_CHARACTERS = 8000
+_LEFT_OUT = "\n  [... {} characters left out ...]\n"
+_OURS = frozenset(
+    f"dbbasic_queue.{name}" for name in ("attempt", "child", "event_loop", "handlers")
+)
+
+
+def format_traceback(error: BaseException) -> str:
+    """Return an exception's traceback on one line, escaped; at most 8,192 bytes of UTF-8.
+
+    It starts in the handler: the frames of the pass are left out. If it is longer, its middle is
+    left out. Returns "" if it can't be formatted: an exception's text may raise another one.
+    """
+    from traceback import format_exception
+
+    try:
+        trace = _from_the_handler_on(error.__traceback__)
+        text = "".join(format_exception(type(error), error, trace)).rstrip("\n")
+    except BaseException:  # noqa: BLE001 - whatever it is, the pass must go on
+        return ""
+    kept = _MOST_CHARACTERS
+    while len((escaped := _escape_lines(_shortened(text, kept))).encode()) > MAX_TRACEBACK:
+        kept = kept * 3 // 4
+    return escaped
+
+
+def _from_the_handler_on(trace: TracebackType | None) -> TracebackType | None:
+    """Skip the first frames, which are ours or the event loop's."""
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        if module not in _OURS and not module.startswith("asyncio."):
+            break
+        trace = trace.tb_next
+    return trace
+
+
+def _shortened(text: str, most: int) -> str:
+    """Return the beginning and three times as much of the end, which says most."""
+    if len(text) <= most:
+        return text
+    end = most * 3 // 4
+    return text[: most - end] + _LEFT_OUT.format(len(text) - most) + text[-end:]
+
+
+def _escape_lines(text: str) -> str:
+    return r"\n".join([escape(line) for line in text.split("\n")])

@@ -1,0 +1,1 @@
+"""Which pass has which jobs."""

@@ -1,0 +1,1 @@
+"""Files, access rights, the lock."""

@@ -1,0 +1,81 @@
+"""Where a queue is: a path, `file:PATH`, `memory:` or `memory:NAME`."""
+
+from __future__ import annotations
+
+import os
+
+from dbbasic_queue.errors import NotAQueue
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from dbbasic_queue.store.protocol import Store
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_IN_A_SCHEME = _LETTERS + "0123456789+.-"
+
+
+def open_store(location: str | os.PathLike[str], *, fsync: bool) -> Store:
+    """Return the store that a path or URL names; no file is opened yet.
+
+    Raises NotAQueue for a URL of another kind.
+    """
+    scheme = scheme_of(location)
+    if scheme == "memory":
+        from dbbasic_queue.store.memory import memory_store
+
+        return memory_store(os.fspath(location))
+    from dbbasic_queue.store.textfile import Store as TextFile
+
+    return TextFile(os.path.abspath(path_of(location)), fsync=fsync)
+
+
+def scheme_of(location: str | os.PathLike[str]) -> str:
+    """Return a URL's scheme in lower case; "file" for a path.
+
+    >>> [scheme_of(u) for u in ("data/queue.tsv", "./a:b.tsv", "Memory:", "redis://host/0")]
+    ['file', 'file', 'memory', 'redis']
+    """
+    if not isinstance(location, str):
+        return "file"
+    scheme, colon, _ = location.partition(":")
+    if not colon or not scheme or scheme[0] not in _LETTERS or scheme.strip(_IN_A_SCHEME):
+        return "file"
+    return scheme.lower()
+
+
+def path_of(location: str | os.PathLike[str], name: str = "queue") -> str:
+    """Return the path that a path or `file:` URL (RFC 8089) means; `~` is the home directory.
+
+    `name` says in errors whose value it is. Raises NotAQueue for any other URL, and for the URL of
+    another machine's file.
+
+    >>> [path_of(u) for u in ("a%20b.tsv", "file:a%20b.tsv", "file:///srv/queue.tsv")]
+    ['a%20b.tsv', 'a b.tsv', '/srv/queue.tsv']
+    """
+    path = os.fspath(location)
+    scheme = scheme_of(location)
+    if scheme != "file":
+        # The rest of the URL may hold a password.
+        raise NotAQueue(
+            f"invalid {name}: unknown URL scheme {scheme!r}: must be "
+            f"{'file or memory' if name == 'queue' else 'a path or file:PATH'} (for a path with a "
+            f"colon, write ./{scheme}:...)"
+        )
+    if isinstance(location, str) and location[:5].lower() == "file:":
+        from urllib.parse import unquote
+
+        path = path[5:]
+        if path.startswith("//"):
+            host, slash, path = path[2:].partition("/")
+            if host not in ("", "localhost"):
+                raise NotAQueue(
+                    f"invalid {name} {location!r}: it names the machine {host!r}, and a queue is a "
+                    "file on this one (write file:///path or file:relative/path)"
+                )
+            path = slash + path
+        if not path:
+            raise NotAQueue(
+                f"invalid {name} {location!r}: it names no file (write file:data/queue.tsv)"
+            )
+        path = unquote(path)
+    return os.path.expanduser(path) if path[:1] == "~" else path

@@ -1,0 +1,72 @@
+"""What an index needs of many rows at once, by builtins that loop in C.
+
+A piece of the file is split at every tab and line end together. Whether each of its lines has nine
+columns that are plain is then asked of whole columns; where one is not, the piece is halved, until
+what is left is a few lines, which are read one by one.
+"""
+
+from __future__ import annotations
+
+from dbbasic_queue.model.rows import IN_AN_ID, is_binary
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    Columns = tuple[list[bytes], list[bytes], list[int], list[bytes], int]
+    """ids, statuses, `run_at` and attempts of rows that are all jobs, but for ids met twice; and
+    the latest `created_at`"""
+
+PENDING = b"pending"
+PROCESSING = b"processing"
+_STATUSES = frozenset((PENDING, PROCESSING, b"completed", b"failed", b"cancelled"))
+_IN_AN_ID = IN_AN_ID.encode()
+_FEW = 1 << 10
+_LARGE = 1 << 20
+
+
+def scan(content: bytes) -> Iterator[tuple[bytes, Columns | None]]:
+    """Yield whole lines, piece by piece: with their columns where all of them are plain rows."""
+    if len(content) > _FEW:
+        columns = _plain_columns(content)
+        if columns is not None:
+            yield content, columns
+            return
+        middle = content.find(b"\n", len(content) // 2) + 1
+        if middle == len(content):
+            middle = content.rfind(b"\n", 0, len(content) // 2) + 1
+        if middle:
+            yield from scan(content[:middle])
+            yield from scan(content[middle:])
+            return
+    yield content, None
+
+
+def _plain_columns(content: bytes) -> Columns | None:
+    """Return the columns of lines that `parse_row` would read all the same; else None."""
+    count = content.count(b"\n")
+    if len(content) > _LARGE and content.count(b"\t") != 8 * count:
+        return None  # a huge line that is nothing but tabs would become a huge list
+    columns = content.replace(b"\n", b"\n\t").split(b"\t")
+    if len(columns) != 9 * count + 1:
+        return None
+    ids, statuses, times, attempts = columns[:-1:9], columns[3::9], columns[5::9], columns[6::9]
+    if (
+        b"".join(columns[8::9]).count(b"\n") == count  # so each ninth column ends a line
+        and _STATUSES.issuperset(statuses)
+        and _are_numbers(created := set(columns[4::9]), 12)
+        and _are_numbers(instants := set(times), 12)
+        and _are_numbers(set(attempts), 9)
+        and all(columns[1::9])
+        and all(ids)
+        and max(map(len, ids)) <= 64
+        and not b"".join(ids).translate(None, _IN_AN_ID)
+        and not is_binary(content)
+    ):
+        seconds = {text: int(text) for text in instants}
+        return ids, statuses, [seconds[text] for text in times], attempts, max(map(int, created))
+    return None
+
+
+def _are_numbers(texts: Collection[bytes], digits: int) -> bool:
+    return all(texts) and b"".join(texts).isdigit() and max(map(len, texts)) <= digits

@@ -1,0 +1,75 @@
+"""One job by its id, from the bytes of the files: no index is made for one look."""
+
+from __future__ import annotations
+
+import os
+
+from dbbasic_queue.model.rows import Row, decode_record, decode_state, has_json, parse_row
+from dbbasic_queue.store.disk.files import OpenFile, open_file, unstable_inodes
+from dbbasic_queue.store.reading.tail import (
+    Follower,
+    Rewritten,
+    require_header,
+    require_header_begun,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_TRIES = 100
+
+
+def search(path: str, job_id: bytes) -> Row | None:
+    """Return the job with this id as it stands in the queue at `path`, or None."""
+    for _ in range(_TRIES):
+        file = open_file(path, os.O_RDONLY)
+        if file is None:
+            return None
+        try:
+            state = _last_record(path + ".journal", job_id)
+            row = _first_row(file, job_id)
+        except Rewritten:
+            continue
+        if file.is_at_path():  # so the journal was not cut meanwhile
+            break
+    else:
+        raise unstable_inodes(path)
+    if row is not None and state is not None:
+        row.state = decode_state(state)
+    return row if row and has_json(row) else None
+
+
+def _last_record(path: str, job_id: bytes) -> bytes | None:
+    state = None
+    for content in Follower(open_file(path, os.O_RDONLY)).new():
+        if job_id in content:
+            for line in content.split(b"\n"):
+                if line.startswith(job_id + b"\t") and (record := decode_record(line)):
+                    state = record[1]
+    return state
+
+
+def _first_row(file: OpenFile, job_id: bytes) -> Row | None:
+    rows = Follower(file)
+    for content in rows.new():
+        if rows.end == len(content):
+            require_header(content[: content.index(b"\n")], file.path)
+        for begin in _lines_with(job_id, content):
+            row = parse_row(content[begin : content.index(b"\n", begin)])
+            if row is not None:
+                return row
+    if not rows.end:
+        require_header_begun(file)
+    return None
+
+
+def _lines_with(job_id: bytes, content: bytes) -> Iterator[int]:
+    """Yield where the lines begin that begin with this id."""
+    if content.startswith(job_id + b"\t"):
+        yield 0
+    head = b"\n" + job_id + b"\t"
+    at = content.find(head)
+    while at >= 0:
+        yield at + 1
+        at = content.find(head, at + 1)

@@ -1,0 +1,95 @@
+"""Where each row lies in the file: little to keep, and little to mend when rows change."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from itertools import accumulate
+from operator import add
+
+from dbbasic_queue.model.rows import LONGEST_ROW
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_BLOCK = 16
+_SHORTEST = 32
+"""Bytes that hardly a row is shorter than."""
+
+
+class Places:
+    """The length of each row, without its end, and where every 16th row begins."""
+
+    __slots__ = ("_lengths", "_starts")
+
+    def __init__(self, start: int = 0) -> None:
+        """`start` is where the first row begins."""
+        self._lengths = array("q")
+        self._starts = array("q", [start])
+
+    def extend(self, lengths: Iterable[int]) -> None:
+        """Add the rows that follow, by their lengths in bytes without their ends."""
+        self._lengths.extend(lengths)
+        end = len(self._starts) * _BLOCK
+        while end <= len(self._lengths):
+            size = sum(self._lengths[end - _BLOCK : end]) + _BLOCK
+            self._starts.append(self._starts[-1] + size)
+            end += _BLOCK
+
+    def start(self, number: int) -> int:
+        """Return where a row begins; for the number that comes next, where that will."""
+        first = number // _BLOCK * _BLOCK
+        return self._starts[number // _BLOCK] + sum(self._lengths[first:number]) + number - first
+
+    def extent(self, number: int) -> tuple[int, int]:
+        """Return where a row begins, and its length without its end."""
+        first = number // _BLOCK * _BLOCK
+        before = self._lengths[first:number]
+        return self._starts[number // _BLOCK] + sum(before) + number - first, self._lengths[number]
+
+    def length(self, number: int) -> int:
+        """Return the length of a row, without its end."""
+        return self._lengths[number]
+
+    def lengths(self, number: int, size: int) -> list[int]:
+        """Return the lengths, without their ends, of this row and of those behind it.
+
+        So many that they have about `size` bytes; one at least.
+        """
+        if not size:
+            return [self._lengths[number]]
+        lengths = self._lengths[number : number + max(size // _SHORTEST, 1)].tolist()
+        return lengths[: bisect_right(list(accumulate(lengths)), size) or 1]
+
+    def pieces(self, size: int) -> Iterator[tuple[range, int, int]]:
+        """Yield all rows in pieces of about so many bytes: their numbers, where they lie.
+
+        A line that is too long for a row is a piece of its own.
+        """
+        first = 0
+        while first < len(self._lengths):
+            start = self.start(first)
+            block = bisect_right(self._starts, start + size) - 1
+            after = min(max(block, first // _BLOCK + 1) * _BLOCK, len(self._lengths))
+            end = self.start(after)
+            if end - start > LONGEST_ROW + 1:
+                for number in range(first, after):
+                    yield range(number, number + 1), self.start(number), self.start(number + 1)
+            else:
+                yield range(first, after), start, end
+            first = after
+
+    def moved(self, start: int, numbers: list[int], lengths: list[int]) -> None:
+        """Take note that these rows have other lengths now, and where the first row begins."""
+        shifts = [0] * (len(self._starts) + 1)
+        shifts[0] = start - self._starts[0]
+        for number, length in zip(numbers, lengths, strict=True):
+            shifts[number // _BLOCK + 1] += length - self._lengths[number]
+            self._lengths[number] = length
+        self._starts = array("q", map(add, self._starts, accumulate(shifts)))
+
+
+def within(rows: range, numbers: list[int]) -> list[int]:
+    """Return which of the numbers, in order, are among those rows."""
+    return numbers[bisect_left(numbers, rows.start) : bisect_left(numbers, rows.stop)]

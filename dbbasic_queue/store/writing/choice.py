@@ -1,0 +1,57 @@
+"""The jobs that a requeue or a purge is about: chosen without the lock, checked under it.
+
+Reading a long queue takes seconds, so that is done first. Under the lock only the jobs that have
+changed since then, and the new ones, are looked at.
+"""
+
+from __future__ import annotations
+
+from dbbasic_queue.model.rows import has_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.store.reading.view import View
+
+    Pick = Callable[[Row, bytes], bytes | None]
+    """What the caller needs of a job, given its row and its line; None if it isn't wanted."""
+
+
+class Choice:
+    """The chosen jobs: what was picked of them, by the numbers of their rows."""
+
+    def __init__(self, view: View, pick: Pick) -> None:
+        """`view` is up to date. Nothing is chosen before `read`."""
+        self.picked: dict[int, bytes] = {}
+        self._pick = pick
+        self._view = view.snapshot()
+        self._count = len(view.when)
+
+    def read(self) -> None:
+        """Go through all jobs."""
+        for number, line, row in self._view.rows_as_they_stand():
+            picked = self._pick(row, line)
+            if picked is not None:
+                self.picked[number] = picked
+
+    def update(self, view: View, *, add: bool) -> bool:
+        """Drop the jobs that have changed since, and `add` those that are wanted now.
+
+        Under the lock; `view` is up to date. Returns False, and does nothing, if the file was
+        replaced: then nobody can tell what has changed.
+        """
+        if view.generation != self._view.generation:
+            return False
+        before, index = self._view.records, view.index
+        changed = {index.get(key) for key, s in view.records.items() if before.get(key) != s}
+        for number in changed.union(range(self._count, len(view.when))):
+            if number is None:
+                continue  # the row is gone
+            self.picked.pop(number, None)
+            if add and (row := view.row(number)) and has_json(row):
+                picked = self._pick(row, view.as_it_stands(view.line(number)))
+                if picked is not None:
+                    self.picked[number] = picked
+        return True

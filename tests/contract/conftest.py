@@ -1,0 +1,140 @@
+"""The engines that the contract is tested on, one fixture each, and what the tests share."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dbbasic_queue import open_queue
+from dbbasic_queue.testing import Clock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from dbbasic_queue.engines.protocol import Engine
+
+
+NOW = 1_800_000_000
+DAY = 86_400
+STATUSES = ("pending", "processing", "completed", "failed", "cancelled")
+NONE = dict.fromkeys(("completed", "failed", "retried", "delayed", "recovered"), 0)
+EMPTY = dict.fromkeys(STATUSES, 0)
+
+
+def job(queue: Engine, job_id: str) -> Any:
+    found = queue.get_job(job_id)
+    assert found is not None, f"there is no job {job_id}"
+    return found
+
+
+def raises(*errors: BaseException) -> Callable[[Any], str]:
+    """Return a handler that raises these, one a call, and then returns "done"."""
+    left = list(errors)
+
+    def handler(_: Any) -> str:
+        if left:
+            raise left.pop(0)
+        return "done"
+
+    return handler
+
+
+def at_once(*calls: Callable[[], object]) -> None:
+    """Make the calls in threads of their own, all at the same moment; raise what one raises."""
+    barrier = threading.Barrier(len(calls))
+    errors: list[BaseException] = []
+
+    def run(call: Callable[[], object]) -> None:
+
+        try:
+            barrier.wait()
+            call()
+        except BaseException as e:  # noqa: BLE001 - it is raised below
+            errors.append(e)
+
+    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+class Opener:
+    """Opens one engine: the same jobs for the same directory, and others for another directory.
+
+    `{}` in `url` stands for the directory.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        url: str,
+        open_url: Callable[..., Engine] = open_queue,
+        **options: Any,
+    ) -> None:
+        self._url = url
+        self._open = functools.partial(open_url, clock=clock, **options)
+
+    def __call__(self, directory: Path) -> Engine:
+        return self._open(self.url(directory))
+
+    def url(self, directory: Path) -> str:
+        """Return the URL with which another process opens the same jobs."""
+        return self._url.format(directory)
+
+
+ENGINES: dict[str, set[str]] = {
+    "text_file": {"sharing", "durability", "archiving"},
+    "memory": {"sharing", "archiving"},
+}
+"""The fixture of each engine, and what it can do that not all of them can.
+
+- sharing: all queues that are opened at one place in a process have the same jobs.
+- durability: jobs survive the process that enqueued or ran them.
+- archiving: `purge` can write an archive.
+
+`@pytest.mark.needs("sharing")` limits tests to the engines that can do it.
+"""
+
+
+@pytest.fixture
+def text_file(clock: Clock) -> Opener:
+    return Opener(clock, "file://{}/data/queue.tsv", fsync=False)
+
+
+@pytest.fixture
+def memory(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opener]:
+    monkeypatch.chdir(tmp_path)
+    yield Opener(clock, "memory:{}")
+    written = {path.name.partition(".")[0] for path in tmp_path.iterdir()}
+    assert written <= {"archive"}, "a queue in memory wrote a file"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "open_at" in metafunc.fixturenames:
+        needs = {mark.args[0] for mark in metafunc.definition.iter_markers("needs")}
+        engines = [name for name, abilities in ENGINES.items() if needs <= abilities]
+        metafunc.parametrize("open_at", engines, indirect=True)
+
+
+@pytest.fixture
+def open_at(request: pytest.FixtureRequest) -> Opener:
+    opener: Opener = request.getfixturevalue(request.param)
+    return opener
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(NOW)
+
+
+@pytest.fixture
+def queue(open_at: Opener, tmp_path: Path) -> Iterator[Engine]:
+    with open_at(tmp_path) as queue:
+        yield queue

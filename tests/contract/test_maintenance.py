@@ -1,0 +1,203 @@
+"""Jobs are requeued, taken out, listed and counted."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from contract.conftest import (
+    DAY,
+    EMPTY,
+    NONE,
+    NOW,
+    job,
+    raises,
+)
+from dbbasic_queue import Fail, InvalidJob
+from dbbasic_queue.testing import Clock
+
+if TYPE_CHECKING:
+    from dbbasic_queue.engines.protocol import Engine
+
+
+class TestMaintenance:
+    """What the calls for a queue that is in use promise."""
+
+    @pytest.fixture
+    def full(self, queue: Engine, clock: Clock) -> Engine:
+        """Jobs `STATUS-AGE-TYPE` of four statuses, two ages and two types, at NOW."""
+        ends = {"completed": raises(), "failed": raises(*[Fail("no")] * 9)}
+        for age, run_at in (("old", NOW - 10 * DAY), ("new", NOW - 10)):
+            clock.now = run_at
+            for job_type in ("a", "b"):
+                for status in ("completed", "failed", "cancelled", "pending"):
+                    queue.enqueue(job_type, status, run_at, job_id=f"{status}-{age}-{job_type}")
+                queue.cancel_job(f"cancelled-{age}-{job_type}")
+                queue.cancel_job(f"pending-{age}-{job_type}")
+
+            def end(payload: str) -> str:
+                return ends[payload](payload)
+
+            queue.process_jobs({"a": end, "b": end})
+        clock.now = NOW
+        for age in ("old", "new"):
+            for job_type in ("a", "b"):
+                queue.requeue(f"pending-{age}-{job_type}")
+        assert queue.counts() == EMPTY | dict.fromkeys(
+            ("completed", "failed", "cancelled", "pending"), 4
+        )
+        return queue
+
+    @staticmethod
+    def ids(queue: Engine) -> set[str]:
+        return {found["id"] for found in queue.jobs()}
+
+    def test_a_failed_or_cancelled_job_can_be_requeued_and_runs_as_if_it_were_new(
+        self, full: Engine
+    ) -> None:
+        for job_id in ("failed-old-a", "cancelled-old-a"):
+            before = job(full, job_id)
+            assert full.requeue(job_id) is True
+            assert job(full, job_id) == before | {
+                "status": "pending",
+                "attempts": 0,
+                "error": None,
+                "run_at": NOW,
+            }
+            assert full.requeue(job_id) is False
+        assert full.process_jobs({"a": raises()}, 1, skip_unknown=True) == NONE | {"completed": 4}
+        assert job(full, "failed-old-a")["result"] == "done"
+
+    def test_no_other_job_can_be_requeued(self, full: Engine) -> None:
+        for job_id in ("pending-old-a", "completed-old-a", "unknown"):
+            before = full.get_job(job_id)
+            assert full.requeue(job_id) is False
+            assert full.get_job(job_id) == before
+
+    def test_requeue_failed_takes_all_failed_jobs_or_those_of_a_type(self, full: Engine) -> None:
+        assert full.requeue_failed("b") == 2
+        assert full.requeue_failed("unknown") == 0
+        assert job(full, "failed-old-b")["status"] == "pending"
+        assert job(full, "failed-old-a")["status"] == "failed"
+        assert (full.requeue_failed(), full.requeue_failed()) == (2, 0)
+
+    def test_clear_failed_takes_all_failed_jobs_out_or_those_of_a_type(self, full: Engine) -> None:
+        before = self.ids(full)
+        assert full.clear_failed("b") == 2
+        assert before - self.ids(full) == {"failed-old-b", "failed-new-b"}
+        assert (full.clear_failed(), full.clear_failed()) == (2, 0)
+        assert full.counts()["failed"] == 0
+
+    def test_remove_type_takes_a_types_jobs_out_whatever_their_status(self, full: Engine) -> None:
+        assert full.remove_type("b") == 8
+        assert {job_id[-1] for job_id in self.ids(full)} == {"a"}
+        assert full.remove_type("b") == full.remove_type("unknown") == 0
+
+    @pytest.mark.parametrize("status", [None, "completed", "failed", "cancelled"])
+    def test_purge_takes_old_finished_jobs_out(self, full: Engine, status: Any) -> None:
+        before = self.ids(full)
+        statuses = [status] if status else ["completed", "failed", "cancelled"]
+        gone = {f"{status}-old-{job_type}" for status in statuses for job_type in "ab"}
+        assert full.purge(DAY, status) == len(gone)
+        assert before - self.ids(full) == gone
+        assert (full.purge(DAY, status), full.purge(0, status)) == (0, len(gone))
+        assert full.counts()["pending"] == 4
+
+    @pytest.mark.parametrize(
+        ("older_than", "status"),
+        [(-1, None), (math.nan, None), ("1", None), (True, None), (0, "pending"), (0, "done")],
+    )
+    def test_a_purge_of_what_cannot_be_purged_is_refused(
+        self, full: Engine, older_than: Any, status: Any
+    ) -> None:
+        with pytest.raises(InvalidJob, match="is refused"):
+            full.purge(older_than, status)
+        assert len(self.ids(full)) == 16
+
+    def test_a_purged_id_is_free_again_and_its_new_job_knows_nothing_of_the_old_one(
+        self, full: Engine
+    ) -> None:
+        full.purge(DAY)
+        assert full.enqueue("new", 1, job_id="failed-old-a") == "failed-old-a"
+        found = job(full, "failed-old-a")
+        assert (found["status"], found["attempts"], found["error"]) == ("pending", 0, None)
+        assert full.process_jobs({"new": raises()}, skip_unknown=True) == NONE | {"completed": 1}
+
+    def test_none_of_these_touches_a_job_that_is_being_run(self, full: Engine) -> None:
+        def handler(_: Any) -> str:
+            before = job(full, "mine")
+            assert before["status"] == "processing"
+            assert full.requeue("mine") is False
+            full.requeue_failed()
+            full.clear_failed()
+            assert full.remove_type("mine") == 0
+            full.purge(0)
+            assert job(full, "mine") == before
+            return "ran on"
+
+        full.enqueue("mine", {}, NOW - 5, job_id="mine")
+        assert full.process_jobs({"mine": handler}, skip_unknown=True) == NONE | {"completed": 1}
+        assert job(full, "mine")["result"] == "ran on"
+
+    # --- looking
+
+    def test_jobs_come_in_the_order_of_enqueueing_by_status_and_by_type(
+        self, queue: Engine
+    ) -> None:
+        ids = [queue.enqueue(job_type, {}) for job_type in ("a", "b", "a", "b")]
+        queue.cancel_job(ids[1])
+        queue.cancel_job(ids[2])
+
+        def found(**which: Any) -> list[str]:
+            return [job["id"] for job in queue.jobs(**which)]
+
+        assert found() == ids
+        assert found(status="pending") == [ids[0], ids[3]]
+        assert found(job_type="a") == [ids[0], ids[2]]
+        assert found(status="cancelled", job_type="b") == [ids[1]]
+        assert found(status="failed") == found(job_type="c") == []
+        assert list(queue.jobs()) == [queue.get_job(job_id) for job_id in ids]
+
+    def test_a_status_that_no_job_can_have_is_refused_at_the_call(self, queue: Engine) -> None:
+        with pytest.raises(InvalidJob, match="status 'done' is refused"):
+            queue.jobs("done")  # type: ignore[arg-type]
+
+    def test_iterating_is_not_disturbed_by_changes_meanwhile(self, queue: Engine) -> None:
+        ids = queue.enqueue_many("greet", range(50))
+        seen = []
+        for found in queue.jobs():
+            seen.append((found["id"], found["status"]))
+            queue.enqueue("greet", {})
+            queue.cancel_job(ids[-len(seen)])
+        assert seen == [(job_id, "pending") for job_id in ids]
+
+    def test_counts_name_every_status(self, queue: Engine) -> None:
+        seen: list[Any] = []
+        assert queue.counts() == EMPTY
+        queue.enqueue_many("greet", range(3))
+        queue.cancel_job(queue.enqueue("greet", {}))
+
+        def handler(number: int) -> None:
+            seen.append(queue.counts())
+            if number == 1:
+                raise Fail
+
+        queue.process_jobs({"greet": handler})
+        assert {sum(counts.values()) for counts in seen} == {4}
+        assert {counts["processing"] > 0 for counts in seen} == {True}
+        assert queue.counts() == EMPTY | {"completed": 2, "failed": 1, "cancelled": 1}
+
+    def test_a_queue_without_jobs_is_nothing_out_of_the_ordinary(self, queue: Engine) -> None:
+        assert (list(queue.jobs()), queue.process_jobs({})) == ([], NONE)
+        assert queue.run_until_complete({}) == NONE
+        assert queue.purge(0) == queue.clear_failed() == queue.requeue_failed() == 0
+
+    def test_a_queue_that_was_closed_may_be_used_again(self, queue: Engine) -> None:
+        queue.close()
+        job_id = queue.enqueue("greet", {})
+        assert queue.process_jobs({"greet": raises()}) == NONE | {"completed": 1}
+        assert job(queue, job_id)["status"] == "completed"
+        queue.close()
+        queue.close()

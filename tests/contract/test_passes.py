@@ -1,0 +1,317 @@
+"""What a pass runs, when, and in which order; passes that stay; waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from contract.conftest import (
+    DAY,
+    EMPTY,
+    NONE,
+    NOW,
+    at_once,
+    job,
+    raises,
+)
+from dbbasic_queue import Delay, Fail, Handler, InvalidHandlers, InvalidJob, Job
+from dbbasic_queue.testing import Clock
+
+if TYPE_CHECKING:
+    from dbbasic_queue.engines.protocol import Engine
+
+
+class TestPasses:
+    """What `process_jobs`, `run_until_complete` and `wait` promise of jobs before they end."""
+
+    def test_jobs_run_earliest_first_and_in_the_order_of_enqueueing_within_a_second(
+        self, queue: Engine
+    ) -> None:
+        for payload, run_at in [("c", NOW), ("a", 5), ("d", NOW), ("b", 6), ("e", NOW)]:
+            queue.enqueue("greet", payload, run_at)
+        ran: list[str] = []
+        queue.process_jobs({"greet": ran.append})
+        assert ran == ["a", "b", "c", "d", "e"]
+
+    def test_a_job_runs_when_it_is_due_and_not_before(self, queue: Engine, clock: Clock) -> None:
+        job_id = queue.enqueue("greet", {}, NOW + 60)
+        clock.move(59.99)
+        assert queue.process_jobs({"greet": raises()}) == NONE
+        clock.move(0.01)
+        assert queue.process_jobs({"greet": raises()}) == NONE | {"completed": 1}
+        assert queue.process_jobs({"greet": raises()}) == NONE
+        assert job(queue, job_id)["status"] == "completed"
+
+    def test_a_job_that_is_added_by_a_handler_waits_for_the_next_pass(self, queue: Engine) -> None:
+        def handler(payload: int) -> None:
+            queue.enqueue("greet", payload + 1)
+
+        queue.enqueue("greet", 1)
+        for ran in (1, 2, 3):
+            assert queue.process_jobs({"greet": handler}) == NONE | {"completed": 1}
+            assert queue.counts() == EMPTY | {"completed": ran, "pending": 1}
+
+    def test_passes_at_the_same_moment_share_the_jobs_and_run_each_once(
+        self, queue: Engine
+    ) -> None:
+        queue.enqueue_many("greet", range(300))
+        ran: list[int] = []
+        counts: list[dict[str, int]] = []
+
+        def handler(payload: int) -> None:
+            time.sleep(0)
+            ran.append(payload)
+
+        at_once(*[lambda: counts.append(queue.process_jobs({"greet": handler}))] * 4)
+        assert sorted(ran) == list(range(300))
+        assert sum(done["completed"] for done in counts) == 300
+
+    def test_while_one_job_takes_long_another_pass_runs_the_others(self, queue: Engine) -> None:
+        queue.enqueue_many("greet", range(50))
+        begun, may_end = threading.Event(), threading.Event()
+        seen: list[int] = []
+
+        def handler(number: int) -> None:
+            if number == 30:
+                begun.set()
+                assert may_end.wait(60)
+
+        def run_the_others() -> None:
+            assert begun.wait(60)
+            end = time.monotonic() + 30
+            while queue.counts()["completed"] < 49 and time.monotonic() < end:
+                queue.process_jobs({"greet": handler})
+                time.sleep(0.01)
+            seen.append(queue.counts()["completed"])
+            may_end.set()
+
+        at_once(lambda: queue.process_jobs({"greet": handler}), run_the_others)
+        assert seen == [49]
+        assert {found["attempts"] for found in queue.jobs("completed")} == {1}
+
+    def test_a_pass_within_a_handler_leaves_the_job_in_hand_alone(self, queue: Engine) -> None:
+        within: list[dict[str, int]] = []
+        queue.enqueue("outer", {})
+
+        def outer(_: Any) -> None:
+            queue.enqueue("inner", {})
+            within.append(queue.process_jobs({"outer": raises(), "inner": raises()}))
+
+        assert queue.process_jobs({"outer": outer}) == NONE | {"completed": 1}
+        assert within == [NONE | {"completed": 1}]
+
+    def test_each_outcome_is_recorded_before_the_next_handler_begins(self, queue: Engine) -> None:
+        ids = queue.enqueue_many("greet", range(20))
+        seen: list[list[str]] = []
+
+        def handler(number: int) -> int:
+            seen.append([job(queue, job_id)["status"] for job_id in ids[: number + 1]])
+            return number
+
+        queue.process_jobs({"greet": handler})
+        assert seen == [["completed"] * number + ["processing"] for number in range(20)]
+
+    def test_with_only_the_jobs_of_other_types_are_left_alone(self, queue: Engine) -> None:
+        other = queue.enqueue("other", {})
+        queue.enqueue("greet", {})
+        before = job(queue, other)
+        assert queue.process_jobs({"greet": raises()}, skip_unknown=True) == NONE | {"completed": 1}
+        assert job(queue, other) == before
+
+    def test_a_handler_is_told_of_its_job(self, queue: Engine, clock: Clock) -> None:
+        told: list[tuple[str, str, int, int]] = []
+
+        def handler(_: Any, job: Job) -> None:
+            told.append((job.id, job.type, job.attempt, job.created_at))
+            raise ValueError("again")
+
+        job_id = queue.enqueue("greet", {})
+        for _ in range(2):
+            queue.process_jobs({"greet": handler})
+            clock.move(DAY)
+        assert told == [(job_id, "greet", 1, NOW), (job_id, "greet", 2, NOW)]
+
+    def test_of_a_type_with_a_limit_no_more_jobs_are_run_at_once_by_all_passes(
+        self, queue: Engine
+    ) -> None:
+        queue.enqueue_many("narrow", range(60))
+        queue.enqueue_many("wide", range(60))
+        seen: list[int] = []
+        most = 2
+
+        def narrow(_: Any) -> None:
+            seen.append(sum(1 for _ in queue.jobs("processing", "narrow")))
+
+        handlers: dict[str, Any] = {"narrow": Handler(narrow, concurrency=most), "wide": raises()}
+        at_once(*[lambda: queue.process_jobs(handlers)] * 4)
+        assert queue.process_jobs(handlers)["failed"] == 0
+        assert queue.counts()["completed"] == 120
+        assert (len(seen), max(seen) <= most) == (60, True)
+
+    def test_coroutines_run_beside_each_other_with_workers(self, queue: Engine) -> None:
+        queue.enqueue_many("greet", range(20))
+        running: list[int] = []
+        together: list[int] = []
+
+        async def handler(number: int) -> int:
+            running.append(number)
+            await asyncio.sleep(0.01)
+            together.append(len(running))
+            running.remove(number)
+            return number
+
+        done = queue.process_jobs({"greet": handler}, workers=10)
+        assert done == NONE | {"completed": 20}
+        assert [found["result"] for found in queue.jobs()] == list(range(20))
+        assert max(together) <= 10
+
+    # --- pausing
+
+    def test_a_paused_type_is_left_alone_and_counted_until_it_is_resumed(
+        self, queue: Engine, clock: Clock
+    ) -> None:
+        queue.enqueue_many("a", range(3))
+        queue.enqueue("b", {}, NOW + 60)
+        queue.enqueue("c", {})
+        queue.cancel_job(queue.enqueue("a", {}))
+        before = list(queue.jobs(job_type="a"))
+        assert (queue.pause("a"), queue.pause("a"), queue.pause("b")) == (True, False, True)
+        assert queue.counts() == EMPTY | {"pending": 5, "cancelled": 1}
+        assert queue.paused() == {"a", "b"}
+        clock.move(60)
+        handlers = dict.fromkeys("abc", raises())
+        assert queue.process_jobs(handlers) == NONE | {"completed": 1}
+        assert list(queue.jobs(job_type="a")) == before
+        assert (queue.resume("a"), queue.resume("a"), queue.resume("c")) == (True, False, False)
+        assert queue.paused() == {"b"}
+        assert queue.process_jobs(handlers) == NONE | {"completed": 3}
+        assert queue.resume("b") is True
+        assert queue.process_jobs(handlers) == NONE | {"completed": 1}
+
+    def test_all_types_can_be_paused_and_are_resumed_together(self, queue: Engine) -> None:
+        queue.enqueue("a", {})
+        assert (queue.pause(), queue.pause(), queue.pause("a")) == (True, False, True)
+        queue.enqueue("b", {})
+        assert queue.paused() == {"*", "a"}
+        assert queue.process_jobs({}) == NONE
+        assert (queue.resume("a"), queue.process_jobs({})) == (True, NONE)
+        assert (queue.resume(), queue.resume()) == (True, False)
+        assert queue.process_jobs({}) == NONE | {"retried": 2}
+
+    def test_what_is_being_run_goes_on_when_its_type_is_paused_and_nothing_after_it(
+        self, queue: Engine
+    ) -> None:
+        queue.enqueue_many("greet", range(3))
+
+        def handler(number: int) -> None:
+            assert queue.pause("greet") is True
+
+        assert queue.process_jobs({"greet": handler}) == NONE | {"completed": 1}
+        assert queue.counts() == EMPTY | {"completed": 1, "pending": 2}
+
+    @pytest.mark.parametrize("job_type", ["", "a b", "*", 7])
+    def test_what_can_be_no_type_cannot_be_paused(self, queue: Engine, job_type: Any) -> None:
+        for call in (queue.pause, queue.resume):
+            with pytest.raises(InvalidJob, match="must be"):
+                call(job_type)
+
+    @pytest.mark.parametrize(
+        ("handlers", "max_attempts", "linger"),
+        [
+            ([], 3, 0),
+            ({"greet": "no"}, 3, 0),
+            ({}, 0, 0),
+            ({}, True, 0),
+            ({}, "3", 0),
+            ({}, 3, -1),
+            ({}, 3, math.nan),
+        ],
+    )
+    def test_arguments_that_cannot_work_are_refused_before_anything_runs(
+        self, queue: Engine, handlers: Any, max_attempts: Any, linger: Any
+    ) -> None:
+        job_id = queue.enqueue("greet", {})
+        before = job(queue, job_id)
+        with pytest.raises(InvalidHandlers):
+            queue.process_jobs(handlers, max_attempts, linger=linger)
+        if not linger:
+            with pytest.raises(InvalidHandlers):
+                queue.run_until_complete(handlers, max_attempts)
+        assert job(queue, job_id) == before
+
+    # --- staying, waiting
+
+    def test_a_lingering_pass_runs_what_becomes_due_meanwhile(
+        self, queue: Engine, clock: Clock
+    ) -> None:
+        queue.enqueue("greet", "now")
+        queue.enqueue("greet", "later", NOW + 60)
+        ran: list[str] = []
+
+        def handler(payload: str) -> None:
+            ran.append(payload)
+            clock.move(60)
+
+        assert queue.process_jobs({"greet": handler}, linger=0.3) == NONE | {"completed": 2}
+        assert ran == ["now", "later"]
+
+    def test_run_until_complete_waits_for_retries_and_delays(
+        self, queue: Engine, clock: Clock
+    ) -> None:
+        errors: list[Exception] = [ValueError("no"), Delay(5), ValueError("no")]
+
+        def handler(_: Any) -> None:
+            clock.move(DAY)
+            if errors:
+                raise errors.pop(0)
+
+        def let_time_pass() -> None:
+            while not done.wait(0.01):
+                clock.move(60)
+
+        done = threading.Event()
+        queue.enqueue("greet", {}, NOW + 60)
+        passing = threading.Thread(target=let_time_pass)
+        passing.start()
+        try:
+            counts = queue.run_until_complete({"greet": handler})
+        finally:
+            done.set()
+            passing.join()
+        assert counts == NONE | {"completed": 1, "retried": 2, "delayed": 1}
+        assert queue.run_until_complete({}) == NONE
+
+    def test_wait_returns_a_job_that_is_done_and_none_for_one_that_is_not(
+        self, queue: Engine
+    ) -> None:
+        ends = {"completed": raises(), "failed": raises(Fail())}
+        for status in ("completed", "failed", "cancelled", "pending"):
+            queue.enqueue(status, {}, job_id=status)
+        queue.cancel_job("cancelled")
+        queue.process_jobs(ends, skip_unknown=True)
+        for status in ("completed", "failed", "cancelled"):
+            found = queue.wait(status, 1000)
+            assert found is not None and found["status"] == status
+            assert found == queue.get_job(status)
+        assert queue.wait("pending", 0.02) is None
+        assert queue.wait("unknown", 1000) is None
+
+    @pytest.mark.parametrize("timeout", [math.nan, "1", True, None])
+    def test_a_timeout_that_is_no_time_is_refused(self, queue: Engine, timeout: Any) -> None:
+        job_id = queue.enqueue("greet", {})
+        with pytest.raises(InvalidJob, match="timeout"):
+            queue.wait(job_id, timeout)
+
+    def test_wait_sees_what_a_pass_does_meanwhile(self, queue: Engine) -> None:
+        job_id = queue.enqueue("greet", {})
+        found: list[Any] = []
+        at_once(
+            lambda: found.append(queue.wait(job_id, 60)),
+            lambda: queue.process_jobs({"greet": raises()}),
+        )
+        assert found == [queue.get_job(job_id)]
