@@ -91,7 +91,7 @@ class Engine(Protocol):
         Due is a pending job whose `run_at` has come when the pass begins; earliest first, in the
         order of enqueueing within a second. A job that is put back, or added, meanwhile waits for
         the next pass. Never is one job in two handlers at once, and while one takes long, another
-        pass may run what this one has not started. The attempt is counted before the handler starts;
+        pass may run what this one has not started. The attempt counts before the handler starts;
         each outcome is recorded before the next handler does:
 
         - it returns: `completed`, the result kept if it is JSON, else the reason in `error`;
