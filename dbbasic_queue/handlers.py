@@ -37,6 +37,10 @@ class Delay(Exception):
         self.when = when
         self.reason = reason
 
+    def __repr__(self) -> str:
+        reason = f", {self.reason!r}" if self.reason else ""
+        return f"{type(self).__name__}({self.when!r}{reason})"
+
 
 class Fail(Exception):
     """Raised by a handler whose job cannot succeed: `failed` at once, attempts left or not."""

@@ -28,6 +28,7 @@ from dbbasic_queue.model.states import (
     recover,
     requeue,
     retry,
+    run_now,
     unclaim,
 )
 
@@ -94,10 +95,28 @@ def test_a_delayed_job_has_its_attempt_back_and_says_why() -> None:
     assert columns(delay(state(PROCESSING), "", NOW + 10))[4] == "delayed"
 
 
-@pytest.mark.parametrize("status", [FAILED, CANCELLED])
-def test_a_requeued_job_is_as_if_it_were_new_and_due(status: str) -> None:
-    after = requeue(state(status, attempts=3, error="no"), NOW + 7.9)
-    assert columns(after) == (PENDING, NOW - 100, NOW + 7, 0, "", "")
+@pytest.mark.parametrize(
+    ("status", "run_at", "due"),
+    [
+        (FAILED, None, NOW + 7),
+        (CANCELLED, None, NOW + 500),  # a reminder for tomorrow isn't sent today
+        (FAILED, NOW + 60, NOW + 60),
+        (CANCELLED, NOW + 60, NOW + 60),
+    ],
+)
+def test_a_requeued_job_is_as_if_it_were_new_and_a_cancelled_one_keeps_its_run_at(
+    status: str, run_at: int | None, due: int
+) -> None:
+    before = state(status, run_at=NOW + 500, attempts=3, error="no")
+    assert columns(requeue(before, NOW + 7.9, run_at)) == (PENDING, NOW - 100, due, 0, "", "")
+
+
+@pytest.mark.parametrize(("run_at", "due"), [(NOW + 500, NOW + 7), (NOW - 50, NOW - 50)])
+def test_a_job_that_is_to_run_now_is_due_and_keeps_its_attempts_and_its_place(
+    run_at: int, due: int
+) -> None:
+    after = run_now(state(PENDING, run_at=run_at, attempts=2, error="no"), NOW + 7.9)
+    assert columns(after) == (PENDING, NOW - 100, due, 2, "no", "")
 
 
 def test_a_job_given_back_has_its_attempt_back() -> None:
@@ -165,12 +184,13 @@ def test_each_change_starts_from_one_status_and_a_recorded_outcome_is_final(stat
         "fail": fail(before, "no"),
         "retry": retry(before, "no", NOW),
         "requeue": requeue(before, NOW),
+        "run now": run_now(before, NOW),
         "give back": unclaim(before),
         "recover": recover(before, 3, NOW),
     }
     legal = {name for name, after in changes.items() if after is not None}
     assert legal == {
-        PENDING: {"claim", "cancel", "clamp"},
+        PENDING: {"claim", "cancel", "clamp", "run now"},
         PROCESSING: {"complete", "delay", "fail", "give back", "recover", "retry"},
         FAILED: {"requeue"},
         CANCELLED: {"requeue"},

@@ -68,7 +68,7 @@ def check_instant(instant: object, name: str = "run_at") -> int:
         seconds = _from_datetime(instant, name)
     if not 0 <= seconds <= LATEST:  # false for NaN too
         raise InvalidJob(
-            f"{name} {_shown(instant)} is refused: it must lie between 0 and {LATEST} "
+            f"invalid {name} {_shown(instant)}: must be between 0 and {LATEST} "
             "(Unix seconds; 1970 to 9999)"
         )
     return math.ceil(seconds)
@@ -119,13 +119,13 @@ def _from_datetime(instant: object, name: str) -> float:
 
     if not isinstance(instant, datetime):
         raise InvalidJob(
-            f"{name} {_shown(instant)} is refused: give Unix seconds (int or float) or an aware "
+            f"invalid {name} {_shown(instant)}: must be Unix seconds (int or float) or an aware "
             "datetime"
         )
     if instant.utcoffset() is None:
         raise InvalidJob(
-            f"{name} {_shown(instant)} is refused: it has no time zone; "
-            "use datetime.now(timezone.utc) or .astimezone()"
+            f"invalid {name} {_shown(instant)}: must have a time zone "
+            "(use datetime.now(timezone.utc) or .astimezone())"
         )
     return instant.timestamp()
 

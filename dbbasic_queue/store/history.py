@@ -284,11 +284,15 @@ def _lines(file: OpenFile) -> Iterator[bytes]:
 def _files(path: str) -> list[OpenFile]:
     """Return the older file and the current one, as far as they are there."""
     for _ in range(_TRIES):
+        place = path
         current = open_file(path, os.O_RDONLY)
-        if current is None:
-            path = _old(path) if os.path.lexists(_old(path)) else path
-            current = open_file(path, os.O_RDONLY)
-        older = open_file(path + ".1", os.O_RDONLY)
+        if current is None and os.path.lexists(_old(path)):
+            place = _old(path)
+            current = open_file(place, os.O_RDONLY)
+            if current is None:
+                continue  # a pass has just taken it over
+        # The older file is the first that is taken over.
+        older = open_file(place + ".1", os.O_RDONLY) or open_file(path + ".1", os.O_RDONLY)
         if current is None or current.is_at_path():  # else it was rotated in between
             return [file for file in (older, current) if file is not None]
     raise unstable_inodes(path)

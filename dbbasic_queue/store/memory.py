@@ -87,7 +87,7 @@ class MemoryStore:
         with self.lock:
             if own_id in self.kept:
                 raise DuplicateJob(
-                    f"job_id {own_id!r} is refused: that job is in the queue already "
+                    f"duplicate job_id {own_id!r}: the queue already has a job with this id "
                     "(get_job shows it; choose another id, or purge the old job first)"
                 )
             for row in parsed:
@@ -246,10 +246,11 @@ _naming = threading.Lock()
 
 def memory_store(url: str) -> MemoryStore:
     """Return a new store for `memory:`; for `memory:NAME`, the one of that name in this process."""
-    if not url.partition(":")[2]:
-        return MemoryStore(url)
+    name = url.partition(":")[2]
+    if not name:
+        return MemoryStore("memory:")
     with _naming:
-        return _named.setdefault(url, MemoryStore(url))
+        return _named.setdefault(name, MemoryStore(f"memory:{name}"))
 
 
 def _line(row: Row) -> bytes:

@@ -245,7 +245,7 @@ class TextFileStore:
                     "(`dbbasic-queue unreadable` shows that row, and --remove moves it away)"
                 )
             raise DuplicateJob(
-                f"job_id {job_id!r} is refused: that job is in the queue already "
+                f"duplicate job_id {job_id!r}: the queue already has a job with this id "
                 "(get_job shows it; choose another id, or purge the old job first)"
             )
         if key in self.view.records:
