@@ -410,7 +410,9 @@ def test_without_proc_a_pass_raises_what_a_fold_over_a_mounted_file_meets(tmp_pa
 def block(page: str, pattern: str) -> str:
     """Return the only block of the page whose fence and code match a pattern."""
     text = (PROJECT / "docs" / page).read_text("utf-8")
-    (found,) = [b for b in re.findall(r"^```(.*?)^```$", text, re.M | re.S) if re.search(pattern, b)]
+    (found,) = [
+        b for b in re.findall(r"^```(.*?)^```$", text, re.M | re.S) if re.search(pattern, b)
+    ]
     return str(found.partition("\n")[2])
 
 
