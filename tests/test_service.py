@@ -493,7 +493,7 @@ def test_a_worker_of_coroutines_can_be_made_and_started_where_an_event_loop_runs
 # --- as a service of systemd
 
 DEPLOYMENT = (Path(__file__).parent.parent / "docs/deployment.md").read_text(encoding="utf-8")
-FILE = re.compile(r"^```\w+ file=(\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"^```\w+(?: norun)? file=(\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def test_the_worker_program_in_the_docs_runs_jobs_and_ends_well_on_sigterm(
