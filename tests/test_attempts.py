@@ -398,7 +398,7 @@ class Unspeakable(Exception):
 
 class Untraceable(Exception):
     @property
-    def __notes__(self) -> list[str]:
+    def __notes__(self) -> list[str]:  # type: ignore[override]
         raise SystemExit("no notes")
 
 
