@@ -1,8 +1,8 @@
-"""What running handlers costs: several at a time, time limits, pick-up while a pass lingers.
+"""Measures what running handlers costs: concurrency, time limits, latency of a lingering pass.
 
     python benchmarks/handlers.py
 
-Prints one line a measure: what was measured, the figure, and what it would be without any cost.
+Prints one line per measure: its name, the figure, and the figure if it cost nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def spin(_: Any) -> None:
 
 
 def pick_up(path: Path, seconds: int) -> tuple[list[float], float, float]:
-    """Return the pick-up latencies, and the CPU share of a pass that lingers, busy and idle."""
+    """Return the latencies of a lingering pass, and its CPU share when busy and when idle."""
     shares = []
     latencies: list[float] = []
     for jobs in (100, 0):
@@ -83,7 +83,7 @@ def main() -> None:
         say("8 plain functions of 1 s, workers=8", f"{seconds:.2f} s", "1.00 s")
         plain = run(queue, {"work": str}, [1] * 100, 1)
         apart = run(queue, {"work": Handler(str, timeout=30)}, [1] * 100, 1)
-        say("a job in a process of its own", f"{(apart - plain) * 10:.1f} ms", "0 ms")
+        say("a job in its own process", f"{(apart - plain) * 10:.1f} ms", "0 ms")
         late = [run(queue, {"work": Handler(spin, timeout=0.5)}, [1], 1) - 0.5 for _ in range(10)]
         say(
             "an endless C loop ends after its limit, median",
@@ -93,15 +93,15 @@ def main() -> None:
         latencies, busy, idle = pick_up(Path(home, "pick.tsv"), 20)
         cuts = statistics.quantiles(latencies, n=100)
         say(
-            "pick-up while a pass lingers, median",
+            "latency of a lingering pass, median",
             f"{cuts[49] * 1e3:.0f} ms",
-            "25 ms: it looks each 50 ms",
+            "25 ms: it polls every 50 ms",
         )
         say("the same, p99", f"{cuts[98] * 1e3:.0f} ms", "50 ms")
-        say("CPU of a pass that lingers, idle, with its start", f"{idle:.2%}", "0 %")
+        say("CPU of a lingering pass, idle, including its start", f"{idle:.2%}", "0 %")
         say("the same, 5 jobs a second", f"{busy:.2%}", "0 %")
         say(
-            "most memory",
+            "peak memory",
             f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB",
             "Python alone: 10 MiB",
         )

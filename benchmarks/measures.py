@@ -1,9 +1,9 @@
-"""What is timed. Run by `run.py`, for each figure in a process of its own:
+"""The measures. `run.py` runs this program once per figure, in a new process:
 
     python measures.py MEASURE SUBJECT DIRECTORY OPTIONS
 
-OPTIONS is JSON: the measure's keyword arguments. The last line printed is JSON: the figures, by
-name. Imports are few and no statistics are made with modules: memory is a measure, too.
+OPTIONS is JSON: the measure's keyword arguments. The last line of the output is JSON: the figures
+by name. It imports little, and no module for statistics, because memory is measured too.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
     Figures = dict[str, Any]
     Open = partial[peers.Subject]
-    """Opens the subject on the measure's queue, as a process does that begins."""
+    """Opens the subject on the measure's queue, as a new process does."""
 
 _SAMPLE = "sample.json"
 
 
 def spread(seconds: list[float]) -> Figures:
-    """Microseconds: the median, the mean, the 99th percentile and the worst."""
+    """Return median, mean, 99th percentile and maximum in microseconds, and the count."""
     ordered = sorted(seconds)
     return {
         "median_us": 1e6 * ordered[len(ordered) // 2],
@@ -48,7 +48,7 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def fill(open_queue: Open, due: int, waiting: int, finished: int, run: bool) -> Figures:
-    """Fill the queue, and run the jobs where asked, for the measure that comes next."""
+    """Fill the queue for the next measure; with `run`, also run the jobs."""
     subject = open_queue()
     ids = subject.fill(due, waiting, finished)
     if run:
@@ -61,7 +61,7 @@ def fill(open_queue: Open, due: int, waiting: int, finished: int, run: bool) -> 
 
 
 def fdatasync(open_queue: Open, calls: int) -> Figures:
-    """What the disk costs: append 100 bytes, fdatasync."""
+    """Cost of the disk: append 100 bytes, fdatasync."""
     fd = os.open("fdatasync", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def call() -> None:
@@ -72,7 +72,7 @@ def fdatasync(open_queue: Open, calls: int) -> Figures:
 
 
 def enqueue(open_queue: Open, calls: int) -> Figures:
-    """One job a call, over and over."""
+    """Enqueue one job per call, again and again."""
     subject = open_queue()
     for n in range(100):
         subject.enqueue(n)
@@ -85,10 +85,10 @@ def enqueue(open_queue: Open, calls: int) -> Figures:
     return spread(times)
 
 
-def enqueue_beside(open_queue: Open, due: int) -> Figures:
-    """One job a call, over and over, from the first to the last moment of another process's pass.
+def enqueue_during_pass(open_queue: Open, due: int) -> Figures:
+    """Enqueue one job per call, from the start to the end of another process's pass.
 
-    Its final fold is within. A floor has no pass: beside it another file is appended to.
+    This includes the pass's last fold. A floor has no pass: another process appends to a file.
     """
     import subprocess
 
@@ -114,13 +114,13 @@ def enqueue_beside(open_queue: Open, due: int) -> Figures:
 def begin_and_run(open_queue: Open, due: int) -> Figures:
     subject = open_queue()
     print("started", flush=True)
-    jobs = subject.run_beside(due)
+    jobs = subject.run_during_enqueues(due)
     subject.close()
     return {"jobs": jobs}
 
 
 def bulk(open_queue: Open, jobs: int) -> Figures:
-    """Many jobs by the quickest call."""
+    """Enqueue many jobs with the fastest call."""
     subject = open_queue()
     seconds = timed(lambda: subject.enqueue_many(range(jobs)))
     subject.close()
@@ -128,7 +128,7 @@ def bulk(open_queue: Open, jobs: int) -> Figures:
 
 
 def run_all(open_queue: Open, jobs: int, seconds: float) -> Figures:
-    """Run what is due: one pass over no-op jobs, in a process that has not read the queue yet."""
+    """Run the due jobs: one pass over no-op jobs, in a process that hasn't read the queue yet."""
     subject = open_queue()
     began = perf_counter()
     ran = subject.work(seconds)
@@ -145,7 +145,7 @@ def run_all(open_queue: Open, jobs: int, seconds: float) -> Figures:
 
 
 def find_due(open_queue: Open, due: int) -> Figures:
-    """One pass where few of many jobs are due; for a floor, reading and splitting the file."""
+    """One pass when few of many jobs are due. For a floor: read and split the file."""
     subject = open_queue()
     began = perf_counter()
     if isinstance(subject, peers.Floor):
@@ -165,18 +165,18 @@ def _read_and_split(path: str) -> None:
 
 
 def look_up(open_queue: Open) -> Figures:
-    """A job by its id: the first time after opening the queue, again, and while it grows."""
+    """Look up a job by its id: right after opening the queue, again, and while it grows."""
     with open(_SAMPLE) as file:
         ids = json.load(file)
     subject = open_queue()
     began = perf_counter()
     assert subject.look_up(ids[0])
     figures: Figures = {"first_us": 1e6 * (perf_counter() - began)}
-    if not isinstance(subject, peers.Floor):  # which reads the file each time
+    if not isinstance(subject, peers.Floor):  # a floor reads the file each time
         figures["again_us"] = _median_us([timed(partial(subject.look_up, i)) for i in ids])
         if isinstance(subject, peers.Ours):
-            # It shares nothing with the first, as if in another process. It does not wait for the
-            # disk, or how a core wakes from that would be timed, and not the look-up.
+            # This object shares nothing with the first, as if it were in another process. It
+            # doesn't sync: that would time how a core wakes up instead of the look-up.
             other = peers.OursNoSync(*open_queue.args)
             times = []
             for n, job_id in enumerate(ids):
@@ -207,9 +207,9 @@ print(longest)
 
 
 def held(open_queue: Open, call: str, rows: int) -> Figures:
-    """The longest that another process waits for the lock during one call; copying the file.
+    """The longest time that another process waits for the lock during one call.
 
-    The call is the first one of the process.
+    The call is the first one of its process. For comparison: the time to copy and sync the file.
     """
     import subprocess
 
@@ -252,9 +252,9 @@ def _copy_and_sync(path: str) -> None:
 def contention(
     open_queue: Open, producers: int, jobs: int, workers: int, seconds: float
 ) -> Figures:
-    """Producers of so many jobs each, and workers until all have run, or the time is up.
+    """Producers enqueue `jobs` jobs each; workers run until all jobs have run or time is up.
 
-    Every job is counted: one is lost if its enqueue returned and it never ran, doubled if it ran
+    Counts every job. A job is lost if its enqueue returned and it never ran, doubled if it ran
     twice.
     """
     from multiprocessing import get_context
@@ -277,7 +277,7 @@ def contention(
             try:
                 mine.enqueue(n)
                 put.append(n)
-            except Exception as e:  # noqa: BLE001 - counted: the caller was told
+            except Exception as e:  # noqa: BLE001 - the error is counted
                 print(f"enqueue: {type(e).__name__}: {e}", file=sys.stderr)
         mine.close()
         _write_json(f"produced-{number}", put)
@@ -294,7 +294,7 @@ def contention(
             before = len(peers.ran)
             try:
                 mine.work(end - perf_counter())
-            except Exception as e:  # noqa: BLE001 - counted: its cron would start it again
+            except Exception as e:  # noqa: BLE001 - the error is counted; cron would start it again
                 print(f"work: {type(e).__name__}: {e}", file=sys.stderr)
                 errors += 1
                 finished = False
@@ -310,16 +310,16 @@ def contention(
     runners = [context.Process(target=work, args=(n,)) for n in range(workers)]
     for process in makers + runners:
         process.start()
-    subject = open_queue()  # not before the forks; the files, and a server, are there now
+    subject = open_queue()  # after the forks; it creates the files, or starts a server
     gate.wait()
     gate.wait()
-    began = perf_counter()  # of one clock for all processes of a machine
+    began = perf_counter()  # all processes of a machine share this clock
     for process in makers:
         process.join()
     produced.set()
     for process in runners:
         process.join()
-    late: list[int] = []  # what is left once the time is up, for the count
+    late: list[int] = []  # jobs that run after the time is up; counted only
     peers.ran = late
     end = perf_counter() + seconds
     while (found := len(late)) == 0 or perf_counter() < end:
@@ -356,7 +356,7 @@ def _read_json(name: str) -> Any:
 
 
 def start_up(open_queue: Open, times: int) -> Figures:
-    """Milliseconds that an import, and an idle pass, take over a Python that does nothing."""
+    """Milliseconds that an import, and an idle pass, add to a Python that does nothing."""
     import subprocess
 
     subject = open_queue()
@@ -381,7 +381,7 @@ def start_up(open_queue: Open, times: int) -> Figures:
 
 
 def bare(open_queue: Open) -> Figures:
-    """The memory of a Python that has only imported these measures."""
+    """The memory of a Python that has imported only this module."""
     return {"peak_mib": peers.peak_mib()}
 
 
@@ -391,7 +391,7 @@ MEASURES: dict[str, Callable[..., Figures]] = {
         fill,
         fdatasync,
         enqueue,
-        enqueue_beside,
+        enqueue_during_pass,
         begin_and_run,
         bulk,
         run_all,
@@ -416,7 +416,7 @@ def main(measure: str, name: str, directory: str, options: str) -> None:
 
 
 def pace() -> float:
-    """Milliseconds that 100,000 turns of an empty loop take: other guests slow the processor."""
+    """Milliseconds for 100,000 turns of an empty loop: other guests can slow the processor."""
 
     def turn() -> None:
         for _ in range(100_000):
@@ -426,7 +426,7 @@ def pace() -> float:
 
 
 def warm_up(open_queue: Open) -> None:
-    """A job's whole life in another queue: what is loaded only once is loaded now."""
+    """Put a job through its whole life in another queue, so that imports aren't measured."""
     (place,) = open_queue.args
     directory = os.path.join(place, f"warm-up-{os.getpid()}")
     os.mkdir(directory)

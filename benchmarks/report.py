@@ -172,7 +172,12 @@ def lines(sizes: dict[str, Any]) -> list[Line]:
         like = (f"≤ {limits[ours]} x floor", _times(limits[ours]))
         for cell, what, floored, wanted in (
             ("enqueue_waiting", f"{many:,} rows waiting", "enqueue", (short,)),
-            ("enqueue_beside", f"{many:,} rows, beside a pass", "enqueue_beside", (short, like)),
+            (
+                "enqueue_during_pass",
+                f"{many:,} rows, beside a pass",
+                "enqueue_during_pass",
+                (short, like),
+            ),
         ):
             add(
                 f"enqueue, fsync {fsync}, {what}",

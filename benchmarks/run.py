@@ -1,10 +1,10 @@
-"""The one command: installs the peers, measures in interleaved rounds, writes table and plots.
+"""Installs the peers, measures in interleaved rounds, and writes the table and plots.
 
     python benchmarks/run.py [--quick] [--only MEASURE] [--rounds N] [--dir DIR]
 
-Each figure is taken by `measures.py` in a process of its own, in a fresh directory, on a queue
-that yet another process has filled. A round measures every subject once, A B C, and the next one
-A B C again, so that whatever else the machine does meets all of them.
+Each figure is measured by a new process running `measures.py`, in a new directory, on a queue that
+another process has filled. A round measures every subject once: A B C, and in the next round
+A B C again. So other load on the machine affects all subjects.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent
 WORK = HERE / ".work"
 SLOW = 6.0
-"""Seconds a figure; what takes longer is measured in the first three rounds only."""
+"""Seconds per figure. Slower ones are measured only in the first SLOW_ROUNDS rounds."""
 SLOW_ROUNDS = 3
 TIMEOUT = 240
 HELD = ("pass", "purge", "archive", "own_id", "requeue", "cancel")
-"""The calls of which is measured how long they keep others from the lock."""
+"""The calls for which we measure how long they block other processes."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Cell:
 
 
 def plan(sizes: Sizes) -> list[Cell]:
-    """Everything that is measured in a round, in its order."""
+    """Return the cells of a round, in order."""
     s = sizes
     floors = ["floor", "floor, fdatasync"]
     cells = [Cell("fdatasync", "fdatasync", "floor", {"calls": s.calls})]
@@ -84,13 +84,13 @@ def plan(sizes: Sizes) -> list[Cell]:
     calls = {"calls": s.calls}
     add("enqueue", "enqueue", FLOORS + OURS + PEERS, options=calls, due=200)
     add("enqueue_waiting", "enqueue", OURS, options=calls, waiting=s.many)
-    beside = zip(FLOORS[2:], (1, 10), OURS, (3, 10), strict=True)
-    for floor, floor_share, ours, share in beside:
+    pairs = zip(FLOORS[2:], (1, 10), OURS, (3, 10), strict=True)
+    for floor, floor_share, ours, share in pairs:
         options = {"due": s.many // floor_share}
-        add("enqueue_beside", "enqueue_beside", [floor], options=options)
+        add("enqueue_during_pass", "enqueue_during_pass", [floor], options=options)
         due = s.many // share
         rows = {"due": due, "waiting": s.many - due}
-        add("enqueue_beside", "enqueue_beside", [ours], options={"due": due}, **rows)
+        add("enqueue_during_pass", "enqueue_during_pass", [ours], options={"due": due}, **rows)
     for subject in floors + OURS + PEERS:
         jobs = min(s.jobs, SUBJECTS[subject].few or s.jobs)
         add("bulk", "bulk", [subject], options={"jobs": jobs})
@@ -120,7 +120,7 @@ def plan(sizes: Sizes) -> list[Cell]:
 
 
 class Environments:
-    """The Pythons: one for us and the floors, one for each peer's package."""
+    """The virtual environments: one for us and the floors, one for each peer's package."""
 
     def __init__(self, snapshot: Path, *, peers: bool, against: Path | None = None) -> None:
         self.peers = peers
@@ -139,7 +139,7 @@ class Environments:
         compileall.compile_dir(snapshot, quiet=1)
 
     def python(self, subject: str) -> str | None:
-        """Return the Python to use; None where the package cannot be installed."""
+        """Return the Python to use; None if the package can't be installed."""
         kind = SUBJECTS[subject]
         ours = subject in self.paths
         if not self.peers:
@@ -163,13 +163,13 @@ class Environments:
         return str(python)
 
     def variables(self, subject: str) -> dict[str, str]:
-        """Return the environment: nothing of the caller's changes how Python runs."""
+        """Return the environment variables: none of the caller's that change how Python runs."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "DBBASIC"))}
         path = self.paths.get(subject)
         return kept | {"PYTHONPATH": str(path)} if path else kept
 
     def about(self, subject: str) -> dict[str, str]:
-        """Return what the report says of a subject."""
+        """Return a subject's description for the report."""
         kind = SUBJECTS[subject]
         about = {"about": " ".join((kind.__doc__ or "").split()), "recorded": kind.recorded}
 
@@ -195,7 +195,7 @@ class Environments:
 
 
 def measure(cell: Cell, environments: Environments, place: Path) -> dict[str, Any]:
-    """Take one figure in a fresh directory; what goes wrong is a figure called `error`."""
+    """Take one figure in a new directory. An error becomes a figure named `error`."""
     python = environments.python(cell.subject)
     assert python
     with tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as directory:
@@ -224,7 +224,7 @@ def _run(command: list[str], env: dict[str, str]) -> dict[str, Any]:
         try:
             output, errors = process.communicate(timeout=TIMEOUT)
         except BaseException as e:
-            os.killpg(process.pid, signal.SIGKILL)  # it, and all that it has started
+            os.killpg(process.pid, signal.SIGKILL)  # and its child processes
             if isinstance(e, subprocess.TimeoutExpired):
                 return {"error": f"not done after {TIMEOUT} seconds"}
             raise
@@ -242,7 +242,7 @@ def take(
     """Take all figures, round by round."""
     results: dict[str, Any] = {"machine": machine(place), "sizes": vars(sizes), "figures": []}
     if results["machine"]["file_system"] in ("tmpfs", "ramfs", "overlay"):
-        print(f"warning: {place} lies on no real disk; name one by --dir", file=sys.stderr)
+        print(f"warning: {place} isn't on a real disk (use --dir)", file=sys.stderr)
     subjects = [name for name in SUBJECTS if any(cell.subject == name for cell in cells)]
     results["subjects"] = {name: environments.about(name) for name in subjects}
     cells = [cell for cell in cells if environments.python(cell.subject)]
@@ -252,7 +252,7 @@ def take(
     most = rounds or sizes.rounds
     for number in range(1, most + 1):
         round_began = time.monotonic()
-        # Of two checkouts, now the one comes first and now the other.
+        # When two checkouts are compared, each comes first in every other round.
         swapped = number % 2 == 0 and environments.compares
         for cell in reversed(cells) if swapped else cells:
             if number > SLOW_ROUNDS and took.get(cell, 0) > SLOW:
@@ -276,7 +276,7 @@ def take(
 
 
 def machine(place: Path) -> dict[str, Any]:
-    """Return what the figures depend on."""
+    """Describe the machine, for the report."""
     model = ""
     memory = 0.0
     if Path("/proc/cpuinfo").exists():
@@ -296,7 +296,7 @@ def machine(place: Path) -> dict[str, Any]:
 
 
 def file_system(place: Path) -> str:
-    """Return the type of the file system that a directory lies on."""
+    """Return the type of the file system of a directory."""
     best = ("", "unknown")
     mounts = Path("/proc/mounts")
     for line in mounts.read_text().splitlines() if mounts.exists() else []:
@@ -307,20 +307,20 @@ def file_system(place: Path) -> str:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure this queue, its floors and its peers.")
+    parser = argparse.ArgumentParser(description="Measure this queue, the floors and the peers.")
     parser.add_argument("--quick", action="store_true", help="two minutes: us, floors, 1.0.0")
-    parser.add_argument("--small", action="store_true", help="seconds: only to see that it works")
+    parser.add_argument("--small", action="store_true", help="a few seconds: check that it works")
     parser.add_argument("--no-peers", action="store_true", help="us and floors; installs nothing")
     parser.add_argument(
         "--against",
         type=Path,
         metavar="DIR",
-        help="another checkout: only measure both, and print their ratios",
+        help="another checkout: measure only both, and print the ratios",
     )
     parser.add_argument("--only", action="append", metavar="MEASURE", help="may be repeated")
     parser.add_argument("--rounds", type=int, metavar="N")
-    parser.add_argument("--dir", type=Path, metavar="DIR", help="where the queues lie: a real disk")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where table and plots are written")
+    parser.add_argument("--dir", type=Path, metavar="DIR", help="for the queues: on a real disk")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for the table and the plots")
     return parser.parse_args(argv)
 
 

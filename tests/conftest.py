@@ -1,4 +1,4 @@
-"""What the tests share: a clock that stands still, and a queue in a directory of its own."""
+"""Shared by the tests: a clock that the test moves, a queue in its own directory, helpers."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["ahead"]
 
-# How long an example takes is up to the machine, and to what else it is doing.
+# How long an example takes depends on the machine and its load.
 hypothesis.settings.register_profile("project", deadline=None)
 hypothesis.settings.load_profile("project")
 
-# A shell starts what it puts into the background with Ctrl-C ignored, and children inherit that.
+# A shell starts background programs with Ctrl-C ignored, and their children inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -39,7 +39,7 @@ NOW = 1_800_000_000
 
 
 class Clock:
-    """Unix seconds that pass only when a test says so."""
+    """A time in Unix seconds that changes only when a test changes it."""
 
     def __init__(self, now: float = NOW) -> None:
         self.now = now
@@ -55,7 +55,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """The place of a queue that is not there yet, nor its directory."""
+    """The path of a queue. Neither the file nor its directory exists yet."""
     return tmp_path / "data" / "queue.tsv"
 
 
@@ -67,14 +67,14 @@ def queue(path: Path, clock: Clock) -> Iterator[Queue]:
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Iterator[Programs]:
-    """Starts processes in the test's directory, whose queue is at `path`."""
+    """Starts processes in the test's directory. Their queue is at `path`."""
     with Programs(tmp_path) as programs:
         yield programs
 
 
 @contextmanager
 def held(lock: QueueLock) -> Iterator[None]:
-    """Hold the lock during a block of a test, as its `run` does during a function."""
+    """Hold the lock during a `with` block of a test, as `QueueLock.run` does for a function."""
     with lock._mutex:
         lock._acquire(even_if_moved=False)
         assert lock._file is not None
@@ -116,23 +116,23 @@ def rows(path: Path) -> list[list[str]]:
 
 
 def row(path: Path, job_id: str) -> dict[str, str]:
-    """Return what the file itself says of a job."""
+    """Return a job's columns as they are in the file, without the journal."""
     (columns,) = [columns for columns in rows(path) if columns[0] == job_id]
     return dict(zip(HEADER.split(), columns, strict=True))
 
 
 def line(job_id: str, **columns: object) -> str:
-    """Return a row as another program might write it, due and pending unless told otherwise."""
+    """Return a row as another program might write it: pending and due, unless `columns` differ."""
     values: dict[str, object] = dict.fromkeys(HEADER.split(), "")
     values |= {"id": job_id, "type": "greet", "payload": "{}", "status": "pending"}
     values |= {"created_at": NOW, "run_at": NOW, "attempts": 0, **columns}
     if "created_at" not in columns and isinstance(columns.get("run_at"), int):
-        values["created_at"] = min(NOW, int(str(columns["run_at"])))  # it came before it was due
+        values["created_at"] = min(NOW, int(str(columns["run_at"])))  # enqueued before it was due
     return "\t".join(str(value) for value in values.values()) + "\n"
 
 
 def add_lines(path: Path, *lines: str | bytes) -> None:
-    """Append to the file with no regard to its lock, as an editor or a careless script does."""
+    """Append to the file without its lock, as an editor or a careless script does."""
     path.parent.mkdir(exist_ok=True)
     with path.open("ab") as file:
         if not file.tell():
@@ -143,7 +143,7 @@ def add_lines(path: Path, *lines: str | bytes) -> None:
 def python(
     code: str, *arguments: object, flags: tuple[str, ...] = (), **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program in a Python of its own that can import the package."""
+    """Run a program in a new Python process that can import the package."""
     folders = [str(PROJECT), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
     return subprocess.run(

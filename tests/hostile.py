@@ -1,4 +1,4 @@
-"""Texts that break what is careless, for the tests of rows and for the fuzzer's first inputs."""
+"""Texts that break careless code: inputs for the tests of rows, and seeds for the fuzzer."""
 
 from __future__ import annotations
 
@@ -31,4 +31,4 @@ NASTY = [
 ]
 NO_JSON = ["NaN", "[Infinity]", "-Infinity", "{", "", "'a'", '"\t"', "1 2", "\ufeff1", "01"]
 BOMBS = ["[" * 101, "[" * 10**6, '{"a":' * 10**5, "9" * 5000]
-"""JSON that is too deep, or a number too long, to be decoded."""
+"""JSON that must not be decoded: nested too deep, or a number that is too long."""

@@ -299,7 +299,7 @@ CAUGHT: dict[type[Planted], str] = {
     CountsADelay: "a_delay_puts_a_job_off_and_spends_no_attempt",
     TriesOnceMore: ("a_job_that_fails_is_tried_again_after_its_backoff_until_no_attempt_is_left"),
     KeepsTheOldError: "a_job_that_succeeds_in_the_end_has_no_error_left",
-    WaitsForNothing: "wait_returns_a_job_that_is_done_and_none_for_one_that_is_not",
+    WaitsForNothing: "wait_returns_a_finished_job_and_none_when_the_time_is_up",
     RequeuesWithItsAttempts: (
         "a_failed_or_cancelled_job_can_be_requeued_and_runs_as_if_it_were_new"
     ),

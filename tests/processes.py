@@ -1,8 +1,8 @@
-"""Real child processes for the tests that race and kill: started, awaited, signalled, cleaned up.
+"""Real child processes for tests that race and kill: start, wait, signal, clean up.
 
-A child is a program of a few lines, run in the test's own directory; what it tells the test it
-writes into files there, since those outlive a SIGKILL and no reader has to keep up. The test waits
-for such a file, or for the child's end, never for an amount of time.
+A child is a program of a few lines that runs in the test's own directory. It reports to the test by
+writing to files there, because files survive SIGKILL and nobody has to read them in time. A test
+waits for such a file or for the child's end, never for an amount of time.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from pathlib import Path
 from dbbasic_queue import Queue
 from processes import note, notes, wait_for, wait_for_notes
 
-# A shell starts its background jobs with SIGINT ignored, and so all that they start.
+# A shell starts background jobs with SIGINT ignored, and their children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 queue = Queue({QUEUE!r})
 """
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = DEADLINE) -> None:
-    """Return once the condition is true; raises AssertionError, with `what`, after the deadline."""
+    """Wait until the condition is true. Raises AssertionError with `what` after the deadline."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"waited {seconds:.0f} seconds in vain for {what}"
+        assert time.monotonic() < end, f"after {seconds:.0f} seconds still waiting for {what}"
         time.sleep(0.002)
 
 
 def note(file: str | Path, text: str) -> None:
-    """Append one line to a file, by one write, so that no line is lost whoever else does it."""
+    """Append one line to a file with a single write, so concurrent writers lose no line."""
     fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(fd, f"{text}\n".encode())
@@ -58,7 +58,7 @@ def note(file: str | Path, text: str) -> None:
 
 
 def notes(file: str | Path) -> list[str]:
-    """Return the complete lines of a file that `note` writes; none where there is no file."""
+    """Return the complete lines of a file that `note` writes; [] if there is no file."""
     try:
         return Path(file).read_text(encoding="utf-8").split("\n")[:-1]
     except FileNotFoundError:
@@ -66,12 +66,12 @@ def notes(file: str | Path) -> list[str]:
 
 
 def wait_for_notes(file: str | Path, count: int) -> None:
-    """Return once the file holds that many lines."""
+    """Wait until the file has that many lines."""
     wait_for(lambda: len(notes(file)) >= count, f"{count} lines in {Path(file).name}")
 
 
 class Child:
-    """A program that runs, or has run, in the test's directory."""
+    """A program started in the test's directory; it may have ended."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Child:
     ) -> None:
         self.output = directory / f"{name}.out"
         self.errors = directory / f"{name}.err"
-        # Files, not pipes: a pipe would have no end as long as a grandchild holds it.
+        # Files, not pipes: a pipe stays open as long as a grandchild holds it.
         with self.output.open("wb") as output, self.errors.open("wb") as errors:
             self.process = subprocess.Popen(
                 command,
@@ -93,7 +93,7 @@ class Child:
                 stdout=output,
                 stderr=errors,
                 pass_fds=pass_fds,
-                start_new_session=True,  # a group of its own, with what it forks
+                start_new_session=True,  # a process group of its own, with its children
             )
 
     def is_running(self) -> bool:
@@ -103,18 +103,18 @@ class Child:
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """End it as the kernel does when memory is short, if it has not ended by itself."""
+        """Kill it as the kernel does when memory is short. Does nothing if it has ended."""
         self.process.kill()
         self.process.wait(DEADLINE)
 
     def clean_up(self) -> None:
-        """End it with all that it has forked, however the test has ended."""
+        """Kill it with its children; called however the test has ended."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(DEADLINE)
 
     def stop(self, lock: Path) -> None:
-        """SIGSTOP it at an instant when it does not hold the queue's lock."""
+        """SIGSTOP it at a moment when it doesn't hold the queue's lock."""
         while True:
             self.signal(signal.SIGSTOP)
             os.waitpid(self.process.pid, os.WUNTRACED)
@@ -123,11 +123,11 @@ class Child:
             self.signal(signal.SIGCONT)
 
     def wait(self) -> int:
-        """Return its exit code once it has ended; a signal's number, negative, if that ended it."""
+        """Wait for its end; return its exit code, or a signal's number as a negative int."""
         return self.process.wait(DEADLINE)
 
     def succeed(self) -> str:
-        """Return what it printed, once it has ended well."""
+        """Wait for its end, check that the exit code is 0, and return its output."""
         code = self.wait()
         text = self.errors.read_text(encoding="utf-8")
         assert code == 0, f"exit code {code}: {text}"
@@ -135,14 +135,14 @@ class Child:
 
 
 class Programs:
-    """Starts programs in one directory, and leaves none behind."""
+    """Starts programs in one directory, and kills them at the end of the `with` block."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.children: list[Child] = []
 
     def start(self, source: str, *arguments: str) -> Child:
-        """Run Python source, after PRELUDE, with these arguments."""
+        """Start a program: PRELUDE, then `source`, with these arguments."""
         name = f"program-{len(self.children)}"
         file = self.directory / f"{name}.py"
         file.write_text(PRELUDE + textwrap.dedent(source), encoding="utf-8")
@@ -151,7 +151,7 @@ class Programs:
         return child
 
     def run(self, source: str, *arguments: str) -> str:
-        """Run Python source to its good end; return what it printed."""
+        """Run a program, check that it succeeds, and return its output."""
         return self.start(source, *arguments).succeed()
 
     def __enter__(self) -> Programs:
@@ -165,7 +165,7 @@ class Programs:
 
 
 def environment() -> dict[str, str]:
-    """Return an environment in which a child finds this module and the package under test."""
+    """Return environment variables with which a child finds this module and the package."""
     found = [Path(dbbasic_queue.__file__).parents[1], Path(__file__).parent]
     path = [*map(str, found), *filter(None, [os.environ.get("PYTHONPATH")])]
     ours = {name: text for name, text in os.environ.items() if name != "DBBASIC_QUEUE_FILE"}
@@ -173,7 +173,7 @@ def environment() -> dict[str, str]:
 
 
 def is_free(lock: str | Path) -> bool:
-    """Tell whether nobody holds the `flock` of an existing file."""
+    """Return whether the `flock` of an existing file is free."""
     fd = os.open(lock, os.O_RDWR)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -185,14 +185,14 @@ def is_free(lock: str | Path) -> bool:
 
 
 def open_pipes() -> set[str]:
-    """Return the ends of pipes that this process has open, each as its number and its pipe."""
+    """Return the ends of pipes that this process has open: descriptor and pipe, in a string."""
     found = set()
     for fd in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):  # the one that lists them
+        with suppress(FileNotFoundError):  # the descriptor that `listdir` used
             found.add(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}")
     return {end for end in found if " pipe:" in end}
 
 
 def fork_without_hooks() -> int:
-    """Fork as a C library does: nothing that Python has registered is called."""
+    """Fork as a C library does: without Python's fork hooks."""
     return int(ctypes.PyDLL(None).fork())

@@ -12,7 +12,7 @@ import pytest
 from conftest import HEADER, NOW, Clock, add_lines, beside, line
 from processes import Programs
 
-from dbbasic_queue import InvalidJob, NotAQueue, Queue, QueueBusy, StoreError
+from dbbasic_queue import InvalidArgument, NotAQueue, Queue, QueueBusy, StoreError
 from dbbasic_queue.store.disk import files
 from dbbasic_queue.store.writing import archive as archives
 
@@ -182,7 +182,7 @@ def test_an_archive_cannot_have_the_name_of_a_file_of_its_queue(
     (tmp_path / "link").symlink_to(path.parent)
     there = tmp_path / "link" / path.name
     for name in (path, beside(path, "journal"), beside(path, "lock"), there, beside(there, "x")):
-        with pytest.raises(InvalidJob, match="a file of the queue"):
+        with pytest.raises(InvalidArgument, match="a file of the queue"):
             old.purge(0, archive=name)
     assert len(ids(old)) == OLD + 1
 
@@ -190,7 +190,7 @@ def test_an_archive_cannot_have_the_name_of_a_file_of_its_queue(
 def test_a_name_that_ends_in_gz_is_refused_and_the_error_says_why(
     old: Queue, tmp_path: Path
 ) -> None:
-    with pytest.raises(InvalidJob, match=r"invalid archive 'x\.tsv\.gz': archives are plain TSV"):
+    with pytest.raises(InvalidArgument, match=r"invalid archive 'x\.tsv\.gz': archives are plain"):
         old.purge(0, archive="x.tsv.gz")
     assert len(ids(old)) == OLD + 1
 

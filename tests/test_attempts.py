@@ -40,7 +40,7 @@ def programs(tmp_path: Path) -> Iterator[Programs]:
 
 def table(path: Path) -> list[list[str]]:
     """Return the columns of every row, as `awk -F'\\t'` would see them."""
-    header, *lines = beside(path, "attempts").read_bytes().decode().split("\n")
+    header, *lines = beside(path, "history").read_bytes().decode().split("\n")
     assert header == HEADER.decode().strip("\n")
     assert lines.pop() == "", "the last line is not complete"
     return [line.split("\t") for line in lines]
@@ -129,7 +129,7 @@ def test_a_row_says_when_the_job_was_due_when_it_ended_and_how_long_its_handler_
     )
 
 
-def test_attempts_returns_a_jobs_history_oldest_first(queue: Queue, clock: Clock) -> None:
+def test_history_returns_a_jobs_attempts_oldest_first(queue: Queue, clock: Clock) -> None:
     errors = [ValueError("a\tb\n"), Delay(5, "on\thold")]
 
     def work(_: Any) -> str:
@@ -163,7 +163,7 @@ def test_attempts_returns_a_jobs_history_oldest_first(queue: Queue, clock: Clock
 
 
 @pytest.mark.parametrize("job_id", ["unknown", "no id at all", "", None])
-def test_a_job_that_has_not_run_has_no_attempts(queue: Queue, job_id: Any) -> None:
+def test_a_job_that_has_not_run_has_no_history(queue: Queue, job_id: Any) -> None:
     queue.enqueue("work", {}, job_id="waits")
     assert history(queue, job_id) == history(queue, "waits") == []
     queue.enqueue("work", {})
@@ -171,7 +171,7 @@ def test_a_job_that_has_not_run_has_no_attempts(queue: Queue, job_id: Any) -> No
     assert history(queue, job_id) == []
 
 
-def test_an_id_that_begins_like_another_has_its_own_attempts(queue: Queue) -> None:
+def test_an_id_that_begins_like_another_has_its_own_history(queue: Queue) -> None:
     for job_id in ("a", "ab"):
         queue.enqueue("work", {}, job_id=job_id)
     queue.process_jobs({"work": str})
@@ -227,7 +227,7 @@ def test_a_pass_that_is_killed_loses_what_it_has_not_written_and_its_job_has_die
     child.kill()
     path = tmp_path / "data/queue.tsv"
     with Queue(path) as queue:
-        known = set(outcomes(path)) if beside(path, "attempts").exists() else set()
+        known = set(outcomes(path)) if beside(path, "history").exists() else set()
         assert known <= {"completed"}
         assert queue.process_jobs({"work": str}) == NONE | {"recovered": 1, "completed": 1}
         died, completed = history(queue, "killed")
@@ -418,7 +418,7 @@ def test_no_text_makes_a_row_or_a_column_or_drives_a_terminal(
     job_id = queue.enqueue("work", {})
     queue.process_jobs({"work": raising(ValueError(text))})
     assert [len(columns) for columns in table(path)] == [9]
-    content = beside(path, "attempts").read_text("utf-8")
+    content = beside(path, "history").read_text("utf-8")
     assert content.replace("\t", "").replace("\n", "").isprintable()
     (found,) = history(queue, job_id)
     assert found["error"] == f"ValueError: {text}"
@@ -470,7 +470,7 @@ def test_a_row_is_written_when_a_second_has_passed(
 ) -> None:
     for at in (NOW, NOW + 0.5, NOW + 0.999):
         add(queue, log, at)
-    assert not beside(path, "attempts").exists()
+    assert not beside(path, "history").exists()
     add(queue, log, NOW + 1)
     assert len(table(path)) == 4
 
@@ -486,7 +486,7 @@ def test_a_clock_that_is_set_back_holds_no_row_back(
 def test_rows_are_written_when_they_are_512(queue: Queue, path: Path, log: HistoryWriter) -> None:
     for _ in range(511):
         add(queue, log)
-    assert not beside(path, "attempts").exists()
+    assert not beside(path, "history").exists()
     add(queue, log)
     assert len(table(path)) == 512
 
@@ -544,12 +544,12 @@ def test_a_pass_that_raises_has_written_what_it_did(
 def test_it_may_be_deleted_at_any_time(queue: Queue, path: Path) -> None:
     def work(payload: int) -> None:
         if payload in (40, 41):
-            beside(path, "attempts").unlink(missing_ok=True)
+            beside(path, "history").unlink(missing_ok=True)
 
     queue.enqueue_many("work", range(50))
     assert queue.process_jobs({"work": work}) == NONE | {"completed": 50}
     assert set(outcomes(path)) == {"completed"}
-    beside(path, "attempts").unlink()
+    beside(path, "history").unlink()
     assert history(queue, "x") == []
     queue.enqueue_many("work", range(5))
     assert queue.process_jobs({"work": work}) == NONE | {"completed": 5}
@@ -563,7 +563,7 @@ def test_one_that_is_deleted_while_a_pass_has_it_open_is_started_again(
         add(queue, log)
         log.flush()
         assert len(table(path)) == 1
-        beside(path, "attempts").unlink()
+        beside(path, "history").unlink()
 
 
 def test_lines_that_are_no_rows_are_passed_over_and_a_torn_one_is_ended_by_the_next_writer(
@@ -574,7 +574,7 @@ def test_lines_that_are_no_rows_are_passed_over_and_a_torn_one_is_ended_by_the_n
         queue.process_jobs({"work": str})
 
     run()
-    whole = beside(path, "attempts").read_bytes().split(b"\n")[1]
+    whole = beside(path, "history").read_bytes().split(b"\n")[1]
     foreign = [b"# a note", b"j0\twork", b"\xff\xfe", whole.replace(b"\t1\t", b"\tone\t")]
     foreign += [whole + b"\tmore", whole.replace(b"work", b"w\0rk"), HEADER[:-1], b""]
     columns = whole.split(b"\t")
@@ -585,15 +585,15 @@ def test_lines_that_are_no_rows_are_passed_over_and_a_torn_one_is_ended_by_the_n
         for zeros in (15, 400, 5000)
     ]
     foreign += [b"x" * 3_000_000 + whole, whole + b"x" * 3_000_000, b"\t" * 3_000_000]
-    with beside(path, "attempts").open("ab") as file:
+    with beside(path, "history").open("ab") as file:
         file.write(b"\n".join(foreign) + b"\n" + whole[:-3])
     assert len(history(queue, "j0")) == 1
     run()
     assert len(history(queue, "j0")) == len(history(queue, "j1")) == 1
-    with beside(path, "attempts").open("ab") as file:
+    with beside(path, "history").open("ab") as file:
         file.write(whole + b"Traceback (mo")  # perhaps it is being written
     assert len(history(queue, "j0")) == 1
-    assert whole[:-3] + b"\n" in beside(path, "attempts").read_bytes()
+    assert whole[:-3] + b"\n" in beside(path, "history").read_bytes()
     assert queue.metrics()["types"]["work"]["attempts"] == {"completed": 2}
 
 
@@ -602,19 +602,19 @@ def test_rows_of_the_history_that_cannot_be_read_are_reported_once(
 ) -> None:
     queue.enqueue("work", {}, job_id="a")
     queue.process_jobs({"work": str})
-    with beside(path, "attempts").open("ab") as file:
+    with beside(path, "history").open("ab") as file:
         file.write(b"a\twork\t1\tcompleted\t" + b"9" * 400 + b"\t%d\t1\t\t\n" % NOW + b"\x1b[31m\n")
     for _ in range(3):
         assert sum(queue.metrics()["types"]["work"]["attempts"].values()) == 1
     (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert message.startswith(
-        f"{path}.attempts: skipped 2 lines that are not rows of a history, the first one: a\\twork"
+        f"{path}.history: skipped 2 lines that are not rows of a history, the first one: a\\twork"
     )
     assert len(history(queue, "a")) == 1
 
 
 @pytest.mark.parametrize("kind", ["symlink", "hard link", "fifo", "directory"])
-@pytest.mark.parametrize("suffix", ["attempts", "attempts.1"])
+@pytest.mark.parametrize("suffix", ["history", "history.1"])
 def test_a_link_in_its_place_is_refused_untouched_and_the_pass_goes_on(
     queue: Queue,
     path: Path,
@@ -628,8 +628,8 @@ def test_a_link_in_its_place_is_refused_untouched_and_the_pass_goes_on(
     victim = tmp_path / "victim"
     victim.write_text("precious")
     queue.enqueue_many("work", range(20))
-    if suffix == "attempts.1":
-        beside(path, "attempts").write_bytes(HEADER + b"#" * 300 + b"\n")
+    if suffix == "history.1":
+        beside(path, "history").write_bytes(HEADER + b"#" * 300 + b"\n")
     place = beside(path, suffix)
     if kind == "symlink":
         place.symlink_to(victim)
@@ -660,18 +660,18 @@ def test_two_passes_that_find_it_full_rotate_it_once(
     for log in (first, second):
         add(queue, log)
         log.flush()
-    monkeypatch.setattr(history_file, "LARGEST", beside(path, "attempts").stat().st_size)
+    monkeypatch.setattr(history_file, "LARGEST", beside(path, "history").stat().st_size)
     for log in (first, second):
         add(queue, log)
         log.flush()
-    assert beside(path, "attempts.1").read_bytes().count(b"\n") == 3
+    assert beside(path, "history.1").read_bytes().count(b"\n") == 3
     assert len(table(path)) == 2
     assert len(history(queue, "job-0")) == 4
     add(queue, second)
     second.flush()
     add(queue, first)
     first.flush()
-    assert beside(path, "attempts.1").read_bytes().count(b"\n") == 3  # one old one is kept
+    assert beside(path, "history.1").read_bytes().count(b"\n") == 3  # one old one is kept
     assert len(table(path)) == 2
 
 
@@ -682,7 +682,7 @@ def test_a_pass_that_is_overtaken_before_it_has_the_lock_does_not_rotate_again(
     for _ in range(2):
         add(queue, first)
     first.flush()
-    full = beside(path, "attempts").read_bytes()
+    full = beside(path, "history").read_bytes()
     monkeypatch.setattr(history_file, "LARGEST", len(full))
 
     class Overtaken:
@@ -695,7 +695,7 @@ def test_a_pass_that_is_overtaken_before_it_has_the_lock_does_not_rotate_again(
     second = HistoryWriter(queue.path, lock, room)
     add(queue, second)
     second.flush()
-    assert beside(path, "attempts.1").read_bytes() == full
+    assert beside(path, "history.1").read_bytes() == full
     assert len(table(path)) == 2
 
 
@@ -720,7 +720,7 @@ def test_four_processes_that_write_and_rotate_at_once_mix_up_no_row(
         ids = {found["id"] for found in queue.jobs("completed")}
     assert len(ids) == 800
     seen: Counter[str] = Counter()
-    for suffix in ("attempts.1", "attempts"):
+    for suffix in ("history.1", "history"):
         content = beside(path, suffix).read_bytes().decode()
         header, *lines = content.split("\n")
         assert header + "\n" == HEADER.decode()
@@ -741,14 +741,14 @@ def test_a_reader_that_is_overtaken_by_a_rotation_misses_nothing(
 ) -> None:
     add(queue, log)
     log.flush()
-    real = vars(history)["open_file"]
+    real = vars(history_file)["open_file"]
     rotated = False
 
     def opens(place: str, flags: int) -> Any:
         nonlocal rotated
         if place.endswith(".1") and not rotated:
             rotated = True
-            monkeypatch.setattr(history_file, "LARGEST", beside(path, "attempts").stat().st_size)
+            monkeypatch.setattr(history_file, "LARGEST", beside(path, "history").stat().st_size)
             add(queue, log, NOW + 0.5)
             log.flush()
         return real(place, flags)
@@ -778,7 +778,7 @@ def test_it_is_started_and_rotated_under_the_queues_lock(
     for _ in range(2):
         add(queue, log)
         log.flush()
-        monkeypatch.setattr(history_file, "LARGEST", beside(path, "attempts").stat().st_size)
+        monkeypatch.setattr(history_file, "LARGEST", beside(path, "history").stat().st_size)
     assert done == ["ftruncate", "rename", "ftruncate"]
 
 
@@ -841,7 +841,7 @@ def test_where_it_cannot_be_written_rows_are_lost_and_that_is_logged_once(
     add(queue, log)
     log.flush()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    size = beside(path, "attempts").stat().st_size
+    size = beside(path, "history").stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
     try:
         errors = []
@@ -867,14 +867,14 @@ def test_after_an_error_it_is_not_tried_again_for_a_minute(
 ) -> None:
     watch = Stopwatch()
     monkeypatch.setattr(history_file, "time", watch)
-    beside(path, "attempts").mkdir()
+    beside(path, "history").mkdir()
     add(queue, log)
     log.flush()
-    beside(path, "attempts").rmdir()
+    beside(path, "history").rmdir()
     watch.seconds += 59
     add(queue, log)
     log.flush()
-    assert not beside(path, "attempts").exists()
+    assert not beside(path, "history").exists()
     watch.seconds += 1
     add(queue, log)
     log.flush()
@@ -888,7 +888,7 @@ def test_nothing_is_written_while_the_room_on_the_disk_is_given_up(
     for at in range(10):
         add(queue, log, NOW + at)
     log.flush()
-    assert not beside(path, "attempts").exists()
+    assert not beside(path, "history").exists()
     room.there = True
     log.close()
     assert len(table(path)) == 10
@@ -898,7 +898,7 @@ def test_a_history_that_cannot_be_written_is_no_error_of_the_pass(
     queue: Queue, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     queue.enqueue_many("work", range(3))
-    beside(path, "attempts").symlink_to("nowhere")
+    beside(path, "history").symlink_to("nowhere")
     with caplog.at_level(logging.INFO):
         assert queue.process_jobs({"work": str}) == NONE | {"completed": 3}
     lost = [record for record in caplog.records if record.levelno == logging.ERROR]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -403,18 +404,21 @@ def test_without_proc_a_pass_raises_what_a_fold_over_a_mounted_file_meets(tmp_pa
     in_private_mounts(MOUNTED_WITHOUT_PROC, tmp_path)
 
 
-# -- docs/deployment.md
+# -- docs/deployment.md and docs/operations.md
 
 
-def block(first_line: str) -> str:
-    """Return the only block of the page with this language and name."""
-    page = (PROJECT / "docs/deployment.md").read_text("utf-8")
-    _, found = page.split(f"```{first_line}\n")
-    return found.partition("```")[0]
+def block(page: str, pattern: str) -> str:
+    """Return the only block of the page whose fence and code match a pattern."""
+    text = (PROJECT / "docs" / page).read_text("utf-8")
+    (found,) = [
+        b for b in re.findall(r"^```(.*?)^```$", text, re.M | re.S) if re.search(pattern, b)
+    ]
+    return str(found.partition("\n")[2])
 
 
 def test_the_compose_file_of_the_docs_mounts_the_directory_into_both_containers() -> None:
-    lines = [text.strip() for text in block("yaml file=compose.yaml").splitlines()]
+    compose = block("deployment.md", "^yaml file=compose.yaml")
+    lines = [text.strip() for text in compose.splitlines()]
     (mount,) = {text for text in lines if text.startswith("volumes:")}
     assert lines.count(mount) == 2
     assert mount == 'volumes: ["./data:/srv/app/data"]'
@@ -427,7 +431,8 @@ def test_the_backup_of_the_docs_is_whole_and_can_be_restored(tmp_path: Path) -> 
 
         def back_up(number: int) -> None:
             if number == 1:  # the journal says that the first job is completed, and this one runs
-                subprocess.run(["sh", "-ec", block("sh backup")], cwd=tmp_path, check=True)
+                command = block("operations.md", "^sh\n.*cp -a data backup$")
+                subprocess.run(["sh", "-ec", command], cwd=tmp_path, check=True)
 
         assert queue.process_jobs({"greet": back_up})["completed"] == 3
     shutil.rmtree(tmp_path / "data")

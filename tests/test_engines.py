@@ -128,9 +128,7 @@ def test_a_path_object_is_never_a_url(tmp_path: Path, monkeypatch: pytest.Monkey
         ("file://localhost", "names no file"),
     ],
 )
-def test_a_url_without_an_engine_is_refused_and_no_password_is_shown(
-    url: str, text: str
-) -> None:
+def test_a_url_without_an_engine_is_refused_and_no_password_is_shown(url: str, text: str) -> None:
     with pytest.raises(NotAQueue, match=text) as refusal:
         open_queue(url)
     assert "secret" not in str(refusal.value)

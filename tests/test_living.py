@@ -18,8 +18,9 @@ from dbbasic_queue import (
     Delay,
     Fail,
     Handler,
+    InvalidArgument,
     InvalidHandlers,
-    InvalidJob,
+    JobNotFound,
     Queue,
     open_queue,
 )
@@ -66,10 +67,10 @@ def night(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Night:
     return Night(clock, monkeypatch)
 
 
-# --- only
+# --- skip_unknown
 
 
-def test_with_only_a_pass_leaves_the_jobs_of_other_types_as_they_are(
+def test_with_skip_unknown_a_pass_leaves_the_jobs_of_other_types_as_they_are(
     queue: Queue, path: Path
 ) -> None:
     add_lines(path, line("lost", type="other", status="processing", attempts=3))
@@ -83,7 +84,7 @@ def test_with_only_a_pass_leaves_the_jobs_of_other_types_as_they_are(
     assert job(queue, "mine")["status"] == COMPLETED
 
 
-def test_without_only_they_fail_like_any_error(queue: Queue) -> None:
+def test_without_skip_unknown_they_fail_like_any_error(queue: Queue) -> None:
     job_id = queue.enqueue("other", {})
     assert queue.process_jobs({"mine": len}) == NONE | {"retried": 1}
     assert job(queue, job_id)["error"] == "No handler for other"
@@ -112,8 +113,8 @@ def test_a_dead_passs_jobs_that_were_not_started_are_given_back_whatever_their_t
 
 
 @pytest.mark.parametrize("linger", [-1, float("nan"), True, "55", None])
-def test_a_linger_that_is_no_time_is_refused(queue: Queue, linger: Any) -> None:
-    with pytest.raises(InvalidHandlers, match="linger"):
+def test_an_invalid_linger_is_an_error(queue: Queue, linger: Any) -> None:
+    with pytest.raises(InvalidArgument, match="invalid linger"):
         queue.process_jobs({"greet": len}, linger=linger)
 
 
@@ -402,8 +403,11 @@ def test_wait_returns_none_when_time_is_up(queue: Queue, path: Path, status: str
 
 
 @pytest.mark.parametrize("job_id", ["unknown", "no id at all", ""])
-def test_wait_for_a_job_that_is_not_there_ends_at_once(queue: Queue, job_id: str) -> None:
-    assert queue.wait(job_id, 1000) is None
+def test_wait_raises_at_once_if_there_is_no_such_job(queue: Queue, job_id: str) -> None:
+    with pytest.raises(JobNotFound, match=f"unknown job_id {job_id!r}: .* has no such job"):
+        queue.wait(job_id, 1000)
+    with pytest.raises(LookupError):
+        asyncio.run(queue.await_job(job_id, 1000))
 
 
 def test_wait_sees_what_another_process_does(programs: Programs, tmp_path: Path) -> None:
@@ -439,14 +443,15 @@ def ids(queue: Queue) -> set[str]:
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_requeue_takes_failed_and_cancelled_jobs_alone(
+def test_only_failed_and_cancelled_jobs_can_be_requeued_and_a_cancelled_one_keeps_its_run_at(
     queue: Queue, path: Path, status: str
 ) -> None:
     add_lines(path, line("x", status=status, attempts=3, error="no", run_at=7))
     before = row(path, "x")
     legal = status in (FAILED, CANCELLED)
     assert queue.requeue("x") is legal
-    again = before | {"status": PENDING, "attempts": "0", "error": "", "run_at": str(NOW)}
+    due = str(NOW) if status == FAILED else "7"
+    again = before | {"status": PENDING, "attempts": "0", "error": "", "run_at": due}
     assert row(path, "x") == (again if legal else before)
     assert queue.requeue("x") is False
 
@@ -462,7 +467,7 @@ def test_requeue_failed_takes_all_failed_jobs_or_those_of_a_type(full: Queue, pa
     assert full.counts()[FAILED] == 2
     assert full.requeue_failed() == 2
     assert full.requeue_failed() == 0
-    assert full.counts() == dict.fromkeys(STATUSES, 4) | {FAILED: 0, PENDING: 8, "paused": 0}
+    assert full.counts() == dict.fromkeys(STATUSES, 4) | {FAILED: 0, PENDING: 8}
     assert row(path, "failed-old-a")["run_at"] == str(NOW)
 
 
@@ -472,7 +477,7 @@ def test_clear_failed_takes_all_failed_jobs_out_or_those_of_a_type(full: Queue) 
     assert before - ids(full) == {"failed-old-b", "failed-new-b"}
     assert full.clear_failed() == 2
     assert full.clear_failed() == 0
-    assert full.counts() == dict.fromkeys(STATUSES, 4) | {FAILED: 0, "paused": 0}
+    assert full.counts() == dict.fromkeys(STATUSES, 4) | {FAILED: 0}
 
 
 def test_remove_type_takes_a_types_jobs_out_but_those_being_run(full: Queue) -> None:
@@ -506,15 +511,15 @@ def test_a_job_that_was_to_go_before_all_others_is_not_purged_before_its_time(
 
 
 @pytest.mark.parametrize("older_than", [-1, float("nan"), "1", None, True])
-def test_an_age_that_is_none_is_refused(full: Queue, older_than: Any) -> None:
-    with pytest.raises(InvalidJob, match="older_than"):
+def test_an_invalid_age_is_an_error(full: Queue, older_than: Any) -> None:
+    with pytest.raises(InvalidArgument, match="invalid older_than"):
         full.purge(older_than)
     assert len(ids(full)) == 20
 
 
 @pytest.mark.parametrize("status", [PENDING, PROCESSING, "done", ""])
 def test_only_finished_jobs_can_be_purged(full: Queue, status: Any) -> None:
-    with pytest.raises(InvalidJob, match="status"):
+    with pytest.raises(InvalidArgument, match="invalid status"):
         full.purge(0, status)
     assert len(ids(full)) == 20
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-NONE = dict.fromkeys(("pending", "processing", "completed", "failed", "cancelled", "paused"), 0)
+NONE = dict.fromkeys(("pending", "processing", "completed", "failed", "cancelled"), 0)
 
 
 # --- enqueue

@@ -1,7 +1,7 @@
-"""The worker that users copy: its handlers do real work, and its passes suit cron.
+"""The worker that users copy: its handlers do real work, and cron can run it.
 
-Mails go to a real SMTP server (aiosmtpd), programs are real processes, and passes are the file
-itself, copied as a user copies it and started as cron starts it.
+Mails go to a real SMTP server (aiosmtpd) and programs are real processes. The worker's file is
+copied as a user copies it, and started as cron starts it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def try_lock(file: IO[str]) -> bool:
 
 
 class Mailbox:
-    """What a real SMTP server has accepted, and how it answers."""
+    """The mails that a real SMTP server has accepted, and how it answers."""
 
     def __init__(self) -> None:
         self.envelopes: list[Envelope] = []
@@ -216,10 +216,10 @@ LINE_BREAKS = [
     "x\nBcc: eve@example.org",
     "x\n",
     "x\r",
-    "x\n\nA body of my own",
+    "x\n\nA second body",
     "x\x0b\x0c\x1c\x85\u2028Bcc: eve@example.org",
     "x\x00y",
-    # Encoded words, which the header parser decodes. Old Pythons write the line break as it is.
+    # Encoded words: the header parser decodes them, and old Pythons write the line break unescaped.
     "=?utf-8?q?x=0D=0ABcc:_eve=40example.org?=",
     "=?utf-8?b?eA0KQmNjOiBldmVAZXhhbXBsZS5vcmc=?=",
 ]
@@ -249,13 +249,15 @@ def test_no_message_id_can_add_a_header(worker: ModuleType, mailbox: Mailbox) ->
     assert mailbox.envelopes == []
 
 
-def test_a_refusal_says_who_was_refused_and_why(worker: ModuleType, mailbox: Mailbox) -> None:
-    with pytest.raises(OSError, match=r"^busy@example.org was refused: 451 4.2.1 Mailbox busy$"):
+def test_the_error_names_the_rejected_recipient_and_the_reason(
+    worker: ModuleType, mailbox: Mailbox
+) -> None:
+    with pytest.raises(OSError, match=r"^the server rejected busy@example.org: 451 4.2.1 Mailbox"):
         worker.send_email({**MAIL, "to": "busy@example.org"})
     assert mailbox.envelopes == []
 
 
-def test_a_server_that_fails_at_the_farewell_does_not_get_the_mail_again(
+def test_if_the_server_fails_at_quit_the_mail_is_not_sent_again(
     worker: ModuleType, mailbox: Mailbox
 ) -> None:
     mailbox.quit_reply = "421 too busy to say goodbye"
@@ -275,7 +277,7 @@ def test_a_server_that_never_answers_ends_the_attempt(
         assert time.monotonic() - began < 10
 
 
-def test_a_server_that_is_down_is_an_error(
+def test_if_the_server_is_down_the_job_fails(
     worker: ModuleType, smtp_environment: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SMTP_PORT", str(free_port()))
@@ -284,11 +286,11 @@ def test_a_server_that_is_down_is_an_error(
 
 
 @pytest.mark.parametrize("port", ["0", "-1", "smtp", "25.0", "²"])
-def test_a_port_that_is_no_number_is_named(
+def test_an_invalid_port_is_an_error_that_names_the_variable(
     worker: ModuleType, smtp_environment: None, monkeypatch: pytest.MonkeyPatch, port: str
 ) -> None:
     monkeypatch.setenv("SMTP_PORT", port)
-    with pytest.raises(ValueError, match="SMTP_PORT must be a positive whole number"):
+    with pytest.raises(ValueError, match=r"invalid SMTP_PORT .* must be a positive whole number"):
         worker.send_email(MAIL)
 
 
@@ -358,7 +360,9 @@ def test_a_report_sums_up_each_group_exactly(worker: ModuleType, tmp_path: Path)
     ]
 
 
-def test_a_report_says_what_it_did(worker: ModuleType, tmp_path: Path) -> None:
+def test_the_result_of_a_report_has_its_rows_groups_and_target(
+    worker: ModuleType, tmp_path: Path
+) -> None:
     source, target = tmp_path / "source.tsv", tmp_path / "report.tsv"
     source.write_text("city\tprice\nOslo\t1\nBonn\t2\nOslo\t3\n", encoding="utf-8")
     payload = {"source": str(source), "target": str(target), "group_by": "city", "value": "price"}
@@ -367,13 +371,13 @@ def test_a_report_says_what_it_did(worker: ModuleType, tmp_path: Path) -> None:
     assert target.read_text(encoding="utf-8").splitlines()[1] == "Oslo\t2\t4\t1\t3\t2"
 
 
-def test_a_report_reads_what_spreadsheets_write(worker: ModuleType, tmp_path: Path) -> None:
+def test_a_report_reads_files_written_by_spreadsheets(worker: ModuleType, tmp_path: Path) -> None:
     table = '\ufeffcity,price\r\n"Baden, ""the"" one\nin Austria",5\r\nØrsta,6\r\n'
     rows = report_of(worker, tmp_path, table)
     assert [row[0] for row in rows[1:]] == ['Baden, "the" one\nin Austria', "Ørsta"]
 
 
-def test_a_report_on_a_table_without_rows_has_a_header_alone(
+def test_a_report_on_a_table_without_rows_has_only_a_header(
     worker: ModuleType, tmp_path: Path
 ) -> None:
     assert len(report_of(worker, tmp_path, "city,price\n")) == 1
@@ -389,11 +393,11 @@ def test_a_report_on_a_table_without_rows_has_a_header_alone(
         ("city,price\nOslo,\n", "line 2: no number"),
         ("city,price\nOslo,NaN\n", "line 2: no number"),
         ("city,price\nOslo,-Infinity\n", "line 2: no number"),
-        ("city,price\nOslo,1\nBonn\n", "line 3: not as wide"),
-        ("city,price\nOslo,1,5\n", "line 2: not as wide"),
+        ("city,price\nOslo,1\nBonn\n", "line 3: more or fewer columns"),
+        ("city,price\nOslo,1,5\n", "line 2: more or fewer columns"),
     ],
 )
-def test_a_table_that_cannot_be_summed_up_is_named_with_its_line(
+def test_an_invalid_table_is_an_error_that_names_the_line(
     worker: ModuleType, tmp_path: Path, table: str, complaint: str
 ) -> None:
     (tmp_path / "report.csv").write_text("yesterday's report", encoding="utf-8")
@@ -409,11 +413,11 @@ def test_a_table_that_cannot_be_summed_up_is_named_with_its_line(
         ({"target": "report.xlsx"}, "must end in .csv or .tsv"),
         ({"source": "source"}, "must end in .csv or .tsv"),
         ({"source": "same.csv", "target": "./same.csv"}, "the same file"),
-        ({"group_by": ""}, "needs a text 'group_by'"),
+        ({"group_by": ""}, "'group_by' must be a non-empty string"),
         ({"where": "price > 3"}, "unknown keys: where"),
     ],
 )
-def test_a_report_that_makes_no_sense_is_refused(
+def test_an_invalid_report_payload_is_an_error(
     worker: ModuleType, tmp_path: Path, changes: dict[str, str], complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
@@ -429,7 +433,9 @@ def test_a_report_that_cannot_be_written_leaves_nothing_behind(
     assert sorted(os.listdir(tmp_path)) == ["report.csv", "source.csv"]
 
 
-def test_a_report_takes_no_more_memory_for_more_rows(worker: ModuleType, tmp_path: Path) -> None:
+def test_a_report_uses_the_same_memory_for_any_number_of_rows(
+    worker: ModuleType, tmp_path: Path
+) -> None:
     row = "Oslo,1.25," + "x" * 100 + "\n"
     (tmp_path / "warm.csv").write_text("city,price,note\n" + row, encoding="utf-8")
     (tmp_path / "large.csv").write_text("city,price,note\n" + row * 20_000, encoding="utf-8")
@@ -452,7 +458,7 @@ def test_a_report_takes_no_more_memory_for_more_rows(worker: ModuleType, tmp_pat
 
 @pytest.fixture
 def converter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Return a maker of converters: real programs that get ffmpeg's arguments."""
+    """Return a function that creates converters: real programs with ffmpeg's arguments."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in.mp4").write_bytes(b"frames")
 
@@ -504,18 +510,18 @@ def test_file_names_are_never_options_protocols_or_commands(
     assert not (tmp_path / "pwned").exists()
 
 
-def test_a_program_that_fails_is_named_with_its_status_and_last_words(
+def test_if_the_program_fails_the_error_has_its_status_and_last_line(
     worker: ModuleType, converter: Callable[[str], Path], tmp_path: Path
 ) -> None:
     converter(COPY + "sys.exit('first\\nlast words: \\u00fc')")
     (tmp_path / "out.webm").write_bytes(b"the old one")
-    with pytest.raises(RuntimeError, match=r"converter ended with status 1: last words: ü$"):
+    with pytest.raises(RuntimeError, match=r"converter exited with status 1: last words: ü$"):
         worker.convert_video({"source": "in.mp4", "target": "out.webm"})
     assert (tmp_path / "out.webm").read_bytes() == b"the old one"
     assert sorted(os.listdir(tmp_path)) == ["converter", "in.mp4", "out.webm"]
 
 
-def test_a_program_that_dies_by_a_signal_says_so(
+def test_if_the_program_is_killed_the_error_has_the_signal(
     worker: ModuleType, converter: Callable[[str], Path]
 ) -> None:
     converter("os.kill(os.getpid(), 9)")
@@ -523,7 +529,7 @@ def test_a_program_that_dies_by_a_signal_says_so(
         worker.convert_video({"source": "in.mp4", "target": "out.webm"})
 
 
-def test_a_program_that_writes_no_target_has_not_converted(
+def test_if_the_program_writes_no_target_the_job_fails(
     worker: ModuleType, converter: Callable[[str], Path]
 ) -> None:
     converter("")
@@ -531,7 +537,7 @@ def test_a_program_that_writes_no_target_has_not_converted(
         worker.convert_video({"source": "in.mp4", "target": "out.webm"})
 
 
-def test_a_program_that_is_not_there_is_named(
+def test_if_the_program_does_not_exist_the_error_names_it(
     worker: ModuleType, converter: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VIDEO_CONVERTER", "no-such-converter")
@@ -539,13 +545,13 @@ def test_a_program_that_is_not_there_is_named(
         worker.convert_video({"source": "in.mp4", "target": "out.webm"})
 
 
-def test_a_program_that_takes_too_long_is_killed_with_all_that_it_started(
+def test_a_program_that_takes_too_long_is_killed_with_its_child_processes(
     worker: ModuleType,
     converter: Callable[[str], Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # The grandchild inherits the lock, which is free again only when it is dead as well.
+    # The grandchild inherits the lock, so the lock is free only after the grandchild is dead too.
     converter(
         "import fcntl, signal\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -581,7 +587,7 @@ def test_a_program_that_writes_too_much_is_killed(
     assert sorted(os.listdir(tmp_path)) == ["converter", "in.mp4"]
 
 
-def test_a_program_that_wrote_too_much_at_once_has_not_converted(
+def test_if_a_finished_program_wrote_too_much_the_job_fails(
     worker: ModuleType, converter: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converter(COPY)
@@ -590,11 +596,11 @@ def test_a_program_that_wrote_too_much_at_once_has_not_converted(
         worker.convert_video({"source": "in.mp4", "target": "out.webm"})
 
 
-def test_a_program_that_says_a_lot_neither_blocks_nor_fills_the_error(
+def test_a_program_that_prints_a_lot_does_not_block_and_the_error_stays_short(
     worker: ModuleType, converter: Callable[[str], Path]
 ) -> None:
     converter("os.write(2, b'x' * 300_000)\nos.write(2, b'\\nthe end')\nsys.exit(3)")
-    with pytest.raises(RuntimeError, match=r"converter ended with status 3: the end$"):
+    with pytest.raises(RuntimeError, match=r"converter exited with status 3: the end$"):
         worker.convert_video({"source": "in.mp4", "target": "out.webm"})
     converter("os.write(2, b'x' * 300_000)\nsys.exit(3)")
     with pytest.raises(RuntimeError) as failure:
@@ -613,7 +619,7 @@ class App:
         self.queue_file = home / "data" / "queue.tsv"
         (home / "workers").mkdir()
         shutil.copy(WORKER, home / "workers" / "queue_worker.py")
-        # Cron gives its programs next to no environment, and the C locale.
+        # Cron starts programs with almost no environment variables and the C locale.
         self.environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "PYTHONUTF8": "0"}
         self.environment |= {"PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(PROJECT)}
         self.environment |= environment
@@ -657,7 +663,7 @@ def app(tmp_path: Path) -> App:
 NO_PRICE = {"source": "none.csv", "target": "t.csv", "group_by": "city", "value": "price"}
 
 
-def test_a_pass_in_which_all_goes_well_is_silent(app: App, mailbox: Mailbox) -> None:
+def test_if_all_jobs_succeed_nothing_is_printed(app: App, mailbox: Mailbox) -> None:
     app.environment |= {name: os.environ[name] for name in ("SMTP_HOST", "SMTP_PORT", "SMTP_FROM")}
     (app.home / "prices.csv").write_text("city,price\nØrsta,5\n", encoding="utf-8")
     app.add("mail-1", "send_email", {**MAIL, "subject": "Grüße"})
@@ -672,12 +678,12 @@ def test_a_pass_in_which_all_goes_well_is_silent(app: App, mailbox: Mailbox) -> 
     assert json.loads(app.job("report-1")["result"]) == {"rows": 1, "groups": 1, "target": "t.csv"}
 
 
-def test_a_pass_with_nothing_to_do_is_silent(app: App) -> None:
+def test_if_there_is_nothing_to_do_nothing_is_printed(app: App) -> None:
     done = app.work()
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_job_that_will_be_tried_again_is_named_only_on_request(app: App) -> None:
+def test_a_job_that_will_be_tried_again_is_reported_only_on_request(app: App) -> None:
     app.add("report-1", "generate_report", NO_PRICE)
     done = app.work()
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -690,7 +696,7 @@ def test_a_job_that_will_be_tried_again_is_named_only_on_request(app: App) -> No
     assert "report-2" in done.stderr and "report-1" not in done.stderr
 
 
-def test_a_job_that_failed_for_good_is_named_on_stderr(app: App) -> None:
+def test_a_job_that_failed_for_good_is_reported_on_stderr(app: App) -> None:
     app.add("report-1", "generate_report", NO_PRICE, attempts=2)
     app.add("fine-1", "convert_video", {"source": "a", "target": "b"}, attempts=0)
     done = app.work(VIDEO_CONVERTER="/bin/false")
@@ -700,7 +706,7 @@ def test_a_job_that_failed_for_good_is_named_on_stderr(app: App) -> None:
     assert app.job("report-1")["status"] == "failed"
 
 
-def test_every_job_is_named_when_asked(app: App) -> None:
+def test_every_job_is_reported_with_v(app: App) -> None:
     (app.home / "prices.csv").write_text("city,price\nOslo,5\n", encoding="utf-8")
     app.add("report-1", "generate_report", {**NO_PRICE, "source": "prices.csv"})
     done = app.work("-v")
@@ -708,10 +714,10 @@ def test_every_job_is_named_when_asked(app: App) -> None:
     assert "report-1" in done.stderr
 
 
-def test_a_pass_that_finds_every_slot_taken_ends_with_75(app: App) -> None:
+def test_if_every_slot_is_taken_the_exit_code_is_75(app: App) -> None:
     app.add("report-1", "generate_report", NO_PRICE)
     with contextlib.ExitStack() as slots:
-        for number in range(65):  # slots are counted from 0 or from 1
+        for number in range(65):  # slots are numbered from 0 or from 1
             path = app.queue_file.with_name(f"queue.tsv.pass.{number}")
             slot = slots.enter_context(open(path, "w", encoding="utf-8"))
             path.chmod(0o600)
@@ -724,7 +730,7 @@ def test_a_pass_that_finds_every_slot_taken_ends_with_75(app: App) -> None:
 
 @contextlib.contextmanager
 def worker_in_a_video(app: App, program: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Start the worker and wait until its converter has made the file `started`."""
+    """Start the worker and wait until its converter has created the file `started`."""
     app.add("video-1", "convert_video", {"source": "a.mp4", "target": "b.webm"})
     with subprocess.Popen(
         [sys.executable, "workers/queue_worker.py"],
@@ -740,7 +746,7 @@ def worker_in_a_video(app: App, program: Path) -> Iterator[subprocess.Popen[byte
             process.kill()
 
 
-def test_ctrl_c_kills_the_program_of_the_job_in_hand_and_gives_the_job_back(
+def test_ctrl_c_kills_the_program_of_the_running_job_and_returns_the_job(
     app: App, converter: Callable[[str], Path]
 ) -> None:
     program = converter(
@@ -761,7 +767,7 @@ def test_ctrl_c_kills_the_program_of_the_job_in_hand_and_gives_the_job_back(
         poll(lambda: try_lock(lock))
 
 
-def test_sigterm_lets_the_job_in_hand_finish(app: App, converter: Callable[[str], Path]) -> None:
+def test_sigterm_lets_the_running_job_finish(app: App, converter: Callable[[str], Path]) -> None:
     program = converter(
         "open('started', 'w').close()\n"
         "while not os.path.exists('go'):\n"
@@ -777,7 +783,7 @@ def test_sigterm_lets_the_job_in_hand_finish(app: App, converter: Callable[[str]
     assert (app.home / "b.webm").read_text(encoding="utf-8") == "whole"
 
 
-def test_a_queue_that_cannot_be_worked_is_one_line_and_1(app: App) -> None:
+def test_if_the_queue_cannot_be_used_one_line_says_so_and_the_exit_code_is_1(app: App) -> None:
     app.queue_file.mkdir(parents=True)
     done = app.work()
     assert (done.returncode, done.stdout) == (1, "")
@@ -786,7 +792,7 @@ def test_a_queue_that_cannot_be_worked_is_one_line_and_1(app: App) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--every-minute"], ["-v", "-v"], ["data/queue.tsv"]])
-def test_wrong_usage_is_2_and_works_no_job(app: App, arguments: list[str]) -> None:
+def test_wrong_usage_exits_with_2_and_runs_no_job(app: App, arguments: list[str]) -> None:
     app.add("report-1", "generate_report", NO_PRICE)
     done = app.work(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
@@ -794,15 +800,15 @@ def test_wrong_usage_is_2_and_works_no_job(app: App, arguments: list[str]) -> No
     assert app.job("report-1")["attempts"] == "0"
 
 
-def test_a_log_level_that_is_none_is_wrong_usage(app: App) -> None:
+def test_an_invalid_log_level_is_wrong_usage(app: App) -> None:
     app.add("report-1", "generate_report", NO_PRICE)
     done = app.work(QUEUE_LOG_LEVEL="loud")
     assert done.returncode == 2
-    assert "QUEUE_LOG_LEVEL is no level: 'loud'" in done.stderr
+    assert "invalid QUEUE_LOG_LEVEL 'loud': must be DEBUG, " in done.stderr
     assert app.job("report-1")["attempts"] == "0"
 
 
-def test_the_queue_may_be_named_by_the_environment(app: App) -> None:
+def test_the_environment_can_name_the_queue(app: App) -> None:
     app.add("report-1", "generate_report", NO_PRICE)
     app.queue_file.parent.rename(app.home / "jobs")
     app.work(DBBASIC_QUEUE_FILE="jobs/queue.tsv")
@@ -811,7 +817,7 @@ def test_the_queue_may_be_named_by_the_environment(app: App) -> None:
     assert not (app.home / "data").exists()
 
 
-def test_an_idle_pass_imports_nothing_that_only_a_handler_needs(app: App) -> None:
+def test_an_idle_pass_does_not_import_modules_that_only_a_handler_needs(app: App) -> None:
     program = (
         "import runpy, sys\n"
         "sys.argv = ['queue_worker.py']\n"

@@ -540,7 +540,7 @@ def test_async_with_stops_the_worker_if_its_block_raises_an_exception(queue: Que
 # --- as a service of systemd
 
 DEPLOYMENT = (Path(__file__).parent.parent / "docs/deployment.md").read_text(encoding="utf-8")
-FILE = re.compile(r"^```\w+ file=(\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"^```\w+(?: norun)? file=(\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def test_the_worker_program_in_the_docs_runs_jobs_and_ends_well_on_sigterm(

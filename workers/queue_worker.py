@@ -1,36 +1,38 @@
 #!/usr/bin/env python3
-"""The program that cron runs: one pass over the queue, with the handlers below.
+"""The program that cron runs: it runs the due jobs once, with the handlers below.
 
-Copy this file into your application, change HANDLERS to your own jobs, and let cron start it
+Copy this file into your application, replace HANDLERS with your own jobs, and let cron start it
 every minute:
 
     * * * * * cd /srv/app && python3 workers/queue_worker.py
 
-(with the Python that has dbbasic_queue, such as /srv/app/venv/bin/python). The queue is the file
-that DBBASIC_QUEUE_FILE names, else data/queue.tsv below the working directory.
+Use a Python that has dbbasic_queue installed, such as /srv/app/.venv/bin/python. The queue is the
+one that the environment names (DBBASIC_QUEUE_URL or DBBASIC_QUEUE_FILE), otherwise data/queue.tsv
+in the working directory.
 
-A pass in which all went well prints nothing. A job that failed for good is named on stderr, which
-cron mails; a job that will be tried again is named only with QUEUE_LOG_LEVEL=WARNING, and every
-job with -v (or QUEUE_LOG_LEVEL=INFO).
+If no job fails, nothing is printed. A job that has failed for good is reported on stderr, and cron
+mails that to you. QUEUE_LOG_LEVEL=WARNING also reports jobs that will be tried again; -v or
+QUEUE_LOG_LEVEL=INFO reports every job.
 
 Exit codes:
 
-    0   the pass was made; whether a job failed is said by the queue and on stderr
-    1   the queue could not be worked: one line on stderr says why
+    0   finished; jobs may have failed (see stderr and the queue)
+    1   the queue could not be used: one line on stderr says why
     2   wrong usage
-    75  no pass was made: too many are at work, or the queue's lock was not to be had
-    130 stopped by Ctrl-C, 143 by SIGTERM: the job in hand is recorded or given back
+    75  nothing was run: too many passes are running, or the queue's lock could not be acquired
+    130 stopped by Ctrl-C, 143 by SIGTERM: the running job's result was saved, or the job was
+        returned to the queue
 
-A handler takes the job's payload and returns a JSON value, or None. An exception is the job's
-error: the queue tries the job again later, and fails it after MAX_ATTEMPTS. A worker that is killed
-may run a job twice, so a handler should do no harm the second time. File names in a payload are
-trusted: take none from a stranger.
+A handler receives the job's payload and returns a JSON value or None. If it raises an exception,
+the job is tried again later, and fails after MAX_ATTEMPTS. If the worker is killed, a job may run
+twice: write handlers so that a second run does no harm. File names in a payload are trusted: don't
+accept them from users.
 """
 
 from __future__ import annotations
 
-# A pass starts every minute, and mostly finds nothing to do: what only one handler needs is
-# imported in that handler.
+# A pass starts every minute and usually finds nothing to do. So modules that only one handler
+# needs are imported in that handler.
 import contextlib
 import logging
 import os
@@ -45,23 +47,24 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_ATTEMPTS = 3
-LINGER = 0  # seconds to stay and pick up what becomes due; 60 leaves no gap until cron's next pass
-WORKERS = 1  # jobs at a time
-EX_TEMPFAIL = 75  # of sysexits.h
+LINGER = 0  # seconds to wait for more jobs; 60 leaves no gap until cron starts the next pass
+WORKERS = 1  # how many jobs run at the same time
+EX_TEMPFAIL = 75  # from sysexits.h: try again later
 STDERR_TAIL = 4096
 USAGE = "usage: queue_worker.py [-v]"
 
 
 def send_email(payload: Any) -> dict[str, str]:
-    """Send one mail: {"to", "subject", "body"}, and "message_id" if you like.
+    """Send one mail. The payload is {"to", "subject", "body"}, optionally with "message_id".
 
-    The server is SMTP_HOST (localhost), port SMTP_PORT (25), and the sender SMTP_FROM
-    (queue@HOSTNAME). With SMTP_USER and SMTP_PASSWORD it logs in, and then uses STARTTLS unless
-    SMTP_STARTTLS=0; SMTP_STARTTLS=1 asks for it without a login. SMTP_TIMEOUT (30) is in seconds.
+    Settings, from the environment (defaults in parentheses): the server SMTP_HOST (localhost) and
+    SMTP_PORT (25), the sender SMTP_FROM (queue@HOSTNAME), SMTP_TIMEOUT in seconds (30). With
+    SMTP_USER and SMTP_PASSWORD it logs in over STARTTLS; SMTP_STARTTLS=0 logs in without it, and
+    SMTP_STARTTLS=1 uses it without a login.
 
-    One job is one recipient: a mail that is tried again goes to nobody who has it already. Give a
-    `message_id` ("<order-17@example.org>") and mailboxes can drop the copy that a killed worker
-    may cause.
+    Send to one recipient per job: then a retry can't reach a recipient who already has the mail.
+    If the worker is killed after sending, the mail is sent again; with a `message_id`
+    ("<order-17@example.org>"), mail programs can recognize the copy.
 
     Returns {"to", "message_id"} once the server has accepted the mail.
     """
@@ -78,7 +81,7 @@ def send_email(payload: Any) -> dict[str, str]:
     sender = mail_address("SMTP_FROM", os.environ.get("SMTP_FROM") or default_sender)
     message_id = payload.get("message_id", make_msgid(domain=sender.domain))
     if not re.fullmatch(r"<[!-;=?A-~]{1,200}@[!-;=?A-~]{1,200}>", str(message_id)):
-        raise ValueError(f"message_id is not of the form <name@domain>: {message_id!r}")
+        raise ValueError(f"invalid message_id {message_id!r}: must be <name@domain>")
     message = EmailMessage()
     message["From"], message["To"], message["Date"] = sender, recipient, localtime()
     message["Subject"] = one_line("subject", subject)
@@ -100,20 +103,20 @@ def send_email(payload: Any) -> dict[str, str]:
         except smtplib.SMTPRecipientsRefused as refusal:
             code, reply = refusal.recipients[address]
             answer = reply.decode("utf-8", "replace")
-            raise OSError(f"{address} was refused: {code} {answer}") from None
-        # The mail is accepted: a server that fails at the farewell must not get it a second time.
+            raise OSError(f"the server rejected {address}: {code} {answer}") from None
+        # The server has accepted the mail. If QUIT fails, the mail must not be sent again.
         with contextlib.suppress(smtplib.SMTPException, OSError):
             server.quit()
     return {"to": address, "message_id": message_id}
 
 
 def generate_report(payload: Any) -> dict[str, str | int]:
-    """Sum up a table: {"source", "target", "group_by", "value"}.
+    """Summarize a table. The payload is {"source", "target", "group_by", "value"}.
 
-    `source` is a .csv or .tsv file (UTF-8) whose first row names the columns; `target` becomes a
-    file of the kind that its own name says, with the count, sum, min, max and mean of column
-    `value` for each value of column `group_by`, in order of first appearance. Sums are decimal, so
-    that money adds up. The source is read row by row, and the target appears only when complete.
+    `source` is a .csv or .tsv file in UTF-8 whose first row names the columns. `target` is the .csv
+    or .tsv file to write: one row per value of the column `group_by`, in order of first appearance,
+    with the count, sum, min, max and mean of the column `value`. Sums are decimal, so amounts of
+    money add up exactly. The source is read row by row. The target appears only when complete.
 
     Returns {"rows", "groups", "target"}.
     """
@@ -133,7 +136,8 @@ def generate_report(payload: Any) -> dict[str, str | int]:
         for row in reader:
             rows += 1
             if None in row or None in row.values():
-                raise ValueError(f"{source}, line {reader.line_num}: not as wide as the first row")
+                problem = "more or fewer columns than the first row"
+                raise ValueError(f"{source}, line {reader.line_num}: {problem}")
             try:
                 amount = Decimal(row[value])
             except InvalidOperation:
@@ -153,11 +157,13 @@ def generate_report(payload: Any) -> dict[str, str | int]:
 
 
 def convert_video(payload: Any) -> dict[str, str | int]:
-    """Convert a video with ffmpeg: {"source", "target"}; the target's suffix names the format.
+    """Convert a video with ffmpeg. The payload is {"source", "target"}.
 
-    VIDEO_CONVERTER (ffmpeg) is the program; it is given ffmpeg's arguments. It is killed, with all
-    that it started, after VIDEO_TIMEOUT (3600) seconds or when the target outgrows VIDEO_MAX_BYTES
-    (2147483648). The target appears only when complete.
+    The target's suffix selects the format. Settings, from the environment (defaults in
+    parentheses): the program VIDEO_CONVERTER (ffmpeg), which is called with ffmpeg's arguments;
+    VIDEO_TIMEOUT in seconds (3600); VIDEO_MAX_BYTES (2147483648). If the program runs longer, or
+    the target grows larger, it is killed with every process it has started. The target appears only
+    when complete.
 
     Returns {"target", "bytes"}.
     """
@@ -167,8 +173,8 @@ def convert_video(payload: Any) -> dict[str, str | int]:
     seconds = number_from("VIDEO_TIMEOUT", 3600)
     max_bytes = number_from("VIDEO_MAX_BYTES", 2_147_483_648)
     with whole_file(target) as unfinished:
-        # Absolute names cannot be taken for options ("-y.mp4") or for protocols ("concat:a|b"),
-        # and the whitelist keeps a playlist from fetching what it names from the network.
+        # ffmpeg can't mistake absolute names for options ("-y.mp4") or protocols ("concat:a|b").
+        # The whitelist keeps a playlist from fetching files from the network.
         command = [program, "-nostdin", "-loglevel", "error", "-protocol_whitelist", "file"]
         command += ["-i", os.path.abspath(source), unfinished]
         run_bounded(command, seconds, unfinished, max_bytes)
@@ -184,55 +190,61 @@ HANDLERS = {
 
 
 def texts(payload: Any, *names: str, optional: str = "") -> list[str]:
-    """Return the payload's texts under `names`; ValueError if one is missing, empty or unknown."""
+    """Return the payload's members `names`: non-empty strings.
+
+    Raises ValueError if one is missing or empty, or if there is a member that isn't known.
+    """
     if not isinstance(payload, dict):
-        raise ValueError(f"the payload must be an object with {', '.join(names)}")
+        raise ValueError(f"invalid payload: must be an object with {', '.join(names)}")
     unknown = payload.keys() - {*names, optional}
     if unknown:
-        # Passed over in silence, a "cc" would be a mail that somebody never gets.
-        raise ValueError(f"the payload has unknown keys: {', '.join(sorted(unknown))}")
+        # If unknown keys were ignored, a "cc" would be a mail that never arrives.
+        raise ValueError(f"invalid payload: unknown keys: {', '.join(sorted(unknown))}")
     for name in names:
         if not isinstance(payload.get(name), str) or not payload[name]:
-            raise ValueError(f"the payload needs a text {name!r}")
+            raise ValueError(f"invalid payload: {name!r} must be a non-empty string")
     return [payload[name] for name in names]
 
 
 def number_from(variable: str, default: int) -> int:
-    """Return the environment's positive whole number; ValueError if it is anything else."""
+    """Return a positive integer from the environment. Raises ValueError if it isn't one."""
     text = os.environ.get(variable) or str(default)
     if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise ValueError(f"{variable} must be a positive whole number, not {text!r}")
+        raise ValueError(f"invalid {variable} {text!r}: must be a positive whole number")
     return int(text)
 
 
 def one_line(name: str, text: str) -> str:
-    """Return a text that makes one header; ValueError if it could end it and begin another."""
+    """Return `text` if it is safe in a mail header; ValueError if it could add another one."""
     import re
 
-    # The email package decodes "=?utf-8?q?=0D=0ABcc:...?=" in what it is given, and older Pythons
-    # (CVE-2024-6923) then write the line break as it is.
+    # The email package decodes encoded words such as "=?utf-8?q?=0D=0ABcc:...?=", and older Pythons
+    # (CVE-2024-6923) then write the line break unescaped.
     if re.search(r"[\x00-\x1f\x7f]|=\?.*\?=", text):
-        raise ValueError(f"{name} has a control character or an encoded word in it: {text!r}")
+        raise ValueError(f"invalid {name} {text!r}: no control characters or encoded words")
     return text
 
 
 def mail_address(name: str, text: str) -> Any:
-    """Return the Address in "Ada <ada@example.org>" or "ada@example.org"; ValueError if none."""
+    """Return the Address in "Ada <ada@example.org>" or "ada@example.org".
+
+    Raises ValueError for anything else, such as several addresses.
+    """
     import re
     from email.headerregistry import Address
 
-    # The standard parser is lenient: it makes ada@exa of "ada@exa mple.org", and mails to it.
+    # The standard parser is lenient: it reads "ada@exa mple.org" as ada@exa, and mails that.
     part = r"[^\s<>()\[\],;:\\\"@]+"
     match = re.fullmatch(rf"([^<>]*)<({part})@({part})>|({part})@({part})", one_line(name, text))
     if match is None:
-        raise ValueError(f"{name} is not one mail address: {text!r}")
+        raise ValueError(f"invalid {name} {text!r}: must be one mail address")
     return Address((match[1] or "").strip(' "'), match[2] or match[4], match[3] or match[5])
 
 
 def delimiter_of(name: str) -> str:
-    """Return what separates the columns of a file of this name."""
+    """Return the column separator of a .csv or .tsv file. Raises ValueError for other names."""
     if not name.lower().endswith((".csv", ".tsv")):
-        raise ValueError(f"{name!r} must end in .csv or .tsv")
+        raise ValueError(f"invalid file name {name!r}: must end in .csv or .tsv")
     return "," if name.lower().endswith(".csv") else "\t"
 
 
@@ -243,15 +255,15 @@ def refuse_same_file(source: str, target: str) -> None:
 
 @contextlib.contextmanager
 def whole_file(target: str) -> Iterator[str]:
-    """Yield a new name beside `target`; its file becomes `target` if the block ends well.
+    """Yield the name of a temporary file, which is renamed to `target` at the end of the block.
 
-    By the end the file is on the disk; after an error nothing is left, and `target` is untouched.
+    The file is synced to disk first. If the block raises, it is removed and `target` isn't changed.
     """
     import secrets
 
     folder, name = os.path.split(os.path.abspath(target))
-    # The name is new each time: a killed worker's program may still be writing to its own. The
-    # suffix is kept, because converters choose the format by it.
+    # A new name each time: a program started by a killed worker may still be writing to the old
+    # one. It keeps the suffix, because converters choose the format by it.
     unfinished = os.path.join(folder, f".{secrets.token_hex(4)}.{name}")
     try:
         yield unfinished
@@ -267,7 +279,10 @@ def whole_file(target: str) -> Iterator[str]:
 
 
 def run_bounded(command: list[str], seconds: int, output: str, max_bytes: int) -> None:
-    """Run a program to its end; RuntimeError if it fails, runs too long or writes too much."""
+    """Run a program. Raises RuntimeError if it fails, runs too long or writes too much.
+
+    Standard error is read for the message; when the time is up, the process group is killed.
+    """
     import signal
     import subprocess
     import time
@@ -280,7 +295,7 @@ def run_bounded(command: list[str], seconds: int, output: str, max_bytes: int) -
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        start_new_session=True,  # a process group of its own, so that all of it can be killed
+        start_new_session=True,  # a process group of its own, which can be killed as a whole
     ) as process:
         assert process.stderr is not None
         os.set_blocking(process.stderr.fileno(), False)
@@ -288,7 +303,7 @@ def run_bounded(command: list[str], seconds: int, output: str, max_bytes: int) -
             while process.returncode is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.05)
-                # As much as a pipe holds: a program that never stops talking cannot fill memory.
+                # At most what a pipe holds: a program that prints forever must not fill memory.
                 tail = (tail + (process.stderr.read(65536) or b""))[-STDERR_TAIL:]
                 if os.path.exists(output) and os.path.getsize(output) > max_bytes:
                     raise RuntimeError(f"{command[0]} wrote more than {max_bytes} bytes")
@@ -298,12 +313,12 @@ def run_bounded(command: list[str], seconds: int, output: str, max_bytes: int) -
             if process.returncode is None:
                 os.killpg(process.pid, signal.SIGKILL)
     if process.returncode != 0:
-        said = tail.decode("utf-8", "replace").strip().rpartition("\n")[2] or "no message"
-        raise RuntimeError(f"{command[0]} ended with status {process.returncode}: {said}")
+        message = tail.decode("utf-8", "replace").strip().rpartition("\n")[2] or "no message"
+        raise RuntimeError(f"{command[0]} exited with status {process.returncode}: {message}")
 
 
 def main(arguments: list[str]) -> int:
-    """Make one pass over the queue and return the exit code."""
+    """Run the due jobs and return the exit code."""
     if arguments not in ([], ["-v"]):
         print(USAGE, file=sys.stderr)
         return 2
@@ -311,7 +326,8 @@ def main(arguments: list[str]) -> int:
     try:
         logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     except ValueError:
-        print(f"{USAGE}\nQUEUE_LOG_LEVEL is no level: {level!r}", file=sys.stderr)
+        levels = "DEBUG, INFO, WARNING, ERROR or CRITICAL"
+        print(f"{USAGE}\ninvalid QUEUE_LOG_LEVEL {level!r}: must be {levels}", file=sys.stderr)
         return 2
     try:
         process_jobs(HANDLERS, MAX_ATTEMPTS, linger=LINGER, workers=WORKERS)

@@ -719,9 +719,9 @@ MUTANTS = (
     ),
     Mutant(
         "a pause that is not on the disk",
-        "store/disk/files.py",
-        "                os.fsync(new.fd)\n",
-        "                pass\n",
+        "store/paused.py",
+        'ending=".new", fsync=fsync)\n',
+        'ending=".new", fsync=False)\n',
         (power("policies", "ordered"),),
     ),
     Mutant(

@@ -1,4 +1,4 @@
-"""Real servers that are started again and again, and the accounts of what they enqueued."""
+"""Starts real servers again and again, and checks that every job they enqueued ran once."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from processes import QUEUE, Child, environment, notes
 
 HERE = Path(__file__).parent
 LONG = bool(os.environ.get("DBBASIC_QUEUE_LONG"))
-HANGS_AFTER = 40.0  # a start takes 0.3 s, and up to 3 s on a machine with much else to do
+HANGS_AFTER = 40.0  # a start takes 0.3 s, and up to 3 s on a busy machine
 
-# What is deprecated since Python 3.12 is to fork in a program with threads, which servers do.
+# Since Python 3.12, forking in a program with threads is deprecated. Servers do it.
 QUIET = "ignore::DeprecationWarning"
 
 RUN_ALL = """
@@ -36,15 +36,15 @@ Queue(QUEUE).run_until_complete({"work": work, "work_in_the_loop": work}, max_at
 
 
 SECONDS = 60.0 if LONG else 4.0
-"""For how long a test starts servers: a minute for each kind of server in the long version."""
+"""How long a test keeps starting servers: in the long version, a minute per kind of server."""
 
 
 class Deployed(Child):
-    """A program with its processes that must not hang, and must print no traceback."""
+    """A program and its child processes. They must not hang or print a traceback."""
 
     def finish(self) -> None:
         """Wait for its end."""
-        end = time.monotonic() + SECONDS + HANGS_AFTER  # it may be a program that goes on so long
+        end = time.monotonic() + SECONDS + HANGS_AFTER  # some programs run for SECONDS
         while self.is_running():
             assert time.monotonic() < end, f"it doesn't end: {self.stacks()}"
             time.sleep(0.005)
@@ -52,7 +52,7 @@ class Deployed(Child):
         assert "Traceback" not in log and "Exception ignored" not in log, log
 
     def stacks(self) -> str:
-        """Let its processes print what they are doing; return all that was printed."""
+        """Make every process print its stacks; return the output."""
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with suppress(OSError):
                 session = stat.read_text("utf-8").rpartition(")")[2].split()[3]
@@ -66,7 +66,7 @@ class Deployed(Child):
 
 
 class Server(Deployed):
-    """A server that runs, on a socket that the test has opened for it: it may be asked at once."""
+    """A server on a socket that the test has opened, so requests can be sent immediately."""
 
     def __init__(
         self, command: list[str], directory: Path, name: str, more: Mapping[str, str]
@@ -77,7 +77,7 @@ class Server(Deployed):
             super().__init__(command, directory, name, variables(**more), [listening.fileno()])
 
     def ask(self, order: str) -> list[str] | None:
-        """Return the words of the answer; None if a process was killed that was to give it."""
+        """Return the words of the answer; None if the process was killed before it answered."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANGS_AFTER)
         try:
             connection.request("GET", order)
@@ -98,7 +98,7 @@ class Server(Deployed):
 
 
 class Site:
-    """One queue, the servers that use it one after the other, and what they acknowledged."""
+    """One queue, the servers that use it one after another, and the jobs they acknowledged."""
 
     def __init__(self, directory: Path, clients: int = 4) -> None:
         self.directory = directory
@@ -111,7 +111,7 @@ class Site:
 
     @contextmanager
     def server(self, command: list[str], **more: str) -> Iterator[Server]:
-        """Start a server whose command has {fd} for the socket; it is killed after the block."""
+        """Start a server ({fd} in its command is the socket). It is killed after the block."""
         self.starts += 1
         server = Server(command, self.directory, f"server-{self.starts}", more)
         try:
@@ -120,7 +120,7 @@ class Site:
             server.clean_up()
 
     def run(self, command: list[str]) -> None:
-        """Run a program to its good end."""
+        """Run a program and check that it succeeds."""
         self.starts += 1
         program = Deployed(command, self.directory, f"program-{self.starts}", variables())
         try:
@@ -130,7 +130,7 @@ class Site:
             program.clean_up()
 
     def goes_on(self, at_least: int = 1) -> bool:
-        """Tell whether a server is to be started once more."""
+        """Return whether another server should be started."""
         return self.starts < at_least or time.monotonic() < self.end
 
     def order(self, server: Server, count: int, *kinds: str) -> set[int]:
@@ -149,18 +149,18 @@ class Site:
         return pids
 
     def check(self, may_be_killed: bool = False) -> None:
-        """Run what is left in a process of its own; each job must then have run once.
+        """Run the remaining jobs in another process, then check that each job has run once.
 
-        A `Worker` in a server that was ended may be killed between a job's effect and its record.
-        Such a job has an attempt more, and only then may it have an effect more.
+        If a server's `Worker` was killed after a job's effect and before its record, the job runs
+        again: it has one more attempt and one more effect. Other jobs must have exactly one.
         """
         self.run([sys.executable, "-c", RUN_ALL])
         acknowledged = self.acknowledged + notes(self.directory / "acknowledged")
         effects = Counter(notes(self.directory / "effects"))
         jobs = {row[0]: row for row in rows(self.directory / QUEUE)}
-        assert len(jobs) == len(rows(self.directory / QUEUE)), "an id is there twice"
+        assert len(jobs) == len(rows(self.directory / QUEUE)), "two rows have the same id"
         assert len({row[2] for row in jobs.values()}) == len(jobs), "a call added two jobs"
-        assert max(Counter(acknowledged).values()) == 1, "an id was given twice"
+        assert max(Counter(acknowledged).values()) == 1, "two calls returned the same id"
         lost = set(acknowledged) - set(jobs)
         assert not lost, f"{len(lost)} of {len(acknowledged)} acknowledged jobs are lost"
         cancelled = {job_id for job_id, row in jobs.items() if row[3] == "cancelled"}
@@ -180,7 +180,7 @@ class Site:
 
 
 def variables(**more: str) -> dict[str, str]:
-    """Return a server's environment: without coverage, which would add hooks to its forks."""
+    """Return a server's environment. Without coverage, which would add fork hooks."""
     plain = {name: text for name, text in environment().items() if not name.startswith("COV")}
     packages = Path(filelock.__file__).parents[1]  # uWSGI doesn't know the virtual environment
     path = os.pathsep.join([str(HERE), environment()["PYTHONPATH"], str(packages)])
@@ -188,6 +188,6 @@ def variables(**more: str) -> dict[str, str]:
 
 
 def missing(*modules: str) -> str:
-    """Say which of the modules aren't installed; nothing if all are."""
+    """Return which of the modules aren't installed, as a reason to skip; "" if all are."""
     names = [name for name in modules if find_spec(name) is None]
     return f"{' and '.join(names)} not installed" if names else ""

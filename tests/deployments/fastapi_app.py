@@ -1,4 +1,4 @@
-"""A FastAPI app with a worker in its lifespan, whose handlers are a coroutine and a function."""
+"""A FastAPI app with a worker in its lifespan. One handler is a coroutine, one a function."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""A program whose threads enqueue, and whose worker runs jobs, while it starts processes.
+"""A program that starts processes while its threads enqueue and its worker runs jobs.
 
-Its arguments: how the processes are started, and for how many seconds.
+Arguments: how to start processes (`os.fork` or a method of multiprocessing), and for how many
+seconds.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def add_in_the_thread(_: str) -> None:
 
 
 def fork(_: str) -> None:
-    """Fork once, with no help of multiprocessing."""
+    """Fork once, without multiprocessing."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -49,14 +50,14 @@ def fork(_: str) -> None:
         finally:
             os._exit(code)
     status = os.waitpid(pid, 0)[1]
-    assert status == 0, f"a child ended with {os.waitstatus_to_exitcode(status)}"
+    assert status == 0, f"a child exited with {os.waitstatus_to_exitcode(status)}"
 
 
 def process(method: str) -> None:
     context: Any = multiprocessing.get_context(method)
     started = context.Process(target=add, args=[f"process {next(numbers)}"])
     started.start()
-    started.join()  # its exit code may have gone to another thread, which starts a process
+    started.join()  # not checked: another thread that starts a process may have reaped it
 
 
 def pool(method: str) -> None:
@@ -81,8 +82,8 @@ def repeat(start: Callable[[str], None], method: str, end: float) -> None:
 def main(method: str, seconds: float) -> None:
     starts = [fork, fork, fork] if method == "os.fork" else [process, pool, executor]
     if method == "fork" and sys.version_info >= (3, 14):
-        # A process that another thread forks may inherit the lock of an executor's wakeup pipe, for
-        # which it waits at its exit (concurrent.futures.process._python_exit).
+        # A process forked by another thread may inherit the held lock of an executor's wakeup pipe,
+        # and wait for it at exit (concurrent.futures.process._python_exit).
         starts.remove(executor)
     end = time.monotonic() + seconds
     with Worker(Queue(QUEUE), {"work": work}):

@@ -1,4 +1,4 @@
-"""gunicorn is started, reloaded and killed again and again; each job that it takes runs once."""
+"""gunicorn is started, reloaded and killed repeatedly; each job it acknowledges runs once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(bool(missing("gunicorn")), reason=missing("gunic
 
 KINDS = ("threads", "once", "cancel")
 GUNICORN = [sys.executable, "-m", "gunicorn", "--bind", "fd://{fd}", "--workers", "3"]
-GUNICORN += ["--graceful-timeout", "2"]  # it may overlook a SIGTERM while it starts workers
+GUNICORN += ["--graceful-timeout", "2"]  # it may miss a SIGTERM while it starts workers
 GUNICORN += ["--no-control-socket", "web_app:application"]
 
 

@@ -1,4 +1,4 @@
-"""Programs start processes, in every way that Python has, while their threads use the queue."""
+"""Programs start processes in each of Python's ways while their threads use the queue."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from deployment import HERE, SECONDS, Site
 
 
 @pytest.mark.parametrize("method", ["os.fork", "fork", "forkserver", "spawn"])
-def test_each_job_of_a_program_that_starts_processes_beside_threads_runs_once(
+def test_each_job_runs_once_in_a_program_that_starts_processes_and_has_threads(
     tmp_path: Path, method: str
 ) -> None:
     site = Site(tmp_path)

@@ -1,6 +1,6 @@
-"""uWSGI, which forks in C, is started, reloaded and killed; each job that it takes runs once.
+"""uWSGI, which forks in C, is started, reloaded and killed; each job it acknowledges runs once.
 
-By default it imports the app before it forks, and runs none of Python's fork hooks.
+By default it imports the app before it forks, and doesn't run Python's fork hooks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REASON = "uWSGI isn't installed next to this Python (pip install pyuwsgi)"
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason=REASON)
 
 UWSGI = [str(PROGRAM), "--http-socket", "fd://{fd}", "--master", "--processes", "4"]
-UWSGI += ["--worker-reload-mercy", "3"]  # a process that has just started may overlook a SIGTERM
+UWSGI += ["--worker-reload-mercy", "3"]  # a process that has just started may miss a SIGTERM
 UWSGI += ["--module", "web_app:application", "--need-app", "--die-on-term", "--disable-logging"]
 THREADS = ["--enable-threads", "--threads", "4"]
 
@@ -43,7 +43,10 @@ def leave_alone(server: Server, pids: set[int]) -> str:
 
 
 def wait_until_loaded(server: Server, words: str, each: bool) -> None:
-    """Wait until every process has the app: a signal during the import is a KeyboardInterrupt."""
+    """Wait until every process has loaded the app.
+
+    A signal during the import would raise KeyboardInterrupt.
+    """
 
     def loaded() -> bool:
         log = server.log()
@@ -57,8 +60,8 @@ def wait_until_loaded(server: Server, words: str, each: bool) -> None:
     ("options", "at_import"),
     [
         ([], ["enqueue", ""]),
-        # A thread that runs while uWSGI forks without hooks may leave Python's own lock held in the
-        # child, whatever the thread does.
+        # No threads at import: if one runs while uWSGI forks without hooks, one of Python's own
+        # locks may stay held in the child, whatever the thread does.
         (THREADS, ["enqueue", ""]),
         ([*THREADS, "--py-call-uwsgi-fork-hooks"], ["worker thread", "thread", "enqueue", ""]),
         ([*THREADS, "--lazy-apps"], ["worker thread", "thread"]),

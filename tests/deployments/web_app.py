@@ -1,13 +1,14 @@
-"""The web app that the deployments serve: it enqueues at import, in each request and from threads.
+"""The web app of the deployment tests. It enqueues at import, in each request and from threads.
 
-It is plain WSGI. The words of `AT_IMPORT`, in the environment, say what happens at its import:
+It is plain WSGI. The environment variable `AT_IMPORT` selects what happens at import, by these
+words:
 
-- `enqueue`: the importing thread enqueues one job;
-- `worker`: a `Worker` runs jobs in this process;
-- `thread`: a thread enqueues, while the server forks.
+- `enqueue`: the importing thread enqueues one job.
+- `worker`: a `Worker` runs jobs in this process.
+- `thread`: a thread enqueues while the server forks.
 
-`acknowledged` has a line for each job that was added at the import, `cancelled` for each that was
-cancelled, `effects` for each run of a job.
+It writes one line per job to these files: `acknowledged` (added at import), `cancelled`, and
+`effects` (one line per run).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ if "thread" in at_import:
 
 
 def answer(kind: str, number: int) -> list[str]:
-    """Return the ids that a request has added, and seen acknowledged."""
+    """Do what a request of this kind asks for; return the ids of the jobs it added."""
     match kind:
         case "one":
             return [enqueue("work", f"one {number}")]
@@ -69,7 +70,7 @@ def answer(kind: str, number: int) -> list[str]:
                 return []
         case "cancel":
             job_id = enqueue("work", f"cancel {number}")
-            if cancel_job(job_id):  # or else it has run
+            if cancel_job(job_id):  # otherwise it has run
                 note("cancelled", job_id)
             return [job_id]
     raise AssertionError(kind)
@@ -78,7 +79,7 @@ def answer(kind: str, number: int) -> list[str]:
 def application(
     environ: dict[str, Any], start_response: Callable[[str, list[tuple[str, str]]], object]
 ) -> Iterable[bytes]:
-    """Answer with the process and the ids of the jobs."""
+    """Respond with the process id and the ids of the jobs."""
     _, kind, number = environ["PATH_INFO"].split("/")
     ids = answer(kind, int(number))
     start_response("200 OK", [("Content-Type", "text/plain")])

@@ -1,12 +1,12 @@
-"""What reads a line, fed with any bytes: no exception but the documented, and round trips.
+"""Feeds any bytes to the functions that read lines: only documented exceptions, and round trips.
 
-Under the coverage-guided fuzzer atheris (not needed by anything else), for an hour:
+To run it for an hour under the coverage-guided fuzzer atheris, which nothing else needs:
 
     pip install atheris
     PYTHONPATH=.:tests python tests/fuzz/fuzz_rows.py -max_total_time=3600 -max_len=4096
 
-A crash leaves the input in `crash-...`; put it into `test_fuzz_rows.py` as an example. That test
-runs the same targets over what Hypothesis and the seeds below give, for some seconds.
+A crash writes its input to `crash-...`: add it to `test_fuzz_rows.py` as an example. That test runs
+the same targets for a few seconds, on the seeds below and on inputs from Hypothesis.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ _BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def parses_any_line(data: bytes) -> None:
-    """A line is a job or None; what it says can be written, and says the same again."""
+    """A line is a job or None. A job can be written, and reads back as the same job."""
     line = data.replace(b"\n", b"")
     row = parse_row(line)
     if row is None or row.state.result.endswith("\r"):
-        return  # a result from the file is never written again: each change sets its own
+        return  # a result from the file is never written back: every change sets a new one
     state = encode_state(row.state)
     assert encode_state(decode_state(state)) == state
     assert state.count(b"\t") == 5 and b"\n" not in state
@@ -66,17 +66,17 @@ def parses_any_line(data: bytes) -> None:
 
 
 def escapes_any_text(data: bytes) -> None:
-    """Free text of any characters is one column of one line, and comes back."""
+    """Any text fits in one column of one line, and reads back as the same text."""
     for text in (data.decode("utf-8", "surrogateescape"), data.decode("latin-1")):
         escaped = escape(text)
         assert not _BREAKS.search(escaped), escaped
         escaped.encode()
         assert unescape(escaped) == text
-        unescape(text)  # whatever another program has left
+        unescape(text)  # another program may have written anything
 
 
 def decodes_any_record(data: bytes) -> None:
-    """A line of the journal is a record that gives itself again, or None."""
+    """A line of the journal is None or a record; a record is written as the same line."""
     record = decode_record(data.replace(b"\n", b""))
     if record is not None:
         assert encode_record(*record) == data.replace(b"\n", b"") + b"\n"
@@ -88,7 +88,7 @@ def decodes_any_record(data: bytes) -> None:
 
 
 def decodes_any_json(data: bytes) -> None:
-    """JSON text is a value or a ValueError; a value that is written is one line, and the same."""
+    """JSON text is a value or a ValueError; a value is written on one line and reads back equal."""
     try:
         value = decode_json(data.decode("utf-8", "surrogatepass"))
     except ValueError:
@@ -117,7 +117,7 @@ _PLAIN = b"id.%d\tb\t{}\tpending\t1\t2\t0\t\t"
 
 
 def scans_what_it_parses(data: bytes) -> None:
-    """Rows that are scanned many at a time are what each of them is when it is parsed alone."""
+    """Scanning many rows at once gives the same jobs as parsing each row by itself."""
     around = [_PLAIN % n for n in range(48)]
     content = b"\n".join([*around[:24], *data.split(b"\n"), *around[24:]]) + b"\n"
     scanned = b""

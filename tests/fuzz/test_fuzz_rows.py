@@ -1,4 +1,4 @@
-"""The targets of the fuzzer, over its seeds and over what Hypothesis makes of them."""
+"""Runs the fuzzer's targets on its seeds, and on inputs that Hypothesis builds from them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ data = st.lists(pieces, max_size=12).map(b"".join) | columns | rows
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.__name__)
-def test_every_seed_is_read_or_refused(target: Callable[[bytes], None]) -> None:
+def test_every_seed_is_read_or_rejected(target: Callable[[bytes], None]) -> None:
     for seed in SEEDS:
         target(seed)
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.__name__)
-def test_any_bytes_are_read_or_refused(target: Callable[[bytes], None]) -> None:
+def test_any_bytes_are_read_or_rejected(target: Callable[[bytes], None]) -> None:
     @settings(
         max_examples=5_000 if LONG else 500,
         derandomize=not LONG,

@@ -1,5 +1,8 @@
-"""What dbbasic-queue 1.0.0 shows in its usage guide, done with our calls. The examples of its
-README are run as they are in tests/test_compatibility.py. docs/comparison.md has the table."""
+"""The examples of dbbasic-queue 1.0.0's usage guide, with our calls.
+
+`tests/test_compatibility.py` runs the examples of its README unchanged. `docs/comparison.md` has
+the table.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def test_a_report_is_scheduled_for_midnight(queue: Queue, clock: Clock) -> None:
 
 
 def test_a_thousand_letters_are_queued_at_once_and_sent_one_by_one(queue: Queue) -> None:
-    """Guide, Example 4: Bulk Operations; a loop of `enqueue` works too, with a sync for each."""
+    """Guide, Example 4: Bulk Operations. A loop of `enqueue` works too, with one sync per job."""
     sent: list[int] = []
     letters = [{"user": n, "letter": 42} for n in range(1000)]
     ids = queue.enqueue_many("letter", letters)
@@ -63,8 +66,8 @@ def test_a_worker_script_logs_what_it_does_and_says_what_failed(tmp_path: Path) 
 
 
 def test_an_admin_page_has_its_figures(queue: Queue) -> None:
-    """Guide, Admin Endpoint, which reads the file itself: `counts()`; 0 where there is no file."""
-    none = dict.fromkeys(["pending", "processing", "completed", "failed", "cancelled", "paused"], 0)
+    """Guide, Admin Endpoint, which reads the file: here `counts()`, all 0 if there is no file."""
+    none = dict.fromkeys(["pending", "processing", "completed", "failed", "cancelled"], 0)
     assert queue.counts() == none
     queue.enqueue("greet", {})
     assert queue.counts() == none | {"pending": 1}
@@ -85,7 +88,7 @@ def test_the_shells_tools_see_the_queue(queue: Queue, path: Path) -> None:
 def test_finished_jobs_are_archived_and_the_others_stay(
     queue: Queue, clock: Clock, tmp_path: Path
 ) -> None:
-    """Guide, Queue file too large: by hand there, and what others add meanwhile is lost."""
+    """Guide, Queue file too large. There it is done by hand, and loses jobs added at that time."""
     queue.enqueue("greet", {}, job_id="old")
     queue.process_jobs({"greet": str})
     clock.now += 8 * DAY

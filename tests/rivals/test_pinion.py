@@ -1,5 +1,8 @@
-"""What Pinion 0.1 and 0.2 (pinion-queue) show of themselves, done with our calls: the two quick
-starts, the examples of their docs, the commands. docs/comparison.md says which call is which."""
+"""The examples of Pinion 0.1 and 0.2 (pinion-queue), with our calls.
+
+The two quick starts, the examples of their docs, and their commands. `docs/comparison.md` lists
+which of our calls replaces which of theirs.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,8 @@ THEIR_ATTEMPTS = 4
 def test_a_registered_function_is_run_by_a_worker_whatever_its_names_case(tmp_path: Path) -> None:
     """Quick start "Library usage (in-memory)": `@task`, a worker in the background, its counts.
 
-    A function with a time limit is run in a process of its own, so a worker has a program of its
-    own here, not a thread. `BOOM` is registered by nobody in that example either.
+    A function with a time limit runs in its own process, so the worker here is a program, not a
+    thread. As in their example, `BOOM` isn't registered.
     """
     with Programs(tmp_path) as programs:
         counts = programs.run(
@@ -51,9 +54,9 @@ def test_a_registered_function_is_run_by_a_worker_whatever_its_names_case(tmp_pa
 
 
 def test_a_job_that_fails_each_time_is_kept_with_its_error(queue: Queue, clock: Clock) -> None:
-    """Quick start "Library usage (SQLite)": on the disk, retried, then in the dead letters.
+    """Quick start "Library usage (SQLite)": a job on disk is retried, then a dead letter.
 
-    It enqueues "fail" though the task is registered as "boom"; here are both.
+    Their example enqueues "fail", but registers the task as "boom"; this one enqueues both.
     """
     tasks = Handlers(queue=queue)
 
@@ -79,7 +82,7 @@ def test_a_job_that_fails_each_time_is_kept_with_its_error(queue: Queue, clock: 
 
 
 def test_retries_wait_as_theirs_do(queue: Queue, clock: Clock) -> None:
-    """`RetryPolicy(max_retries=3, base_delay=0.5, cap=10)`: 0.5, 1, 2 s; we round up to seconds."""
+    """`RetryPolicy(max_retries=3, base_delay=0.5, cap=10)`: 0.5, 1, 2 s. Ours are whole seconds."""
     assert [THEIR_BACKOFF.seconds(n) for n in (1, 2, 3, 9)] == [0.5, 1, 2, 10]
     waits = []
     tasks = Handlers(queue=queue)
@@ -96,7 +99,7 @@ def test_retries_wait_as_theirs_do(queue: Queue, clock: Clock) -> None:
 
 
 def test_a_task_that_takes_too_long_is_ended_not_just_given_up(tmp_path: Path) -> None:
-    """Docs, "Task timeout": `Worker(task_timeout=0.05)`, whose thread they cannot kill."""
+    """Docs, "Task timeout": `Worker(task_timeout=0.05)`. They can't kill the task's thread."""
     with Programs(tmp_path) as programs:
         error = programs.run(
             """
@@ -168,7 +171,7 @@ def test_dead_letters_are_listed_and_replayed_from_a_shell(tmp_path: Path) -> No
             process_jobs(tasks, max_attempts=1, linger=0.1)
             """
         job_id = command("enqueue", "add", '{"a": 1, "b": 2}').strip()
-        command("enqueue", "ad", "{}", "--id", "slip")
+        command("enqueue", "ad", "{}", "--id", "typo")
         assert "pending\t2\n" in command("status")
         assert command("list", "--status", "pending").count("\n") == 2
         programs.run(worker)

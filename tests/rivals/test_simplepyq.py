@@ -1,5 +1,7 @@
-"""What simplepyq 0.1.3 shows of itself, done with our calls: the seven usage examples of its
-README, and its five unit tests. docs/comparison.md says which call is which."""
+"""The seven usage examples of simplepyq 0.1.3's README and its five unit tests, with our calls.
+
+`docs/comparison.md` lists which of our calls replaces which of theirs.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,13 @@ AT_ONCE = Backoff(first=0)
 
 @pytest.fixture
 def now_queue(path: Path) -> Iterator[Queue]:
-    """A queue on the machine's own clock: these examples wait for their jobs."""
+    """A queue that uses the machine's clock: these examples wait for their jobs."""
     with Queue(path) as queue:
         yield queue
 
 
 class Api(HTTPServer):
-    """A server that answers with the given statuses, one request after the other, then with 200."""
+    """A server that answers its first requests with the given statuses, and later ones with 200."""
 
     def __init__(self, *statuses: int) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
@@ -83,7 +85,7 @@ def test_two_pages_are_scraped_at_a_time_in_the_background(tmp_path: Path) -> No
 
             def scrape(payload):
                 note("scraping", payload["url"])
-                wait_for_notes("scraping", 2)  # neither ends before both have started
+                wait_for_notes("scraping", 2)  # neither ends before both are running
                 return len(payload["url"])
 
             Worker(queue, {"scrape": Handler(scrape, concurrency=2)}, workers=2).run_forever()
@@ -157,7 +159,7 @@ def test_failed_jobs_of_a_type_are_cleared(now_queue: Queue) -> None:
 def test_a_failed_job_is_requeued_with_one_retry(now_queue: Queue) -> None:
     """Example 5, Requeuing Failed Tasks: `requeue_failed("flaky", retries=1)`.
 
-    How often a job is tried is said where it is run, not where it is requeued.
+    The number of attempts is set where the job is run, not where it is requeued.
     """
     failures = iter([OSError("once"), OSError("twice")])
 
@@ -220,7 +222,7 @@ def test_a_job_that_fails_once_is_run_twice(now_queue: Queue) -> None:
 
 
 def test_a_delayed_job_does_not_run_before_its_time_in_a_worker(queue: Queue, clock: Clock) -> None:
-    """Its test_delay, which passes whatever the job does: it only measures its own sleep."""
+    """Its test_delay, which always passes: it only measures its own sleep."""
     started: list[float] = []
 
     def put_off(payload: object) -> None:
@@ -260,7 +262,7 @@ def test_requeued_jobs_run_again(now_queue: Queue) -> None:
     assert values == [1]
 
 
-# -- what its README says beside the examples ----------------------------------------------------
+# -- other promises of its README ----------------------------------------------------------------
 
 
 def test_a_channel_that_is_added_twice_is_refused() -> None:

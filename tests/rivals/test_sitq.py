@@ -1,5 +1,7 @@
-"""What sitq shows of itself, done with our calls: its end-to-end example and the other four
-numbered ones. docs/comparison.md says which call is which."""
+"""The examples of sitq, with our calls: the end-to-end one and the five numbered ones.
+
+`docs/comparison.md` lists which of our calls replaces which of theirs.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import pytest
 from conftest import NOW, Clock, history, job
 from processes import Programs, notes
 
-from dbbasic_queue import Delay, Handlers, InvalidJob, Queue, QueueError, Worker
+from dbbasic_queue import Delay, Handlers, InvalidJob, JobNotFound, Queue, QueueError, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def now_queue(path: Path) -> Iterator[Queue]:
-    """A queue on the machine's own clock: these examples wait for their jobs."""
+    """A queue that uses the machine's clock: these examples wait for their jobs."""
     with Queue(path) as queue:
         yield queue
 
@@ -96,7 +98,7 @@ def test_of_four_tasks_the_one_that_fails_says_why_and_stops_no_other(tmp_path: 
 
 
 def test_a_task_with_an_eta_waits_for_it(queue: Queue, clock: Clock) -> None:
-    """examples/basic/02_eta_delayed_execution.py: `enqueue(..., eta=...)`, aware or refused."""
+    """examples/basic/02_eta_delayed_execution.py: `enqueue(..., eta=...)`, with a time zone."""
     soon = datetime.fromtimestamp(NOW, UTC) + timedelta(seconds=3)
     job_id = queue.enqueue("report", {}, run_at=soon)
     clock.now += 2
@@ -151,7 +153,7 @@ def test_each_failure_is_recorded_with_its_error_and_the_others_go_on(queue: Que
 
 
 def test_each_failure_has_its_traceback(queue: Queue) -> None:
-    """The same example: `Result.traceback`, `started_at`, `finished_at`; kept for each attempt."""
+    """The same example: `Result.traceback`, `started_at`, `finished_at`. Kept for every attempt."""
 
     def divide(payload: object) -> float:
         return 1 / 0
@@ -168,7 +170,7 @@ def test_each_failure_has_its_traceback(queue: Queue) -> None:
 
 
 def test_plain_code_shares_a_queue_with_a_worker_of_coroutines(tmp_path: Path) -> None:
-    """examples/basic/05_sync_client_with_worker.py: SyncTaskQueue is what `Queue` is anyway."""
+    """examples/basic/05_sync_client_with_worker.py: `SyncTaskQueue` is simply `Queue`."""
     with Programs(tmp_path) as programs, Queue(tmp_path / "data/queue.tsv") as queue:
         worker = programs.start(
             """
@@ -194,19 +196,20 @@ def test_plain_code_shares_a_queue_with_a_worker_of_coroutines(tmp_path: Path) -
     assert results == [15, "processed Task A", "processed Task B", 14]
 
 
-# -- what its pages promise beside the examples --------------------------------------------------
+# -- other promises of its pages -----------------------------------------------------------------
 
 
 def test_waiting_for_a_result_ends_when_time_is_up(now_queue: Queue) -> None:
-    """`get_result(timeout=...)`: None when time is up, at once where there is no such job."""
+    """`get_result(timeout=...)`: None when the time is up, an error if there is no such job."""
     job_id = now_queue.enqueue("slow", {})
     assert now_queue.wait(job_id, timeout=0.01) is None
     assert asyncio.run(now_queue.await_job(job_id, timeout=0.01)) is None
-    assert now_queue.wait("no-such-job", timeout=3600) is None
+    with pytest.raises(JobNotFound):
+        now_queue.wait("no-such-job", timeout=3600)
 
 
 def test_the_errors_are_one_tree_with_the_cause_kept(queue: Queue) -> None:
-    """`SitqError` and its context: ours name the value, the rule and the way out."""
+    """`SitqError` and its context. Our errors name the value, the rule and what to do."""
     with pytest.raises(QueueError) as refused:
         queue.enqueue("report", {"when": {1, 2}})
     assert isinstance(refused.value, ValueError)
@@ -215,7 +218,7 @@ def test_the_errors_are_one_tree_with_the_cause_kept(queue: Queue) -> None:
 
 
 def test_what_is_to_run_first_is_due_first(queue: Queue) -> None:
-    """`priority`: due jobs run in the order of `run_at`, and one may lie in the past."""
+    """`priority`: due jobs run in the order of `run_at`, which can be in the past."""
     order: list[str] = []
     queue.enqueue("work", "normal")
     queue.enqueue("work", "urgent", run_at=1)
@@ -225,7 +228,7 @@ def test_what_is_to_run_first_is_due_first(queue: Queue) -> None:
 
 
 def test_a_job_may_wait_for_another(queue: Queue, clock: Clock) -> None:
-    """`depends_on`: a job puts itself off until the one that it names is completed."""
+    """`depends_on`: a job delays itself until another one is completed."""
     ran: list[str] = []
 
     def step(payload: dict[str, str]) -> None:
@@ -247,7 +250,7 @@ def test_a_job_may_wait_for_another(queue: Queue, clock: Clock) -> None:
 
 
 def test_a_job_may_enqueue_the_next_step_once(queue: Queue) -> None:
-    """Chains: the next step has an id of its own, so a repeated attempt adds it only once."""
+    """Chains: the next step has an id derived from the first, so a retry doesn't add it again."""
 
     def extract(payload: object, job: Any) -> str:
         if queue.get_job(f"{job.id}.load") is None:
@@ -269,15 +272,15 @@ def test_a_program_is_called_back_at_each_outcome(
     queue.enqueue("wrong", {}, job_id="b")
     with caplog.at_level("INFO", "dbbasic_queue"):
         queue.process_jobs({"fine": str, "wrong": lambda payload: 1 / 0}, max_attempts=1)
-    told = [
+    logged = [
         (record.levelname, *(vars(record)[name] for name in ("job_id", "status", "attempt")))
         for record in caplog.records
     ]
-    assert told == [("INFO", "a", "completed", 1), ("ERROR", "b", "failed", 1)]
+    assert logged == [("INFO", "a", "completed", 1), ("ERROR", "b", "failed", 1)]
 
 
 def test_a_job_may_have_its_memory_limited(queue: Queue) -> None:
-    """`max_memory_mb`: a job with a time limit has a process of its own, which may limit itself."""
+    """`max_memory_mb`: a job with a time limit runs in its own process, which can limit itself."""
     tasks = Handlers(queue=queue)
 
     @tasks.handler(timeout=60, max_attempts=1)
@@ -293,7 +296,7 @@ def test_a_job_may_have_its_memory_limited(queue: Queue) -> None:
 
 
 def test_payloads_of_another_serializer_are_text_in_the_payload(queue: Queue) -> None:
-    """`serializer=`: what is not JSON is made text by the caller, compressed, encrypted or not."""
+    """`serializer=`: the caller turns other data into text, compressed or encrypted if needed."""
     import base64
     import zlib
 
@@ -309,7 +312,7 @@ def test_payloads_of_another_serializer_are_text_in_the_payload(queue: Queue) ->
 
 
 def test_a_copy_under_the_lock_is_a_backup(tmp_path: Path) -> None:
-    """`backup`, `restore`: the directory, copied while a pass is at work in it."""
+    """`backup`, `restore`: copy the directory while a pass is running."""
     with Programs(tmp_path) as programs:
         copied = programs.run(
             """
