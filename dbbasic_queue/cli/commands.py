@@ -50,9 +50,18 @@ def existing_queue(arguments: Namespace) -> Queue:
 
 
 def named_queue(arguments: Namespace) -> Queue:
-    """Return the queue that --file names, or the default queue."""
+    """Return the queue that --file names, or the default queue.
+
+    Raises NotAQueue for a queue in memory: it ends with the command.
+    """
     if arguments.file is None:
-        return default_queue()
+        queue = default_queue()
+        if not queue.store.is_shared:
+            raise NotAQueue(
+                f"invalid DBBASIC_QUEUE_URL {queue.path!r}: a command can't use a queue in the "
+                "memory of another process (name a file with --file)"
+            )
+        return queue
     return Queue(path_of(arguments.file, "--file"))
 
 
