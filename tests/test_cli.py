@@ -129,7 +129,7 @@ EXISTING = (
     ["cancel", "a"],
     ["requeue", "a"],
     ["requeue", "--failed"],
-    ["purge", "--older-than", "1"],
+    ["purge", "--older-than", "1d"],
     ["pause"],
     ["resume"],
     ["metrics"],
@@ -145,9 +145,9 @@ def ok(*arguments: str, cwd: Path, **environment: str) -> str:
     return done.stdout
 
 
-def refused(*arguments: str, cwd: Path) -> str:
+def refused(*arguments: str, cwd: Path, **environment: str) -> str:
     """Run a command that is not done; return the one line that says why."""
-    done = run_module(*arguments, cwd=cwd)
+    done = run_module(*arguments, cwd=cwd, **environment)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     return done.stderr.removeprefix("dbbasic-queue: ").strip()
 
@@ -192,6 +192,49 @@ def test_the_queue_is_the_files_the_environments_or_the_default_one(tmp_path: Pa
     ok("enqueue", "greet", "--id", "c", "--file", "third.tsv", cwd=tmp_path)
     for file, job_id in (("data/queue.tsv", "a"), ("other.tsv", "b"), ("third.tsv", "c")):
         assert [job["id"] for job in Queue(tmp_path / file).jobs()] == [job_id]
+
+
+def test_the_environments_queue_may_be_a_url(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/by%20url.tsv"
+    ok("enqueue", "greet", "--id", "a", cwd=tmp_path, DBBASIC_QUEUE_URL=url)
+    assert [job["id"] for job in Queue(tmp_path / "by url.tsv").jobs()] == ["a"]
+    assert ok("list", cwd=tmp_path, DBBASIC_QUEUE_URL=url).startswith("a\tgreet\t")
+    ok("enqueue", "greet", "--id", "b", "--file", "own.tsv", cwd=tmp_path, DBBASIC_QUEUE_URL=url)
+    ok("enqueue", "greet", "--id", "c", "--file", "file:own.tsv", cwd=tmp_path)
+    assert [job["id"] for job in Queue(tmp_path / "own.tsv").jobs()] == ["b", "c"]
+    assert sorted(file.name for file in tmp_path.glob("*.tsv")) == ["by url.tsv", "own.tsv"]
+
+
+@pytest.mark.parametrize("command", [["enqueue", "greet"], ["status"]])
+@pytest.mark.parametrize(
+    ("environment", "why"),
+    [
+        (
+            {"DBBASIC_QUEUE_URL": "file:a.tsv", "DBBASIC_QUEUE_FILE": "b.tsv"},
+            "both DBBASIC_QUEUE_URL ('file:a.tsv') and DBBASIC_QUEUE_FILE ('b.tsv') are set: "
+            "unset one of them",
+        ),
+        ({"DBBASIC_QUEUE_FILE": "memory:"}, "invalid DBBASIC_QUEUE_FILE: unknown URL scheme"),
+        ({"DBBASIC_QUEUE_URL": "nowhere://host/0"}, "unknown URL scheme 'nowhere': must be file"),
+    ],
+)
+def test_an_invalid_setting_in_the_environment_is_an_error(
+    tmp_path: Path, command: list[str], environment: dict[str, str], why: str
+) -> None:
+    assert why in refused(*command, cwd=tmp_path, **environment)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["enqueue", "greet"], ["status"], ["list"]])
+@pytest.mark.parametrize("url", ["memory:", "memory:jobs"])
+def test_a_command_cannot_use_a_queue_in_memory(
+    tmp_path: Path, command: list[str], url: str
+) -> None:
+    why = refused(*command, "--file", url, cwd=tmp_path)
+    assert why.startswith("invalid --file: unknown URL scheme 'memory': must be a path or file:")
+    why = refused(*command, cwd=tmp_path, DBBASIC_QUEUE_URL=url)
+    assert why.startswith(f"invalid DBBASIC_QUEUE_URL '{url}': a command can't use a queue in the")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_job_is_enqueued_and_its_id_printed(tmp_path: Path) -> None:
@@ -299,7 +342,7 @@ def test_show_prints_the_attempts_of_a_job_and_the_last_traceback(tmp_path: Path
 
 @pytest.mark.usefixtures("some")
 def test_metrics_are_printed_or_put_into_a_file(tmp_path: Path) -> None:
-    printed = ok("metrics", "--window", "60", cwd=tmp_path)
+    printed = ok("metrics", "--window", "60s", cwd=tmp_path)
     assert printed.startswith("# ") and 'type="greet"' in printed
     assert ok("metrics", "queue.prom", cwd=tmp_path) == ""
     assert 'type="greet"' in (tmp_path / "queue.prom").read_text()
@@ -336,7 +379,7 @@ def test_requeue_takes_ids_or_all_that_have_failed(some: Queue, tmp_path: Path) 
         ["requeue", "a", "--type", "b"],
         ["purge"],
         ["purge", "--older-than", "a week"],
-        ["purge", "--older-than", "1", "--status", "pending"],
+        ["purge", "--older-than", "1d", "--status", "pending"],
         ["list", "--status", "done"],
         ["cancel"],
         ["enqueue"],
@@ -356,20 +399,71 @@ def test_a_command_that_is_used_wrongly_is_2_and_does_nothing(
     assert (tmp_path / "data/queue.tsv").read_bytes() == before
 
 
-def test_purge_counts_in_days_and_may_keep_an_archive(some: Queue, tmp_path: Path) -> None:
+def test_purge_removes_old_jobs_and_can_append_them_to_an_archive(
+    some: Queue, tmp_path: Path
+) -> None:
     with Queue(some.path, clock=lambda: time.time() - 2 * 86_400) as then:
         then.enqueue("greet", {}, job_id="old")
         then.enqueue("greet", {}, job_id="old-too")
         then.process_jobs({"greet": lambda payload: None})
-    assert ok("purge", "--older-than", "1", "--status", "failed", cwd=tmp_path) == "purged\t0\n"
-    archived = ok("purge", "--older-than", "0.5", "--archive", "a.tsv", cwd=tmp_path)
+    assert ok("purge", "--older-than", "1d", "--status", "failed", cwd=tmp_path) == "purged\t0\n"
+    archived = ok("purge", "--older-than", "0.5d", "--archive", "a.tsv", cwd=tmp_path)
     assert archived == "purged\t2\n"
     archive = (tmp_path / "a.tsv").read_text("utf-8")
     assert [text.split("\t")[0] for text in archive.splitlines()] == ["id", "old", "old-too"]
     assert [job["id"] for job in some.jobs()] == ["done", "broken", "later"]
     assert "archives are plain TSV files now" in refused(
-        "purge", "--older-than", "1", "--archive", "a.tsv.gz", cwd=tmp_path
+        "purge", "--older-than", "1d", "--archive", "a.tsv.gz", cwd=tmp_path
     )
+
+
+@pytest.mark.parametrize(
+    ("duration", "seconds"),
+    [
+        ("90s", 90),
+        ("15m", 900),
+        ("12h", 43_200),
+        ("1.5h", 5400),
+        ("30d", 2_592_000),
+    ],
+)
+def test_a_duration_is_a_number_with_a_unit(
+    path: Path, clock: Clock, duration: str, seconds: int
+) -> None:
+    clock.now = time.time() - seconds
+    with Queue(path, clock=clock) as queue:
+        clock.now -= 5
+        queue.enqueue("greet", {}, job_id="older")
+        clock.now += 605
+        queue.enqueue("greet", {}, job_id="newer")
+        queue.process_jobs({"greet": str})
+        assert main(["purge", "--older-than", duration, "--file", str(path)]) == 0
+        assert [job["id"] for job in queue.jobs()] == ["newer"]
+
+
+def test_all_finished_jobs_are_older_than_0s(path: Path) -> None:
+    with Queue(path, clock=lambda: time.time() - 1) as queue:
+        queue.cancel_job(queue.enqueue("greet", {}))
+        assert main(["purge", "--older-than", "0s", "--file", str(path)]) == 0
+        assert list(queue.jobs()) == []
+
+
+@pytest.mark.usefixtures("some")
+def test_the_window_of_the_metrics_is_an_hour_or_as_long_as_asked_for(tmp_path: Path) -> None:
+    history = tmp_path / "data/queue.tsv.history"
+    rows = history.read_text("utf-8").splitlines(keepends=True)
+    ended_at = rows[1].split("\t")[5]
+    then = f"{time.time() - 7200:.3f}"
+    history.write_text(rows[0] + rows[1].replace(ended_at, then), "utf-8")
+    attempts = 'dbbasic_queue_attempts{type="greet",outcome="completed"} 1\n'
+    for window, is_counted in {
+        (): False,
+        ("--window", "90m"): False,
+        ("--window", "1.5h"): False,
+        ("--window", "3h"): True,
+        ("--window", "1d"): True,
+    }.items():
+        assert (attempts in ok("metrics", *window, cwd=tmp_path)) is is_counted
 
 
 def test_a_type_or_all_are_paused_and_resumed(some: Queue, tmp_path: Path) -> None:
@@ -445,21 +539,47 @@ def test_an_old_id_that_begins_with_a_dash_is_never_an_option(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("words", "rule"),
+    "duration",
     [
-        (("purge", "--older-than", "-1"), "invalid number of days '-1': must be 0 or more"),
-        (("purge", "--older-than", "nan"), "invalid number of days 'nan': must be 0 or more"),
-        (("purge", "--older-than", "inf"), "invalid number of days 'inf': must be 0 or more"),
-        (("purge", "--older-than", "a week"), "invalid number of days 'a week'"),
-        (("metrics", "--window", "0"), "invalid number of seconds '0': must be more than 0"),
+        "30",
+        "0",
+        "-1d",
+        "nan",
+        "nand",
+        "inf",
+        "infd",
+        "1e999d",
+        "d",
+        "",
+        "a week",
+        "1w",
+        "1D",
     ],
 )
-def test_a_span_of_time_that_means_nothing_is_wrong_usage(
-    tmp_path: Path, words: tuple[str, ...], rule: str
+@pytest.mark.parametrize("words", [("purge", "--older-than"), ("metrics", "--window")])
+@pytest.mark.usefixtures("some")
+def test_a_duration_without_a_unit_or_a_number_is_wrong_usage(
+    tmp_path: Path, words: tuple[str, str], duration: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = run_module(*words, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert rule in done.stderr
+    path = tmp_path / "data/queue.tsv"
+    before = path.read_bytes()
+    command, option = words
+    with pytest.raises(SystemExit) as end:
+        main([command, f"{option}={duration}", "--file", str(path)])
+    assert end.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines()[-1] == (
+        f"dbbasic-queue {command}: error: argument {option}: invalid duration {duration!r}: "
+        "must be a number with a unit, such as 90s, 15m, 12h or 30d"
+    )
+    assert path.read_bytes() == before
+
+
+@pytest.mark.usefixtures("some")
+def test_a_window_of_no_time_is_an_error(tmp_path: Path) -> None:
+    why = refused("metrics", "--window", "0s", cwd=tmp_path)
+    assert why == "invalid window 0.0: must be seconds or a timedelta, more than 0"
 
 
 def test_lines_that_are_not_jobs_are_printed_and_moved_away(tmp_path: Path) -> None:

@@ -287,7 +287,7 @@ def test_a_queue_has_no_settings_but_these() -> None:
     assert settings == ["fsync", "max_payload", "clock"]
 
 
-@pytest.mark.parametrize("name", sorted(set(MODULES) - {"demo"}))
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {"cli.demo"}))
 def test_nothing_but_the_demo_can_reach_the_network(name: str) -> None:
     network = re.compile(r"(_?socket|socketserver|ssl|http|urllib\.request|ftplib|smtplib)\b")
     assert [full for _, full in imported(TREES[name]) if network.match(full)] == []

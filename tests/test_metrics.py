@@ -7,13 +7,14 @@ import random
 import resource
 import stat
 import statistics
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import NOW, Clock, add_lines, beside, line
 from prometheus_client.parser import text_string_to_metric_families
 
-from dbbasic_queue import Fail, InvalidJob, NotAQueue, Queue, StoreError
+from dbbasic_queue import Fail, InvalidArgument, NotAQueue, Queue, StoreError
 from dbbasic_queue.model.states import STATUSES
 from dbbasic_queue.monitoring.metrics import percentile
 from dbbasic_queue.monitoring.prometheus import to_text
@@ -28,7 +29,7 @@ NOTHING = {"p50": None, "p95": None, "p99": None, "sum": 0, "count": 0}
 def add_attempts(path: Path, *attempts: dict[str, Any]) -> None:
     """Append rows to the history, as passes have left them."""
     path.parent.mkdir(exist_ok=True)
-    history = beside(path, "attempts")
+    history = beside(path, "history")
     with history.open("ab") as file:
         if not file.tell():
             file.write(HEADER)
@@ -128,6 +129,7 @@ def test_only_attempts_within_the_window_count(queue: Queue, path: Path) -> None
     minute = queue.metrics(60)
     assert minute["window"] == 60
     assert minute["types"]["greet"]["rate"] == pytest.approx(2 / 60)
+    assert queue.metrics(timedelta(minutes=1)) == minute
     assert queue.metrics(1e9)["window"] == 3601
     assert queue.metrics(float("inf"))["window"] == 3601
 
@@ -141,7 +143,7 @@ def test_a_history_of_a_moment_gives_no_rate_of_thousands_a_second(
 
 def test_the_older_file_counts_too(queue: Queue, path: Path) -> None:
     add_attempts(path, {}, {})
-    beside(path, "attempts").rename(beside(path, "attempts.1"))
+    beside(path, "history").rename(beside(path, "history.1"))
     add_attempts(path, {})
     assert queue.metrics()["types"]["greet"]["attempts"] == {"completed": 3}
 
@@ -189,14 +191,14 @@ def test_pending_jobs_of_paused_types_are_counted(queue: Queue) -> None:
 
 @pytest.mark.parametrize("window", [0, -1, float("nan"), True, "60", None])
 def test_a_window_that_is_no_time_is_refused(queue: Queue, window: Any) -> None:
-    with pytest.raises(InvalidJob, match="window"):
+    with pytest.raises(InvalidArgument, match=r"invalid window .*: must be seconds or a timedelta"):
         queue.metrics(window)
 
 
 def test_a_history_that_is_a_link_is_refused(queue: Queue, path: Path, tmp_path: Path) -> None:
     add_attempts(path, {})
-    beside(path, "attempts").rename(tmp_path / "elsewhere")
-    beside(path, "attempts").symlink_to(tmp_path / "elsewhere")
+    beside(path, "history").rename(tmp_path / "elsewhere")
+    beside(path, "history").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(NotAQueue):
         queue.metrics()
 
@@ -330,7 +332,7 @@ def test_metrics_go_only_to_a_file_whose_name_ends_in_prom(
 ) -> None:
     queue.enqueue("mail", {})
     before = path.read_bytes()
-    with pytest.raises(InvalidJob, match=r"must end in \.prom"):
+    with pytest.raises(InvalidArgument, match=r"must end in \.prom"):
         queue.write_metrics(path.with_name(name))
     assert path.read_bytes() == before
     assert {entry.name for entry in path.parent.iterdir()} == {"queue.tsv", "queue.tsv.lock"}

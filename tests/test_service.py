@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections import UserDict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 from conftest import job
 from processes import Programs, notes, wait_for, wait_for_notes
 
-from dbbasic_queue import Handler, InvalidHandlers, Queue, QueueError, Worker
+from dbbasic_queue import Handler, InvalidArgument, InvalidHandlers, Queue, QueueError, Worker
 
 
 class Gate:
@@ -205,9 +206,20 @@ def test_a_worker_that_is_stopped_lets_the_running_job_finish(queue: Queue) -> N
     worker.start()
     assert gate.began.wait(30)
     assert worker.stop(0.01) is False
+    assert worker.stop(timedelta(milliseconds=10)) is False
     gate.open.set()
-    assert worker.stop()
+    assert worker.stop(timedelta(seconds=30))
     assert job(queue, job_id)["result"] == "done"
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), "5", True])
+def test_an_invalid_timeout_is_an_error_and_the_worker_goes_on(queue: Queue, timeout: Any) -> None:
+    with Worker(queue, {"greet": str.upper}) as worker:
+        with pytest.raises(
+            InvalidArgument, match=r"invalid timeout .*: must be seconds or a timed"
+        ):
+            worker.stop(timeout)
+        assert done(queue, queue.enqueue("greet", "ada"))["result"] == "ADA"
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("function", 1), ("function", 2), ("coroutine", 2)])
@@ -488,6 +500,41 @@ def test_a_worker_of_coroutines_can_be_made_and_started_where_an_event_loop_runs
         assert await asyncio.to_thread(worker.stop)
 
     asyncio.run(lifespan())
+
+
+def test_async_with_starts_a_worker_and_waits_for_its_job_while_the_event_loop_goes_on(
+    queue: Queue,
+) -> None:
+    gate = Gate()
+    job_id = queue.enqueue("work", {})
+
+    async def open_the_gate(worker: Worker) -> None:
+        while "stopping" not in repr(worker):
+            await asyncio.sleep(0.001)
+        gate.open.set()
+
+    async def lifespan() -> None:
+        async with Worker(queue, {"work": gate}) as worker:
+            assert worker.is_alive()
+            assert await asyncio.to_thread(gate.began.wait, 30)
+            opening = asyncio.ensure_future(open_the_gate(worker))
+        assert opening.done()  # the loop ran it while the worker was stopping
+        assert not worker.is_alive()
+
+    asyncio.run(asyncio.wait_for(lifespan(), 30))
+    assert job(queue, job_id)["result"] == "done"
+
+
+def test_async_with_stops_the_worker_if_its_block_raises_an_exception(queue: Queue) -> None:
+    async def lifespan() -> None:
+        async with Worker(queue, {"greet": str.upper}) as worker:
+            workers.append(worker)
+            raise LookupError
+
+    workers: list[Worker] = []
+    with pytest.raises(LookupError):
+        asyncio.run(lifespan())
+    assert not workers[0].is_alive()
 
 
 # --- as a service of systemd

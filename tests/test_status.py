@@ -154,7 +154,7 @@ def test_the_last_errors_are_those_that_happened_last_whenever_their_jobs_were_d
         ("waits", instant(NOW)),
         ("other", "-"),
     ]
-    history = beside(path, "attempts")
+    history = beside(path, "history")
     history.unlink()
     history.mkdir()
     assert status(queue)["error"][0][0] == "waits"

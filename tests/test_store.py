@@ -28,8 +28,10 @@ from hypothesis import strategies as st
 
 from dbbasic_queue import (
     DuplicateJob,
+    InvalidArgument,
     InvalidHandlers,
     InvalidJob,
+    JobNotFound,
     NotAQueue,
     Queue,
     QueueBusy,
@@ -470,7 +472,7 @@ def test_a_payload_may_be_as_long_as_a_row_has_room_for_it_and_its_result(path: 
     an_error = MAX_ERROR * len("\\U0010ffff")
     assert 2 * LARGEST_PAYLOAD + an_error + 1000 < LONGEST_ROW
     with pytest.raises(
-        InvalidJob, match=r"invalid max_payload 33554433: must be at most 33554432 "
+        InvalidArgument, match=r"invalid max_payload 33554433: must be at most 33554432 "
     ):
         Queue(path, max_payload=LARGEST_PAYLOAD + 1)
 
@@ -1009,7 +1011,9 @@ def test_a_queue_whose_header_is_lost_is_said_to_be_damaged_and_left_as_it_is(
 
 def test_each_error_is_also_the_built_in_that_a_caller_would_expect() -> None:
     for error, built_in in {
+        InvalidArgument: ValueError,
         InvalidJob: ValueError,
+        JobNotFound: LookupError,
         DuplicateJob: ValueError,
         InvalidHandlers: TypeError,
         QueueBusy: OSError,
@@ -1144,7 +1148,7 @@ def use_all_files(path: Path) -> None:
 
 
 ALL_FILES = ["queue.tsv"] + [
-    f"queue.tsv.{s}" for s in ("attempts", "journal", "lock", "pass.1", "rejected")
+    f"queue.tsv.{s}" for s in ("history", "journal", "lock", "pass.1", "rejected")
 ]
 
 
@@ -1323,7 +1327,7 @@ for i in range(25):
 for pid in pids:
     assert os.waitpid(pid, 0)[1] == 0
 assert queue.counts() == {"pending": 101, "processing": 0, "completed": 0, "failed": 0,
-                          "cancelled": 126, "paused": 0}, queue.counts()
+                          "cancelled": 126}, queue.counts()
 """,
     )
     assert len(rows(tmp_path / "data" / "queue.tsv")) == 227

@@ -232,11 +232,13 @@ def test_the_fixture_is_there_without_a_line_of_configuration(installed: pytest.
             assert abs(job_queue.clock() - time.time()) < 3600
             assert job_queue.clock() == job_queue.clock()
 
-        def test_afterwards_all_is_as_before():
+        def test_afterwards_all_is_as_before(monkeypatch):
             assert "DBBASIC_QUEUE_FILE" not in os.environ
-            assert dbbasic_queue.queue.QUEUE_FILE == "data/queue.tsv"
+            assert dbbasic_queue.queue.QUEUE_FILE == os.path.abspath("data/queue.tsv")
             assert dbbasic_queue.queue.default_queue().path == os.path.abspath("data/queue.tsv")
             assert not os.path.exists("data")
+            monkeypatch.setenv("DBBASIC_QUEUE_FILE", "other.tsv")
+            assert dbbasic_queue.queue.default_queue().path == os.path.abspath("other.tsv")
         """
     )
     done = installed.runpytest_subprocess("-Werror", "-p", "no:cacheprovider")
@@ -249,7 +251,7 @@ def test_every_queue_of_the_program_is_the_fixtures_whenever_it_was_made(
     installed.makepyfile(
         """
         import os, pickle
-        from dbbasic_queue import Handlers, Queue, Worker, enqueue
+        from dbbasic_queue import Handlers, Queue, Worker, enqueue, open_queue
 
         media, other = Queue("data/media.tsv"), Queue("data/other.tsv", fsync=False)
         memory = open_queue("memory:")

@@ -436,7 +436,7 @@ def test_a_time_limit_holds_if_the_guardian_is_stopped(programs: Programs, tmp_p
             time.sleep(1000)
 
         assert time_limit._LATEST_REPORT > 5
-        patch.object(child, "_LATEST_REPORT", 0.5).start()
+        patch.object(time_limit, "_LATEST_REPORT", 0.5).start()
         queue.process_jobs({"work": Handler(work, timeout=0.5)})
         """
     )

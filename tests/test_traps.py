@@ -217,7 +217,6 @@ def test_a_line_appended_by_others_during_a_rewrite_is_not_lost(queue: Queue, pa
     assert queue.counts() == {
         "pending": 60,
         "processing": 0,
-        "paused": 0,
         "completed": 0,
         "failed": 0,
         "cancelled": 60,
@@ -466,7 +465,7 @@ def test_the_umask_of_roots_cron_does_not_shut_the_web_server_out(path: Path, ma
     finally:
         os.umask(before)
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
-    files = ["queue.tsv", *(f"queue.tsv.{s}" for s in ("attempts", "journal", "lock", "pass.1"))]
+    files = ["queue.tsv", *(f"queue.tsv.{s}" for s in ("history", "journal", "lock", "pass.1"))]
     assert modes == dict.fromkeys(files, 0o660)
 
 

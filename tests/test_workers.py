@@ -31,6 +31,7 @@ from dbbasic_queue import (
     Handlers,
     InvalidHandlers,
     JobDict,
+    JobNotFound,
     Queue,
     StoreError,
     Worker,
@@ -902,7 +903,8 @@ def test_the_calls_for_coroutines_leave_the_loop_running(queue: Queue) -> None:
         found = await waiting
         assert found is not None
         assert (found["result"], ticks > before) == ("ADA", True)
-        assert await queue.await_job("unknown", 30) is None
+        with pytest.raises(JobNotFound, match="unknown job_id 'unknown'"):
+            await queue.await_job("unknown", 30)
         ticking.cancel()
 
     asyncio.run(app())
@@ -911,14 +913,40 @@ def test_the_calls_for_coroutines_leave_the_loop_running(queue: Queue) -> None:
 @pytest.mark.parametrize("name", ["aenqueue", "aget_job", "await_job"])
 def test_the_calls_for_coroutines_are_coroutine_functions_with_their_signatures(name: str) -> None:
     """A web framework asks before it runs a background task."""
-    function = getattr(dbbasic_queue, name)
-    assert inspect.iscoroutinefunction(function)
-    method = inspect.signature(getattr(Queue, name))
+    call = getattr(Queue, name)
+    assert inspect.iscoroutinefunction(call)
+    plain = getattr(Queue, {"await_job": "wait"}.get(name, name.removeprefix("a")))
+    assert inspect.signature(call) == inspect.signature(plain)
+
+
+@pytest.mark.parametrize(
+    "name", ["enqueue", "enqueue_many", "aenqueue", "get_job", "cancel_job", "process_jobs"]
+)
+def test_a_function_of_the_module_has_the_signature_of_the_queues_method(name: str) -> None:
+    function, method = getattr(dbbasic_queue, name), getattr(Queue, name)
+    assert inspect.iscoroutinefunction(function) is (name == "aenqueue")
+    assert function.__doc__
+    signature = inspect.signature(method)
     assert list(inspect.signature(function).parameters.values()) == [
-        parameter for parameter in method.parameters.values() if parameter.name != "self"
+        parameter for parameter in signature.parameters.values() if parameter.name != "self"
     ]
-    assert inspect.signature(function).return_annotation == method.return_annotation
-    assert function.__doc__ == f"Do as `Queue.{name}` does, in the default queue."
+    assert inspect.signature(function).return_annotation == signature.return_annotation
+
+
+def test_the_module_has_no_functions_but_these() -> None:
+    functions = {
+        name for name in dbbasic_queue.__all__ if inspect.isfunction(getattr(dbbasic_queue, name))
+    }
+    assert functions == {
+        "aenqueue",
+        "cancel_job",
+        "default_queue",
+        "enqueue",
+        "enqueue_many",
+        "get_job",
+        "open_queue",
+        "process_jobs",
+    }
 
 
 def test_a_job_enqueued_by_a_coroutine_function_of_the_module_is_in_the_default_queue(

@@ -228,14 +228,14 @@ MUTANTS = (
         (kill("overlapping"),),
     ),
     Mutant(
-        "recovery counts what was never started",
+        "recovery counts jobs that were never started",
         "store/claiming/claims.py",
         "            if claim in survey.not_started and claim not in survey.started:\n",
         "            if False:\n",
         ("tests/test_kill.py", WORKER),
     ),
     Mutant(
-        "recovery returns what was started",
+        "recovery returns jobs that had started",
         "store/claiming/claims.py",
         "            if claim in survey.not_started and claim not in survey.started:\n",
         "            if True:\n",
