@@ -211,8 +211,7 @@ def test_the_environments_queue_may_be_a_url(tmp_path: Path) -> None:
     [
         (
             {"DBBASIC_QUEUE_URL": "file:a.tsv", "DBBASIC_QUEUE_FILE": "b.tsv"},
-            "both DBBASIC_QUEUE_URL ('file:a.tsv') and DBBASIC_QUEUE_FILE ('b.tsv') are set: "
-            "unset one of them",
+            "both DBBASIC_QUEUE_URL and DBBASIC_QUEUE_FILE ('b.tsv') are set: unset one of them",
         ),
         ({"DBBASIC_QUEUE_FILE": "memory:"}, "invalid DBBASIC_QUEUE_FILE: unknown URL scheme"),
         ({"DBBASIC_QUEUE_URL": "nowhere://host/0"}, "unknown URL scheme 'nowhere': must be file"),
