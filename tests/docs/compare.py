@@ -1,8 +1,9 @@
 """Does a command's output say what the page says?
 
-`...` matches any text, as in doctest. What differs at each run matches anything of its kind: job
-ids of 16 hex digits, Unix seconds, dates, times and durations. An id that a page shows stands for
-the same job from then on, in outputs and in commands. A page may align columns with spaces.
+`...` matches any text, as in doctest; alone on its line, it matches any number of lines. What
+differs at each run matches anything of its kind: job ids of 16 hex digits, Unix seconds, dates,
+times and durations. An id that a page shows stands for the same job from then on, in outputs and in
+commands. A page may align columns with spaces.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import difflib
 import re
 
 _ID = r"\b[0-9a-f]{16}\b"
+_ANY = {r"^\.\.\.\n": r"(?:.*?\n)?", r"\n\.\.\.\Z": r"(?:\n.*)?", r"\.\.\.": ".*?"}
 _VARYING = [
-    r"\.\.\.",
     _ID,
     r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[,.]\d{3}|Z)?",
     r"\b\d\d/\w{3}/\d{4} \d\d:\d\d:\d\d\b",
     r"\b1[789]\d{8}(?:\.\d+)?\b",
     r"\b\d+\.\d{3}\b",
 ]
-_TOKEN = re.compile("|".join(f"({pattern})" for pattern in _VARYING))
+_TOKEN = re.compile("|".join(f"({pattern})" for pattern in [*_ANY, *_VARYING]), re.MULTILINE)
+_MATCHES = [*_ANY.values(), *_VARYING]
 IDS = re.compile(_ID)
 
 
@@ -49,10 +51,8 @@ def _pattern(expected: str, ids: dict[str, str], new: dict[str, str]) -> str:
         pattern += re.escape(expected[end : token.start()])
         end = token.end()
         text = token[0]
-        if text == "...":
-            pattern += ".*?"
-        elif not IDS.fullmatch(text):
-            pattern += _VARYING[(token.lastindex or 1) - 1]
+        if not IDS.fullmatch(text):
+            pattern += _MATCHES[(token.lastindex or 1) - 1]
         elif text in ids:
             pattern += re.escape(ids[text])
         elif text in new:

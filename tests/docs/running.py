@@ -22,6 +22,7 @@ from blocks import PROJECT, Block, commands_of
 from compare import difference
 
 SECONDS = 60
+OUTPUT_SECONDS = 10
 _PORT = re.compile(r"(?:localhost:|127\.0\.0\.1:|PORT=|--port[ =])(\d{4,5})\b")
 _BETWEEN = "\x1e"
 
@@ -95,7 +96,7 @@ class Page:
         output = self.directory.with_name(f"{self.directory.name}.background-{block.line}")
         with output.open("wb") as file:
             program = subprocess.Popen(
-                ["bash", "-c", f"exec {self.here(command)}"],
+                ["bash", "-c", self.here(command)],
                 cwd=self.directory,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -112,7 +113,7 @@ class Page:
         """Compare the beginnings of what the programs print; the last of it may need a moment."""
         for block, program, output in self._background:
             ((command, expected),) = commands_of(block)
-            end = time.monotonic() + 10
+            end = time.monotonic() + OUTPUT_SECONDS
             while differs := difference(expected, self._there(_text(output)), self.ids, more=True):
                 assert time.monotonic() < end, f"{block}\n$ {command}\n{differs}"
                 time.sleep(0.05)

@@ -74,7 +74,10 @@ raise SystemExit(1)
         ("```console background\n$ true\n```\n```sh\nsleep 0.3\n```", "has ended"),
     ],
 )
-def test_a_mistake_fails_the_page(page: str, complaint: str, tmp_path: Path) -> None:
+def test_a_mistake_fails_the_page(
+    page: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("running.OUTPUT_SECONDS", 0.5)
     with pytest.raises(AssertionError, match=complaint):
         run(page, tmp_path)
 
@@ -87,6 +90,11 @@ ONE, TWO, THREE = "0123456789abcdef", "123456789abcdef0", "23456789abcdef01"
     [
         ("a  b", "a\tb\n"),
         ("a ... d", "a b\nc d"),
+        ("a\n...\nd", "a\nd"),
+        ("a\n...\nd", "a\nb\nc\nd"),
+        ("...\nd", "d"),
+        ("a\n...", "a"),
+        ("a\n...", "a\nb"),
         ("at 2026-11-26T08:55:29Z", "at 2031-01-02T03:04:05Z"),
         ("at 1795683329", "at 1800000000"),
         ("took 0.001", "took 12.345"),
@@ -103,6 +111,8 @@ def test_what_differs_at_each_run_may_differ(expected: str, actual: str) -> None
         ("a b", "a  b c"),
         ("a\nb", "a"),
         ("a ... d", "a b c"),
+        ("a\n...\nd", "a\nb\ncd"),
+        ("a\n...", "ab"),
         ("at 2026-11-26", "at 2031-01-02"),
         ("pending 1", "pending 2"),
         (f"{ONE} {ONE}", f"{TWO} {THREE}"),
