@@ -180,7 +180,7 @@ def web_app(directory: Path) -> Iterator[int]:
             yield port
 
 
-def install(directory: Path) -> None:
+def install(directory: Path, worker: str) -> None:
     """Set up an app as the README says: its own .venv, its worker, the web app."""
     subprocess.run(
         [sys.executable, "-m", "venv", "--without-pip", str(directory / ".venv")],
@@ -190,8 +190,7 @@ def install(directory: Path) -> None:
     [packages] = (directory / ".venv").glob("lib/python3*/site-packages")
     paths = [*environment()["PYTHONPATH"].split(os.pathsep), *site.getsitepackages()]
     (packages / "tests.pth").write_text("\n".join(paths) + "\n", encoding="utf-8")
-    (directory / "workers").mkdir()
-    (directory / "workers" / "queue_worker.py").write_text(WORKER, encoding="utf-8")
+    (directory / worker).write_text(WORKER, encoding="utf-8")
     (directory / "app.py").write_text(APP, encoding="utf-8")
 
 
@@ -213,7 +212,7 @@ def post(port: int, order: int) -> dict[str, Any]:
 @pytest.mark.skipif(bool(what_is_missing()), reason=what_is_missing())
 def test_cron_runs_each_job_that_a_web_app_enqueues_once(tmp_path: Path) -> None:
     [line] = re.findall(r"^\* \* \* \* \* cd /srv/app .*$", README.read_text("utf-8"), re.MULTILINE)
-    install(tmp_path)
+    install(tmp_path, line.split()[-1])
     effects, passes = tmp_path / "effects", tmp_path / "passes"
     answers: dict[int, dict[str, Any]] = {}
     with (

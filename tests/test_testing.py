@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -329,13 +328,3 @@ def test_a_failing_assertion_shows_the_jobs_in_pytests_own_report(
             "E * send_email {'to': 'bob'} pending at *",
         ]
     )
-
-
-def test_the_test_in_the_readme_passes(installed: pytest.Pytester) -> None:
-    readme = (PROJECT / "README.md").read_text("utf-8")
-    (code,) = re.findall(r"^```python file=tests/.*?\n(.*?)^```$", readme, re.M | re.S)
-    installed.makepyfile(code)
-    done = installed.runpytest_subprocess("-Werror", "-q")
-    outcomes = done.parseoutcomes()
-    assert outcomes.keys() <= {"passed"}
-    assert outcomes["passed"] >= max(code.count("def test_"), 1)
