@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import NOW, PROJECT
+from helpers import NONE, NOW, PROJECT
 
 from dbbasic_queue import Backoff, Delay, Handler
 from dbbasic_queue.testing import Clock, JobQueue
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["pytester"]
 
-NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
 DAY = 86_400
 
 
