@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from helpers import NOW, PROJECT, job, python
 
-from contract import planted_engines
+import planted_engines
 from dbbasic_queue import Handler, NotAQueue, Queue, Worker, open_queue
 from dbbasic_queue.engines import protocol
 from dbbasic_queue.testing import Clock
@@ -33,7 +33,7 @@ def test_the_contract_catches_every_planted_bug_and_passes_the_engine_without_on
                 sys.executable,
                 "-m",
                 "pytest",
-                "tests/contract/planted_engines.py",
+                "tests/planted_engines.py",
                 "-q",
                 "--tb=no",
                 "-rA",
