@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.claiming.slots import LivePass
     from dbbasic_queue.store.history import Attempt
     from dbbasic_queue.store.protocol import Terms
+    from dbbasic_queue.store.reading.snapshot import Snapshot
     from dbbasic_queue.store.reading.unreadable import Unreadable
     from dbbasic_queue.store.writing.choice import Choice, Pick
 
@@ -479,7 +480,7 @@ class TextFileStore:
         return self.lock.run(self._remove_unreadable, view.numbering, self._find_unreadable(view))
 
     @staticmethod
-    def _find_unreadable(view: View) -> set[int]:
+    def _find_unreadable(view: Snapshot) -> set[int]:
         numbers: set[int] = set()
         for _ in view.rows_as_they_stand(lambda number, *_: numbers.add(number)):
             pass
@@ -799,7 +800,7 @@ class TextFileStore:
         records, self.view.bad_records = self.view.bad_records, 0
         return rejected, records, [number + 2 for number in sorted(set(self.view.unreadable))]
 
-    def _snapshot(self) -> View:
+    def _snapshot(self) -> Snapshot:
         self.view.refresh()
         return self.view.snapshot()
 

@@ -379,8 +379,8 @@ MUTANTS = (
     Mutant(
         "two rows that end alike are taken for one",
         "store/reading/tail.py",
-        "content[max(min(start, size - _ANCHOR), size - _LONGEST_ANCHOR, 0) :]",
-        "content[max(size - _ANCHOR, 0) :]",
+        "content[max(min(start, size - _ANCHOR_BYTES), size - _MAX_ANCHOR_BYTES, 0) :]",
+        "content[max(size - _ANCHOR_BYTES, 0) :]",
         (STORE + "::test_a_job_enqueued_in_the_place_of_one_that_was_taken_back_is_seen_by_all",),
     ),
     Mutant(
@@ -393,7 +393,7 @@ MUTANTS = (
     Mutant(
         "a file that was edited is taken for what was read",
         "store/reading/replaced.py",
-        " or not known.is_as_read()",
+        " or not rows.is_as_read()",
         "",
         ("tests/store/test_view.py",),
     ),
@@ -838,7 +838,7 @@ MUTANTS = (
     Mutant(
         "a line that is too long hides what is written after it",
         "store/reading/tail.py",
-        "                    size = _MUCH\n                    too_long(length)\n",
+        "                    size = _READ_BYTES\n                    too_long(length)\n",
         "                    return\n",
         (
             STORE
