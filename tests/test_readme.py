@@ -64,7 +64,7 @@ def test_in_both_directories_of_the_readme_root_and_the_web_server_share_the_que
     program = """
 import json, os, pwd, re, signal, sys
 import contextvars, filelock
-import dbbasic_queue.model.strict_json, dbbasic_queue.passes.base
+import dbbasic_queue.model.strict_json, dbbasic_queue.passes.sequential
 # www-data may not enter the directory where they are
 from dbbasic_queue import Queue
 os.umask(0o077)
