@@ -120,7 +120,7 @@ MUTANTS = (
     Mutant(
         "a coroutine that has ended stays in the slot's list",
         "passes/concurrent.py",
-        "                claims.unclaim([])  # which lists what is still held\n",
+        "                self._claims.unclaim([])  # the list must match the running jobs\n",
         "                pass\n",
         (WORKERS + "::test_a_job_that_was_put_off_leaves_the_list_while_another_coroutine_runs",),
     ),
@@ -459,16 +459,16 @@ MUTANTS = (
     ),
     Mutant(
         "a pass that has lost its slot goes on",
-        "passes/base.py",
-        "        claims.check_slot()\n",
+        "passes/executor.py",
+        "        self._claims.check_slot()\n",
         "",
         (FORKS + "::test_a_batch_is_not_run_on_after_one_of_its_jobs_has_closed_the_slot",),
     ),
     Mutant(
         "signals are not held back during a fork",
         "passes/signals.py",
-        "    if _receiving:\n        import",
-        "    if False:\n        import",
+        "    if _receiving:\n        ours",
+        "    if False:\n        ours",
         (SIGNALS + "::test_a_process_that_a_handler_has_just_forked_ends_by_sigterm",),
     ),
     Mutant(
@@ -629,9 +629,9 @@ MUTANTS = (
     ),
     Mutant(
         "a batch in doubt is started",
-        "passes/base.py",
-        "                if self.in_doubt:\n",
-        "                if False:\n",
+        "passes/sequential.py",
+        "            if self._unclaim_failed:\n",
+        "            if False:\n",
         (pairs("slow"),),
     ),
     Mutant(
@@ -738,9 +738,9 @@ MUTANTS = (
     ),
     Mutant(
         "a recovery asks no type's own limit",
-        "passes/base.py",
-        "        return self.attempts.limit(self.handler(job_type))\n",
-        "        return self.attempts.max_attempts\n",
+        "passes/policies.py",
+        "        return self.limit(self.handler(job_type))\n",
+        "        return self._max_attempts\n",
         (kill("policies"),),
     ),
     Mutant(
@@ -875,7 +875,7 @@ MUTANTS = (
     ),
     Mutant(
         "a guardian asks nothing but its leash",
-        "passes/time_limit.py",
+        "passes/guardian.py",
         "        if leash in ready or os.getppid() != this_pass:\n",
         "        if leash in ready:\n",
         (TIMEOUT + "::test_the_job_ends_with_its_pass_whatever_else_the_program_has_forked",),
@@ -897,7 +897,7 @@ MUTANTS = (
     Mutant(
         "a signal to the whole service is charged",
         "passes/attempt.py",
-        "            if e.was_told_to_end and self._was_told_to_end_too():\n",
+        "            if e.by_end_signal and self._is_asked_to_end_too():\n",
         "            if False:\n",
         (TIMEOUT + "::test_a_job_is_given_back_if_sigterm_goes_to_all_processes_of_its_service",),
     ),

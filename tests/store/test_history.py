@@ -120,7 +120,7 @@ def test_a_row_says_when_the_job_was_due_when_it_ended_and_how_long_its_handler_
     queue: Queue, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Stopwatch()
-    monkeypatch.setattr("dbbasic_queue.passes.base.time", watch)
+    monkeypatch.setattr("dbbasic_queue.passes.executor.time", watch)
 
     def work(seconds: float) -> None:
         clock.now += seconds
@@ -252,8 +252,8 @@ def test_jobs_that_a_dead_pass_had_not_started_have_no_row(
 ) -> None:
     programs.start("""
         from unittest.mock import patch
-        patch("dbbasic_queue.passes.base._SLOW", 1e9).start()  # keeps its claims
-        patch("dbbasic_queue.passes.base._BATCH_SECONDS", 1e9).start()  # batches of 1, 8, 21
+        patch("dbbasic_queue.passes.executor._SLOW_SECONDS", 1e9).start()  # keeps its claims
+        patch("dbbasic_queue.passes.sequential._BATCH_SECONDS", 1e9).start()  # batches of 1, 8, 21
         queue.enqueue_many("work", range(30))
         def work(payload):
             if payload == 15:
@@ -656,7 +656,7 @@ def test_a_link_in_its_place_is_refused_untouched_and_the_pass_goes_on(
     with caplog.at_level(logging.ERROR):
         assert queue.process_jobs({"work": str}) == NONE | {"completed": 20}
     (message,) = [record.getMessage() for record in caplog.records]
-    assert "the history" in message and "stands where a file of the queue belongs" in message
+    assert "the attempt history" in message and "stands where a file of the queue belongs" in message
     assert place.lstat()[:7] == before[:7]
     assert victim.read_text() == "precious"
     with pytest.raises(NotAQueue):
@@ -820,8 +820,10 @@ def test_on_a_disk_that_fills_the_history_takes_no_room_from_the_outcomes(
     small_disk: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tracebacks of one batch come to more than is buffered, and nothing may be written."""
-    monkeypatch.setattr("dbbasic_queue.passes.base._BATCH_SECONDS", 1e9)  # batches of 1, 8, 64
-    monkeypatch.setattr("dbbasic_queue.passes.base._SLOW", 1e9)
+    monkeypatch.setattr(
+        "dbbasic_queue.passes.sequential._BATCH_SECONDS", 1e9
+    )  # batches of 1, 8, 64
+    monkeypatch.setattr("dbbasic_queue.passes.executor._SLOW_SECONDS", 1e9)
     ran: Counter[int] = Counter()
 
     def work(number: int) -> None:
