@@ -142,7 +142,7 @@ def acquire(queue: str, parallel: int = 1) -> Slot:
             return Slot(file, parallel)
     raise QueueBusy(
         errno.EAGAIN,
-        f"{SLOTS} passes are running, and no more may: nothing was done "
+        f"all {SLOTS} passes that may run at once are running: nothing was done "
         f"(head -1 {queue}.pass.* shows their processes; do jobs hang?)",
         queue,
     )
