@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import NOW, Clock, add_lines, job, line
+from helpers import NONE, NOW, Clock, add_lines, job, line
 
 from dbbasic_queue import Backoff, Delay, Fail, Handler, InvalidHandlers, Job, Queue
 from dbbasic_queue.model.states import LATEST, backoff
@@ -23,8 +23,6 @@ from dbbasic_queue.store.disk.files import open_file
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
 
 
 def raising(*errors: BaseException) -> Callable[[Any], Any]:
@@ -58,7 +56,7 @@ def test_the_plain_backoff_is_the_file_formats_at_every_attempt() -> None:
         (Backoff(first=LATEST, factor=LATEST), {1: LATEST, 5_000: LATEST}),
     ],
 )
-def test_a_wait_is_base_times_factor_to_the_attempt_and_at_most_cap(
+def test_a_wait_is_first_times_factor_for_each_attempt_after_the_first_and_at_most_cap(
     made: Backoff, waits: dict[int, float]
 ) -> None:
     assert {attempt: made.seconds(attempt) for attempt in waits} == waits
@@ -75,7 +73,7 @@ def test_jitter_only_ever_adds_and_at_most_its_share() -> None:
         assert plain * 1.4 < max(drawn) <= made.longest(attempt) == plain * 1.5
 
 
-@pytest.mark.parametrize("name", ["base", "factor", "cap", "jitter"])
+@pytest.mark.parametrize("name", ["first", "factor", "cap", "jitter"])
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), 10**400, True, "60", None])
 def test_a_number_that_no_backoff_can_have_is_refused(name: str, value: Any) -> None:
     with pytest.raises(InvalidHandlers, match=name):
@@ -83,7 +81,7 @@ def test_a_number_that_no_backoff_can_have_is_refused(name: str, value: Any) -> 
 
 
 def test_a_factor_under_one_is_refused() -> None:
-    with pytest.raises(InvalidHandlers, match="from 1 "):
+    with pytest.raises(InvalidHandlers, match=r"invalid factor 0\.5: must be a number, 1 or more"):
         Backoff(factor=0.5)
 
 

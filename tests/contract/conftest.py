@@ -49,7 +49,6 @@ def at_once(*calls: Callable[[], object]) -> None:
     errors: list[BaseException] = []
 
     def run(call: Callable[[], object]) -> None:
-
         try:
             barrier.wait()
             call()

@@ -17,7 +17,7 @@ from contract.conftest import (
     job,
     raises,
 )
-from dbbasic_queue import DuplicateJob, Fail, InvalidJob
+from dbbasic_queue import DuplicateJob, Fail, InvalidArgument
 from dbbasic_queue.testing import Clock
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class TestDurability:
         """Run `code`, which uses `queue`, in another process; it kills itself at the end."""
         program = (
             "import os, signal, sys\n"
-            "from dbbasic_queue import Queue\n"
+            "from dbbasic_queue import open_queue\n"
             "queue = open_queue(sys.argv[1])\n"
             f"{code}\n"
             "os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -155,6 +155,6 @@ class TestArchiving:
         (tmp_path / "archive.tsv").mkdir()
         with pytest.raises(OSError):
             queue.purge(5, archive=tmp_path / "archive.tsv")
-        with pytest.raises(InvalidJob, match="archive"):
+        with pytest.raises(InvalidArgument, match="invalid archive"):
             queue.purge(5, archive=tmp_path / "archive.tsv.gz")
         assert job(queue, "kept")["status"] == "completed"

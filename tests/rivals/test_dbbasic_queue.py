@@ -11,8 +11,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import NOW, Clock, job
-from processes import Programs
+from helpers import NOW, Clock, Programs, job
 
 from dbbasic_queue import Fail, Queue
 
@@ -67,7 +66,7 @@ def test_a_worker_script_logs_what_it_does_and_says_what_failed(tmp_path: Path) 
 
 def test_an_admin_page_has_its_figures(queue: Queue) -> None:
     """Guide, Admin Endpoint, which reads the file: here `counts()`, all 0 if there is no file."""
-    none = dict.fromkeys(["pending", "processing", "completed", "failed", "cancelled", "paused"], 0)
+    none = dict.fromkeys(["pending", "processing", "completed", "failed", "cancelled"], 0)
     assert queue.counts() == none
     queue.enqueue("greet", {})
     assert queue.counts() == none | {"pending": 1}

@@ -10,10 +10,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import NOW, Clock, history, job
-from processes import Programs, notes
+from helpers import NOW, Clock, Programs, history, job, notes
 
-from dbbasic_queue import Delay, Handlers, InvalidJob, Queue, QueueError, Worker
+from dbbasic_queue import Delay, Handlers, InvalidJob, JobNotFound, Queue, QueueError, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -200,11 +199,12 @@ def test_plain_code_shares_a_queue_with_a_worker_of_coroutines(tmp_path: Path) -
 
 
 def test_waiting_for_a_result_ends_when_time_is_up(now_queue: Queue) -> None:
-    """`get_result(timeout=...)`: None when the time is up, at once if there is no such job."""
+    """`get_result(timeout=...)`: None when the time is up, an error if there is no such job."""
     job_id = now_queue.enqueue("slow", {})
     assert now_queue.wait(job_id, timeout=0.01) is None
     assert asyncio.run(now_queue.await_job(job_id, timeout=0.01)) is None
-    assert now_queue.wait("no-such-job", timeout=3600) is None
+    with pytest.raises(JobNotFound):
+        now_queue.wait("no-such-job", timeout=3600)
 
 
 def test_the_errors_are_one_tree_with_the_cause_kept(queue: Queue) -> None:
