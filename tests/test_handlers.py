@@ -480,7 +480,7 @@ def test_a_pass_at_rest_lists_nothing_that_others_may_claim_under_the_same_numbe
     def look(seconds: float) -> None:
         file = open_file(f"{path}.pass.1", os.O_RDONLY)
         assert file is not None
-        listed.append(slots._read(file)[0])
+        listed.append(slots.read_claims(file)[0])
         raise TimeoutError
 
     job_id = queue.enqueue("greet", {})

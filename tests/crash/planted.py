@@ -217,28 +217,28 @@ MUTANTS = (
     ),
     Mutant(
         "no recovery",
-        "store/claiming/claims.py",
+        "store/claiming/recovery.py",
         "        for row in rows.values():\n            claim = (row.id, row.state.attempts)\n",
         "        for row in ():\n            claim = (row.id, row.state.attempts)\n",
         (kill("passes"),),
     ),
     Mutant(
         "recovery of the living, too",
-        "store/claiming/claims.py",
-        "            if claim in survey.alive or row.id.encode() in self._held:\n",
-        "            if row.id.encode() in self._held:\n",
+        "store/claiming/recovery.py",
+        "            if claim in survey.alive or row.id.encode() in held:\n",
+        "            if row.id.encode() in held:\n",
         (kill("overlapping"),),
     ),
     Mutant(
         "recovery counts jobs that were never started",
-        "store/claiming/claims.py",
+        "store/claiming/recovery.py",
         "            if claim in survey.not_started and claim not in survey.started:\n",
         "            if False:\n",
         ("tests/system/test_kill.py", WORKER),
     ),
     Mutant(
         "recovery returns jobs that had started",
-        "store/claiming/claims.py",
+        "store/claiming/recovery.py",
         "            if claim in survey.not_started and claim not in survey.started:\n",
         "            if True:\n",
         (kill("passes"),),
@@ -284,14 +284,14 @@ MUTANTS = (
     Mutant(
         "no room kept for the outcome",
         "store/claiming/slots.py",
-        "len(content) + _ROOM + _ROOM_A_CLAIM * len(claims)",
+        "len(content) + reserved",
         "len(content)",
         FULL_DISK,
     ),
     Mutant(
         "no descriptors kept for the outcome",
         "store/claiming/slots.py",
-        "        if claims:\n            self._keep_spare()\n",
+        "        if claims:\n            self._open_spare_descriptors()\n",
         "",
         (DESCRIPTORS,),
     ),
@@ -308,7 +308,7 @@ MUTANTS = (
     ),
     Mutant(
         "a claim not checked again under the lock",
-        "store/claiming/claims.py",
+        "store/claiming/due.py",
         "for c in candidates if self._is_due(c)]",
         "for c in candidates if self._is_due(c) or True]",
         (meetings("passes"), meetings("overlapping"), CONTENTION),
@@ -369,8 +369,8 @@ MUTANTS = (
     ),
     Mutant(
         "a pass of several jobs recovers its own",
-        "store/claiming/claims.py",
-        " or row.id.encode() in self._held:\n",
+        "store/claiming/recovery.py",
+        " or row.id.encode() in held:\n",
         ":\n",
         (
             "tests/passes/test_several_workers.py::test_a_pass_of_coroutines_that_lingers_does_not_recover_its_own_jobs",
@@ -717,7 +717,7 @@ MUTANTS = (
     ),
     Mutant(
         "a paused type is claimed",
-        "store/claiming/claims.py",
+        "store/claiming/due.py",
         "        return job_type in self._paused or ALL in self._paused\n",
         "        return False\n",
         (kill("policies"),),
@@ -752,9 +752,9 @@ MUTANTS = (
     ),
     Mutant(
         "payloads that are not JSON fill a batch",
-        "store/claiming/claims.py",
-        "            claim = self._candidate(number, room)\n",
-        "            claim = self._candidate(number, room)\n"
+        "store/claiming/due.py",
+        "            claim = self._candidate(number, remaining)\n",
+        "            claim = self._candidate(number, remaining)\n"
         "            size += len(view.line(number))\n",
         (WORKER + "::test_payloads_that_are_not_json_leave_room_for_the_jobs_behind_them",),
     ),
@@ -781,8 +781,8 @@ MUTANTS = (
     ),
     Mutant(
         "a job that has killed its pass runs next to others",
-        "store/claiming/claims.py",
-        "        if not found and not (self._held and self.parallel > 1):\n",
+        "store/claiming/due.py",
+        "        if not found and not (held and self._parallel > 1):\n",
         "        if not found:\n",
         ("tests/system/test_kill.py::test_a_coroutine_that_has_killed_a_pass_runs_alone",),
     ),
