@@ -10,10 +10,10 @@ import threading
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+import planted_engines
 import pytest
 from helpers import NOW, PROJECT, job, python
 
-import planted_engines
 from dbbasic_queue import Handler, NotAQueue, Queue, Worker, open_queue
 from dbbasic_queue.engines import protocol
 from dbbasic_queue.testing import Clock

@@ -243,4 +243,4 @@ def memory_store(url: str) -> MemoryStore:
     if not name:
         return MemoryStore(url)
     with _stores_mutex:
-        return _stores.setdefault(url, MemoryStore(url))
+        return _stores.setdefault(name, MemoryStore(url))
