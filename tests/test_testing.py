@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import NOW, PROJECT
+from helpers import NONE, NOW, PROJECT
 
 from dbbasic_queue import Backoff, Delay, Handler
 from dbbasic_queue.testing import Clock, JobQueue
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["pytester"]
 
-NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
 DAY = 86_400
 
 
@@ -329,13 +327,3 @@ def test_a_failing_assertion_shows_the_jobs_in_pytests_own_report(
             "E * send_email {'to': 'bob'} pending at *",
         ]
     )
-
-
-def test_the_test_in_the_readme_passes(installed: pytest.Pytester) -> None:
-    readme = (PROJECT / "README.md").read_text("utf-8")
-    (code,) = re.findall(r"^```python file=tests/.*?\n(.*?)^```$", readme, re.M | re.S)
-    installed.makepyfile(code)
-    done = installed.runpytest_subprocess("-Werror", "-q")
-    outcomes = done.parseoutcomes()
-    assert outcomes.keys() <= {"passed"}
-    assert outcomes["passed"] >= max(code.count("def test_"), 1)

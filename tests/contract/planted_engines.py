@@ -1,0 +1,322 @@
+"""Engines with one bug each, and the contract's tests for them. `test_engines.py` runs this file.
+
+`CAUGHT` names the test that must catch each bug. The engine without a bug must pass every test.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from contract.conftest import Opener, clock, queue
+from contract.test_enqueueing import TestEnqueueing
+from contract.test_maintenance import TestMaintenance
+from contract.test_outcomes import TestOutcomes
+from contract.test_passes import TestPasses
+from contract.test_sharing import TestArchiving, TestSharing
+from dbbasic_queue import Queue
+from dbbasic_queue.errors import DuplicateJob
+from dbbasic_queue.model import states
+from dbbasic_queue.store.memory import Kept, MemoryClaims, MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.store.protocol import Claim
+    from dbbasic_queue.testing import Clock
+
+# pytest collects these here too, for the engines of this file.
+__all__ = [
+    "TestArchiving",
+    "TestEnqueueing",
+    "TestMaintenance",
+    "TestOutcomes",
+    "TestPasses",
+    "TestSharing",
+    "clock",
+    "queue",
+]
+
+
+class Planted(Queue):
+    """The engine without a bug, over another store or with other claims."""
+
+    memory: type[MemoryStore] = MemoryStore
+    claims: type[MemoryClaims] = MemoryClaims
+    places: dict[str, MemoryStore]
+
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(url, **options)
+        store = self.places.setdefault(url, self.memory(url))
+        store.open_claims = partial(self.claims, store)  # type: ignore[method-assign]
+        self.store = cast("Any", store)
+
+    def __init_subclass__(cls) -> None:
+        cls.places = {}
+
+
+class Sound(Planted):
+    """No bug: the suite has to pass."""
+
+
+# --- what is kept
+
+
+class KeepsWhatIsNoJson(Planted):
+    def enqueue(self, job_type: str, payload: Any, *arguments: Any, **options: Any) -> str:
+        as_json = json.loads(json.dumps(payload, default=str, allow_nan=False, skipkeys=True))
+        return super().enqueue(job_type, as_json, *arguments, **options)
+
+
+class AddsAPart(Planted):
+    def enqueue_many(self, job_type: str, payloads: Iterable[Any], run_at: Any = None) -> list[str]:
+        return [self.enqueue(job_type, payload, run_at) for payload in payloads]
+
+
+class TakesAnIdTwice(Planted):
+    def enqueue(self, *arguments: Any, job_id: str | None = None, **options: Any) -> str:
+        try:
+            return super().enqueue(*arguments, job_id=job_id, **options)
+        except DuplicateJob:
+            assert job_id is not None
+            return job_id
+
+
+class ShowsWhatItKeeps(Planted):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._shown: dict[str, Any] = {}
+
+    def get_job(self, job_id: str) -> Any:
+        found = super().get_job(job_id)
+        if found is not None:
+            found["payload"] = self._shown.setdefault(job_id, found["payload"])
+        return found
+
+
+class LosesFalseResults(Planted):
+    class claims(MemoryClaims):
+        def record(self, claim: Claim, state: states.State) -> states.State | None:
+            if state.result in ("0", "false", '""', "[]", "{}", "0.0"):
+                state.result = ""
+            return super().record(claim, state)
+
+
+# --- what runs
+
+
+class RunsTwice(Planted):
+    def process_jobs(self, handlers: Any, *arguments: Any, **options: Any) -> dict[str, int]:
+        def twice(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
+            def run(payload: Any) -> Any:
+                handler(payload)
+                return handler(payload)
+
+            return run
+
+        if isinstance(handlers, dict):
+            handlers = {t: twice(h) if type(h) is type(twice) else h for t, h in handlers.items()}
+        return super().process_jobs(handlers, *arguments, **options)
+
+
+class RunsEarly(Planted):
+    class claims(MemoryClaims):
+        def find_due(self, now: float) -> bool:
+            return super().find_due(now + 1)
+
+
+class RunsTheLatestFirst(Planted):
+    class claims(MemoryClaims):
+        def _look(self) -> bool:
+            found = super()._look()
+            self._due.reverse()
+            return found
+
+
+class RunsWhatIsCancelled(Planted):
+    class memory(MemoryStore):
+        def cancel(self, job_id: str) -> bool:
+            with self.lock:
+                row = self.kept.get(job_id)
+                return row is not None and row.state.status == states.PENDING
+
+
+class CancelsWhatIsBeingRun(Planted):
+    class memory(MemoryStore):
+        def cancel(self, job_id: str) -> bool:
+            row = self.kept.get(job_id)
+            if row is None or row.state.status not in (states.PENDING, states.PROCESSING):
+                return False
+            row.state = states.State(states.CANCELLED, row.state.created_at, 0, 0, "", "")
+            return True
+
+
+class RunsWhatItAddedItself(Planted):
+    class claims(MemoryClaims):
+        looks = 0
+
+        def _look(self) -> bool:
+            self.looks += 1
+            if self.looks < 5:
+                self._last = self.store.added
+            return super()._look()
+
+
+class RecordsOutcomesAtTheEnd(Planted):
+    class claims(MemoryClaims):
+        def __init__(self, *arguments: Any) -> None:
+            self._ended: list[tuple[Claim, states.State]] = []
+            super().__init__(*arguments)
+
+        def record(self, claim: Claim, state: states.State) -> states.State:
+            self._ended.append((claim, state))
+            return state
+
+        def finish(self) -> None:
+            for claim, state in self._ended:
+                super().record(claim, state)
+
+
+class RunsWhatIsPaused(Planted):
+    class claims(MemoryClaims):
+        def _is_due(self, row: Kept) -> bool:
+            with self.store.lock:
+                paused = self.store.paused()
+                self.store.resume(None)
+                try:
+                    return super()._is_due(row)
+                finally:
+                    for job_type in paused:
+                        self.store.pause(job_type)
+
+
+class KnowsNoLimit(Planted):
+    class claims(MemoryClaims):
+        def _has_room(self, job_type: str, room: dict[str, int]) -> bool:
+            return True
+
+
+# --- how it ends
+
+
+class CountsADelay(Planted):
+    class claims(MemoryClaims):
+        def record(self, claim: Claim, state: states.State) -> states.State | None:
+            if state.error.startswith(states.DELAYED):
+                state.attempts += 1
+            return super().record(claim, state)
+
+
+class TriesOnceMore(Planted):
+    def process_jobs(self, handlers: Any, max_attempts: Any = 3, **options: Any) -> dict[str, int]:
+        if type(max_attempts) is int and max_attempts:
+            max_attempts += 1
+        return super().process_jobs(handlers, max_attempts, **options)
+
+
+class KeepsTheOldError(Planted):
+    class claims(MemoryClaims):
+        def record(self, claim: Claim, state: states.State) -> states.State | None:
+            state.error = state.error or claim.row.state.error
+            return super().record(claim, state)
+
+
+# --- living with it
+
+
+class WaitsForNothing(Planted):
+    def wait(self, job_id: str, timeout: Any) -> Any:
+        return self.get_job(job_id)
+
+
+class RequeuesWithItsAttempts(Planted):
+    class memory(MemoryStore):
+        def requeue(self, now: float, **which: Any) -> int:
+            before = {row.id: row.state.attempts for row in self.rows()}
+            requeued = super().requeue(now, **which)
+            for row in self.kept.values():
+                if row.state.status == states.PENDING:
+                    row.state.attempts = before[row.id]
+            return requeued
+
+
+class RemovesWhatIsBeingRun(Planted):
+    class memory(MemoryStore):
+        def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
+            removed = super().remove(unwanted, archive)
+            for row in list(self.rows()):
+                if unwanted(row):
+                    del self.kept[row.id]
+                    removed += 1
+            return removed
+
+
+class PurgesTheYoung(Planted):
+    def purge(self, older_than: Any, *arguments: Any, **options: Any) -> int:
+        super().purge(older_than, *arguments, **options)
+        return super().purge(0, *arguments, **options)
+
+
+class ListsWhatComesMeanwhile(Planted):
+    class memory(MemoryStore):
+        def rows(self, unreadable: list[int] | None = None) -> Iterator[Row]:
+            for job_id in list(self.kept):
+                row = self.find(job_id)
+                if row is not None:
+                    yield row
+
+
+class SharesNothing(Planted):
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(url, **options)
+        self.store = cast("Any", MemoryStore(url))
+
+
+class LosesItsArchive(Planted):
+    def purge(self, *arguments: Any, archive: Any = None, **options: Any) -> int:
+        return super().purge(*arguments, **options)
+
+
+CAUGHT: dict[type[Planted], str] = {
+    KeepsWhatIsNoJson: "what_no_job_can_be_is_refused_and_adds_nothing",
+    AddsAPart: "payloads_that_cannot_be_iterated_to_their_end_add_no_job",
+    TakesAnIdTwice: "an_id_of_the_callers_own_is_taken_once_whatever_became_of_its_job",
+    ShowsWhatItKeeps: "what_is_shown_of_a_job_is_the_callers_to_alter",
+    LosesFalseResults: "a_result_is_kept_and_reads_back_as_json_would_have_it",
+    RunsTwice: "passes_at_the_same_moment_share_the_jobs_and_run_each_once",
+    RunsEarly: "a_job_runs_when_it_is_due_and_not_before",
+    RunsTheLatestFirst: "jobs_run_earliest_first_and_in_the_order_of_enqueueing_within_a_second",
+    RunsWhatIsCancelled: "a_pending_job_can_be_cancelled_once_and_never_runs",
+    CancelsWhatIsBeingRun: "a_job_that_is_being_run_or_done_cannot_be_cancelled",
+    RunsWhatItAddedItself: "a_job_that_is_added_by_a_handler_waits_for_the_next_pass",
+    RecordsOutcomesAtTheEnd: "each_outcome_is_recorded_before_the_next_handler_begins",
+    RunsWhatIsPaused: "a_paused_type_is_left_alone_and_counted_until_it_is_resumed",
+    KnowsNoLimit: "of_a_type_with_a_limit_no_more_jobs_are_run_at_once_by_all_passes",
+    CountsADelay: "a_delay_puts_a_job_off_and_spends_no_attempt",
+    TriesOnceMore: ("a_job_that_fails_is_tried_again_after_its_backoff_until_no_attempt_is_left"),
+    KeepsTheOldError: "a_job_that_succeeds_in_the_end_has_no_error_left",
+    WaitsForNothing: "wait_returns_a_finished_job_and_none_when_the_time_is_up",
+    RequeuesWithItsAttempts: (
+        "a_failed_or_cancelled_job_can_be_requeued_and_runs_as_if_it_were_new"
+    ),
+    RemovesWhatIsBeingRun: "none_of_these_touches_a_job_that_is_being_run",
+    PurgesTheYoung: "purge_takes_old_finished_jobs_out",
+    ListsWhatComesMeanwhile: "iterating_is_not_disturbed_by_changes_meanwhile",
+    SharesNothing: "who_opens_the_same_place_sees_and_changes_the_same_jobs",
+    LosesItsArchive: "purged_jobs_are_in_the_archive_as_rows_of_nine_columns",
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test for the engine without a bug, and for those whose bug it must catch."""
+    caught = [e for e, by in CAUGHT.items() if metafunc.definition.originalname == f"test_{by}"]
+    metafunc.parametrize("open_at", [Sound, *caught], ids=lambda e: e.__name__, indirect=True)
+
+
+@pytest.fixture
+def open_at(request: pytest.FixtureRequest, clock: Clock) -> Opener:
+    return Opener(clock, "memory:{}", request.param)
