@@ -617,7 +617,7 @@ def bad_lines() -> dict[str | bytes, str]:
         "enclosed in double quotes: line 1 column 2 (char 1)",
         line("q", payload="[" * 200, status="failed"): "its payload is not JSON: it is nested more "
         "than 100 deep",
-        line("first"): "line 2 has the job with this id",
+        line("first"): "line 2 has a job with the same id",
         line("\x1b[31m"): "its id is not 1 to 64 characters from A-Z a-z 0-9 . _ -",
     }
 
@@ -700,7 +700,7 @@ def test_a_line_of_any_length_is_moved_away_in_pieces(path: Path) -> None:
     with Queue(path, fsync=False) as queue:
         tracemalloc.start()
         reasons = [found["reason"] for found in queue.unreadable()]
-        assert reasons[0] == f"it has {TOO_LONG} bytes, and a row may have {LONGEST_ROW}"
+        assert reasons[0] == f"it has {TOO_LONG} bytes; a row may have at most {LONGEST_ROW}"
         assert queue.remove_unreadable() == 2
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -1016,7 +1016,7 @@ def test_a_queue_whose_header_is_lost_is_said_to_be_damaged_and_left_as_it_is(
         queue.counts,
     ]
     for call in calls:
-        with pytest.raises(QueueDamaged, match=r"header is lost.*put the header"):
+        with pytest.raises(QueueDamaged, match=r"header is lost.*restore the header"):
             call()
     assert path.read_bytes() == start + line("b").encode()
 
