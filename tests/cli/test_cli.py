@@ -261,7 +261,7 @@ def test_a_payload_that_is_no_json_is_wrong_usage_and_nothing_is_written(
 ) -> None:
     done = run_module("enqueue", "greet", payload, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "PAYLOAD is no JSON" in done.stderr
+    assert "invalid PAYLOAD: must be JSON: " in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -471,7 +471,7 @@ def test_a_type_or_all_are_paused_and_resumed(some: Queue, tmp_path: Path) -> No
     assert ok("pause", cwd=tmp_path) == "paused\t*\n"
     assert some.process_jobs({"greet": str})["completed"] == 0
     why = refused("resume", "greet", cwd=tmp_path)
-    assert why.startswith("greet stays paused: all types are")
+    assert why.startswith("greet stays paused, because all types are paused (resume without TYPE ")
     assert ok("resume", cwd=tmp_path) == "resumed\t*\n"
     assert some.process_jobs({"greet": str})["completed"] == 1
 
