@@ -1280,7 +1280,7 @@ def test_a_user_whom_the_directory_keeps_out_is_told_what_to_do(open_directory: 
     before = path.read_bytes()
     done = python(AS_A_USER, path, uid, gid, "022", "web")
     assert "StoreError: [Errno 13] Permission denied" in done.stderr
-    assert "this user may not: give it the directory's group, or run as its owner" in done.stderr
+    assert "this user has no permission: add it to the group of the directory" in done.stderr
     assert path.read_bytes() == before
 
 

@@ -244,7 +244,7 @@ MUTANTS = (
     Mutant(
         "attempt not counted at the claim",
         "model/states.py",
-        "    attempts = min(state.attempts + 1, MOST_ATTEMPTS)\n",
+        "    attempts = min(state.attempts + 1, HIGHEST_ATTEMPT)\n",
         "    attempts = state.attempts\n",
         (kill("passes"),),
     ),

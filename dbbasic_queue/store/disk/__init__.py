@@ -1,1 +1,1 @@
-"""Files, access rights, the lock."""
+"""Files, access rights, syncing, and the lock."""
