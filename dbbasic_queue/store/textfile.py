@@ -45,6 +45,11 @@ from dbbasic_queue.store.reading.lookup import search
 from dbbasic_queue.store.reading.tail import Rewritten, Tail, has_header
 from dbbasic_queue.store.reading.view import NEVER, View
 from dbbasic_queue.store.writing import fold
+from dbbasic_queue.store.writing.fold_costs import (
+    CHEAP_OUTSIDE_SECONDS,
+    SECONDS_PER_BYTE,
+    SECONDS_PER_CHANGE,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,11 +65,6 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.reading.unreadable import Unreadable
     from dbbasic_queue.store.writing.choice import Choice, Pick
 
-CHEAP_IN_A_PASS = 0.005
-CHEAP_OUTSIDE = 0.050
-SHARE_OF_TIME = 0.05
-_SECONDS_A_BYTE = 4e-9
-_SECONDS_A_CHANGE = 1e-6
 _READ_AHEAD = 1 << 16
 _SHOWN_BYTES = 800
 _LOOKUPS_WITHOUT_INDEX = 2
@@ -284,7 +284,7 @@ class TextFileStore:
         if state is None:
             return False
         self.change([(key, encode_state(state))])
-        self.fold_if_cheap(CHEAP_OUTSIDE)
+        self.fold_if_cheap(CHEAP_OUTSIDE_SECONDS)
         return True
 
     def requeue(
@@ -650,7 +650,7 @@ class TextFileStore:
         changes = len(self.view.records)
         journal = self._journal_for_append() if self.view.journal.file else None
         self.rejected += self._replace(journal)
-        seconds = time.perf_counter() - started - changes * _SECONDS_A_CHANGE
+        seconds = time.perf_counter() - started - changes * SECONDS_PER_CHANGE
         self._last_fold = (max(seconds, 0.0), self.view.rows.end)
 
     def _replace(
@@ -729,7 +729,7 @@ class TextFileStore:
         the share, that other passes then read all again.
         """
         seconds_then, bytes_then = self._last_fold
-        cost = seconds_then + max(self.view.rows.end - bytes_then, 0) * _SECONDS_A_BYTE
+        cost = seconds_then + max(self.view.rows.end - bytes_then, 0) * SECONDS_PER_BYTE
         time_since = abs(time.time() - self.lock.touched_at())
         return cost < seconds or cost + self.view.reread_seconds < share * time_since
 
@@ -778,11 +778,11 @@ class TextFileStore:
         for _, _, row in view.rows_as_they_stand(lambda number, *_: note.append(number + 2)):
             yield row
 
-    def at_work(self) -> tuple[list[LivePass], list[Row]]:
+    def running(self) -> tuple[list[LivePass], list[Row]]:
         """Return the passes that are alive and the running jobs, both as of one instant."""
-        return self.lock.run(self._at_work)
+        return self.lock.run(self._running)
 
-    def _at_work(self) -> tuple[list[LivePass], list[Row]]:
+    def _running(self) -> tuple[list[LivePass], list[Row]]:
         from dbbasic_queue.store.claiming.slots import live_passes
 
         view = self.view

@@ -18,20 +18,20 @@ DESCRIPTORS = (
     + "::test_a_job_that_uses_up_all_descriptors_is_recorded_though_another_process_has_folded"
 )
 POWER = "tests/crash/test_power_loss.py"
-STORE = "tests/test_store.py"
-WORKER = "tests/test_worker.py"
-TIMEOUT = "tests/test_timeout.py"
+STORE = "tests/store/test_textfile.py"
+WORKER = "tests/passes/test_passes.py"
+TIMEOUT = "tests/passes/test_time_limit.py"
 NOT_STARTED = "test_a_job_that_no_process_can_be_started_for_is_put_back_and_not_charged"
-TRAPS = "tests/test_traps.py"
-ROWS = "tests/test_rows.py"
-QUEUE = "tests/test_queue.py"
-CLI = "tests/test_cli.py"
-CONTENTION = "tests/test_contention.py"
-FORKS = "tests/test_forks.py"
-SIGNALS = "tests/test_signals.py"
-UPGRADE = "tests/test_upgrade.py"
-CHOICE = "tests/test_choice.py"
-WORKERS = "tests/test_workers.py"
+TRAPS = "tests/test_pitfalls.py"
+ROWS = "tests/model/test_rows.py"
+QUEUE = "tests/test_jobqueue.py"
+CLI = "tests/cli/test_cli.py"
+CONTENTION = "tests/store/test_contention.py"
+FORKS = "tests/store/test_forks.py"
+SIGNALS = "tests/passes/test_signals.py"
+UPGRADE = "tests/system/test_upgrade.py"
+CHOICE = "tests/store/test_choice.py"
+WORKERS = "tests/passes/test_several_workers.py"
 LOOP = WORKERS + "::test_what_a_coroutine_does_to_the_loop_is_its_own_error_and_no_other_jobs"
 
 
@@ -120,7 +120,7 @@ MUTANTS = (
     Mutant(
         "a coroutine that has ended stays in the slot's list",
         "passes/concurrent.py",
-        "                claims.unclaim([])  # which lists what is still held\n",
+        "                self._claims.unclaim([])  # the list must match the running jobs\n",
         "                pass\n",
         (WORKERS + "::test_a_job_that_was_put_off_leaves_the_list_while_another_coroutine_runs",),
     ),
@@ -129,7 +129,9 @@ MUTANTS = (
         "passes/signals.py",
         "        self.stopped = True\n",
         "        self.stopped = True\n        self.received.append(15)\n",
-        ("tests/test_service.py::test_stop_interrupts_no_job_however_often_it_is_called",),
+        (
+            "tests/passes/test_long_running_worker.py::test_stop_interrupts_no_job_however_often_it_is_called",
+        ),
     ),
     Mutant(
         "the program's own signal handler charges the job",
@@ -215,28 +217,28 @@ MUTANTS = (
     ),
     Mutant(
         "no recovery",
-        "store/claiming/claims.py",
+        "store/claiming/recovery.py",
         "        for row in rows.values():\n            claim = (row.id, row.state.attempts)\n",
         "        for row in ():\n            claim = (row.id, row.state.attempts)\n",
         (kill("passes"),),
     ),
     Mutant(
         "recovery of the living, too",
-        "store/claiming/claims.py",
-        "            if claim in survey.alive or row.id.encode() in self._held:\n",
-        "            if row.id.encode() in self._held:\n",
+        "store/claiming/recovery.py",
+        "            if claim in survey.alive or row.id.encode() in held:\n",
+        "            if row.id.encode() in held:\n",
         (kill("overlapping"),),
     ),
     Mutant(
-        "recovery counts what was never started",
-        "store/claiming/claims.py",
+        "recovery counts jobs that were never started",
+        "store/claiming/recovery.py",
         "            if claim in survey.not_started and claim not in survey.started:\n",
         "            if False:\n",
-        ("tests/test_kill.py", WORKER),
+        ("tests/system/test_kill.py", WORKER),
     ),
     Mutant(
-        "recovery returns what was started",
-        "store/claiming/claims.py",
+        "recovery returns jobs that had started",
+        "store/claiming/recovery.py",
         "            if claim in survey.not_started and claim not in survey.started:\n",
         "            if True:\n",
         (kill("passes"),),
@@ -253,7 +255,7 @@ MUTANTS = (
         "model/states.py",
         "    attempts = max(state.attempts - 1, 0)\n",
         "    attempts = state.attempts\n",
-        ("tests/test_job.py", kill("slow")),
+        ("tests/model/test_states.py", kill("slow")),
     ),
     Mutant(
         "claim before the slot's list",
@@ -282,14 +284,14 @@ MUTANTS = (
     Mutant(
         "no room kept for the outcome",
         "store/claiming/slots.py",
-        "len(content) + _ROOM + _ROOM_A_CLAIM * len(claims)",
+        "len(content) + reserved",
         "len(content)",
         FULL_DISK,
     ),
     Mutant(
         "no descriptors kept for the outcome",
         "store/claiming/slots.py",
-        "        if claims:\n            self._keep_spare()\n",
+        "        if claims:\n            self._open_spare_descriptors()\n",
         "",
         (DESCRIPTORS,),
     ),
@@ -306,7 +308,7 @@ MUTANTS = (
     ),
     Mutant(
         "a claim not checked again under the lock",
-        "store/claiming/claims.py",
+        "store/claiming/due.py",
         "for c in candidates if self._is_due(c)]",
         "for c in candidates if self._is_due(c) or True]",
         (meetings("passes"), meetings("overlapping"), CONTENTION),
@@ -339,21 +341,21 @@ MUTANTS = (
         "            status[_NAMES] == self._names\n"
         "            and status.st_ctime_ns == self._changed\n",
         "            True\n",
-        ("tests/test_traps.py",),
+        ("tests/test_pitfalls.py",),
     ),
     Mutant(
         "a file of a new directory is opened under the old lock",
         "store/textfile.py",
         "        if not self.lock.path_checked:\n",
         "        if False:\n",
-        ("tests/test_traps.py",),
+        ("tests/test_pitfalls.py",),
     ),
     Mutant(
         "another descriptor of the lock file is taken for the queue's",
         "store/disk/files.py",
         "            and _newest[self.fd] == self._own\n",
         "",
-        ("tests/test_traps.py",),
+        ("tests/test_pitfalls.py",),
     ),
     Mutant(
         "cached file's path not checked again",
@@ -367,11 +369,11 @@ MUTANTS = (
     ),
     Mutant(
         "a pass of several jobs recovers its own",
-        "store/claiming/claims.py",
-        " or row.id.encode() in self._held:\n",
+        "store/claiming/recovery.py",
+        " or row.id.encode() in held:\n",
         ":\n",
         (
-            "tests/test_workers.py::test_a_pass_of_coroutines_that_lingers_does_not_recover_its_own_jobs",
+            "tests/passes/test_several_workers.py::test_a_pass_of_coroutines_that_lingers_does_not_recover_its_own_jobs",
         ),
     ),
     Mutant(
@@ -386,14 +388,14 @@ MUTANTS = (
         "store/reading/replaced.py",
         "        if before == after and not touched_here:\n",
         "        if before == after:\n",
-        ("tests/test_view.py::test_a_change_that_was_taken_back_is_not_known_after_a_fold",),
+        ("tests/store/test_view.py::test_a_change_that_was_taken_back_is_not_known_after_a_fold",),
     ),
     Mutant(
         "a file that was edited is taken for what was read",
         "store/reading/replaced.py",
         " or not rows.is_as_read()",
         "",
-        ("tests/test_view.py",),
+        ("tests/store/test_view.py",),
     ),
     Mutant(
         "what was read not compared again",
@@ -415,7 +417,10 @@ MUTANTS = (
         "store/disk/files.py",
         "    for file in list(_to_close_after_fork):\n        file.close()\n",
         "    for file in list(_to_close_after_fork):\n        file.fd < 0 or os.dup(file.fd)\n",
-        (STORE + "::test_a_child_that_outlives_its_pass_keeps_no_slot", "tests/test_kill.py"),
+        (
+            STORE + "::test_a_child_that_outlives_its_pass_keeps_no_slot",
+            "tests/system/test_kill.py",
+        ),
     ),
     Mutant(
         "a fork without hooks is not noticed",
@@ -454,16 +459,16 @@ MUTANTS = (
     ),
     Mutant(
         "a pass that has lost its slot goes on",
-        "passes/base.py",
-        "        claims.check_slot()\n",
+        "passes/executor.py",
+        "        self._claims.check_slot()\n",
         "",
         (FORKS + "::test_a_batch_is_not_run_on_after_one_of_its_jobs_has_closed_the_slot",),
     ),
     Mutant(
         "signals are not held back during a fork",
         "passes/signals.py",
-        "    if _receiving:\n        import",
-        "    if False:\n        import",
+        "    if _receiving:\n        ours",
+        "    if False:\n        ours",
         (SIGNALS + "::test_a_process_that_a_handler_has_just_forked_ends_by_sigterm",),
     ),
     Mutant(
@@ -585,7 +590,7 @@ MUTANTS = (
         "model/states.py",
         "    if state.status != PENDING:\n        return None\n    return State(CANCELLED",
         "    return State(CANCELLED",
-        ("tests/test_job.py", "tests/test_queue.py"),
+        ("tests/model/test_states.py", "tests/test_jobqueue.py"),
     ),
     Mutant(
         "a rewrite does not fold first",
@@ -624,9 +629,9 @@ MUTANTS = (
     ),
     Mutant(
         "a batch in doubt is started",
-        "passes/base.py",
-        "                if self.in_doubt:\n",
-        "                if False:\n",
+        "passes/sequential.py",
+        "            if self._unclaim_failed:\n",
+        "            if False:\n",
         (pairs("slow"),),
     ),
     Mutant(
@@ -666,7 +671,7 @@ MUTANTS = (
         "store/writing/archive.py",
         "        byte in (0, whole) for byte",
         "        byte == whole for byte",
-        ("tests/test_archive.py", power("purges", "ordered")),
+        ("tests/store/test_archive.py", power("purges", "ordered")),
     ),
     Mutant(
         "an archive's torn last line is not cut off",
@@ -680,7 +685,7 @@ MUTANTS = (
         "store/writing/archive.py",
         "        while not lock_descriptor(lock.fd, blocking=False):\n",
         "        while False:\n",
-        ("tests/test_archive.py",),
+        ("tests/store/test_archive.py",),
     ),
     Mutant(
         "a removal that is made is denied",
@@ -694,7 +699,7 @@ MUTANTS = (
         "store/reading/view.py",
         "        self.whole = False\n        try:\n            self._open()\n",
         "        try:\n            self._open()\n",
-        (errors("requeue"), errors("purge"), "tests/test_signals.py"),
+        (errors("requeue"), errors("purge"), "tests/passes/test_signals.py"),
     ),
     Mutant(
         "a part that is left of a write is denied",
@@ -712,7 +717,7 @@ MUTANTS = (
     ),
     Mutant(
         "a paused type is claimed",
-        "store/claiming/claims.py",
+        "store/claiming/due.py",
         "        return job_type in self._paused or ALL in self._paused\n",
         "        return False\n",
         (kill("policies"),),
@@ -733,9 +738,9 @@ MUTANTS = (
     ),
     Mutant(
         "a recovery asks no type's own limit",
-        "passes/base.py",
-        "        return self.attempts.limit(self.handler(job_type))\n",
-        "        return self.attempts.max_attempts\n",
+        "passes/policies.py",
+        "        return self.limit(self.handler(job_type))\n",
+        "        return self._max_attempts\n",
         (kill("policies"),),
     ),
     Mutant(
@@ -747,9 +752,9 @@ MUTANTS = (
     ),
     Mutant(
         "payloads that are not JSON fill a batch",
-        "store/claiming/claims.py",
-        "            claim = self._candidate(number, room)\n",
-        "            claim = self._candidate(number, room)\n"
+        "store/claiming/due.py",
+        "            claim = self._candidate(number, remaining)\n",
+        "            claim = self._candidate(number, remaining)\n"
         "            size += len(view.line(number))\n",
         (WORKER + "::test_payloads_that_are_not_json_leave_room_for_the_jobs_behind_them",),
     ),
@@ -772,63 +777,63 @@ MUTANTS = (
         "model/states.py",
         "    return state.error.startswith(DIED)\n",
         "    return False\n",
-        ("tests/test_kill.py::test_a_job_that_has_killed_a_pass_runs_after_all_others",),
+        ("tests/system/test_kill.py::test_a_job_that_has_killed_a_pass_runs_after_all_others",),
     ),
     Mutant(
         "a job that has killed its pass runs next to others",
-        "store/claiming/claims.py",
-        "        if not found and not (self._held and self.parallel > 1):\n",
+        "store/claiming/due.py",
+        "        if not found and not (held and self._parallel > 1):\n",
         "        if not found:\n",
-        ("tests/test_kill.py::test_a_coroutine_that_has_killed_a_pass_runs_alone",),
+        ("tests/system/test_kill.py::test_a_coroutine_that_has_killed_a_pass_runs_alone",),
     ),
     Mutant(
         "a hard link to another user's file is used",
         "store/disk/files.py",
         "        if status.st_nlink > 1 and _may_be_planted(status, path):\n",
         "        if False:\n",
-        ("tests/test_deployment.py",),
+        ("tests/system/test_permissions.py",),
     ),
     Mutant(
         "a fold loses the access list",
         "store/disk/access.py",
         "        _copy_attributes(old_fd, fd)\n",
         "        pass\n",
-        ("tests/test_deployment.py",),
+        ("tests/system/test_permissions.py",),
     ),
     Mutant(
         "a pass whose slot file is gone claims on",
         "store/claiming/slots.py",
         "        if not self.file.is_at_path():\n",
         "        if False:\n",
-        ("tests/test_deployment.py",),
+        ("tests/system/test_permissions.py",),
     ),
     Mutant(
         "a directory that was there is created again",
         "store/textfile.py",
         "    if known:\n",
         "    if False:\n",
-        ("tests/test_deployment.py",),
+        ("tests/system/test_permissions.py",),
     ),
     Mutant(
         "the outcome of a job whose directory was moved is dropped",
         "store/disk/lock.py",
         "            self.moved = not is_there",
         "            self.moved = False and not is_there",
-        ("tests/test_deployment.py",),
+        ("tests/system/test_permissions.py",),
     ),
     Mutant(
         "a file that is mounted by itself is used",
         "store/disk/files.py",
         "        is_mounted = _mount_id(file.fd) != _mount_id(directory)\n",
         "        is_mounted = False\n",
-        ("tests/test_deployment.py",),
+        ("tests/system/test_permissions.py",),
     ),
     Mutant(
         "another program's file gets a lock file",
         "store/disk/lock.py",
         "        self._check(self.directory is not None)\n",
         "        pass\n",
-        ("tests/test_deployment.py",),
+        ("tests/system/test_permissions.py",),
     ),
     Mutant(
         "a line that is too long hides what is written after it",
@@ -870,7 +875,7 @@ MUTANTS = (
     ),
     Mutant(
         "a guardian asks nothing but its leash",
-        "passes/time_limit.py",
+        "passes/guardian.py",
         "        if leash in ready or os.getppid() != this_pass:\n",
         "        if leash in ready:\n",
         (TIMEOUT + "::test_the_job_ends_with_its_pass_whatever_else_the_program_has_forked",),
@@ -892,7 +897,7 @@ MUTANTS = (
     Mutant(
         "a signal to the whole service is charged",
         "passes/attempt.py",
-        "            if e.was_told_to_end and self._was_told_to_end_too():\n",
+        "            if e.by_end_signal and self._is_asked_to_end_too():\n",
         "            if False:\n",
         (TIMEOUT + "::test_a_job_is_given_back_if_sigterm_goes_to_all_processes_of_its_service",),
     ),
