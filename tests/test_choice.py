@@ -170,7 +170,7 @@ def test_a_long_queue_is_read_while_others_have_the_lock(
     queue: Queue, other: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first call with an id of the caller's own reads the whole file."""
-    monkeypatch.setattr("dbbasic_queue.store.textfile._LONG", 1000)
+    monkeypatch.setattr("dbbasic_queue.store.writing.queue_files._MUCH_BYTES", 1000)
     other.enqueue_many("greet", range(100))
     real = store_of(queue).view.refresh
     added: list[str] = []

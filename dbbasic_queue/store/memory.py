@@ -201,7 +201,7 @@ class MemoryStore:
             if is_wanted and (attempt.error or not only_errors):
                 yield attempt
 
-    def at_work(self) -> tuple[list[Any], list[Row]]:
+    def running(self) -> tuple[list[Any], list[Row]]:
         """Return no pass, and the running jobs."""
         return [], [row for row in self.rows() if row.state.status == states.PROCESSING]
 

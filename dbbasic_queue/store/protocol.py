@@ -85,7 +85,7 @@ if TYPE_CHECKING:
         ) -> Iterator[Attempt]:
             """Yield the finished attempts, or those of one job."""
 
-        def at_work(self) -> tuple[list[LivePass], list[Row]]:
+        def running(self) -> tuple[list[LivePass], list[Row]]:
             """Return the passes that are alive and the running jobs, as of one instant."""
 
         def take_skipped(self) -> tuple[int, int, list[int]]:

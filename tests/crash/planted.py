@@ -85,15 +85,15 @@ MUTANTS = (
     Mutant(
         "no sync on enqueue",
         "store/textfile.py",
-        "    sync(file.fd)\n            except OSError as e:\n                self._rows",
-        "    pass\n            except OSError as e:\n                self._rows",
+        "            self.files.rows.sync_added(file, size, content)\n",
+        "            pass\n",
         (POWER,),
     ),
     Mutant(
         "no sync of the journal",
-        "store/textfile.py",
-        "    sync(file.fd)\n            except OSError as e:\n                consequence",
-        "    pass\n            except OSError as e:\n                consequence",
+        "store/writing/appends.py",
+        "        if self.fsync:\n            if last:\n",
+        "        if False:\n            if last:\n",
         (POWER,),
     ),
     Mutant(
@@ -194,8 +194,8 @@ MUTANTS = (
     ),
     Mutant(
         "torn tail of the journal not ended",
-        "store/textfile.py",
-        '            append(self._journal_for_append(), journal.size(), b"\\n")\n',
+        "store/writing/appends.py",
+        '            append(self.current(), journal.size(), b"\\n")\n',
         "            pass\n",
         (TORN_RECORDS, kill("overlapping")),
     ),
@@ -313,7 +313,7 @@ MUTANTS = (
     ),
     Mutant(
         "nobody reads what is new before a change",
-        "store/textfile.py",
+        "store/writing/queue_files.py",
         "        if (view.whole and view.journal.is_current()) or view.follow_journal():\n"
         "            return\n",
         "        return\n",
@@ -343,7 +343,7 @@ MUTANTS = (
     ),
     Mutant(
         "a file of a new directory is opened under the old lock",
-        "store/textfile.py",
+        "store/writing/appends.py",
         "        if not self.lock.path_checked:\n",
         "        if False:\n",
         ("tests/test_traps.py",),
@@ -482,9 +482,9 @@ MUTANTS = (
     ),
     Mutant(
         "fold drops the rows added since",
-        "store/textfile.py",
-        "which then is a line like another\n        self.view.refresh()\n",
-        "which then is a line like another\n        self.view.loaded or self.view.refresh()\n",
+        "store/writing/queue_files.py",
+        "ends a torn last line\n        self.view.refresh()\n",
+        "ends a torn last line\n        self.view.loaded or self.view.refresh()\n",
         (CONTENTION,),
     ),
     Mutant(
@@ -496,15 +496,15 @@ MUTANTS = (
     ),
     Mutant(
         "rows appended to a file that was replaced are dropped",
-        "store/textfile.py",
-        "            if added.size() > added.end:\n                found",
+        "store/writing/rescue.py",
+        "            if replaced.size() > replaced.end:\n                found",
         "            if False:\n                found",
         (UPGRADE,),
     ),
     Mutant(
         "rows appended to a file that was replaced are added twice",
-        "store/textfile.py",
-        "                    added.go_on_from(found)\n",
+        "store/writing/rescue.py",
+        "                    replaced.go_on_from(found)\n",
         "",
         (UPGRADE,),
     ),
@@ -517,14 +517,14 @@ MUTANTS = (
     ),
     Mutant(
         "a failed sync not taken back",
-        "store/textfile.py",
+        "store/writing/appends.py",
         "        os.ftruncate(file.fd, start)\n        return True\n",
         "        return True\n",
         (errors("application"),),
     ),
     Mutant(
         "what others have written behind a failed sync is cut off",
-        "store/textfile.py",
+        "store/writing/appends.py",
         "        if not file.is_ours() or os.pread(file.fd, len(content) + 1, start) != content:\n",
         "        if False:\n",
         (
@@ -534,7 +534,7 @@ MUTANTS = (
     ),
     Mutant(
         "a failed fold spoils the change",
-        "store/textfile.py",
+        "store/writing/queue_files.py",
         "        except OSError as e:\n            return e\n        return None\n",
         "        except ValueError:\n            return None\n        return None\n",
         (errors("application"),),
@@ -589,16 +589,16 @@ MUTANTS = (
     ),
     Mutant(
         "a rewrite does not fold first",
-        "store/textfile.py",
-        "            self._fold_and_sync_cut()\n        except StoreError",
+        "store/writing/rewrites.py",
+        "            self.files.fold_and_sync_cut()\n        except StoreError",
         "            pass\n        except StoreError",
         (kill("requeue"), kill("purge")),
     ),
     Mutant(
         "several jobs requeued by an append",
-        "store/textfile.py",
-        "            self.view.apply(key, state)\n        self._replace(None)\n",
-        "            self.change([(key, state)])\n",
+        "store/writing/rewrites.py",
+        "            self.view.apply(key, state)\n        self.files.replace(None)\n",
+        "            self.files.change([(key, state)])\n",
         (kill("requeue"),),
     ),
     Mutant(
@@ -631,27 +631,28 @@ MUTANTS = (
     ),
     Mutant(
         "purge whose cut is not on the disk",
-        "store/textfile.py",
+        "store/writing/appends.py",
         "        if self.fsync and self.view.journal.file:\n",
         "        if False:\n",
         (power("purges", "free"),),
     ),
     Mutant(
         "purge takes what is being run",
-        "store/textfile.py",
-        "            if row.state.status == PROCESSING or not unwanted(row):\n",
-        "            if not unwanted(row):\n",
+        "store/writing/rewrites.py",
+        "        if row.state.status == PROCESSING or not self.unwanted(row):\n",
+        "        if not self.unwanted(row):\n",
         (kill("purge"),),
     ),
     Mutant(
         "rows leave before they are archived",
-        "store/textfile.py",
-        "        return self._rewrite(line_of, self._leave, put_away if archive else None)\n",
-        "        def leave(lines: dict[int, bytes]) -> None:\n"
-        "            self._leave(lines)\n"
-        "            if archive is not None:\n"
-        "                put_away(lines)\n\n"
-        "        return self._rewrite(line_of, leave)\n",
+        "store/writing/rewrites.py",
+        "        self._archive(picked)\n\n"
+        "    def apply(self, picked: dict[int, bytes]) -> None:\n"
+        "        self._leave_out(picked, None)\n",
+        "        pass\n\n"
+        "    def apply(self, picked: dict[int, bytes]) -> None:\n"
+        "        self._leave_out(picked, None)\n"
+        "        self._archive(picked)\n",
         (kill("purge"),),
     ),
     Mutant(
@@ -705,7 +706,7 @@ MUTANTS = (
     ),
     Mutant(
         "a change that is left is denied",
-        "store/textfile.py",
+        "store/writing/appends.py",
         '"the change was made, but may not survive a power cut"',
         '"nothing was changed"',
         (pairs("application"),),
@@ -804,7 +805,7 @@ MUTANTS = (
     ),
     Mutant(
         "a directory that was there is created again",
-        "store/textfile.py",
+        "store/writing/queue_files.py",
         "    if known:\n",
         "    if False:\n",
         ("tests/test_deployment.py",),
@@ -842,7 +843,7 @@ MUTANTS = (
     ),
     Mutant(
         "a row without a line end is left alone",
-        "store/textfile.py",
+        "store/writing/queue_files.py",
         "        if self.view.has_torn_row():\n",
         "        if False:\n",
         (STORE + "::test_a_row_that_an_editor_left_without_a_line_end_is_run",),
@@ -898,9 +899,9 @@ MUTANTS = (
     ),
     Mutant(
         "what is removed as unreadable is not kept",
-        "store/textfile.py",
-        "            self._replace(None, found, keep=True)\n",
-        "            self._replace(None, found)\n",
+        "store/writing/rewrites.py",
+        "        files.replace(None, found, keep=True)\n",
+        "        files.replace(None, found)\n",
         (STORE + "::test_what_is_not_a_job_is_moved_away_when_asked_and_the_jobs_stay",),
     ),
 )

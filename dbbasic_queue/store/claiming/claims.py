@@ -18,14 +18,14 @@ from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.jsontext import decode_json
 from dbbasic_queue.model.records import decode_state, encode_state
 from dbbasic_queue.model.rows import Row
-from dbbasic_queue.store import paused
+from dbbasic_queue.store import clocks, paused
 from dbbasic_queue.store.claiming import slots
 from dbbasic_queue.store.disk.files import NO_ROOM
 from dbbasic_queue.store.disk.lock import even_if_moved, locked, reading
 from dbbasic_queue.store.history import HistoryWriter
 from dbbasic_queue.store.protocol import Claim
 from dbbasic_queue.store.reading.view import NEVER
-from dbbasic_queue.store.textfile import CHEAP_IN_A_PASS, SHARE_OF_TIME, TextFileStore
+from dbbasic_queue.store.writing.fold_costs import CHEAP_IN_A_PASS_SECONDS, SHARE_OF_TIME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from typing import Concatenate, ParamSpec, TypeVar
 
     from dbbasic_queue.store.protocol import Terms
+    from dbbasic_queue.store.writing.queue_files import QueueFiles
 
     P = ParamSpec("P")
     R = TypeVar("R")
@@ -64,7 +65,7 @@ def with_spare(method: Callable[Concatenate[Claims, P], R]) -> Callable[Concaten
 class Claims:
     """The dealings of one pass with the store. Safe from two threads of the pass."""
 
-    def __init__(self, store: TextFileStore, terms: Terms, now: float, parallel: int = 1) -> None:
+    def __init__(self, store: QueueFiles, terms: Terms, now: float, parallel: int = 1) -> None:
         """Take a slot, and recover the jobs of dead passes.
 
         Of what the pass claims, `parallel` jobs may be started at once. Raises QueueBusy if all
@@ -187,9 +188,9 @@ class Claims:
 
     def _recover_lost(self, survey: slots.Survey, rows: dict[str, Row]) -> None:
         now = self.started_at
-        changes = self.store.enqueued_ahead(now)
+        changes = clocks.enqueued_ahead(self.store.view, now)
         self.pulled_in += len(changes)
-        changes += self.store.unexplained(now, self.terms.longest_wait)
+        changes += clocks.retries_ahead(self.store.view, now, self.terms.longest_wait)
         for row in rows.values():
             claim = (row.id, row.state.attempts)
             if claim in survey.alive or row.id.encode() in self._held:
@@ -218,7 +219,7 @@ class Claims:
             claims = self._claim(candidates)
             if claims:
                 # Quick jobs come in batches: to show each of them takes its share of time only.
-                self._fold(CHEAP_IN_A_PASS if len(claims) == 1 else 0.0)
+                self._fold(CHEAP_IN_A_PASS_SECONDS if len(claims) == 1 else 0.0)
                 return claims
         return []
 
@@ -509,7 +510,7 @@ class Claims:
         """Fold where that is cheap, so that `cat` shows what is running, and write the history."""
         self.history.flush()
         if not self.is_published():
-            self._fold(CHEAP_IN_A_PASS)
+            self._fold(CHEAP_IN_A_PASS_SECONDS)
 
     def finish(self) -> Exception | None:
         """Fold and let go of the slot; returns the error of a fold that has to wait."""
