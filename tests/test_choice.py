@@ -180,7 +180,7 @@ def test_a_long_queue_is_read_while_others_have_the_lock(
         if not added:
             added.append(other.enqueue("greet", {}))  # QueueBusy if the lock is held
 
-    monkeypatch.setattr("dbbasic_queue.store.disk.lock.PATIENCE", 0.5)
+    monkeypatch.setattr("dbbasic_queue.store.disk.lock.PATIENCE_SECONDS", 0.5)
     monkeypatch.setattr(store_of(queue).view, "refresh", refresh)
     queue.enqueue("greet", {}, job_id="own")
     assert [found["id"] for found in queue.jobs()][100:] == [*added, "own"]

@@ -87,7 +87,7 @@ class MemoryStore:
         with self.lock:
             if own_id in self.kept:
                 raise DuplicateJob(
-                    f"job_id {own_id!r} is refused: that job is in the queue already "
+                    f"job_id {own_id!r} is already in the queue "
                     "(get_job shows it; choose another id, or purge the old job first)"
                 )
             for row in parsed:

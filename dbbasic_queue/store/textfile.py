@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.model.states import State
     from dbbasic_queue.store.claiming.claims import Claims
     from dbbasic_queue.store.claiming.slots import LivePass
-    from dbbasic_queue.store.disk.files import OpenFile
+    from dbbasic_queue.store.disk.openfile import OpenFile
     from dbbasic_queue.store.history import Attempt
     from dbbasic_queue.store.protocol import Terms
     from dbbasic_queue.store.reading.unreadable import Unreadable
@@ -109,11 +109,11 @@ class TextFileStore:
         if key in view.index:
             if view.find(key) is None:
                 raise DuplicateJob(
-                    f"invalid job_id {job_id!r}: an unreadable row has it "
+                    f"job_id {job_id!r} is already in the queue, in an unreadable row "
                     "(`dbbasic-queue unreadable` shows that row, and --remove moves it away)"
                 )
             raise DuplicateJob(
-                f"invalid job_id {job_id!r}: that job is in the queue already "
+                f"job_id {job_id!r} is already in the queue "
                 "(get_job shows it; choose another id, or purge the old job first)"
             )
         if key in view.records:

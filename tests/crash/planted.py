@@ -163,7 +163,8 @@ MUTANTS = (
         "journal cut before the rename",
         "store/writing/fold.py",
         "        os.rename(new.path, view.path)\n",
-        "        if journal is not None:\n            os.ftruncate(journal.fd, 0)\n"
+        "        if view.journal.file is not None:\n"
+        "            os.ftruncate(view.journal.file.fd, 0)\n"
         "        os.rename(new.path, view.path)\n",
         (kill("passes"), POWER),
     ),
@@ -322,7 +323,7 @@ MUTANTS = (
     Mutant(
         "lock not taken",
         "store/disk/lock.py",
-        "        fcntl.flock(fd, _TRY)\n",
+        "        fcntl.flock(fd, _LOCK_NOW)\n",
         "        pass\n",
         (CONTENTION,),
     ),
@@ -335,9 +336,9 @@ MUTANTS = (
     ),
     Mutant(
         "a deleted lock file is locked as long as it is open",
-        "store/disk/files.py",
+        "store/disk/openfile.py",
         "            status[_NAMES] == self._names\n"
-        "            and status.st_ctime_ns == self._changed\n",
+        "            and status.st_ctime_ns == self._names_changed_ns\n",
         "            True\n",
         ("tests/test_traps.py",),
     ),
@@ -350,14 +351,14 @@ MUTANTS = (
     ),
     Mutant(
         "another descriptor of the lock file is taken for the queue's",
-        "store/disk/files.py",
-        "            and _newest[self.fd] == self._own\n",
+        "store/disk/openfile.py",
+        "            and _last_mark[self.fd] == self._mark\n",
         "",
         ("tests/test_traps.py",),
     ),
     Mutant(
         "cached file's path not checked again",
-        "store/disk/files.py",
+        "store/disk/openfile.py",
         "            status = os.lstat(self.path)\n",
         "            status = os.fstat(self.fd)\n",
         (
@@ -404,7 +405,7 @@ MUTANTS = (
     ),
     Mutant(
         "unlock in a forked child",
-        "store/disk/files.py",
+        "store/disk/openfile.py",
         "    for file in list(_to_close_after_fork):\n",
         "    for file in list(_to_close_after_fork):\n"
         "        if file.fd >= 0:\n            fcntl.flock(file.fd, fcntl.LOCK_UN)\n",
@@ -412,7 +413,7 @@ MUTANTS = (
     ),
     Mutant(
         "a forked child keeps the locks",
-        "store/disk/files.py",
+        "store/disk/openfile.py",
         "    for file in list(_to_close_after_fork):\n        file.close()\n",
         "    for file in list(_to_close_after_fork):\n        file.fd < 0 or os.dup(file.fd)\n",
         (STORE + "::test_a_child_that_outlives_its_pass_keeps_no_slot", "tests/test_kill.py"),
@@ -426,7 +427,7 @@ MUTANTS = (
     ),
     Mutant(
         "a lock file is opened next to a fork",
-        "store/disk/files.py",
+        "store/disk/openfile.py",
         "    return forks.while_opening(_open_and_register, path, flags)\n",
         "    return _open_and_register(path, flags)\n",
         (FORKS + "::test_a_fork_while_another_thread_opens_a_lock_file_gives_the_child_no_copy",),
@@ -447,7 +448,7 @@ MUTANTS = (
     ),
     Mutant(
         "a descriptor is not compared before it is used",
-        "store/disk/files.py",
+        "store/disk/openfile.py",
         "            if os.lseek(self.fd, 0, _SEEK_CUR) == self.offset:\n",
         "            if True:\n",
         (FORKS + "::test_a_program_that_closes_all_descriptors_gets_no_row_into_its_files",),
@@ -700,7 +701,7 @@ MUTANTS = (
     Mutant(
         "a part that is left of a write is denied",
         "store/disk/files.py",
-        '"a part may have been added, and could not be taken back"',
+        '"a part may have been added, and could not be cut off again"',
         '"nothing was added"',
         (pairs("application"),),
     ),

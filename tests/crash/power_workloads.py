@@ -13,7 +13,7 @@ from power import Killed, Recorder
 
 from dbbasic_queue import Backoff, Delay, Fail, Handler, Queue
 from dbbasic_queue.passes.ticker import Ticker
-from dbbasic_queue.store.disk import files
+from dbbasic_queue.store.disk import openfile
 from dbbasic_queue.store.writing.queue_files import QueueFiles
 
 NOW = 1_700_000_000
@@ -181,7 +181,7 @@ class Session:
         """Run what ends with this process's death, and go on as another process."""
         with pytest.raises(Killed):
             act()
-        for file in list(files._to_close_after_fork):  # the slot's lock goes with its process
+        for file in list(openfile._to_close_after_fork):  # the slot's lock goes with its process
             file.close()
         self.queue.close()
         self.recorder.calls_until_death = None

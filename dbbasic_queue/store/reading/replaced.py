@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from dbbasic_queue.model.rows import HEADER, LONGEST_ROW
-from dbbasic_queue.store.disk.files import OpenFile
+from dbbasic_queue.store.disk.openfile import OpenFile
 from dbbasic_queue.store.reading.offsets import Offsets, within
 from dbbasic_queue.store.reading.tail import Rewritten, Tail
 

@@ -13,7 +13,6 @@ from dbbasic_queue.errors import store_error
 from dbbasic_queue.model.records import encode_record
 from dbbasic_queue.model.rows import HEADER
 from dbbasic_queue.store.disk.files import (
-    OpenFile,
     append,
     end_last_line,
     open_file,
@@ -22,6 +21,7 @@ from dbbasic_queue.store.disk.files import (
     unstable_inodes,
 )
 from dbbasic_queue.store.disk.lock import even_if_moved
+from dbbasic_queue.store.disk.openfile import OpenFile
 from dbbasic_queue.store.disk.sync import sync, sync_directory
 from dbbasic_queue.store.reading.tail import has_header
 

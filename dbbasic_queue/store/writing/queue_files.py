@@ -13,8 +13,9 @@ import weakref
 
 from dbbasic_queue import forks
 from dbbasic_queue.errors import StoreError, store_error
-from dbbasic_queue.store.disk.files import OpenFile, open_file, refuse_mount_point
+from dbbasic_queue.store.disk.files import open_file, refuse_mount_point
 from dbbasic_queue.store.disk.lock import QueueLock
+from dbbasic_queue.store.disk.openfile import OpenFile
 from dbbasic_queue.store.reading.tail import has_header
 from dbbasic_queue.store.reading.view import View
 from dbbasic_queue.store.writing import fold
@@ -123,7 +124,7 @@ class QueueFiles:
         lock.
         """
         cost = self.costs.expect(self.view.rows.end)
-        seconds_since = abs(time.time() - self.lock.touched_at())
+        seconds_since = abs(time.time() - self.lock.folded_at())
         return cost < seconds or cost + self.view.reread_seconds < share * seconds_since
 
     def fold_if_cheap(self, seconds: float) -> None:
@@ -175,7 +176,7 @@ class QueueFiles:
                 self.view, journal, added, fsync=self.fsync, without=without, keep=keep
             )
             self.rows.replaced(file, self.view.rows.end)
-            self.lock.touch()
+            self.lock.record_fold()
         finally:
             self.late_rows.watch(added)
         return rejected

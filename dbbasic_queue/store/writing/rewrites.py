@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dbbasic_queue.model.rows import Row
-    from dbbasic_queue.store.disk.files import OpenFile
+    from dbbasic_queue.store.disk.openfile import OpenFile
     from dbbasic_queue.store.reading.view import View
     from dbbasic_queue.store.writing.queue_files import QueueFiles
 
