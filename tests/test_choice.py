@@ -115,7 +115,7 @@ def test_a_fold_after_rows_were_archived_makes_none_of_them_come_twice(
 def test_jobs_added_and_changed_while_a_removal_reads_the_queue_are_removed_too(
     queue: Queue, other: Queue, meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(other.store, "is_fold_cheap", lambda *_: False)  # as in a long queue
+    monkeypatch.setattr(store_of(other).files, "is_fold_cheap", lambda *_: False)  # as in a long queue
     queue.enqueue_many("greet", range(3))
     queue.enqueue("other", {})
 
@@ -142,7 +142,7 @@ def test_a_job_that_fails_while_a_requeue_reads_the_queue_is_requeued_too(
 def test_a_job_that_is_requeued_while_a_requeue_of_all_reads_the_queue_is_not_counted(
     queue: Queue, other: Queue, meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(other.store, "is_fold_cheap", lambda *_: False)
+    monkeypatch.setattr(store_of(other).files, "is_fold_cheap", lambda *_: False)
     meanwhile(lambda: other.requeue("b"))
     assert queue.requeue_failed() == 2
     assert queue.counts()["pending"] == 3
