@@ -48,7 +48,9 @@ setup(
             "flask>=3",
             "gunicorn>=22",
             "hypothesis>=6.100",
+            "mypy>=1.16",
             "prometheus-client>=0.20",
+            "pyright[nodejs]>=1.1.390",  # Node from PyPI
             "pyuwsgi>=2.0.30",  # uWSGI itself, built
             "uvicorn>=0.30",
         ],

@@ -1,6 +1,8 @@
-"""Results -> BENCHMARKS.md and plots. By itself, it remakes them from results that were kept:
+"""Write BENCHMARKS.md and its plots from the results of a run.
 
-python benchmarks/report.py docs/benchmarks/results.json docs
+As a program, it writes them again from saved results:
+
+    python benchmarks/report.py docs/benchmarks/results.json docs
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ FLOOR, FLOOR_SYNC, FLOOR_OPEN, FLOOR_OPEN_SYNC = FLOORS
 OFF, ON = OURS
 
 At = tuple[str, str, str]
-"""Where a figure stands: cell, subject, name of the figure."""
+"""Which figure: cell, subject, name."""
 
 
 class Run:
-    """The figures of one run, by where they stand."""
+    """The figures of one run."""
 
     def __init__(self, results: dict[str, Any]) -> None:
         self.machine: dict[str, Any] = results["machine"]
@@ -50,13 +52,13 @@ class Run:
         return max(self.values(at), default=None)
 
     def ratio(self, at: At, to: At) -> float | None:
-        """The median of the rounds' own ratios: what disturbs a round disturbs both alike."""
+        """The median of the rounds' own ratios: anything that slows a round slows both."""
         ours, theirs = self.by_round(at), self.by_round(to)
         both = [ours[n] / theirs[n] for n in ours if theirs.get(n)]
         return median(both) if both else None
 
     def everywhere(self, name: str) -> list[float]:
-        """Return a figure of all processes, from the lowest to the highest."""
+        """Return the values of a figure in all processes, lowest first."""
         figures = [f for by_round in self._figures.values() for f in by_round.values()]
         return sorted(f[name] for f in figures if name in f)
 
@@ -85,7 +87,7 @@ class Line:
     compare: bool = True
 
     def best_peer(self, run: Run) -> At | None:
-        """The best of the peers that sync, for a line with fsync; of those that do not, else."""
+        """The best of the peers that sync like this line's subject."""
         cell, subject, name = self.at
         if not self.compare:
             return None
@@ -127,7 +129,7 @@ def _times(limit: float, to: At | None = None) -> Check:
 
 
 def _figure(name: str, limit: float) -> Check:
-    """Another figure of the same cell; in every round."""
+    """Check another figure of the same cell, in every round."""
 
     def check(run: Run, line: Line) -> bool | None:
         value = run.worst((line.at[0], line.at[1], name))
@@ -145,7 +147,7 @@ def _ahead(run: Run, line: Line) -> bool | None:
 
 
 def lines(sizes: dict[str, Any]) -> list[Line]:
-    """The goals, in the table's order."""
+    """The rows of the table of goals, in order."""
     jobs, many, most = sizes["jobs"], sizes["many"], sizes["most"]
     found: list[Line] = []
 
@@ -160,7 +162,10 @@ def lines(sizes: dict[str, Any]) -> list[Line]:
             f"enqueue, fsync {fsync}",
             ("enqueue", ours, "median_us"),
             "µs",
-            ((f"≤ {limits[ours]} x floor", _times(limits[ours])), ("ahead of the peers", _ahead)),
+            (
+                (f"≤ {limits[ours]} x floor", _times(limits[ours])),
+                ("faster than the peers", _ahead),
+            ),
             floor=("enqueue", floor, "median_us"),
         )
     stalls = (
@@ -174,7 +179,7 @@ def lines(sizes: dict[str, Any]) -> list[Line]:
             ("enqueue_waiting", f"{many:,} rows waiting", "enqueue", (short,)),
             (
                 "enqueue_during_pass",
-                f"{many:,} rows, beside a pass",
+                f"{many:,} rows, next to a pass",
                 "enqueue_during_pass",
                 (short, like),
             ),
@@ -189,10 +194,10 @@ def lines(sizes: dict[str, Any]) -> list[Line]:
             )
     for ours, floor, fsync in pairs:
         add(
-            f"{jobs:,} in bulk, a job, fsync {fsync}",
+            f"{jobs:,} in bulk, per job, fsync {fsync}",
             ("bulk", ours, "us_a_job"),
             "µs",
-            (("≤ 1.5 x floor", _times(1.5)), ("ahead of the peers", _ahead)),
+            (("≤ 1.5 x floor", _times(1.5)), ("faster than the peers", _ahead)),
             floor=("bulk", floor, "us_a_job"),
         )
     for ours, floor, fsync in reversed(pairs):
@@ -201,22 +206,22 @@ def lines(sizes: dict[str, Any]) -> list[Line]:
             f"{jobs:,} no-op jobs, fsync {fsync}",
             ("run", ours, "jobs_a_second"),
             "jobs/s",
-            ((f"≥ {limit:,}", _at_least(limit)), ("ahead of the peers", _ahead)),
+            ((f"≥ {limit:,}", _at_least(limit)), ("faster than the peers", _ahead)),
             floor=("run", floor, "jobs_a_second"),
             higher=True,
         )
     for cell, rows in (("run_many", many), ("run_most", most)):
         add(
-            f"growth: a job of {rows:,}, fsync off",
+            f"one of {rows:,} jobs, fsync off",
             (cell, OFF, "us_a_job"),
             "µs",
-            ((f"≤ 1.2 x that of {jobs:,}", _times(1.2, ("run", OFF, "us_a_job"))),),
+            ((f"≤ 1.2 x one of {jobs:,}", _times(1.2, ("run", OFF, "us_a_job"))),),
             floor=("run_many", FLOOR, "us_a_job"),
             compare=False,
         )
     for ours, fsync in ((OFF, "off"), (ON, "on")):
         add(
-            f"10 due among {most:,}: one pass, fsync {fsync}",
+            f"one pass, 10 due among {most:,}, fsync {fsync}",
             ("find_due", ours, "seconds"),
             "s",
             (("≤ 3 x reading and splitting", _times(3)),),
@@ -232,13 +237,13 @@ def lines(sizes: dict[str, Any]) -> list[Line]:
             (("≤ 1.5 x floor", _times(1.5)),),
             floor=(cell, FLOOR, "first_us"),
         )
-    for name, what in (("again_us", "again"), ("growing_us", "again, while it grows")):
+    for name, what in (("again_us", "again"), ("growing_us", "again, while the file grows")):
         for cell, rows in look_ups:
             title = f"look-up, {what}, {rows:,} rows"
             add(title, (cell, ON, name), "µs", (("< 20 µs", _at_most(20)),))
     calls = {
-        "pass": "a pass and its fold",
-        "purge": "a purge of half",
+        "pass": "a pass with its fold",
+        "purge": "a purge of half the rows",
         "archive": "a purge into an archive",
         "own_id": "the first enqueue with a job_id",
         "requeue": "the first requeue",
@@ -282,13 +287,13 @@ def lines(sizes: dict[str, Any]) -> list[Line]:
             f"memory: a pass over {rows:,} rows",
             (cell, OFF, "peak_mib"),
             "MiB",
-            by_file if cell == "run_most" else (),  # of a short file Python itself is the most
+            by_file if cell == "run_most" else (),  # for a short file, Python itself takes the most
             floor=bare,
             compare=False,
         )
     for name, what, limit in (("idle_ms", "an idle pass", 25), ("import_ms", "import", 15)):
         add(
-            f"{what}, a process, over bare Python",
+            f"{what}, on top of starting Python",
             ("start_up", ON, name),
             "ms",
             ((f"< {limit} ms", _at_most(limit)),),
@@ -304,13 +309,13 @@ COMPARED = {
     "jobs_a_second": "jobs/s",
     "peak_mib": "MiB",
 }
-"""The figures that two checkouts are compared by."""
+"""The figures that are compared between two checkouts."""
 
 
 def comparison(results: dict[str, Any]) -> str:
     """Return a table: each figure before and now, and the median of the rounds' own ratios.
 
-    More than 1 is worse, whatever the figure.
+    Over 1 is worse, for every figure.
     """
     run = Run(results)
     cells = dict.fromkeys((f["cell"], f["subject"]) for f in results["figures"])
@@ -319,7 +324,7 @@ def comparison(results: dict[str, Any]) -> str:
         for name, unit in COMPARED.items() if subject in OURS else ():
             now, before = (cell, subject, name), (cell, BEFORE[OURS.index(subject)], name)
             if cell == "bulk" and name == "seconds":
-                continue  # the same as that of a job
+                continue  # the same as the figure per job
             if (name == "jobs_a_second") != (cell == "contention") and name in (
                 "jobs_a_second",
                 "us_a_job",
@@ -337,7 +342,7 @@ def comparison(results: dict[str, Any]) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three digits that count; thousands apart."""
+    """Three significant digits; commas between thousands."""
     if value is None:
         return "-"
     if value == 0 or abs(value) >= 99.95:
@@ -400,7 +405,7 @@ def goals_table(run: Run) -> str:
 
 COLUMNS: list[tuple[str, str, str]] = [
     ("enqueue, µs", "enqueue", "median_us"),
-    ("in bulk, µs a job", "bulk", "us_a_job"),
+    ("in bulk, µs per job", "bulk", "us_a_job"),
     ("no-op jobs/s", "run", "jobs_a_second"),
     ("pass, MiB", "run", "peak_mib"),
     ("look-up, first, µs", "look_up", "first_us"),
@@ -441,19 +446,19 @@ def about_table(run: Run) -> str:
         errors = {run.error(cell, name) for cell in sorted({c for c, _ in run._figures})} - {""}
         text += "".join(f" **Failed: {escape(error, quote=False)}.**" for error in sorted(errors))
         rows.append([name, text, about["recorded"]])
-    return table(["", "how it is used", "recorded of a job that has run"], rows)
+    return table(["", "how it is used", "what it records when a job has run"], rows)
 
 
 def pace(run: Run) -> str:
-    """Say how far the processor's own pace has changed between the processes that were measured."""
+    """Return a sentence on how much the speed of the processor changed between processes."""
     found = run.everywhere("pace_ms")
     if not found:
         return ""
     tenth = len(found) // 10
     low, middle, high = (number(found[n]) for n in (tenth, len(found) // 2, -1 - tenth))
     return (
-        f"100,000 turns of an empty loop took {middle} ms ({low}-{high}, a tenth of the processes "
-        "below and above): so much the processor's own pace changed meanwhile. "
+        f"An empty loop of 100,000 turns took {middle} ms; in a tenth of the processes under {low} "
+        f"ms, in a tenth over {high} ms: the speed of the processor changed by that much. "
     )
 
 
@@ -466,21 +471,21 @@ def document(run: Run, plots: list[str]) -> str:
         "# Benchmarks\n",
         f"{m['date']}; {m['processor']}, {m['cores']} cores, {m['memory_gib']} GiB; "
         f"{m['system']}, {m['file_system']}; Python {m['python']}. "
-        f"An append of 100 bytes with fdatasync costs {with_spread(run, sync)} µs here, at worst "
-        f"{number(worst)}. {pace(run)}Load average {m['load_before']} before, {m['load_after']} "
-        f"after {m['minutes']} minutes.\n",
-        f"Medians of {rounds} interleaved rounds (lowest-highest), each figure from a process of "
-        "its own. A ratio is the median of the rounds' own ratios. p99 and worst are those of the "
-        "worst round. Compare within this page only: another machine, or another hour, has other "
-        "figures. How it is measured, and how to read it: "
-        "[benchmarks/README.md](../benchmarks/README.md); where the figures come from: "
-        "[FAST.md](FAST.md).\n",
+        f"An append of 100 bytes with fdatasync takes {with_spread(run, sync)} µs here, at worst "
+        f"{number(worst)} µs. {pace(run)}The load average was {m['load_before']} before the run "
+        f"and {m['load_after']} after {m['minutes']} minutes.\n",
+        f"Each figure is the median of {rounds} rounds (lowest-highest), and comes from a process "
+        "of its own. A ratio is the median of the ratios within each round. p99 and worst are from "
+        "the worst round. A floor is the same work by bare system calls, a peer is another queue. "
+        "Compare figures on this page only: another machine, or the same one an hour later, has "
+        "others. [benchmarks/README.md](../benchmarks/README.md) says how they are measured, "
+        "[performance.md](performance.md) explains them.\n",
         "## The goals\n",
         goals_table(run),
         *(f"![{Path(plot).stem}]({plot})\n" for plot in plots),
-        "## Everybody\n",
-        "x is the ratio to the floor: with fdatasync for who syncs, else without. "
-        "A dash: it has no such call, or is not measured there.\n",
+        "## All queues\n",
+        "x is the ratio to the floor: the one with fdatasync for queues that sync, otherwise the "
+        "one without. A dash means that the queue has no such call, or that it wasn't measured.\n",
         peers_table(run),
         "## How each is used\n",
         about_table(run),
@@ -495,7 +500,7 @@ COLOURS = {"floor": "#9aa5b1", "this": "#1f77b4", "peer": "#d9a441"}
 
 
 def bars(run: Run, title: str, unit: str, ats: list[tuple[str, At]]) -> str:
-    """Horizontal bars on a logarithmic axis, a line from the lowest to the highest round."""
+    """Horizontal bars on a logarithmic axis; a thin line from the lowest round to the highest."""
     found = [(label, at, run.values(at)) for label, at in ats if run.values(at)]
     if not found:
         return ""
@@ -558,18 +563,18 @@ def plots(run: Run) -> dict[str, str]:
         look_up.append((f"this, again; {rows:,}", (cell, ON, "again_us")))
         look_up.append((f"this, again, growing; {rows:,}", (cell, ON, "growing_us")))
     return {
-        "enqueue": bars(run, "Enqueue: median of a call", "µs", each("enqueue", "median_us")),
-        "jobs": bars(run, "No-op jobs a second", "jobs/s", each("run", "jobs_a_second")),
+        "enqueue": bars(run, "Enqueue: median time per call", "µs", each("enqueue", "median_us")),
+        "jobs": bars(run, "No-op jobs per second", "jobs/s", each("run", "jobs_a_second")),
         "contention": bars(
             run, "4 producers, 2 workers", "jobs/s", each("contention", "jobs_a_second")
         ),
-        "growth": bars(run, "Growth: time a job as the queue gets longer", "µs", per_job),
-        "look_up": bars(run, "Look-up by id", "µs", look_up),
+        "growth": bars(run, "Time per job as the queue grows", "µs", per_job),
+        "look_up": bars(run, "Look up a job by its id", "µs", look_up),
     }
 
 
 def write(results: dict[str, Any], out: Path) -> str:
-    """Write BENCHMARKS.md, and beside it benchmarks/: plots and raw results; return the page."""
+    """Write BENCHMARKS.md, and the plots and raw results in benchmarks/; return the page."""
     run = Run(results)
     folder = out / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
@@ -585,7 +590,7 @@ def write(results: dict[str, Any], out: Path) -> str:
 
 
 def dump(results: dict[str, Any]) -> str:
-    """JSON with a line a figure: a diff of two runs can be read."""
+    """Return JSON with one line per figure, so that a diff of two runs is readable."""
     figures = ",\n".join(json.dumps(figure) for figure in results["figures"])
     rest = json.dumps({k: v for k, v in results.items() if k != "figures"}, indent=1)
     return rest[:-2] + ',\n "figures": [\n' + figures + "\n ]\n}\n"

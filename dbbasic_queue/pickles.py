@@ -1,15 +1,16 @@
-"""Payloads that are Python objects: pickled by cloudpickle, signed, and refused unsigned.
+"""Payloads that are Python objects: pickled by cloudpickle and signed; unsigned ones are refused.
 
-JSON is the default and the advice: `cat` shows it, another program can write it, an older worker
-can read it, and no key has to be kept. This is for callers who must hand over an object all the
-same. It needs the extra: `pip install 'dbbasic-queue[pickle]'`.
+Use JSON if you can: `cat` shows it, other programs can write it, older workers can read it, and
+there is no key to keep. This module is for objects that can't be JSON. It needs an extra:
+`pip install 'dbbasic-queue[pickle]'`.
 
-To unpickle is to run whatever the bytes say. So a payload carries an HMAC-SHA256 (RFC 2104) of the
-job's type and the pickle, under a key that is kept away from the queue; and nothing is unpickled
-unless that is right. Who may write the queue, but cannot read the key, can make no payload, alter
-none, and move none to another type. He can enqueue a signed one again, as he can any job.
+Unpickling runs whatever code the bytes contain. So each payload carries an HMAC-SHA256 (RFC 2104)
+of the job's type and the pickle, made with a key that is kept away from the queue. The signature is
+checked before anything is unpickled. Someone who can write to the queue but can't read the key
+can't create or change a payload, or move one to another job type. They can still enqueue a signed
+payload again.
 
-This is the only module of the package that unpickles, and no other one imports it.
+This is the only module of the package that unpickles, and no other module imports it.
 """
 
 from __future__ import annotations
@@ -35,23 +36,22 @@ if TYPE_CHECKING:
     from dbbasic_queue.jobqueue import Queue
 
 SHORTEST_KEY = 32
-_LONGEST_KEY = 4096
+_LONGEST_KEY_BYTES = 4096
 _PURPOSE = b"dbbasic_queue pickle 1"
 
 
 class UnsafeKey(QueueError, ValueError):
-    """Raised if a key file would not keep others from signing: a reader, a place, a short key."""
+    """Raised if others could sign: they can read or replace the key file, or the key is short."""
 
 
 class Pickles:
-    """Makes payloads of Python objects, and objects of payloads, under the key in a file.
+    """Turns Python objects into signed payloads and back, with the key in a file.
 
-    The file holds 32 bytes or more, all of which are the key. It is a regular file of this user or
-    root, no link, that nobody else may read or write but its group may read it (mode 0600 or 0640);
-    and it lies outside the directory of `queue`, by default of the default queue, and of those
-    below: who may write there must not be able to replace it.
+    All bytes of the file are the key, at least 32. It must be a regular file, not a link, that
+    belongs to this user or root and has mode 0600 or 0640. It must not be in or below the directory
+    of `queue` (by default the default queue): those who can write there could replace it.
 
-    Raises UnsafeKey where that is not so, OSError where the file cannot be read, and ImportError
+    Raises UnsafeKey if one of these rules is broken, OSError if the file can't be read, ImportError
     without cloudpickle.
     """
 
@@ -68,49 +68,47 @@ class Pickles:
         self._key = _read_key(path)
 
     def payload(self, job_type: str, value: object) -> dict[str, str]:
-        """Return the payload for a job of this type; it cannot be run as one of another.
+        """Return the payload for a job of this type; a job of another type can't use it.
 
-        Raises InvalidJob if `job_type` can be no type, or the value cannot be pickled. A payload
-        of over 1 MiB is refused by `enqueue`: base64 makes a pickle longer by a third.
+        Raises InvalidJob for an invalid type, and if the value can't be pickled. `enqueue` accepts
+        payloads of up to 1 MiB; base64 makes a pickle a third longer.
         """
         check_type(job_type)
         try:
             pickle = b64encode(self._cloudpickle.dumps(value)).decode()
         except Exception as e:
             raise InvalidJob(
-                f"the payload is refused: a {type(value).__name__} cannot be pickled "
-                f"({type(e).__name__}: {e}); hand over what it is made of"
+                f"invalid payload: a {type(value).__name__} can't be pickled "
+                f"({type(e).__name__}: {e}; enqueue the values that it is made of)"
             ) from e
         return {"pickle": pickle, "signature": self._signature(job_type, pickle)}
 
     def load(self, job_type: str, payload: Any) -> Any:
         """Return the object that `payload` was called with for this type.
 
-        Raises Fail, before anything is unpickled, if the payload is not signed so: to try it again
-        would not help. What unpickling raises is an error like another.
+        Raises Fail, before anything is unpickled, if the signature is wrong: another attempt
+        wouldn't help. An exception from unpickling is like any other error of a job.
         """
         if not isinstance(payload, dict) or payload.keys() != {"pickle", "signature"}:
-            raise Fail("the payload is refused: it is no signed pickle")
+            raise Fail("invalid payload: must be a signed pickle")
         pickle, signature = payload["pickle"], payload["signature"]
         if not (isinstance(pickle, str) and isinstance(signature, str) and pickle.isascii()):
-            raise Fail("the payload is refused: it is no signed pickle")
+            raise Fail("invalid payload: must be a signed pickle")
         expected = self._signature(job_type, pickle)
         if not hmac.compare_digest(expected.encode(), signature.encode("utf-8", "replace")):
-            raise Fail(
-                f"the payload is refused: its signature is not that of this key for {job_type}"
-            )
+            raise Fail(f"invalid payload: it was not signed with this key for {job_type}")
         return self._cloudpickle.loads(_decoded(pickle))
 
     def unpickled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Decorate a handler: it is called with the object in the place of the payload.
+        """Decorate a handler, so that it is called with the object instead of the payload.
 
-        It stands below `@jobs.handler(...)`; InvalidHandlers is raised where it stands above. The
-        handler may take the `Job` as a second argument, and may be a coroutine function.
+        Put it below `@jobs.handler(...)`; above, it raises InvalidHandlers. The handler may take
+        the `Job` as a second argument, and may be a coroutine function.
         """
         if isinstance(function, Handler):
             raise InvalidHandlers(
-                "unpickled cannot decorate a handler that is registered already: put "
-                "@pickles.unpickled below @jobs.handler"
+                "invalid use of unpickled: this handler is registered already (put "
+                "@pickles.unpickled below @jobs.handler)"
             )
         handler = Handler(function)
 
@@ -126,15 +124,15 @@ class Pickles:
         return coroutine if handler.is_coroutine else plain
 
     def _signature(self, job_type: str, pickle: str) -> str:
-        # A type has no NUL in it: what is signed can be divided in one way only.
+        # A type contains no NUL, so the signed bytes can be split in only one way.
         signed = b"\0".join((_PURPOSE, job_type.encode(), pickle.encode()))
         return hmac.new(self._key, signed, hashlib.sha256).hexdigest()
 
 
 def _decoded(text: str) -> bytes:
-    """Return the bytes of base64 as `payload` writes it: each has one text only.
+    """Return the bytes of base64 text as `payload` writes it, which is unique for each value.
 
-    Raises Fail for any other text; since Python 3.14, b64decode accepts excess padding.
+    Raises Fail for any other text. Since Python 3.14, b64decode accepts excess padding.
     """
     try:
         decoded = b64decode(text, validate=True)
@@ -151,8 +149,8 @@ def _check_place(path: str, queue: str) -> None:
     directory = os.path.dirname(os.path.realpath(queue))
     if os.path.commonpath([directory, os.path.realpath(path)]) == directory:
         raise UnsafeKey(
-            f"the key {path} is refused: it lies in the queue's directory {directory}, and who may "
-            "write there could replace it (keep it in a directory of its own, such as "
+            f"invalid key file {path}: it is in the queue's directory {directory}, so those who "
+            "can write there could replace it (keep it in a directory of its own, such as "
             "/etc/my-app)"
         )
 
@@ -162,28 +160,28 @@ def _read_key(path: str) -> bytes:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as e:
         if e.errno == errno.ELOOP:
-            raise UnsafeKey(f"the key {path} is refused: it is a symbolic link") from e
+            raise UnsafeKey(f"invalid key file {path}: it is a symbolic link") from e
         raise
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise UnsafeKey(f"the key {path} is refused: it is no regular file")
+            raise UnsafeKey(f"invalid key file {path}: it isn't a regular file")
         if status.st_mode & (stat.S_IRWXO | stat.S_IWGRP | stat.S_IXGRP):
             raise UnsafeKey(
-                f"the key {path} is refused: its mode is {stat.S_IMODE(status.st_mode):o}, so "
-                "others may use it (chmod 600, or 640 for a group that signs too)"
+                f"invalid key file {path}: its mode is {stat.S_IMODE(status.st_mode):o}, so others "
+                "can use it (chmod 600, or 640 for a group that signs, too)"
             )
         if status.st_uid not in (0, os.geteuid()):
             raise UnsafeKey(
-                f"the key {path} is refused: it belongs to the user {status.st_uid} "
-                f"(chown it to root, or to {os.geteuid()}; a group may read it)"
+                f"invalid key file {path}: it belongs to user {status.st_uid} "
+                f"(chown it to root, or to {os.geteuid()}; its group may read it)"
             )
-        key = os.read(fd, _LONGEST_KEY + 1)
+        key = os.read(fd, _LONGEST_KEY_BYTES + 1)
     finally:
         os.close(fd)
-    if not SHORTEST_KEY <= len(key) <= _LONGEST_KEY:
+    if not SHORTEST_KEY <= len(key) <= _LONGEST_KEY_BYTES:
         raise UnsafeKey(
-            f"the key {path} is refused: it is {len(key)} bytes long, and {SHORTEST_KEY} to "
-            f"{_LONGEST_KEY} are allowed (head -c 32 /dev/urandom makes one)"
+            f"invalid key file {path}: it has {len(key)} bytes and must have {SHORTEST_KEY} to "
+            f"{_LONGEST_KEY_BYTES} (head -c 32 /dev/urandom makes one)"
         )
     return key

@@ -1,6 +1,6 @@
-"""For the tests of programs that use a queue: a clock that a test moves, and a queue on it.
+"""For tests of programs that use a queue: a clock that the test moves, and a queue with that clock.
 
-`JobQueue` is what the pytest fixture `job_queue` gives; it needs no pytest.
+The pytest fixture `job_queue` returns a `JobQueue`. It works without pytest, too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SHOWN = 20
 
 
 class Clock:
-    """Unix seconds that pass only when a test says so; calling it gives `now`."""
+    """A clock that stands still until the test moves it; a call returns `now`, in Unix seconds."""
 
     def __init__(self, now: float) -> None:
         self.now = now
@@ -31,14 +31,14 @@ class Clock:
         return self.now
 
     def move(self, seconds: float) -> None:
-        """Let so many seconds pass; with a negative number the clock is set back."""
+        """Move the clock forward by that many seconds, or back by a negative number."""
         self.now += seconds
 
 
 class Redirected:
-    """An attribute of every `Queue` whose file isn't below a directory: it is that of another one.
+    """Redirects an attribute of all queues whose file isn't below a directory to another queue.
 
-    As a class attribute it comes before the attribute of the same name that each queue has.
+    It is a data descriptor of the class, so it hides the queues' own attribute of that name.
     """
 
     def __init__(self, name: str, to: Queue, except_below: str) -> None:
@@ -58,13 +58,13 @@ class Redirected:
 
 
 REDIRECTED = ("path", "store", "now")
-"""What makes a queue act on another one's jobs, by the other one's clock."""
+"""The attributes that make a queue use another one's jobs and clock."""
 
 
 class JobQueue(Queue):
     """A queue in a text file, with a clock that stands still, and assertions about its jobs.
 
-    It lies on the disk like any other, but does not wait for it (`fsync=False`).
+    It doesn't wait for the disk (`fsync=False`).
     """
 
     def __init__(self, path: str | os.PathLike[str], clock: Clock) -> None:
@@ -78,11 +78,10 @@ class JobQueue(Queue):
         *,
         skip_unknown: bool = False,
     ) -> dict[str, int]:
-        """Run jobs until none is left that can run, through retries and delays, without waiting.
+        """Run jobs, with their retries and delays, until none is left; without waiting.
 
-        Where nothing is due, the clock is moved to the next `run_at`. Returns the sums of what
-        `process_jobs` returns. Raises AssertionError, with the jobs that are left, if they go on
-        for more than 1,000 passes.
+        If no job is due, the clock moves to the next `run_at`. Returns the sums of the counts of
+        `process_jobs`. Raises AssertionError, and shows the remaining jobs, after 1,000 passes.
         """
         sums: dict[str, int] = {}
         for _ in range(MOST_PASSES):
@@ -95,18 +94,18 @@ class JobQueue(Queue):
                 return sums
             self.clock.now = min(later)
         raise AssertionError(
-            f"the jobs go on for ever: after {MOST_PASSES} passes these are left, and one of them "
-            f"puts itself off, or enqueues another, each time:\n{_listed(self.jobs(PENDING))}"
+            f"the jobs never end: after {MOST_PASSES} passes these are left, and one of them "
+            f"delays itself, or enqueues another one, each time:\n{_listed(self.jobs(PENDING))}"
         )
 
     def enqueued(self, job_type: str, /, *payload: Any, **members: Any) -> list[JobDict]:
-        """Return the jobs of a type that were enqueued, whatever has become of them.
+        """Return the jobs of a type that were enqueued, in any status.
 
-        Only those with this payload, if it is given (None is `{}`, as in `enqueue`), and whose
-        payload is an object with these members among others.
+        A `payload` selects the jobs with exactly this payload (None is `{}`, as in `enqueue`);
+        `members` select those whose payload is an object with at least these members.
         """
         if len(payload) > 1:
-            raise TypeError("give one payload, or members of it by name")
+            raise TypeError("give one payload, or some of its members by name")
         whole = [_as_kept({} if value is None else value) for value in payload]
         wanted = {name: _as_kept(value) for name, value in members.items()}
         return [
@@ -136,7 +135,7 @@ class JobQueue(Queue):
 
 
 def _as_kept(value: Any) -> Any:
-    """Return what a payload reads back as: a tuple is a list."""
+    """Return a payload as it is read back: a tuple becomes a list."""
     return decode_json(encode_json(value, MAX_PAYLOAD))
 
 

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 def job_queue(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[JobQueue]:
-    """A fresh queue in `tmp_path`, which takes the place of the program's own until the test ends.
+    """A new queue in `tmp_path` that replaces the program's own queues until the test ends.
 
-    The module's functions act on it, and so does every `Queue` of this process, made before or
-    during the test, whose file is outside of pytest's temporary directories. Several such queues
-    become this one. A `Queue` in `tmp_path`, and one in memory, stays what it is. In programs that
-    the test starts, only the default queue is this one.
+    The module's functions use it, and so does every `Queue` of this process, made before or during
+    the test, whose file is outside of pytest's temporary directories: several such queues become
+    this one. A `Queue` in `tmp_path`, or in memory, isn't replaced. In programs that the test
+    starts, only the default queue is replaced.
 
-    Its `clock` stands still, at the time when the test began, until it is moved.
+    Its `clock` stands still at the time when the test started, until the test moves it.
     """
     import time
 

@@ -10,13 +10,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+
 from contract.conftest import Opener, clock, queue
 from contract.test_enqueueing import TestEnqueueing
 from contract.test_maintenance import TestMaintenance
 from contract.test_outcomes import TestOutcomes
 from contract.test_passes import TestPasses
 from contract.test_sharing import TestArchiving, TestSharing
-
 from dbbasic_queue import Queue
 from dbbasic_queue.errors import DuplicateJob
 from dbbasic_queue.model import states

@@ -18,15 +18,13 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import HEADER, beside, job, rows
+from helpers import HEADER, NONE, beside, job, rows
 
 import dbbasic_queue
 from dbbasic_queue import Queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
 
 
 @pytest.fixture(scope="session")

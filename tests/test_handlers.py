@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import NOW, Clock, add_lines, job, line
+from helpers import NONE, NOW, Clock, add_lines, job, line
 
 from dbbasic_queue import Backoff, Delay, Fail, Handler, InvalidHandlers, Job, Queue
 from dbbasic_queue.model.states import LATEST, backoff
@@ -23,8 +23,6 @@ from dbbasic_queue.store.disk.files import open_file
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
 
 
 def raising(*errors: BaseException) -> Callable[[Any], Any]:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import HEADER, python
+from helpers import HEADER, python
 
 import dbbasic_queue
 import pytest_dbbasic_queue

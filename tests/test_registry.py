@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import NOW, PROJECT, Clock, job
+from helpers import NONE, NOW, PROJECT, Clock, job
 
 import dbbasic_queue.queue
 from dbbasic_queue import (
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 REGISTRIES: list[Handlers] = []
-NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
 
 
 @pytest.fixture

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import NOW, PROJECT
+from helpers import NONE, NOW, PROJECT
 
 from dbbasic_queue import Backoff, Delay, Handler
 from dbbasic_queue.testing import Clock, JobQueue
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["pytester"]
 
-NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
 DAY = 86_400
 
 
@@ -232,11 +230,13 @@ def test_the_fixture_is_there_without_a_line_of_configuration(installed: pytest.
             assert abs(job_queue.clock() - time.time()) < 3600
             assert job_queue.clock() == job_queue.clock()
 
-        def test_afterwards_all_is_as_before():
+        def test_afterwards_all_is_as_before(monkeypatch):
             assert "DBBASIC_QUEUE_FILE" not in os.environ
-            assert dbbasic_queue.queue.QUEUE_FILE == "data/queue.tsv"
+            assert dbbasic_queue.queue.QUEUE_FILE == os.path.abspath("data/queue.tsv")
             assert dbbasic_queue.queue.default_queue().path == os.path.abspath("data/queue.tsv")
             assert not os.path.exists("data")
+            monkeypatch.setenv("DBBASIC_QUEUE_FILE", "other.tsv")
+            assert dbbasic_queue.queue.default_queue().path == os.path.abspath("other.tsv")
         """
     )
     done = installed.runpytest_subprocess("-Werror", "-p", "no:cacheprovider")
@@ -249,7 +249,7 @@ def test_every_queue_of_the_program_is_the_fixtures_whenever_it_was_made(
     installed.makepyfile(
         """
         import os, pickle
-        from dbbasic_queue import Handlers, Queue, Worker, enqueue
+        from dbbasic_queue import Handlers, Queue, Worker, enqueue, open_queue
 
         media, other = Queue("data/media.tsv"), Queue("data/other.tsv", fsync=False)
         memory = open_queue("memory:")
@@ -327,13 +327,3 @@ def test_a_failing_assertion_shows_the_jobs_in_pytests_own_report(
             "E * send_email {'to': 'bob'} pending at *",
         ]
     )
-
-
-def test_the_test_in_the_readme_passes(installed: pytest.Pytester) -> None:
-    readme = (PROJECT / "README.md").read_text("utf-8")
-    (code,) = re.findall(r"^```python file=tests/.*?\n(.*?)^```$", readme, re.M | re.S)
-    installed.makepyfile(code)
-    done = installed.runpytest_subprocess("-Werror", "-q")
-    outcomes = done.parseoutcomes()
-    assert outcomes.keys() <= {"passed"}
-    assert outcomes["passed"] >= max(code.count("def test_"), 1)

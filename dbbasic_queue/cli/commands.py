@@ -1,6 +1,6 @@
-"""What each command does: calls out, lines that grep and awk can take, an exit code.
+"""What each command does: it makes its calls and prints lines for grep and awk.
 
-Each takes the parsed arguments, and returns 0, or 1 after one line on stderr that says why.
+Each takes the parsed arguments and returns an exit code: 0, or 1 after one line on stderr.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PROGRAM = "dbbasic-queue"
 
 
 def complain(why: str) -> int:
-    """Say on stderr why something was not done; return the exit code for that."""
+    """Print on stderr why something was not done; return the exit code 1."""
     print(f"{PROGRAM}: {printable(why)}", file=sys.stderr)
     return 1
 
@@ -50,9 +50,18 @@ def existing_queue(arguments: Namespace) -> Queue:
 
 
 def named_queue(arguments: Namespace) -> Queue:
-    """Return the queue that --file names, or the default queue."""
+    """Return the queue that --file names, or the default queue.
+
+    Raises NotAQueue for a queue in memory: it ends with the command.
+    """
     if arguments.file is None:
-        return default_queue()
+        queue = default_queue()
+        if not queue.store.is_shared:
+            raise NotAQueue(
+                f"invalid DBBASIC_QUEUE_URL {queue.path!r}: a command can't use a queue in the "
+                "memory of another process (name a file with --file)"
+            )
+        return queue
     return Queue(path_of(arguments.file, "--file"))
 
 
@@ -109,7 +118,7 @@ def run_enqueue(arguments: Namespace) -> int:
             payload = decode_json(arguments.payload)
         except ValueError as error:
             arguments.wrong_usage(
-                f"PAYLOAD is no JSON: {error} (a text needs its own quotes: '\"text\"')"
+                f"invalid PAYLOAD: must be JSON: {error} (a text needs its own quotes: '\"text\"')"
             )
     with named_queue(arguments) as queue:
         print(queue.enqueue(arguments.type, payload, arguments.run_at, job_id=arguments.id))
@@ -123,7 +132,7 @@ def run_cancel(arguments: Namespace) -> int:
 
 def run_requeue(arguments: Namespace) -> int:
     if bool(arguments.ids) == arguments.failed or (arguments.type and not arguments.failed):
-        arguments.wrong_usage("give IDs, or --failed, which may have a --type")
+        arguments.wrong_usage("give IDs, or --failed with or without --type")
     with existing_queue(arguments) as queue:
         if arguments.ids:
             of = "a failed or cancelled job"
@@ -135,7 +144,7 @@ def run_requeue(arguments: Namespace) -> int:
 def change_each(
     ids: list[str], queue: Queue, change: Callable[[str], bool], done: str, which: str
 ) -> int:
-    """Make a change to each job, print what was done, complain of what was not."""
+    """Change each job; print what was done, and on stderr what was not."""
     code = 0
     for job_id in ids:
         if change(job_id):
@@ -178,8 +187,8 @@ def run_resume(arguments: Namespace) -> int:
         queue.resume(arguments.type)
         if ALL in queue.paused():
             return complain(
-                f"{arguments.type} stays paused: all types are (resume without a TYPE takes back "
-                "every pause)"
+                f"{arguments.type} stays paused, because all types are paused (resume without TYPE "
+                "ends every pause)"
             )
         print(f"resumed\t{arguments.type or ALL}")
     return 0

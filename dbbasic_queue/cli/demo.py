@@ -1,8 +1,8 @@
-"""The first minute: real jobs through a real queue, shown with the commands that a user would type.
+"""The first minute: real jobs in a real queue, shown with the commands that a user would type.
 
-Nothing is staged. The worker is the very file that users copy, run as cron runs it; the mails go
-over SMTP to a server on loopback; what is shown is what awk, grep and cat print. In the end the
-demo checks its own results, and it leaves its directory behind.
+Nothing is faked. The worker is the file that users copy, run as cron runs it; the mails go by SMTP
+to a server on loopback; the output is that of awk, grep and cat. At the end the demo checks its own
+results. Its directory is kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_MAIL = 1_048_576
 OVERVIEW = r"""awk -F'\t' '{ print $1, $2, $4, $7 }' data/queue.tsv"""
 TALLY = r"""awk -F'\t' 'NR > 1 { n[$4]++ } END { for (s in n) print n[s], s }' data/queue.tsv"""
 WAITING = r"""awk -F'\t' '$4 == "pending" { print $1, "due at", $6 ":", $8 }' data/queue.tsv"""
-# A shell takes the same lock as the queue, so it may add a row while passes and apps are at work.
+# The shell takes the same lock as the queue, so it can add a row while passes and apps are running.
 SHELL_JOB = (
     r"""printf '%s\t%s\t%s\tpending\t0\t0\t0\t\t\n' from-a-shell send_email """
     r"""'{"to": "shell@example.org", "subject": "Hello", "body": "From printf."}' | """
@@ -42,10 +42,10 @@ SHELL_JOB = (
 
 
 def run(directory: str | None = None) -> int:
-    """Run the demo in an empty or new `directory` (by default a temporary one); return exit code.
+    """Run the demo in an empty or new `directory`, by default a temporary one; return an exit code.
 
-    0 if every result was as promised, 1 if not: then stderr says what is wrong. Raises OSError if
-    the directory is not empty or cannot be written.
+    0 if every result was right; otherwise 1, and stderr says what is wrong. Raises OSError if the
+    directory isn't empty or can't be written.
     """
     home = fresh_directory(directory)
     with mail_server(home / "mails") as server:
@@ -53,19 +53,19 @@ def run(directory: str | None = None) -> int:
     for problem in problems:
         print(f"demo: {problem}", file=sys.stderr)
     if problems:
-        print(f"demo: not all went well; see {home}", file=sys.stderr)
+        print(f"demo: something went wrong; see {home}", file=sys.stderr)
         return 1
     say(f"""
         Look around in {home}
-        (data/queue.tsv, report.tsv, mails/); then rm -r it.
+        (data/queue.tsv, report.tsv, mails/). Remove it with rm -r.
 
-        Your own queue: copy workers/queue_worker.py from there to your app, say /srv/app, and put
-        your handlers into it. Let the app call
+        For your own queue, copy workers/queue_worker.py from there to your app, say /srv/app, and
+        put your handlers into it. In that directory, the app calls
 
             from dbbasic_queue import enqueue
             enqueue("send_email", {{"to": "you@example.org", "subject": "Hi", "body": "..."}})
 
-        in that directory, and cron the worker (crontab -e):
+        and cron runs the worker every minute (crontab -e):
 
             * * * * * cd /srv/app && {sys.executable} workers/queue_worker.py
         """)
@@ -73,14 +73,14 @@ def run(directory: str | None = None) -> int:
 
 
 def fresh_directory(directory: str | None) -> Path:
-    """Make the demo's directory: the worker, the data of the report, a folder for the mails."""
+    """Make the demo's directory, with the worker, the report's data and a folder for the mails."""
     if directory is None:
         home = Path(tempfile.mkdtemp(prefix="dbbasic-queue-demo-"))
     else:
         home = Path(directory).absolute()
         home.mkdir(parents=True, exist_ok=True)
         if any(home.iterdir()):
-            raise FileExistsError(f"{home} is not empty: the demo wants a directory of its own")
+            raise FileExistsError(f"{home} is not empty: the demo needs a directory of its own")
     (home / "workers").mkdir()
     (home / "mails").mkdir()
     shutil.copyfile(worker_program(), home / "workers" / "queue_worker.py")
@@ -89,16 +89,18 @@ def fresh_directory(directory: str | None) -> Path:
 
 
 def worker_program() -> Path:
-    """Find the worker: within an installed package, or beside the package in a checkout."""
+    """Return the worker's path: in an installed package, or next to the package in a checkout."""
     for folder in (PACKAGE, PACKAGE.parent):
         program = folder / "workers" / "queue_worker.py"
         if program.is_file():
             return program
-    raise FileNotFoundError(f"workers/queue_worker.py is not in {PACKAGE}: please install again")
+    raise FileNotFoundError(
+        f"workers/queue_worker.py is not in {PACKAGE}: please reinstall the package"
+    )
 
 
 def tour(home: Path, server: MailServer) -> list[str]:
-    """Enqueue, run the worker, show the file; return what was not as promised."""
+    """Enqueue, run the worker, show the file; return what went wrong."""
     elements = len(read_lines(home / "elements.tsv")) - 1
     problems: list[str] = []
     friends = ["ada@example.org", "grace@example.org", "katherine@example.org"]
@@ -117,18 +119,18 @@ def tour(home: Path, server: MailServer) -> list[str]:
         queue.enqueue("generate_report", report, job_id="report-1")
         problems += show(home, OVERVIEW)
 
-        say("\n2. Cron would start the worker each minute. All is well, so it prints nothing:\n")
+        say("\n2. Cron would start the worker every minute. It prints nothing if all is well:\n")
         problems += work(home, server)
 
-        say("\n3. The same file now. The busy mailbox is tried again in two minutes:\n")
+        say("\n3. The file now. The mail to the busy mailbox is retried in two minutes:\n")
         problems += show(home, TALLY)
         problems += show(home, WAITING)
         problems += show(home, "grep -c completed data/queue.tsv")
         problems += show(home, "cat report.tsv")
 
-        say("\n4. A shell can add a job, too. A second pass:\n")
+        say("\n4. A shell can add a job, too. Then the worker runs again:\n")
         problems += show(home, SHELL_JOB)
-        if queue.get_job("from-a-shell"):  # where there is no flock, the job is not added
+        if queue.get_job("from-a-shell"):  # without the program flock, the job is not added
             friends.append("shell@example.org")
             problems += work(home, server)
             problems += show(home, "grep from-a-shell data/queue.tsv")
@@ -138,10 +140,12 @@ def tour(home: Path, server: MailServer) -> list[str]:
 
 
 def wrong_results(home: Path, queue: Queue, friends: list[str], accepted: list[str]) -> list[str]:
-    """Hold the results against what was promised."""
+    """Return which results are wrong."""
     problems = []
     if sorted(accepted) != sorted(friends):
-        problems.append(f"mails to {sorted(friends)} were due, mails to {sorted(accepted)} came")
+        problems.append(
+            f"mails to {sorted(friends)} were expected, mails to {sorted(accepted)} came"
+        )
     rows = sum(int(line.split("\t")[1]) for line in read_lines(home / "report.tsv")[1:])
     if rows != len(read_lines(home / "elements.tsv")) - 1:
         problems.append(f"the report counts {rows} rows")
@@ -150,13 +154,13 @@ def wrong_results(home: Path, queue: Queue, friends: list[str], accepted: list[s
         problems.append(f"the queue counts {counts}")
     retried = queue.get_job("mail-to-busy")
     if retried is None or retried["attempts"] != 1 or "451" not in (retried["error"] or ""):
-        problems.append(f"the mail to the busy mailbox was not to be tried again: {retried}")
+        problems.append(f"the mail to the busy mailbox is not waiting for a retry: {retried}")
     elif not problems:
         due = time.strftime("%H:%M:%S", time.localtime(retried["run_at"]))
         say(f"""
             Checked: {len(friends)} mails came, each once; the report is complete; one job waits for
-            its second attempt at {due}. (The demo's mail server is gone by then: a worker
-            that you start here would put the job off once more.)""")
+            its second attempt at {due}. (The demo's mail server has stopped by then, so that
+            attempt would fail, too.)""")
     return problems
 
 
@@ -169,19 +173,19 @@ def read_lines(path: Path) -> list[str]:
 
 
 def say(text: str) -> None:
-    """Print a text written at any depth; at once, since programs print between."""
+    """Print an indented text, and flush it: other programs print in between."""
     lines = text.split("\n")
     margin = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
     print("\n".join(line[margin:].rstrip() for line in lines), flush=True)
 
 
 def show(home: Path, command: str) -> list[str]:
-    """Type a command into a shell in `home`, and show both; return its problem, if any."""
+    """Run a shell command in `home`, and show it with its output; return its problem, if any."""
     print(f"$ {command}", flush=True)
     for program in re.findall(r"^\w+|(?<=\| )\w+", command):
         # printf is the shell's own.
         if program != "printf" and shutil.which(program) is None:
-            print(f"(not run: there is no {program} on this machine)", flush=True)
+            print(f"(not run: this machine has no {program})", flush=True)
             return []
     done = subprocess.run(
         ["/bin/sh", "-c", command], cwd=home, capture_output=True, encoding="utf-8", timeout=60
@@ -198,7 +202,7 @@ def work(home: Path, server: MailServer) -> list[str]:
     environment = {name: text for name, text in os.environ.items() if not name.startswith(ours)}
     settings = {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(server.server_address[1])}
     settings["SMTP_FROM"] = "demo@example.org"
-    # A checkout is not installed, and the worker is to use this very package.
+    # The worker must use this package, and a checkout may not be installed.
     paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment |= settings | {"PYTHONPATH": os.pathsep.join(paths)}
     assignments = " ".join(f"{name}={text}" for name, text in settings.items())
@@ -215,7 +219,7 @@ def work(home: Path, server: MailServer) -> list[str]:
 
 
 class MailSession(socketserver.StreamRequestHandler):
-    """One SMTP conversation (RFC 5321, its minimum), at the end of which mails are files."""
+    """One SMTP conversation (the minimum of RFC 5321) that saves its mails as files."""
 
     timeout = 10
     server: MailServer
@@ -261,11 +265,11 @@ class MailSession(socketserver.StreamRequestHandler):
         return "500 unknown command"
 
     def take_mail(self) -> str:
-        self.reply("354 end with a dot alone on a line")
+        self.reply("354 end with a dot on a line of its own")
         mail = bytearray()
         while (line := self.rfile.readline(MAX_LINE)) != b".\r\n":
             if not line:
-                raise ConnectionResetError("hung up within a mail, which is thereby not sent")
+                raise ConnectionResetError("the client hung up within a mail")
             if len(mail) <= MAX_MAIL:
                 mail += line[1:] if line.startswith(b".") else line
         recipients, self.sender, self.recipients = self.recipients, None, []
@@ -276,7 +280,7 @@ class MailSession(socketserver.StreamRequestHandler):
 
 
 class MailServer(socketserver.ThreadingTCPServer):
-    """A mail server on loopback that keeps each accepted mail in `folder` as a file, N.eml."""
+    """A mail server on loopback that saves each accepted mail in `folder` as a file, N.eml."""
 
     daemon_threads = True
 
@@ -296,7 +300,7 @@ class MailServer(socketserver.ThreadingTCPServer):
 
 @contextlib.contextmanager
 def mail_server(folder: Path) -> Iterator[MailServer]:
-    """Serve mail on a free port of loopback until the block ends."""
+    """Run a mail server on a free loopback port until the block ends."""
     with MailServer(folder) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()

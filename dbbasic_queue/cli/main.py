@@ -87,7 +87,7 @@ def argument_parser() -> ArgumentParser:
     file.add_argument(
         "--file",
         metavar="PATH",
-        help="the queue's file (default: $DBBASIC_QUEUE_FILE, else data/queue.tsv)",
+        help="the queue's file (default: $DBBASIC_QUEUE_FILE, or data/queue.tsv)",
     )
 
     def command(
@@ -105,7 +105,7 @@ def argument_parser() -> ArgumentParser:
     command(
         "status",
         commands.run_status,
-        "show counts, due jobs, running jobs and since when, and the last errors",
+        "show counts, due and running jobs, and the last errors",
         more=" One line each, with fields separated by tabs; an empty field is a dash.",
     )
 

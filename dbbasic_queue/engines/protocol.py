@@ -1,22 +1,21 @@
-"""`Engine`: the calls of a queue, wherever its jobs are kept and whoever runs them.
+"""`Engine`: the calls of a queue, whatever keeps and runs its jobs; `tests/contract/` checks them.
 
-What holds for all of them:
+For all engines:
 
-- **A job** is shown as a dict with the keys `id`, `type`, `payload`, `status`, `created_at`,
-  `run_at`, `attempts`, `error`, `result`: a snapshot, which the caller may alter. `payload` and
-  `result` are what JSON makes of the values that were given. `status` is one of `pending`,
-  `processing`, `completed`, `failed`, `cancelled`; the instants are ints, Unix seconds; `attempts`
-  counts those that were started; `error` is the last one, or None.
-- **Atomic**: a call has been done whole when it returns, and not at all where it raises, for every
-  other thread, and for every other process where the engine is one that processes share. As durable
-  as the engine says it is.
-- **Errors**: `InvalidJob` and `DuplicateJob` for what is refused, before anything is changed;
-  `InvalidHandlers` before anything is run; `StoreError` where the jobs cannot be reached. No other
-  exception of the engine's own machinery comes out.
-- **The clock** that an engine is given says what time it is, in all that it compares and records.
+- **A job** is a dict with the keys `id`, `type`, `payload`, `status`, `created_at`, `run_at`,
+  `attempts`, `error`, `result`. It is a copy. `payload` and `result` are the given values as JSON
+  returns them. `status` is one of `pending`, `processing`, `completed`, `failed`, `cancelled`.
+  Times are whole Unix seconds. `attempts` counts started attempts. `error` is the last error, or
+  None.
+- **Each call is atomic**: it is done completely when it returns, and not at all if it raises, for
+  all threads and, if the engine is shared, for all processes.
+- **Errors**: `InvalidJob`, `DuplicateJob` and `InvalidArgument` before anything is changed,
+  `InvalidHandlers` before anything is run, `StoreError` if the jobs can't be reached. No other
+  exception of an engine's own machinery comes out.
+- **The clock** given to an engine is the only one that it compares and records.
 
-This is the level of the public calls, not of a store, so that an engine may bring its own workers,
-its own locks, and its own way of waiting.
+These are a queue's public calls, not those of a store, so an engine may have its own workers, its
+own locks and its own way of waiting.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """What `open_queue` returns; the contract tests check all of it."""
+    """What `open_queue` returns."""
 
     def enqueue(
         self,
@@ -46,35 +45,34 @@ class Engine(Protocol):
     ) -> str:
         """Add one pending job; return its id: `job_id`, or one that no other job has.
 
-        `job_type`: 1 to 100 of `A-Z a-z 0-9 _ . : -`. `payload`: a JSON value of at most 1 MiB and
-        a depth of 100; None becomes `{}`. `run_at`: Unix seconds, rounded up, or an aware datetime;
-        None and 0 are now. `job_id`: 1 to 64 of `A-Z a-z 0-9 . _ -`.
+        `job_type`: 1 to 100 characters from A-Z a-z 0-9 _ . : -. `payload`: a JSON value of at most
+        1 MiB, nested at most 100 deep; None becomes `{}`. `run_at`: Unix seconds, rounded up, or an
+        aware datetime; None and 0 mean now. `job_id`: 1 to 64 characters from A-Z a-z 0-9 . _ -.
 
-        Raises InvalidJob for any other argument; DuplicateJob if a job has the id, whatever its
-        status: of many who ask at once for one id, one gets it.
+        Raises InvalidJob for any other argument, DuplicateJob if a job has the id, whatever its
+        status. If several callers ask for the same id at once, one of them gets it.
         """
 
     def enqueue_many(
         self, job_type: str, payloads: Iterable[Any], run_at: float | datetime | None = None
     ) -> list[str]:
-        """Add a job for each payload, all or none; return the ids in the payloads' order.
+        """Add one job per payload, all or none; return the ids in the payloads' order.
 
-        No one sees a part of them. Raises as `enqueue` does, and what iterating raises: then none
-        is added.
+        Nobody sees only some of them. Raises as `enqueue` does, and what iterating raises.
         """
 
     def get_job(self, job_id: str) -> JobDict | None:
-        """Return the job as it stands, or None where there is none, or where that is no id.
+        """Return the job, or None if there is no such job.
 
-        It shows what was acknowledged before the call, by whomever.
+        It shows every change that was acknowledged before the call, by any process.
         """
 
     def cancel_job(self, job_id: str) -> bool:
         """Make a pending job `cancelled`, its error `Cancelled by user`; True if that was done.
 
-        False, and nothing is changed, for a job that is being run or done, and where there is
-        none. Against a worker that claims the job at the same moment, one of the two wins: after
-        True, its handler is never called.
+        Returns False, and changes nothing, if the job is running, finished or unknown. If a worker
+        claims the job at the same moment, one of the two wins: after True, its handler is never
+        called.
         """
 
     def process_jobs(
@@ -86,32 +84,31 @@ class Engine(Protocol):
         linger: float | timedelta = 0,
         workers: int = 1,
     ) -> dict[str, int]:
-        """Run what is due now, in this call; return how many jobs ended how.
+        """Run the due jobs in this call; return how many ended how.
 
-        Due is a pending job whose `run_at` has come when the pass begins; earliest first, in the
-        order of enqueueing within a second. A job that is put back, or added, meanwhile waits for
-        the next pass. Never is one job in two handlers at once, and while one takes long, another
-        pass may run what this one has not started. The attempt counts before the handler starts;
-        each outcome is recorded before the next handler does:
+        A pending job is due if its `run_at` has come when the pass starts. Jobs run in the order of
+        `run_at`, and within a second in the order of enqueueing. Jobs that are added or put back in
+        the meantime wait for the next pass. A job is never in two handlers at once; while one takes
+        long, another pass may run the jobs that this one has not started. An attempt counts before
+        its handler starts, and each outcome is recorded before the next handler starts:
 
-        - it returns: `completed`, the result kept if it is JSON, else the reason in `error`;
-        - it raises `Delay`: `pending` again, due when that says, the attempt returned, `error`
-          begins with `delayed`;
-        - it raises `Fail`: `failed`;
+        - it returns: `completed`; the result is kept if it is JSON, otherwise `error` says why not
+        - it raises `Delay`: `pending` again and due as it says, the attempt doesn't count, `error`
+          begins with `delayed`
+        - it raises `Fail`: `failed`
         - it raises anything else: `pending` again after the backoff of its `Handler`, by default
-          `60 * 2**attempts` seconds, or `failed` where no attempt is left of its own `max_attempts`
-          or those given here. `error` is `Type: message`;
-        - there is no handler for the type: as if it had raised; with `skip_unknown`, the job is
-          left alone.
+          `60 * 2**attempts` seconds; `failed` if its own `max_attempts`, or those given here, are
+          used up. `error` is `Type: message`
+        - its type has no handler: as if it had raised; with `skip_unknown` it is left alone
 
-        A retry whose `run_at` is later than its backoff can explain was set by a clock that ran
-        ahead: it is brought near. With `linger`, in seconds, the call goes on with what becomes due
-        meanwhile. With `workers`, so many run at a time where the engine can; never more.
-        Of a handler with a `concurrency` never more than that run, over all passes; one that takes
-        longer than its `timeout` is ended, as if it had raised. What is paused is left alone.
+        A retry whose `run_at` is later than its backoff allows was set by a wrong clock, and is
+        pulled in. With `linger`, the call also runs jobs that become due within that time. With
+        `workers`, up to that many jobs run at a time, if the engine can. A handler's `concurrency`
+        limits how many of its jobs run in all passes together; a job that takes longer than its
+        `timeout` is ended as if it had raised. Paused types are left alone.
 
-        Returns the counts `completed`, `failed`, `retried`, `delayed` and `recovered` (started by a
-        worker that is dead). Raises InvalidHandlers for arguments that cannot work.
+        Returns the counts `completed`, `failed`, `retried`, `delayed` and `recovered` (jobs of a
+        dead worker). Raises InvalidHandlers for invalid handlers or limits.
         """
 
     def run_until_complete(
@@ -121,19 +118,22 @@ class Engine(Protocol):
         *,
         workers: int = 1,
     ) -> dict[str, int]:
-        """As `process_jobs`, until no job is pending or processing; waits for what is not due."""
+        """Like `process_jobs`, until no job is pending or running; waits for later jobs."""
 
     def pause(self, job_type: str | None = None) -> bool:
-        """Have no pass claim a job of this type, or of any, from now on; what runs goes on.
+        """Stop starting jobs of a type, or of all types; running jobs go on.
 
-        False if it was paused so already. Raises InvalidJob for what can be no type.
+        Returns False if it was paused already. Raises InvalidJob for an invalid type.
         """
 
     def resume(self, job_type: str | None = None) -> bool:
-        """Take back the pause of this type, or, without one, every pause.
+        """End the pause of a type or, without a type, every pause; False if there was none.
 
-        False if there was none. A pause of all types is not taken back for one of them.
+        While all types are paused, resuming one of them has no effect.
         """
+
+    def paused(self) -> frozenset[str]:
+        """Return the paused types; "*" means all types."""
 
     def wait(self, job_id: str, timeout: float | timedelta) -> JobDict | None:
         """Return the job once it is completed, failed or cancelled.
@@ -143,7 +143,7 @@ class Engine(Protocol):
         """
 
     def requeue(self, job_id: str, run_at: float | datetime | None = None) -> bool:
-        """Make a failed or cancelled job pending again: attempts 0, no error.
+        """Make a failed or cancelled job pending again, with 0 attempts and no error.
 
         It becomes due at `run_at`; by default a failed job is due now, and a cancelled one at its
         old `run_at`. Returns False, and changes nothing, for any other job. An outcome of an
@@ -157,13 +157,13 @@ class Engine(Protocol):
         """
 
     def requeue_failed(self, job_type: str | None = None) -> int:
-        """Requeue all failed jobs, or those of a type, all at once; return how many."""
+        """Requeue all failed jobs, or those of one type; return how many."""
 
     def clear_failed(self, job_type: str | None = None) -> int:
-        """Take all failed jobs, or those of a type, out, all at once; return how many."""
+        """Remove all failed jobs, or those of one type; return how many."""
 
     def remove_type(self, job_type: str) -> int:
-        """Take all jobs of a type out but those being run, all at once; return how many."""
+        """Remove all jobs of a type, except running ones; return how many."""
 
     def purge(
         self,
@@ -172,31 +172,27 @@ class Engine(Protocol):
         *,
         archive: str | os.PathLike[str] | None = None,
     ) -> int:
-        """Take finished jobs out, all at once; return how many. Their ids are free then.
+        """Remove finished jobs that were due more than `older_than` ago; return how many.
 
-        Those whose `run_at` is more than `older_than` seconds ago, and that have this status
-        (`completed`, `failed` or `cancelled`), where given. With `archive`, the name of a
-        plain TSV file, they are on the disk at its end, as lines of the text file's nine columns,
-        before they leave.
+        `status` (`completed`, `failed` or `cancelled`) removes only those. `archive` names a TSV
+        file: the jobs are on the disk at its end, as rows of nine columns, before they leave. Their
+        ids can be used again.
 
-        Raises InvalidArgument for other arguments; an engine that cannot archive, too.
+        Raises InvalidArgument for other arguments, and if the engine can't archive.
         """
 
     def jobs(self, status: Status | None = None, job_type: str | None = None) -> Iterator[JobDict]:
-        """Iterate over the jobs in the order of enqueueing, by status and type where given.
+        """Iterate over the jobs in the order of enqueueing, of one status or type if given.
 
-        Changes that are made meanwhile disturb nothing. Raises InvalidArgument, at the call, for
-        a status that no job can have.
+        Changes made in the meantime don't disturb it. Raises InvalidArgument, at the call, for a
+        status that no job can have.
         """
 
     def counts(self) -> dict[Status, int]:
         """Return how many jobs have each of the five statuses."""
 
-    def paused(self) -> frozenset[str]:
-        """Return the paused types; "*" means all types."""
-
     def close(self) -> None:
-        """Let go of what is open. The queue may be used again, and opens it again."""
+        """Close what is open. The next call opens it again."""
 
     def __enter__(self) -> Self:
         """Return itself."""

@@ -1,4 +1,4 @@
-"""Figures about a queue: from its rows and its history to a dict, and to a Prometheus textfile."""
+"""Figures about a queue, from its rows and its history."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
 class _Type:
-    """What is gathered about one type of job."""
+    """The figures of one job type, while they are collected."""
 
     def __init__(self) -> None:
         self.outcomes: dict[str, int] = {}
@@ -77,9 +77,9 @@ def _summary(seconds: list[float]) -> dict[str, float | None]:
 
 
 def percentile(ordered: list[float], share: float) -> float:
-    """Return the value below which that share lies, between two neighbours in proportion.
+    """Return the value below which the share lies, interpolated between its two neighbours.
 
-    As `statistics.quantiles` does with method="inclusive".
+    The rule is that of `statistics.quantiles(method="inclusive")`.
 
     >>> percentile([1, 2, 3, 4, 5], 0.5), percentile([0, 10], 0.95)
     (3.0, 9.5)
@@ -88,6 +88,3 @@ def percentile(ordered: list[float], share: float) -> float:
     below = int(at)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (ordered[above] - ordered[below]) * (at - below)
-
-
-# -- the textfile ------------------------------------------------------------------------------

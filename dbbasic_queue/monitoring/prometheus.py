@@ -28,25 +28,29 @@ def to_text(figures: dict[str, Any]) -> str:
         text.sample("jobs", count, status=status)
     text.family("paused_jobs", "gauge", "Pending jobs whose type is paused.")
     text.sample("paused_jobs", figures["paused"])
-    text.family(
-        "oldest_pending_seconds", "gauge", "How long the oldest job that is due has waited."
-    )
+    text.family("oldest_pending_seconds", "gauge", "How long the first due job has been waiting.")
     text.sample("oldest_pending_seconds", figures["oldest_pending"])
-    text.family("type_oldest_pending_seconds", "gauge", "The same for each type of job.")
+    text.family(
+        "type_oldest_pending_seconds",
+        "gauge",
+        "How long the first due job of each type has been waiting.",
+    )
     for name, of_type in types:
         text.sample("type_oldest_pending_seconds", of_type["oldest_pending"], type=name)
-    text.family("window_seconds", "gauge", "How much of the history the figures below are about.")
+    text.family(
+        "window_seconds", "gauge", "How many seconds of the history the figures below cover."
+    )
     text.sample("window_seconds", figures["window"])
     text.family("attempts", "gauge", "Attempts that ended within the window, by outcome.")
     for name, of_type in types:
         for outcome, count in of_type["attempts"].items():
             text.sample("attempts", count, type=name, outcome=outcome)
-    text.family("attempts_per_second", "gauge", "Attempts that ended within the window, a second.")
+    text.family("attempts_per_second", "gauge", "Attempts per second that ended within the window.")
     for name, of_type in types:
         text.sample("attempts_per_second", of_type["rate"], type=name)
     for key, what in (
-        ("waiting", "From when a job was due until its attempt began, within the window."),
-        ("running", "How long handlers ran, within the window."),
+        ("waiting", "Seconds from when a job was due until its attempt started."),
+        ("running", "Seconds that handlers ran."),
     ):
         text.family(f"{key}_seconds", "summary", what)
         for name, of_type in types:
@@ -80,7 +84,7 @@ def _escape_label(text: str) -> str:
 
 
 def check_path(path: str) -> None:
-    """Raise an error unless metrics may be written to a path: a new `.prom` file, or our own."""
+    """Raise an error unless the path is a new `.prom` file, or one that we have written."""
     if not path.endswith(".prom"):
         raise InvalidArgument(
             f"invalid file for metrics {path!r}: its name must end in .prom, as node_exporter "
@@ -91,8 +95,8 @@ def check_path(path: str) -> None:
     if start.strip(b"\0") and start != _BEGINNING:  # NULs: what a power cut leaves
         raise NotAQueue(
             errno.EINVAL,
-            "not a file of metrics that dbbasic_queue has written (it was left untouched; give "
-            "another name)",
+            "not a metrics file written by dbbasic_queue (it was left untouched; choose another "
+            "name)",
             path,
         )
 

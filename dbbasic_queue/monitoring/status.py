@@ -1,21 +1,21 @@
-"""A queue at a glance: lines of words that tabs separate, the first one saying what the line tells.
+"""A queue at a glance: lines of fields separated by tabs; the first field names the line.
 
     queue       the file
-    pending     how many jobs are so; the same for the other four statuses
-    due         of the pending: how many could run now, for how many seconds the first one has
-                been due, and its id
-    paused      of the pending: how many are of a paused type; the paused types, `*` for all
-    pass        a pass that is alive: its process id, since when
-    running     a job in its hands: id, type, attempt, process id, since when, for how many seconds
-    lost        a job whose pass is dead, for the next pass to recover: id, type, attempt
+    pending     how many jobs are pending; one such line for each of the five statuses
+    due         how many pending jobs could run now, for how many seconds the first of them has been
+                due, and its id
+    paused      how many pending jobs are of a paused type; the paused types, `*` for all
+    pass        a live pass: process id, start time
+    running     a job that a live pass has claimed: id, type, attempt, process id, start time, for
+                how many seconds
+    lost        a job of a dead pass, which the next pass recovers: id, type, attempt
     error       one of the last errors, the latest first: id, type, status, attempts, when the
-                attempt ended, what it says
-    unreadable  how many lines are no jobs, and the numbers of the first of them
+                attempt ended, its text
+    unreadable  how many lines aren't jobs, and the numbers of the first of them
 
-What is empty stands as `-`. When an attempt ended is what the history says: errors that it doesn't
-have, or not yet, come after the others, first those of the jobs that were due last. Since when a
-job runs is when its pass has claimed it, with others if they are quick; a pass that runs coroutines
-claims while others run, and so cannot tell.
+An empty field is `-`. When an attempt ended comes from the history; errors that it doesn't have
+come last, ordered by `run_at`. A job's start time is when its pass claimed it, together with others
+if they are quick. A pass that runs coroutines claims jobs while others run, so it can't tell.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ if TYPE_CHECKING:
     from dbbasic_queue.model.rows import Row
     from dbbasic_queue.store.protocol import Store
 
-_ERRORS = 5
-_LINES = 10
+_SHOWN_ERRORS = 5
+_SHOWN_LINES = 10
+_KEPT_ERRORS = 1000
 _WITH_ERRORS = ("failed", "retried", "died")
 
 
 def instant(seconds: float) -> str:
-    """Return Unix seconds as UTC, for a person.
+    """Return Unix seconds as UTC, for people.
 
     >>> instant(1_800_000_000)
     '2027-01-15T08:00:00Z'
@@ -49,7 +50,7 @@ def instant(seconds: float) -> str:
 
 
 def lines(store: Store, now: float) -> Iterator[str]:
-    """Yield the lines; changes nothing, and takes the lock to ask which passes are alive."""
+    """Yield the lines. Changes nothing; takes the lock to see which passes are alive."""
     ended_at = _ends_of_errors(store)
     errors = _LastErrors(ended_at)
     summary = Summary(store, now, errors.add)
@@ -70,7 +71,7 @@ def lines(store: Store, now: float) -> Iterator[str]:
             f"error\t{row.id}\t{escape(row.type)}\t{state.status}\t{state.attempts}\t{when}"
             f"\t{printable(state.error)}"
         )
-    numbers = " ".join(map(str, summary.unreadable[:_LINES]))
+    numbers = " ".join(map(str, summary.unreadable[:_SHOWN_LINES]))
     yield f"unreadable\t{len(summary.unreadable)}\t{numbers or '-'}"
 
 
@@ -87,11 +88,11 @@ class _LastErrors:
             return
         if not state.error.startswith(DELAYED):
             self._rows.append(row)
-        if len(self._rows) > 1000:
+        if len(self._rows) > _KEPT_ERRORS:
             self._rows = self.latest()
 
     def latest(self) -> list[Row]:
-        return nlargest(_ERRORS, self._rows, key=self._when)
+        return nlargest(_SHOWN_ERRORS, self._rows, key=self._when)
 
     def _when(self, row: Row) -> tuple[bool, float]:
         ended_at = self._ended_at.get(row.id)
@@ -99,11 +100,11 @@ class _LastErrors:
 
 
 def _ends_of_errors(store: Store) -> dict[str, float]:
-    """Return when the last attempt of each job that has raised ended, as the history has it."""
+    """Return when the last failed attempt of each job ended, as far as the history knows."""
     try:
         found = store.history(only_errors=True)
         return {a.id: a.ended_at for a in found if a.outcome in _WITH_ERRORS}
-    except OSError:  # the history cannot be read, and a person needs the rest all the more
+    except OSError:  # without the history, the rest of the status still helps
         return {}
 
 
@@ -119,7 +120,7 @@ def _running(store: Store, now: float) -> Iterator[str]:
             yield f"lost\t{job}"
             continue
         since = holder.listed_at
-        told = f"{instant(since)}\t{max(int(now - since), 0)}"
+        started = f"{instant(since)}\t{max(int(now - since), 0)}"
         if holder.parallel > 1:
-            told = "-\t-"
-        yield f"running\t{job}\t{holder.pid}\t{told}"
+            started = "-\t-"
+        yield f"running\t{job}\t{holder.pid}\t{started}"

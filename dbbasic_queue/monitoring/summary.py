@@ -54,5 +54,5 @@ class Summary:
 
 
 def waited_seconds(row: Row, now: float) -> float:
-    """Return for how long a job has been due; if it came later, since when it was enqueued."""
+    """Return how many seconds ago a job became due or, if that is later, was enqueued."""
     return max(now - max(row.state.run_at, row.state.created_at), 0.0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.model.states import CLOCK_TOLERANCE, clamp, later, pull_in
-from dbbasic_queue.store.reading.view import NEVER
+from dbbasic_queue.store.reading.index import NEVER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -246,10 +246,11 @@ _naming = threading.Lock()
 
 def memory_store(url: str) -> MemoryStore:
     """Return a new store for `memory:`; for `memory:NAME`, the one of that name in this process."""
-    if not url.partition(":")[2]:
+    name = url.partition(":")[2]
+    if not name:
         return MemoryStore(url)
     with _naming:
-        return _named.setdefault(url, MemoryStore(url))
+        return _named.setdefault(name, MemoryStore(url))
 
 
 def _line(row: Row) -> bytes:

@@ -14,8 +14,8 @@ from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.model.states import cancel, requeue, run_now
 from dbbasic_queue.store import clocks, paused
 from dbbasic_queue.store.disk.lock import even_if_moved, locked, reading
+from dbbasic_queue.store.reading.index import NEVER
 from dbbasic_queue.store.reading.lookup import search
-from dbbasic_queue.store.reading.view import NEVER
 from dbbasic_queue.store.writing.fold_costs import CHEAP_OUTSIDE_SECONDS
 from dbbasic_queue.store.writing.queue_files import QueueFiles
 
@@ -30,10 +30,9 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.disk.openfile import OpenFile
     from dbbasic_queue.store.history import Attempt
     from dbbasic_queue.store.protocol import Terms
+    from dbbasic_queue.store.reading.snapshot import Snapshot
     from dbbasic_queue.store.reading.unreadable import Unreadable
-    from dbbasic_queue.store.reading.view import View
 
-_SHOWN_BYTES = 800
 _LOOKUPS_WITHOUT_INDEX = 2
 _TRIES = 100
 
@@ -206,11 +205,13 @@ class TextFileStore:
 
     def _torn_row(self) -> tuple[int, bytes] | None:
         """Return the number and the beginning of a last line without an end."""
+        from dbbasic_queue.store.reading.snapshot import SHOWN_BYTES
+
         view = self.view
         view.refresh()
         if not view.has_torn_row() or view.rows.file is None:
             return None
-        return len(view.when), os.pread(view.rows.file.fd, _SHOWN_BYTES, view.rows.end)
+        return len(view.when), os.pread(view.rows.file.fd, SHOWN_BYTES, view.rows.end)
 
     def remove_unreadable(self) -> int:
         """Move the lines that aren't jobs to `queue.tsv.rejected`; return how many.
@@ -295,7 +296,7 @@ class TextFileStore:
         for _, _, row in view.rows_as_they_stand(lambda number, *_: numbers.append(number + 2)):
             yield row
 
-    def _snapshot(self) -> View:
+    def _snapshot(self) -> Snapshot:
         self.view.refresh()
         return self.view.snapshot()
 

@@ -146,9 +146,7 @@ class TestEnqueueing:
         assert list(queue.jobs()) == []
 
     @pytest.mark.parametrize("job_id", REFUSED_IDS)
-    def test_an_invalid_id_is_an_error_and_no_job_has_it(
-        self, queue: Engine, job_id: Any
-    ) -> None:
+    def test_an_invalid_id_is_an_error_and_no_job_has_it(self, queue: Engine, job_id: Any) -> None:
         with pytest.raises(InvalidJob, match="invalid job_id"):
             queue.enqueue("greet", {}, job_id=job_id)
         assert queue.get_job(job_id) is None

@@ -15,7 +15,7 @@ from contract.conftest import (
     job,
     raises,
 )
-from dbbasic_queue import Fail, InvalidArgument, InvalidJob, JobNotFound
+from dbbasic_queue import Fail, InvalidArgument
 from dbbasic_queue.testing import Clock
 
 if TYPE_CHECKING:

@@ -306,9 +306,7 @@ class TestPasses:
         assert counts == NONE | {"completed": 1, "retried": 2, "delayed": 1}
         assert queue.run_until_complete({}) == NONE
 
-    def test_wait_returns_a_finished_job_and_none_when_the_time_is_up(
-        self, queue: Engine
-    ) -> None:
+    def test_wait_returns_a_finished_job_and_none_when_the_time_is_up(self, queue: Engine) -> None:
         ends = {"completed": raises(), "failed": raises(Fail())}
         for status in ("completed", "failed", "cancelled", "pending"):
             queue.enqueue(status, {}, job_id=status)

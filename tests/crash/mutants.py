@@ -24,7 +24,16 @@ from planted import MUTANTS, Mutant
 PROJECT = Path(__file__).resolve().parent.parent.parent
 AT_A_TIME = 2
 TIMEOUT = 150
-_COPIED = ("dbbasic_queue", "docs", "tests", "workers", "pyproject.toml", "setup.py", "README.md")
+_COPIED = (
+    "dbbasic_queue",
+    "pytest_dbbasic_queue",
+    "docs",
+    "tests",
+    "workers",
+    "pyproject.toml",
+    "setup.py",
+    "README.md",
+)
 
 
 def lay_out(place: Path, mutant: Mutant | None) -> None:

@@ -18,20 +18,20 @@ DESCRIPTORS = (
     + "::test_a_job_that_uses_up_all_descriptors_is_recorded_though_another_process_has_folded"
 )
 POWER = "tests/crash/test_power_loss.py"
-STORE = "tests/test_store.py"
-WORKER = "tests/test_worker.py"
-TIMEOUT = "tests/test_timeout.py"
+STORE = "tests/store/test_textfile.py"
+WORKER = "tests/passes/test_passes.py"
+TIMEOUT = "tests/passes/test_time_limit.py"
 NOT_STARTED = "test_a_job_that_no_process_can_be_started_for_is_put_back_and_not_charged"
-TRAPS = "tests/test_traps.py"
-ROWS = "tests/test_rows.py"
-QUEUE = "tests/test_queue.py"
-CLI = "tests/test_cli.py"
-CONTENTION = "tests/test_contention.py"
-FORKS = "tests/test_forks.py"
-SIGNALS = "tests/test_signals.py"
-UPGRADE = "tests/test_upgrade.py"
-CHOICE = "tests/test_choice.py"
-WORKERS = "tests/test_workers.py"
+TRAPS = "tests/test_pitfalls.py"
+ROWS = "tests/model/test_rows.py"
+QUEUE = "tests/test_jobqueue.py"
+CLI = "tests/cli/test_cli.py"
+CONTENTION = "tests/store/test_contention.py"
+FORKS = "tests/store/test_forks.py"
+SIGNALS = "tests/passes/test_signals.py"
+UPGRADE = "tests/system/test_upgrade.py"
+CHOICE = "tests/store/test_choice.py"
+WORKERS = "tests/passes/test_several_workers.py"
 LOOP = WORKERS + "::test_what_a_coroutine_does_to_the_loop_is_its_own_error_and_no_other_jobs"
 
 
@@ -129,7 +129,9 @@ MUTANTS = (
         "passes/signals.py",
         "        self.stopped = True\n",
         "        self.stopped = True\n        self.received.append(15)\n",
-        ("tests/test_service.py::test_stop_interrupts_no_job_however_often_it_is_called",),
+        (
+            "tests/passes/test_long_running_worker.py::test_stop_interrupts_no_job_however_often_it_is_called",
+        ),
     ),
     Mutant(
         "the program's own signal handler charges the job",
@@ -229,14 +231,14 @@ MUTANTS = (
         (kill("overlapping"),),
     ),
     Mutant(
-        "recovery counts what was never started",
+        "recovery counts jobs that were never started",
         "store/claiming/claims.py",
         "            if claim in survey.not_started and claim not in survey.started:\n",
         "            if False:\n",
-        ("tests/test_kill.py", WORKER),
+        ("tests/system/test_kill.py", WORKER),
     ),
     Mutant(
-        "recovery returns what was started",
+        "recovery returns jobs that had started",
         "store/claiming/claims.py",
         "            if claim in survey.not_started and claim not in survey.started:\n",
         "            if True:\n",
@@ -254,7 +256,7 @@ MUTANTS = (
         "model/states.py",
         "    attempts = max(state.attempts - 1, 0)\n",
         "    attempts = state.attempts\n",
-        ("tests/test_job.py", kill("slow")),
+        ("tests/model/test_states.py", kill("slow")),
     ),
     Mutant(
         "claim before the slot's list",
@@ -340,21 +342,21 @@ MUTANTS = (
         "            status[_NAMES] == self._names\n"
         "            and status.st_ctime_ns == self._names_changed_ns\n",
         "            True\n",
-        ("tests/test_traps.py",),
+        ("tests/test_pitfalls.py",),
     ),
     Mutant(
         "a file of a new directory is opened under the old lock",
         "store/writing/appends.py",
         "        if not self.lock.path_checked:\n",
         "        if False:\n",
-        ("tests/test_traps.py",),
+        ("tests/test_pitfalls.py",),
     ),
     Mutant(
         "another descriptor of the lock file is taken for the queue's",
         "store/disk/openfile.py",
         "            and _last_mark[self.fd] == self._mark\n",
         "",
-        ("tests/test_traps.py",),
+        ("tests/test_pitfalls.py",),
     ),
     Mutant(
         "cached file's path not checked again",
@@ -372,14 +374,14 @@ MUTANTS = (
         " or row.id.encode() in self._held:\n",
         ":\n",
         (
-            "tests/test_workers.py::test_a_pass_of_coroutines_that_lingers_does_not_recover_its_own_jobs",
+            "tests/passes/test_several_workers.py::test_a_pass_of_coroutines_that_lingers_does_not_recover_its_own_jobs",
         ),
     ),
     Mutant(
         "two rows that end alike are taken for one",
         "store/reading/tail.py",
-        "content[max(min(start, size - _ANCHOR), size - _LONGEST_ANCHOR, 0) :]",
-        "content[max(size - _ANCHOR, 0) :]",
+        "content[max(min(start, size - _ANCHOR_BYTES), size - _MAX_ANCHOR_BYTES, 0) :]",
+        "content[max(size - _ANCHOR_BYTES, 0) :]",
         (STORE + "::test_a_job_enqueued_in_the_place_of_one_that_was_taken_back_is_seen_by_all",),
     ),
     Mutant(
@@ -387,14 +389,14 @@ MUTANTS = (
         "store/reading/replaced.py",
         "        if before == after and not touched_here:\n",
         "        if before == after:\n",
-        ("tests/test_view.py::test_a_change_that_was_taken_back_is_not_known_after_a_fold",),
+        ("tests/store/test_view.py::test_a_change_that_was_taken_back_is_not_known_after_a_fold",),
     ),
     Mutant(
         "a file that was edited is taken for what was read",
         "store/reading/replaced.py",
-        " or not known.is_as_read()",
+        " or not rows.is_as_read()",
         "",
-        ("tests/test_view.py",),
+        ("tests/store/test_view.py",),
     ),
     Mutant(
         "what was read not compared again",
@@ -416,7 +418,10 @@ MUTANTS = (
         "store/disk/openfile.py",
         "    for file in list(_to_close_after_fork):\n        file.close()\n",
         "    for file in list(_to_close_after_fork):\n        file.fd < 0 or os.dup(file.fd)\n",
-        (STORE + "::test_a_child_that_outlives_its_pass_keeps_no_slot", "tests/test_kill.py"),
+        (
+            STORE + "::test_a_child_that_outlives_its_pass_keeps_no_slot",
+            "tests/system/test_kill.py",
+        ),
     ),
     Mutant(
         "a fork without hooks is not noticed",
@@ -586,7 +591,7 @@ MUTANTS = (
         "model/states.py",
         "    if state.status != PENDING:\n        return None\n    return State(CANCELLED",
         "    return State(CANCELLED",
-        ("tests/test_job.py", "tests/test_queue.py"),
+        ("tests/model/test_states.py", "tests/test_jobqueue.py"),
     ),
     Mutant(
         "a rewrite does not fold first",
@@ -668,7 +673,7 @@ MUTANTS = (
         "store/writing/archive.py",
         "        byte in (0, whole) for byte",
         "        byte == whole for byte",
-        ("tests/test_archive.py", power("purges", "ordered")),
+        ("tests/store/test_archive.py", power("purges", "ordered")),
     ),
     Mutant(
         "an archive's torn last line is not cut off",
@@ -682,7 +687,7 @@ MUTANTS = (
         "store/writing/archive.py",
         "        while not lock_descriptor(lock.fd, blocking=False):\n",
         "        while False:\n",
-        ("tests/test_archive.py",),
+        ("tests/store/test_archive.py",),
     ),
     Mutant(
         "a removal that is made is denied",
@@ -696,7 +701,7 @@ MUTANTS = (
         "store/reading/view.py",
         "        self.whole = False\n        try:\n            self._open()\n",
         "        try:\n            self._open()\n",
-        (errors("requeue"), errors("purge"), "tests/test_signals.py"),
+        (errors("requeue"), errors("purge"), "tests/passes/test_signals.py"),
     ),
     Mutant(
         "a part that is left of a write is denied",
@@ -774,68 +779,68 @@ MUTANTS = (
         "model/states.py",
         "    return state.error.startswith(DIED)\n",
         "    return False\n",
-        ("tests/test_kill.py::test_a_job_that_has_killed_a_pass_runs_after_all_others",),
+        ("tests/system/test_kill.py::test_a_job_that_has_killed_a_pass_runs_after_all_others",),
     ),
     Mutant(
         "a job that has killed its pass runs next to others",
         "store/claiming/claims.py",
         "        if not found and not (self._held and self.parallel > 1):\n",
         "        if not found:\n",
-        ("tests/test_kill.py::test_a_coroutine_that_has_killed_a_pass_runs_alone",),
+        ("tests/system/test_kill.py::test_a_coroutine_that_has_killed_a_pass_runs_alone",),
     ),
     Mutant(
         "a hard link to another user's file is used",
         "store/disk/files.py",
         "        if status.st_nlink > 1 and _may_be_planted(status, path):\n",
         "        if False:\n",
-        ("tests/test_deployment.py",),
+        ("tests/system/test_permissions.py",),
     ),
     Mutant(
         "a fold loses the access list",
         "store/disk/access.py",
         "        _copy_attributes(old_fd, fd)\n",
         "        pass\n",
-        ("tests/test_deployment.py",),
+        ("tests/system/test_permissions.py",),
     ),
     Mutant(
         "a pass whose slot file is gone claims on",
         "store/claiming/slots.py",
         "        if not self.file.is_at_path():\n",
         "        if False:\n",
-        ("tests/test_deployment.py",),
+        ("tests/system/test_permissions.py",),
     ),
     Mutant(
         "a directory that was there is created again",
         "store/writing/queue_files.py",
         "    if known:\n",
         "    if False:\n",
-        ("tests/test_deployment.py",),
+        ("tests/system/test_permissions.py",),
     ),
     Mutant(
         "the outcome of a job whose directory was moved is dropped",
         "store/disk/lock.py",
         "            self.moved = not is_there",
         "            self.moved = False and not is_there",
-        ("tests/test_deployment.py",),
+        ("tests/system/test_permissions.py",),
     ),
     Mutant(
         "a file that is mounted by itself is used",
         "store/disk/files.py",
         "        is_mounted = _mount_id(file.fd) != _mount_id(directory)\n",
         "        is_mounted = False\n",
-        ("tests/test_deployment.py",),
+        ("tests/system/test_permissions.py",),
     ),
     Mutant(
         "another program's file gets a lock file",
         "store/disk/lock.py",
         "        self._check(self.directory is not None)\n",
         "        pass\n",
-        ("tests/test_deployment.py",),
+        ("tests/system/test_permissions.py",),
     ),
     Mutant(
         "a line that is too long hides what is written after it",
         "store/reading/tail.py",
-        "                    size = _MUCH\n                    too_long(length)\n",
+        "                    size = _READ_BYTES\n                    too_long(length)\n",
         "                    return\n",
         (
             STORE

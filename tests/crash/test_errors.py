@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import QUEUE, Programs, notes
+from helpers import QUEUE, Programs, notes
 from test_kill_sweep import LONG
 from workloads import WORKLOADS
 

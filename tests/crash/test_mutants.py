@@ -34,6 +34,13 @@ def test_planted_bugs_have_names_of_their_own() -> None:
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
 
 
+def test_the_docs_name_each_planted_bug_once() -> None:
+    page = (PROJECT / "docs/internals.md").read_text(encoding="utf-8")
+    _, _, section = page.partition("\n## Planted bugs\n")
+    named = re.findall("^- (.*)", section.partition("\n## ")[0], re.MULTILINE)
+    assert sorted(named) == sorted(mutant.name for mutant in MUTANTS)
+
+
 def test_a_test_that_sets_a_constant_fails_if_the_constant_is_gone() -> None:
     """`monkeypatch.setattr`, `patch` and `set_constant` do; an assignment would change nothing."""
     silent = re.compile(

@@ -17,8 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import filelock
-from conftest import rows
-from processes import QUEUE, Child, environment, notes
+from helpers import QUEUE, Child, environment, notes, rows
 
 HERE = Path(__file__).parent
 LONG = bool(os.environ.get("DBBASIC_QUEUE_LONG"))
@@ -29,7 +28,7 @@ QUIET = "ignore::DeprecationWarning"
 
 RUN_ALL = """
 from dbbasic_queue import Queue
-from processes import QUEUE
+from helpers import QUEUE
 from web_app import work
 Queue(QUEUE).run_until_complete({"work": work, "work_in_the_loop": work}, max_attempts=100)
 """

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import BackgroundTasks, FastAPI
 from fastapi.responses import PlainTextResponse
-from processes import QUEUE
+from helpers import QUEUE
 from web_app import work
 
 from dbbasic_queue import Job, Queue, Worker, aenqueue, enqueue

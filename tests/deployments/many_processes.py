@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from processes import QUEUE, note, notes
+from helpers import QUEUE, note, notes
 from web_app import work
 
 from dbbasic_queue import Queue, Worker, enqueue

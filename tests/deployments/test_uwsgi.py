@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from deployment import Server, Site
-from processes import wait_for
+from helpers import wait_for
 
 PROGRAM = shutil.which("uwsgi", path=Path(sys.executable).parent)
 REASON = "uWSGI isn't installed next to this Python (pip install pyuwsgi)"

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from processes import QUEUE, note
+from helpers import QUEUE, note
 
 from dbbasic_queue import DuplicateJob, Queue, Worker, cancel_job, enqueue
 

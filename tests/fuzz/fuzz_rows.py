@@ -18,7 +18,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from hostile import BOMBS, NASTY, NO_JSON
+from helpers import BOMBS, NASTY, NO_JSON
 
 from dbbasic_queue.model.escaping import escape, unescape
 from dbbasic_queue.model.jsontext import MAX_PAYLOAD, decode_json, encode_json

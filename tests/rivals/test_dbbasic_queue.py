@@ -11,8 +11,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import NOW, Clock, job
-from processes import Programs
+from helpers import NOW, Clock, Programs, job
 
 from dbbasic_queue import Fail, Queue
 

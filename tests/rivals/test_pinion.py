@@ -11,8 +11,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
-from conftest import NOW, Clock, job
-from processes import Programs, environment, wait_for, wait_for_notes
+from helpers import NOW, Clock, Programs, environment, job, wait_for, wait_for_notes
 
 from dbbasic_queue import Backoff, Handlers, Queue, Worker, open_queue
 

@@ -13,8 +13,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import NOW, Clock, job
-from processes import Programs, wait_for
+from helpers import NOW, Clock, Programs, job, wait_for
 
 from dbbasic_queue import Backoff, Delay, Handler, Handlers, InvalidHandlers, Queue, Worker
 

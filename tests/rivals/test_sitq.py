@@ -10,8 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import NOW, Clock, history, job
-from processes import Programs, notes
+from helpers import NOW, Clock, Programs, history, job, notes
 
 from dbbasic_queue import Delay, Handlers, InvalidJob, JobNotFound, Queue, QueueError, Worker
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from dbbasic_queue.model.rows import Row
     from dbbasic_queue.store.disk.openfile import OpenFile
-    from dbbasic_queue.store.reading.view import View
+    from dbbasic_queue.store.reading.snapshot import Snapshot
     from dbbasic_queue.store.writing.queue_files import QueueFiles
 
 _UNLOCKED_CHOICES = 3
@@ -227,12 +227,12 @@ def remove_unreadable(files: QueueFiles) -> int:
     return files.lock.run(_reject_unreadable, files, view.numbering, _find_unreadable(view))
 
 
-def _up_to_date(files: QueueFiles) -> View:
+def _up_to_date(files: QueueFiles) -> Snapshot:
     files.view.refresh()
     return files.view.snapshot()
 
 
-def _find_unreadable(view: View) -> set[int]:
+def _find_unreadable(view: Snapshot) -> set[int]:
     numbers: set[int] = set()
     for _ in view.rows_as_they_stand(lambda number, *_: numbers.add(number)):
         pass

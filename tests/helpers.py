@@ -1,0 +1,343 @@
+"""What the tests share: a clock, looks at a queue and its file, child processes, nasty inputs.
+
+A child process is a program of a few lines that runs in the test's own directory. It reports to the
+test by writing to files there, because files survive SIGKILL and nobody has to read them in time. A
+test waits for such a file or for the child's end, never for an amount of time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import dbbasic_queue
+from dbbasic_queue import Queue
+from dbbasic_queue.store.textfile import TextFileStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from dbbasic_queue.store.disk.lock import QueueLock
+
+PROJECT = Path(__file__).resolve().parent.parent
+HEADER = "id\ttype\tpayload\tstatus\tcreated_at\trun_at\tattempts\terror\tresult\n"
+NOW = 1_800_000_000
+NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
+"""what a pass returns that has run no job"""
+
+
+class Clock:
+    """A time in Unix seconds that changes only when a test changes it."""
+
+    def __init__(self, now: float = NOW) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+# -- a queue and its file --
+
+
+@contextmanager
+def held(lock: QueueLock) -> Iterator[None]:
+    """Hold the lock during a `with` block of a test, as `QueueLock.run` does for a function."""
+    with lock._mutex:
+        lock._acquire(even_if_moved=False)
+        assert lock._file is not None
+        try:
+            yield
+        finally:
+            fcntl.flock(lock._file.fd, fcntl.LOCK_UN)
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """Return the path of another file of the queue, such as "lock" or "journal"."""
+    return path.with_name(f"{path.name}.{suffix}")
+
+
+def job(queue: Queue, job_id: str) -> dict[str, Any]:
+    """Return a job, its values untyped: which of them are None is what tests ask."""
+    found = queue.get_job(job_id)
+    assert found is not None, f"there is no job {job_id}"
+    return cast("dict[str, Any]", found)
+
+
+def history(queue: Queue, job_id: str) -> list[dict[str, Any]]:
+    """Return a job's history, its values untyped: which of them are None is what tests ask."""
+    return cast("list[dict[str, Any]]", queue.history(job_id))
+
+
+def store_of(queue: Queue) -> TextFileStore:
+    """Return the store of a queue that is a text file."""
+    assert isinstance(queue.store, TextFileStore)
+    return queue.store
+
+
+def rows(path: Path) -> list[list[str]]:
+    """Return the columns of every line after the header, as `awk -F'\\t'` would see them."""
+    header, *lines = path.read_bytes().decode().split("\n")
+    assert header + "\n" == HEADER
+    assert lines.pop() == "", "the last line is not complete"
+    return [line.split("\t") for line in lines]
+
+
+def row(path: Path, job_id: str) -> dict[str, str]:
+    """Return a job's columns as they are in the file, without the journal."""
+    (columns,) = [columns for columns in rows(path) if columns[0] == job_id]
+    return dict(zip(HEADER.split(), columns, strict=True))
+
+
+def line(job_id: str, **columns: object) -> str:
+    """Return a row as another program might write it: pending and due, unless `columns` differ."""
+    values: dict[str, object] = dict.fromkeys(HEADER.split(), "")
+    values |= {"id": job_id, "type": "greet", "payload": "{}", "status": "pending"}
+    values |= {"created_at": NOW, "run_at": NOW, "attempts": 0, **columns}
+    if "created_at" not in columns and isinstance(columns.get("run_at"), int):
+        values["created_at"] = min(NOW, int(str(columns["run_at"])))  # enqueued before it was due
+    return "\t".join(str(value) for value in values.values()) + "\n"
+
+
+def add_lines(path: Path, *lines: str | bytes) -> None:
+    """Append to the file without its lock, as an editor or a careless script does."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("ab") as file:
+        if not file.tell():
+            file.write(HEADER.encode())
+        file.writelines(text if isinstance(text, bytes) else text.encode() for text in lines)
+
+
+def python(
+    code: str, *arguments: object, flags: tuple[str, ...] = (), **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a program in a new Python process that can import the package."""
+    folders = [str(PROJECT), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
+    return subprocess.run(
+        [sys.executable, *flags, "-c", code, *map(str, arguments)],
+        env=environment | options.pop("env", {}),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+# -- child processes --
+
+DEADLINE = 30.0
+QUEUE = "data/queue.tsv"
+
+PRELUDE = f"""\
+import json, os, signal, sys, time
+from pathlib import Path
+from dbbasic_queue import Queue
+from helpers import note, notes, wait_for, wait_for_notes
+
+# A shell starts background jobs with SIGINT ignored, and their children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+queue = Queue({QUEUE!r})
+"""
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = DEADLINE) -> None:
+    """Wait until the condition is true. Raises AssertionError with `what` after the deadline."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"after {seconds:.0f} seconds still waiting for {what}"
+        time.sleep(0.002)
+
+
+def note(file: str | Path, text: str) -> None:
+    """Append one line to a file with a single write, so concurrent writers lose no line."""
+    fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(fd, f"{text}\n".encode())
+    finally:
+        os.close(fd)
+
+
+def notes(file: str | Path) -> list[str]:
+    """Return the complete lines of a file that `note` writes; [] if there is no file."""
+    try:
+        return Path(file).read_text(encoding="utf-8").split("\n")[:-1]
+    except FileNotFoundError:
+        return []
+
+
+def wait_for_notes(file: str | Path, count: int) -> None:
+    """Wait until the file has that many lines."""
+    wait_for(lambda: len(notes(file)) >= count, f"{count} lines in {Path(file).name}")
+
+
+class Child:
+    """A program started in the test's directory; it may have ended."""
+
+    def __init__(
+        self,
+        command: list[str],
+        directory: Path,
+        name: str,
+        env: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
+        self.output = directory / f"{name}.out"
+        self.errors = directory / f"{name}.err"
+        # Files, not pipes: a pipe stays open as long as a grandchild holds it.
+        with self.output.open("wb") as output, self.errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                command,
+                cwd=directory,
+                env=environment() if env is None else env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                pass_fds=pass_fds,
+                start_new_session=True,  # a process group of its own, with its children
+            )
+
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """Kill it as the kernel does when memory is short. Does nothing if it has ended."""
+        self.process.kill()
+        self.process.wait(DEADLINE)
+
+    def clean_up(self) -> None:
+        """Kill it with its children; called however the test has ended."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(DEADLINE)
+
+    def stop(self, lock: Path) -> None:
+        """SIGSTOP it at a moment when it doesn't hold the queue's lock."""
+        while True:
+            self.signal(signal.SIGSTOP)
+            os.waitpid(self.process.pid, os.WUNTRACED)
+            if is_free(lock):
+                return
+            self.signal(signal.SIGCONT)
+
+    def wait(self) -> int:
+        """Wait for its end; return its exit code, or a signal's number as a negative int."""
+        return self.process.wait(DEADLINE)
+
+    def succeed(self) -> str:
+        """Wait for its end, check that the exit code is 0, and return its output."""
+        code = self.wait()
+        text = self.errors.read_text(encoding="utf-8")
+        assert code == 0, f"exit code {code}: {text}"
+        return self.output.read_text(encoding="utf-8").strip()
+
+
+class Programs:
+    """Starts programs in one directory, and kills them at the end of the `with` block."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.children: list[Child] = []
+
+    def start(self, source: str, *arguments: str) -> Child:
+        """Start a program: PRELUDE, then `source`, with these arguments."""
+        name = f"program-{len(self.children)}"
+        file = self.directory / f"{name}.py"
+        file.write_text(PRELUDE + textwrap.dedent(source), encoding="utf-8")
+        child = Child([sys.executable, str(file), *arguments], self.directory, name)
+        self.children.append(child)
+        return child
+
+    def run(self, source: str, *arguments: str) -> str:
+        """Run a program, check that it succeeds, and return its output."""
+        return self.start(source, *arguments).succeed()
+
+    def __enter__(self) -> Programs:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
+    ) -> None:
+        for child in self.children:
+            child.clean_up()
+
+
+def environment() -> dict[str, str]:
+    """Return environment variables with which a child finds this module and the package."""
+    found = [Path(dbbasic_queue.__file__).parents[1], Path(__file__).parent]
+    path = [*map(str, found), *filter(None, [os.environ.get("PYTHONPATH")])]
+    ours = {name: text for name, text in os.environ.items() if name != "DBBASIC_QUEUE_FILE"}
+    return ours | {"PYTHONPATH": os.pathsep.join(path)}
+
+
+def is_free(lock: str | Path) -> bool:
+    """Return whether the `flock` of an existing file is free."""
+    fd = os.open(lock, os.O_RDWR)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def open_pipes() -> set[str]:
+    """Return the ends of pipes that this process has open: descriptor and pipe, in a string."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the descriptor that `listdir` used
+            found.add(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}")
+    return {end for end in found if " pipe:" in end}
+
+
+def fork_without_hooks() -> int:
+    """Fork as a C library does: without Python's fork hooks."""
+    return int(ctypes.PyDLL(None).fork())
+
+
+# -- texts that break careless code: inputs for the tests of rows, and seeds for the fuzzer --
+
+NASTY = [
+    "\t",
+    "\n",
+    "\r",
+    "\r\n",
+    "\0",
+    "\x1b[31m",
+    "\x7f",
+    "\x85",
+    "\x9b",
+    "\u2028",
+    "\u2029",
+    "\u202e",
+    "\u2066",
+    "\ufeff",
+    "\U000e0001",
+    "\ud800",
+    "\udcff",
+    "\\",
+    "\\t",
+    "\\x1b",
+    "\\ud800",
+    "\\U0010ffff",
+    "\\U00110000",
+    "=cmd()",
+    '"',
+]
+NO_JSON = ["NaN", "[Infinity]", "-Infinity", "{", "", "'a'", '"\t"', "1 2", "\ufeff1", "01"]
+BOMBS = ["[" * 101, "[" * 10**6, '{"a":' * 10**5, "9" * 5000]
+"""JSON that must not be decoded: nested too deep, or a number that is too long."""

@@ -1,0 +1,440 @@
+"""Forks in programs that use a queue: with Python's hooks and without, in one thread or several."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from helpers import python, store_of
+
+from dbbasic_queue import Queue
+
+PRELUDE = """
+import os, sys, threading, time, warnings
+from dbbasic_queue import Queue
+warnings.simplefilter("ignore", DeprecationWarning)  # a process with threads forks
+
+def c_fork():
+    "Fork as uWSGI does it: Python's hooks do not run."
+    import ctypes
+    return ctypes.PyDLL(None).fork()
+
+def child(fork, work):
+    "Run work in a forked process; return its id."
+    pid = fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException as e:
+            print("in the child:", repr(e), flush=True)
+        finally:
+            os._exit(code)
+    return pid
+
+def succeeds(pid):
+    "Wait for a child, at most ten seconds."
+    end = time.monotonic() + 10
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return status == 0
+        if time.monotonic() > end:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+            return False
+        time.sleep(.002)
+
+def held(suffix):
+    "Return how many descriptors of a file of the queue this process has; a pass's spare ones,"
+    "which are for reading and never locked, don't count."
+    import fcntl
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            if fcntl.fcntl(int(fd), fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+                found.append(os.readlink("/proc/self/fd/" + fd))
+        except OSError:
+            pass
+    return sum(name.endswith("queue.tsv" + suffix) for name in found)
+"""
+
+linux_only = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="needs /proc, and a fork of the C library"
+)
+
+
+def run(directory: Path, program: str) -> None:
+    # Without `site`: what an environment loads before a program would hide what we import late.
+    done = python(PRELUDE + textwrap.dedent(program), cwd=directory, flags=("-S",))
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+BEFORE_IMPORT = """
+import importlib.abc, importlib.machinery
+
+class Before(importlib.abc.MetaPathFinder):
+    "Calls a function when a module that is half imported is about to be executed."
+    def __init__(self, module, act):
+        self.module, self.act = module, act
+    def find_spec(self, name, path, target=None):
+        if name != self.module:
+            return None
+        self.module = ""
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        execute = spec.loader.exec_module
+        spec.loader.exec_module = lambda module: (self.act(), execute(module))
+        return spec
+"""
+
+
+@pytest.mark.parametrize("module", ["dbbasic_queue.model.strict_json", "json", "json.decoder"])
+def test_a_child_forked_while_another_thread_imports_works_and_nothing_waits(
+    tmp_path: Path, module: str
+) -> None:
+    """The child inherits the half-imported module, and its import lock that nobody releases."""
+    run(
+        tmp_path,
+        BEFORE_IMPORT
+        + f"""
+started, go = threading.Event(), threading.Event()
+
+def wait():
+    started.set()
+    assert go.wait(10)
+
+sys.meta_path.insert(0, Before({module!r}, wait))
+queue = Queue("queue.tsv", fsync=False)
+thread = threading.Thread(target=queue.enqueue, args=("work", [1]))
+thread.start()
+assert started.wait(10)
+assert succeeds(child(os.fork, lambda: queue.cancel_job(queue.enqueue("work", [2]))))
+assert thread.is_alive()
+go.set()
+thread.join()
+assert [job["status"] for job in queue.jobs()] == ["cancelled", "pending"]
+""",
+    )
+
+
+def test_a_signal_handler_may_fork_while_its_thread_imports(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        BEFORE_IMPORT
+        + """
+import signal
+pids, forked = [], threading.Event()
+
+def fork(*_):
+    pids.append(os.fork())
+    forked.set()
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert forked.wait(10)
+
+signal.signal(signal.SIGUSR1, fork)
+sys.meta_path.insert(0, Before("json", interrupt))
+from dbbasic_queue.model.jsontext import encode_json
+assert encode_json([1], 9) == "[1]"
+if pids == [0]:
+    os._exit(0)
+assert succeeds(pids[0])
+""",
+    )
+
+
+@linux_only
+def test_processes_forked_in_c_share_no_lock_lose_nothing_and_give_no_id_twice(
+    tmp_path: Path,
+) -> None:
+    run(
+        tmp_path,
+        """
+        queue = Queue("queue.tsv", fsync=False)
+        queue.cancel_job(queue.enqueue("boot", {}))
+        from dbbasic_queue import DuplicateJob
+
+        def work():
+            for n in range(60):
+                assert queue.cancel_job(queue.enqueue("work", n))
+                try:
+                    queue.enqueue("once", n, job_id=f"once-{n}")
+                    os.write(given, b"x")
+                except DuplicateJob:
+                    pass
+
+        given = os.open("given", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        assert all([succeeds(pid) for pid in [child(c_fork, work) for _ in range(3)]])
+        counts = queue.counts()
+        assert (counts["cancelled"], counts["pending"]) == (181, 60), counts
+        assert os.path.getsize("given") == 60
+        """,
+    )
+
+
+@linux_only
+@pytest.mark.parametrize("call", ["lock.run", "lock.read"])
+def test_a_process_forked_in_c_while_a_thread_is_in_a_call_does_not_wait_for_that_thread(
+    tmp_path: Path, call: str
+) -> None:
+    run(
+        tmp_path,
+        f"""
+        queue = Queue("queue.tsv", fsync=False)
+        job_id = queue.enqueue("work", 1)
+        started, go = threading.Event(), threading.Event()
+        def hold():
+            started.set()
+            assert go.wait(10)
+        thread = threading.Thread(target=queue.store.{call}, args=(hold,))
+        thread.start()
+        assert started.wait(10)
+        assert succeeds(child(c_fork, lambda: queue.get_job(job_id)["id"]))
+        go.set()
+        thread.join()
+        """,
+    )
+
+
+@linux_only
+def test_a_process_forked_in_c_keeps_no_slot_of_a_pass_that_has_ended(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+        import fcntl
+        read, write = os.pipe()
+        pids = []
+        def fork(_):
+            pids.append(child(c_fork, lambda: os.read(read, 1)))
+        queue = Queue("queue.tsv", fsync=False)
+        queue.enqueue("fork", {})
+        assert queue.process_jobs({"fork": fork})["completed"] == 1
+        with open("queue.tsv.pass.1") as slot:
+            fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(write, b"x")
+        assert succeeds(pids[0])
+        """,
+    )
+
+
+@linux_only
+@pytest.mark.parametrize("suffix", [".lock", ".pass.1"])
+def test_a_fork_while_another_thread_opens_a_lock_file_gives_the_child_no_copy(
+    tmp_path: Path, suffix: str
+) -> None:
+    run(
+        tmp_path,
+        f"""
+        opened, forking = threading.Event(), threading.Event()
+        os.register_at_fork(before=forking.set)  # runs before the hooks that were there first
+        real = os.open
+        def open_slowly(path, *args, **kwargs):
+            fd = real(path, *args, **kwargs)
+            if str(path).endswith("queue.tsv{suffix}") and not opened.is_set():
+                opened.set()
+                assert forking.wait(10)
+            return fd
+
+        queue = Queue("queue.tsv", fsync=False)
+        queue.enqueue("work", {{}})
+        queue.close()
+        from unittest.mock import patch
+        with patch("os.open", open_slowly):
+            args = {{"work": lambda _: None}},
+            thread = threading.Thread(target=queue.process_jobs, args=args)
+            thread.start()
+            assert opened.wait(10)
+            def look():
+                assert held("{suffix}") == 0
+            assert succeeds(child(os.fork, look))
+            thread.join()
+        assert queue.counts()["completed"] == 1
+        """,
+    )
+
+
+def test_threads_that_fork_at_once_are_never_refused_after_a_queue_was_used(
+    tmp_path: Path,
+) -> None:
+    run(
+        tmp_path,
+        """
+        queue = Queue("queue.tsv", fsync=False)
+        queue.enqueue("work", {})
+        ended = []
+        def fork():
+            for _ in range(40):
+                ended.append(succeeds(child(os.fork, int)))
+        threads = [threading.Thread(target=fork) for _ in range(3)]
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+        assert ended == [True] * 120
+        """,
+    )
+
+
+def test_a_dropped_queue_closes_its_files_without_a_garbage_collector(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+        import gc
+        gc.disable()
+        def use():
+            queue = Queue("queue.tsv", fsync=False)
+            queue.cancel_job(queue.enqueue("work", 1))
+            queue.process_jobs({"work": str})
+            lowest = os.open(".", os.O_RDONLY)
+            os.close(lowest)
+            return lowest
+        use()
+        first = os.open(".", os.O_RDONLY)
+        os.close(first)
+        for _ in range(5):
+            use()
+        last = os.open(".", os.O_RDONLY)
+        assert last == first, (first, last)
+        """,
+    )
+
+
+# -- descriptors that the program closes, or has closed
+
+
+CLOSE_ALL = """
+def close_all():
+    "Close everything, as careless daemon libraries do, and open own files under the same numbers."
+    os.closerange(3, 256)
+    own = [os.open(f"own-{n}", os.O_RDWR | os.O_CREAT | os.O_APPEND) for n in range(12)]
+    for fd in own:
+        os.write(fd, b"of the program")
+
+def check():
+    for n in range(12):
+        with open(f"own-{n}", "rb") as file:
+            assert file.read() == b"of the program"
+"""
+
+
+@pytest.mark.parametrize("rows", [3, 900])
+def test_a_program_that_closes_all_descriptors_gets_no_row_into_its_files(
+    tmp_path: Path, rows: int
+) -> None:
+    """Also if the queue's file is long, which is then told from others by its end."""
+    run(
+        tmp_path,
+        CLOSE_ALL
+        + f"""
+queue = Queue("queue.tsv")
+for n in range({rows}):
+    first = queue.enqueue("work", {{"padding": "x" * 40}})
+assert queue.cancel_job(first)
+queue.get_job(first)
+close_all()
+second = queue.enqueue("work", 2)
+assert queue.cancel_job(second)
+assert queue.get_job(first)["status"] == queue.get_job(second)["status"] == "cancelled"
+queue.close()
+check()
+assert queue.counts() | {{}} == {{**queue.counts(), "pending": {rows} - 1, "cancelled": 2}}
+""",
+    )
+
+
+def test_a_pass_whose_slot_a_handler_has_closed_records_that_job_and_starts_no_other(
+    tmp_path: Path,
+) -> None:
+    run(
+        tmp_path,
+        CLOSE_ALL
+        + """
+from dbbasic_queue import StoreError
+calls = []
+def work(n):
+    calls.append(n)
+    if n == 0:
+        close_all()
+queue = Queue("queue.tsv")
+queue.enqueue_many("work", range(3))
+try:
+    queue.process_jobs({"work": work})
+except StoreError as e:
+    assert "the program has closed this file's descriptor: no further job is started" in str(e), e
+else:
+    raise AssertionError("the pass went on")
+assert calls == [0]
+check()
+assert [job["status"] for job in queue.jobs()] == ["completed", "pending", "pending"]
+assert queue.process_jobs({"work": calls.append})["completed"] == 2
+assert calls == [0, 1, 2]
+""",
+    )
+
+
+def test_a_batch_is_not_run_on_after_one_of_its_jobs_has_closed_the_slot(tmp_path: Path) -> None:
+    """For other passes take the rest of the batch for lost, and run it."""
+    run(
+        tmp_path,
+        CLOSE_ALL
+        + """
+from dbbasic_queue import StoreError
+calls = []
+def work(n):
+    calls.append(n)
+    if n == 3:
+        close_all()
+queue = Queue("queue.tsv")
+queue.enqueue_many("work", range(9))
+try:
+    queue.process_jobs({"work": work})
+except StoreError as e:
+    assert "no further job is started" in str(e), e
+assert calls == [0, 1, 2, 3]
+assert Queue("queue.tsv").process_jobs({"work": calls.append})["completed"] == 5
+assert sorted(calls) == [*range(9)]  # the first one left runs last
+check()
+""",
+    )
+
+
+def test_no_file_of_the_queue_is_opened_as_standard_input_or_output(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+        for fd in (0, 1, 2):
+            os.close(fd)
+        queue = Queue("queue.tsv", fsync=False)
+        queue.cancel_job(queue.enqueue("work", 1))
+        queue.process_jobs({"work": str})
+        for fd in (0, 1, 2):
+            try:
+                os.fstat(fd)
+            except OSError:
+                continue
+            os._exit(1)
+        os._exit(0)
+        """,
+    )
+
+
+def test_a_queue_in_a_program_with_two_queues_and_one_lock_file_excludes_itself(
+    tmp_path: Path,
+) -> None:
+    """A number that was closed may come back as another descriptor of the same lock file."""
+    queue, other = Queue(tmp_path / "queue.tsv"), Queue(tmp_path / "queue.tsv")
+    queue.enqueue("work", 1)
+    lock = store_of(queue).lock._file
+    assert lock is not None
+    os.close(lock.fd)
+    other.enqueue("work", 2)
+    again = store_of(other).lock._file
+    assert again is not None
+    if again.fd == lock.fd:
+        assert again.is_ours()
+        assert not lock.is_ours()
+    queue.enqueue("work", 3)
+    assert queue.counts()["pending"] == 3

@@ -1,0 +1,939 @@
+"""The history: `queue.tsv.history`, a row for each attempt that has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from helpers import (
+    NONE,
+    NOW,
+    Clock,
+    Programs,
+    add_lines,
+    beside,
+    history,
+    is_free,
+    line,
+    store_of,
+    wait_for,
+    wait_for_notes,
+)
+
+from dbbasic_queue import Backoff, Delay, Fail, Handler, NotAQueue, Queue
+from dbbasic_queue.model.checks import check_type
+from dbbasic_queue.model.escaping import unescape
+from dbbasic_queue.passes.tracebacks import MAX_TRACEBACK, format_traceback
+from dbbasic_queue.store import history as history_file
+from dbbasic_queue.store.history import HEADER, HistoryWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from dbbasic_queue.store.claiming.slots import Slot
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[Programs]:
+    with Programs(tmp_path) as programs:
+        yield programs
+
+
+def table(path: Path) -> list[list[str]]:
+    """Return the columns of every row, as `awk -F'\\t'` would see them."""
+    header, *lines = beside(path, "history").read_bytes().decode().split("\n")
+    assert header == HEADER.decode().strip("\n")
+    assert lines.pop() == "", "the last line is not complete"
+    return [line.split("\t") for line in lines]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    wait_for(condition, "the history")
+
+
+def outcomes(path: Path) -> list[str]:
+    return [columns[3] for columns in table(path)]
+
+
+def raising(error: BaseException) -> Callable[[Any], None]:
+    def work(_: Any) -> None:
+        raise error
+
+    return work
+
+
+# --- what stands in it
+
+
+def test_each_way_in_which_an_attempt_ends_is_a_row(queue: Queue, path: Path, clock: Clock) -> None:
+    handlers: dict[str, Any] = {
+        "good": str,
+        "bad": raising(ValueError("no such user")),
+        "ends": raising(Fail("no card")),
+        "waits": raising(Delay(60, "on hold")),
+        "odd": lambda _: object(),
+    }
+    for job_type in [*handlers, "nobody"]:
+        queue.enqueue(job_type, {}, job_id=job_type)
+    queue.process_jobs(handlers)
+    clock.now += 1000
+    queue.process_jobs({"bad": handlers["bad"]}, 2, skip_unknown=True)
+    found = [(id_, attempt, end, error) for id_, _, attempt, end, _, _, _, error, _ in table(path)]
+    json_types = "give a dict, list, str, int, float, bool or None"
+    kept = f"result not kept: ValueError: object is not JSON ({json_types})"
+    assert found == [
+        ("good", "1", "completed", ""),
+        ("bad", "1", "retried", "ValueError: no such user"),
+        ("ends", "1", "failed", "no card"),
+        ("waits", "1", "delayed", "delayed: on hold"),
+        ("odd", "1", "completed", kept),
+        ("nobody", "1", "retried", "No handler for nobody"),
+        ("bad", "2", "failed", "ValueError: no such user"),
+    ]
+    assert [columns[1] for columns in table(path)][:3] == ["good", "bad", "ends"]
+    assert [bool(columns[8]) for columns in table(path)] == [0, 1, 1, 0, 0, 0, 1]
+
+
+class Stopwatch:
+    """Monotonic seconds that pass only when a test says so."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+def test_a_row_says_when_the_job_was_due_when_it_ended_and_how_long_its_handler_ran(
+    queue: Queue, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Stopwatch()
+    monkeypatch.setattr("dbbasic_queue.passes.base.time", watch)
+
+    def work(seconds: float) -> None:
+        clock.now += seconds
+        watch.seconds += seconds
+
+    past = queue.enqueue("work", 0.25, run_at=NOW - 100)  # due when it came
+    later = queue.enqueue("work", 1.5, run_at=NOW + 10)
+    clock.now += 20.125
+    queue.process_jobs({"work": work})
+    (first,), (second,) = history(queue, past), history(queue, later)
+    assert (first["due_at"], first["ended_at"], first["seconds"]) == (NOW, NOW + 20.375, 0.25)
+    assert (second["due_at"], second["ended_at"], second["seconds"]) == (
+        NOW + 10,
+        NOW + 21.875,
+        1.5,
+    )
+
+
+def test_history_returns_a_jobs_attempts_oldest_first(queue: Queue, clock: Clock) -> None:
+    errors = [ValueError("a\tb\n"), Delay(5, "on\thold")]
+
+    def work(_: Any) -> str:
+        if errors:
+            raise errors.pop(0)
+        return "done"
+
+    job_id = queue.enqueue("work", {})
+    queue.enqueue("other", {})
+    for _ in range(3):
+        queue.process_jobs({"work": work, "other": str})
+        clock.now += 120
+    first, second, third = history(queue, job_id)
+    assert list(first) == HEADER.decode().split()
+    trace = first.pop("traceback")
+    assert first.pop("seconds") >= 0
+    assert first == {
+        "id": job_id,
+        "type": "work",
+        "attempt": 1,
+        "outcome": "retried",
+        "due_at": NOW,
+        "ended_at": NOW,
+        "error": "ValueError: a\tb\n",
+    }
+    assert trace.startswith("Traceback (most recent call last):\n") and "raise errors.pop" in trace
+    assert (second["attempt"], second["outcome"]) == (2, "delayed")
+    assert (second["error"], second["traceback"]) == ("delayed: on\thold", None)
+    assert (third["attempt"], third["outcome"], third["error"]) == (2, "completed", None)
+    assert third["due_at"] == NOW + 125
+
+
+@pytest.mark.parametrize("job_id", ["unknown", "no id at all", "", None])
+def test_a_job_that_has_not_run_has_no_history(queue: Queue, job_id: Any) -> None:
+    queue.enqueue("work", {}, job_id="waits")
+    assert history(queue, job_id) == history(queue, "waits") == []
+    queue.enqueue("work", {})
+    queue.process_jobs({"work": str}, skip_unknown=True)
+    assert history(queue, job_id) == []
+
+
+def test_an_id_that_begins_like_another_has_its_own_history(queue: Queue) -> None:
+    for job_id in ("a", "ab"):
+        queue.enqueue("work", {}, job_id=job_id)
+    queue.process_jobs({"work": str})
+    assert [found["id"] for found in history(queue, "a")] == ["a"]
+
+
+def test_an_interrupted_attempt_is_a_row(programs: Programs, tmp_path: Path) -> None:
+    child = programs.start("""
+        def work(payload):
+            note("began", "x")
+            time.sleep(60)
+        queue.enqueue("work", {}, job_id="a")
+        queue.process_jobs({"work": work})
+        """)
+    wait_for_notes(tmp_path / "began", 1)
+    child.signal(signal.SIGINT)
+    child.wait()
+    with Queue(tmp_path / "data/queue.tsv") as queue:
+        (found,) = history(queue, "a")
+    assert (found["attempt"], found["outcome"]) == (1, "interrupted")
+    assert found["error"] == "interrupted: the pass was stopped"
+    assert 0 < found["seconds"] < 60
+
+
+def test_an_outcome_that_comes_too_late_is_a_row(queue: Queue, path: Path, clock: Clock) -> None:
+    job_id = queue.enqueue("work", {})
+
+    def work(_: Any) -> str:
+        beside(path, "pass.1").unlink()  # a slot that was deleted: its pass is taken for dead
+        with Queue(path, clock=clock) as other:
+            assert other.process_jobs({"work": str}) == NONE | {"recovered": 1, "completed": 1}
+        return "late"
+
+    assert queue.process_jobs({"work": work}) == NONE
+    ends = [(found["attempt"], found["outcome"]) for found in history(queue, job_id)]
+    assert ends == [(1, "died"), (2, "completed"), (1, "late")]
+
+
+def test_a_pass_that_is_killed_loses_what_it_has_not_written_and_its_job_has_died(
+    programs: Programs, tmp_path: Path
+) -> None:
+    source = """
+        def work(payload):
+            note("began", payload)
+            if payload == 20:
+                time.sleep(60)
+        queue.enqueue_many("work", range(20))
+        queue.enqueue("work", 20, job_id="killed")
+        queue.process_jobs({"work": work})
+        """
+    child = programs.start(source)
+    wait_for_notes(tmp_path / "began", 21)
+    child.kill()
+    path = tmp_path / "data/queue.tsv"
+    with Queue(path) as queue:
+        known = set(outcomes(path)) if beside(path, "history").exists() else set()
+        assert known <= {"completed"}
+        assert queue.process_jobs({"work": str}) == NONE | {"recovered": 1, "completed": 1}
+        died, completed = history(queue, "killed")
+    assert (died["attempt"], died["outcome"], died["seconds"]) == (1, "died", None)
+    assert (died["error"], died["traceback"]) == ("worker died in attempt 1", None)
+    assert died["ended_at"] >= died["due_at"]
+    assert (completed["attempt"], completed["outcome"]) == (2, "completed")
+
+
+def test_jobs_that_a_dead_pass_had_not_started_have_no_row(
+    programs: Programs, tmp_path: Path
+) -> None:
+    programs.start("""
+        from unittest.mock import patch
+        patch("dbbasic_queue.passes.base._SLOW", 1e9).start()  # keeps its claims
+        patch("dbbasic_queue.passes.base._BATCH_SECONDS", 1e9).start()  # batches of 1, 8, 21
+        queue.enqueue_many("work", range(30))
+        def work(payload):
+            if payload == 15:
+                os.kill(os.getpid(), signal.SIGKILL)
+        queue.process_jobs({"work": work})
+        """).wait()
+    path = tmp_path / "data/queue.tsv"
+    with Queue(path) as queue:
+        assert queue.process_jobs({"work": str}) == NONE | {"recovered": 15, "completed": 15}
+    assert Counter(outcomes(path))["died"] == 1
+
+
+# --- however it is run
+
+
+async def waits(payload: Any) -> str:
+    await asyncio.sleep(0)
+    return fails(payload)
+
+
+def fails(payload: Any) -> str:
+    if payload == "bad":
+        raise ValueError("no such user")
+    return "done"
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("how", ["plain", "coroutine", "apart", "coroutine apart"])
+def test_its_row_is_the_same_in_whatever_way_a_handler_is_run(
+    queue: Queue, path: Path, how: str, workers: int
+) -> None:
+    function: Any = waits if "coroutine" in how else fails
+    handler = Handler(function, timeout=20 if "apart" in how else None)
+    bad = queue.enqueue("work", "bad")
+    queue.enqueue_many("work", range(5))
+    done = queue.process_jobs({"work": handler}, workers=workers)
+    assert done == NONE | {"completed": 5, "retried": 1}
+    assert Counter(outcomes(path)) == {"completed": 5, "retried": 1}
+    (found,) = history(queue, bad)
+    assert found["error"] == "ValueError: no such user"
+    assert found["seconds"] > 0
+    frames = [line.split(" in ")[1] for line in found["traceback"].split("\n") if " in " in line]
+    assert frames == ["waits", "fails"][-1 - ("coroutine" in how) :]
+
+
+def test_an_attempt_that_timed_out_has_an_error_and_no_traceback(queue: Queue) -> None:
+    job_id = queue.enqueue("work", {})
+    queue.process_jobs({"work": Handler(lambda _: time.sleep(60), timeout=0.1)})
+    (found,) = history(queue, job_id)
+    assert found["error"].startswith("timed out after 0.1 s")
+    assert (found["outcome"], found["traceback"]) == ("retried", None)
+    assert 0.1 <= found["seconds"] < 60
+
+
+# --- tracebacks
+
+
+def caught(function: Callable[[], object]) -> BaseException:
+    try:
+        function()
+    except BaseException as e:  # noqa: BLE001
+        return e
+    raise AssertionError("nothing was raised")
+
+
+def test_a_traceback_begins_with_the_handler(queue: Queue) -> None:
+    def outer(_: Any) -> None:
+        inner()
+
+    def inner() -> None:
+        raise ValueError("no such user")
+
+    job_id = queue.enqueue("work", {})
+    queue.process_jobs({"work": outer})
+    (found,) = history(queue, job_id)
+    where = Path(__file__)
+    first = outer.__code__.co_firstlineno
+    assert found["traceback"].split("\n") == [
+        "Traceback (most recent call last):",
+        f'  File "{where}", line {first + 1}, in outer',
+        "    inner()",
+        f'  File "{where}", line {first + 4}, in inner',
+        '    raise ValueError("no such user")',
+        "ValueError: no such user",
+    ]
+
+
+def test_calls_of_the_queue_that_a_handler_makes_are_in_its_traceback(queue: Queue) -> None:
+    job_id = queue.enqueue("work", {})
+    queue.process_jobs({"work": lambda _: queue.enqueue("no type", {})})
+    (found,) = history(queue, job_id)
+    assert "in <lambda>" in found["traceback"] and "in check_type" in found["traceback"]
+
+
+def test_a_handler_that_is_a_function_of_the_package_is_in_its_traceback(queue: Queue) -> None:
+    job_id = queue.enqueue("work", "no type")
+    queue.process_jobs({"work": check_type})
+    (found,) = history(queue, job_id)
+    assert found["traceback"].split("\n")[1].endswith("in check_type")
+
+
+def test_a_cause_a_note_and_the_members_of_a_group_are_in_the_traceback() -> None:
+    def chained() -> None:
+        try:
+            dict[str, str]()["key"]
+        except KeyError as e:
+            raise ValueError("second") from e
+
+    text = unescape(format_traceback(caught(chained)))
+    assert text.index("KeyError: 'key'") < text.index("direct cause") < text.index("second")
+
+    def several() -> None:
+        error = ExceptionGroup("several", [OSError("first"), OSError("other")])
+        error.add_note("by hand")
+        raise error
+
+    text = unescape(format_traceback(caught(several)))
+    assert all(part in text for part in ("several", "by hand", "first", "other"))
+
+
+def test_a_handler_that_returns_a_generator_has_no_frame_to_show(queue: Queue) -> None:
+    job_id = queue.enqueue("work", {})
+    queue.process_jobs({"work": lambda _: (n for n in "abc")})
+    (found,) = history(queue, job_id)
+    assert found["traceback"].startswith("TypeError: the handler returned a generator")
+
+
+@pytest.mark.parametrize(
+    "text", ["x" * 100_000, "\n" * 50_000, "\x1b\u2028\\" * 9000, "ä€😀" * 9999]
+)
+def test_a_long_traceback_keeps_its_beginning_and_its_end_in_8_kilobytes(text: str) -> None:
+    found = format_traceback(caught(lambda: raising(ValueError(text + "THE END"))(0)))
+    assert len(found.encode()) <= MAX_TRACEBACK
+    assert found.startswith(r"Traceback (most recent call last):\n") and found.endswith("THE END")
+    assert "characters are left out ...]" in found
+    assert found.isprintable()
+
+
+def test_endless_recursion_makes_a_short_traceback() -> None:
+    def deeper() -> None:
+        deeper()
+
+    text = format_traceback(caught(deeper))
+    assert "RecursionError" in text and "repeated" in text
+    assert len(text) < 2000
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise SystemExit("no text")
+
+    @property
+    def exceptions(self) -> None:
+        raise SystemExit("no members")
+
+
+def test_an_exception_whose_text_raises_costs_no_more_than_its_traceback(queue: Queue) -> None:
+    job_id = queue.enqueue("work", {})
+    queue.process_jobs({"work": raising(Unspeakable())})
+    (found,) = history(queue, job_id)
+    assert (found["outcome"], found["traceback"]) == ("retried", None)
+    assert "Unspeakable" in found["error"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\t", "\n", "\r\n", "\\", "\\n", "\x00", "\x1b[31m", "\u2028", "\udcff", "a\t" * 9 + "\n# x"],
+)
+def test_no_text_makes_a_row_or_a_column_or_drives_a_terminal(
+    queue: Queue, path: Path, text: str
+) -> None:
+    job_id = queue.enqueue("work", {})
+    queue.process_jobs({"work": raising(ValueError(text))})
+    assert [len(columns) for columns in table(path)] == [9]
+    content = beside(path, "history").read_text("utf-8")
+    assert content.replace("\t", "").replace("\n", "").isprintable()
+    (found,) = history(queue, job_id)
+    assert found["error"] == f"ValueError: {text}"
+    assert found["traceback"].endswith(f"ValueError: {text}".rstrip("\n"))
+
+
+def test_a_type_that_a_person_wrote_with_a_control_character_is_escaped(
+    queue: Queue, path: Path
+) -> None:
+    add_lines(path, line("strange", type="a\x1b[31m\u2028b"))
+    queue.process_jobs({})
+    assert [columns[1] for columns in table(path)] == [r"a\x1b[31m\u2028b"]
+
+
+# --- when it is written
+
+
+class Room:
+    """A slot whose room on the disk is there, or not."""
+
+    there = True
+
+    def has_room(self) -> bool:
+        return self.there
+
+
+@pytest.fixture
+def room() -> Room:
+    return Room()
+
+
+@pytest.fixture
+def log(queue: Queue, room: Any) -> HistoryWriter:
+    return log_of(queue, room)
+
+
+def log_of(queue: Queue, slot: Slot) -> HistoryWriter:
+    queue.enqueue("work", {}, job_id=f"job-{queue.counts()['pending']}")
+    return HistoryWriter(queue.path, store_of(queue).lock, slot)
+
+
+def add(queue: Queue, log: HistoryWriter, at: float = NOW, trace: str = "") -> None:
+    (row, *_) = queue.store.rows()
+    log.note(row, "completed", "", at, 0.5, trace)
+
+
+def test_a_row_is_written_when_a_second_has_passed(
+    queue: Queue, path: Path, log: HistoryWriter
+) -> None:
+    for at in (NOW, NOW + 0.5, NOW + 0.999):
+        add(queue, log, at)
+    assert not beside(path, "history").exists()
+    add(queue, log, NOW + 1)
+    assert len(table(path)) == 4
+
+
+def test_a_clock_that_is_set_back_holds_no_row_back(
+    queue: Queue, path: Path, log: HistoryWriter
+) -> None:
+    add(queue, log, NOW)
+    add(queue, log, NOW - 3600)
+    assert len(table(path)) == 2
+
+
+def test_rows_are_written_when_they_are_512(queue: Queue, path: Path, log: HistoryWriter) -> None:
+    for _ in range(511):
+        add(queue, log)
+    assert not beside(path, "history").exists()
+    add(queue, log)
+    assert len(table(path)) == 512
+
+
+def test_what_was_done_before_a_long_job_can_be_read_while_that_runs(
+    programs: Programs, tmp_path: Path
+) -> None:
+    programs.start("""
+        def work(payload):
+            if payload == "long":
+                note("began", "long")
+                time.sleep(60)
+        queue.enqueue("work", 1, job_id="short", run_at=1)
+        queue.enqueue("work", "long", run_at=2)
+        queue.process_jobs({"work": work})
+        """)
+    wait_for_notes(tmp_path / "began", 1)
+    with Queue(tmp_path / "data/queue.tsv") as queue:
+        wait_until(lambda: len(history(queue, "short")) == 1)
+
+
+def test_a_lingering_pass_has_written_what_it_did_before_it_rests(
+    programs: Programs, tmp_path: Path
+) -> None:
+    programs.start("""
+        queue.enqueue("work", 1, job_id="a")
+        queue.process_jobs({"work": str}, linger=60)
+        """)
+    path = tmp_path / "data/queue.tsv"
+    wait_until(lambda: beside(path, "lock").exists())
+    with Queue(path) as queue:
+        wait_until(lambda: len(history(queue, "a")) == 1)
+
+
+def test_a_pass_that_raises_has_written_what_it_did(
+    queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(payload: int) -> None:
+        if payload == 3:
+            monkeypatch.setattr(os, "write", broken)
+
+    def broken(*_: Any) -> int:
+        monkeypatch.undo()
+        raise OSError(5, "the disk is broken")
+
+    queue.enqueue_many("work", range(5))
+    with pytest.raises(OSError, match="broken"):
+        queue.process_jobs({"work": work})
+    assert outcomes(path) == ["completed"] * 3
+
+
+# --- what can be done to it
+
+
+def test_it_may_be_deleted_at_any_time(queue: Queue, path: Path) -> None:
+    def work(payload: int) -> None:
+        if payload in (40, 41):
+            beside(path, "history").unlink(missing_ok=True)
+
+    queue.enqueue_many("work", range(50))
+    assert queue.process_jobs({"work": work}) == NONE | {"completed": 50}
+    assert set(outcomes(path)) == {"completed"}
+    beside(path, "history").unlink()
+    assert history(queue, "x") == []
+    queue.enqueue_many("work", range(5))
+    assert queue.process_jobs({"work": work}) == NONE | {"completed": 5}
+    assert outcomes(path) == ["completed"] * 5
+
+
+def test_one_that_is_deleted_while_a_pass_has_it_open_is_started_again(
+    queue: Queue, path: Path, log: HistoryWriter
+) -> None:
+    for _ in range(3):
+        add(queue, log)
+        log.flush()
+        assert len(table(path)) == 1
+        beside(path, "history").unlink()
+
+
+def test_lines_that_are_no_rows_are_passed_over_and_a_torn_one_is_ended_by_the_next_writer(
+    queue: Queue, path: Path
+) -> None:
+    def run() -> None:
+        queue.enqueue("work", {}, job_id=f"j{queue.counts()['completed']}")
+        queue.process_jobs({"work": str})
+
+    run()
+    whole = beside(path, "history").read_bytes().split(b"\n")[1]
+    foreign = [b"# a note", b"j0\twork", b"\xff\xfe", whole.replace(b"\t1\t", b"\tone\t")]
+    foreign += [whole + b"\tmore", whole.replace(b"work", b"w\0rk"), HEADER[:-1], b""]
+    columns = whole.split(b"\t")
+    foreign += [b"\t".join([*columns[:6], n, *columns[7:]]) for n in (b"nan", b"-1", b"1e99")]
+    foreign += [
+        b"\t".join([*columns[:place], b"1" + b"0" * zeros, *columns[place + 1 :]])
+        for place in (2, 4, 5, 6)
+        for zeros in (15, 400, 5000)
+    ]
+    foreign += [b"x" * 3_000_000 + whole, whole + b"x" * 3_000_000, b"\t" * 3_000_000]
+    with beside(path, "history").open("ab") as file:
+        file.write(b"\n".join(foreign) + b"\n" + whole[:-3])
+    assert len(history(queue, "j0")) == 1
+    run()
+    assert len(history(queue, "j0")) == len(history(queue, "j1")) == 1
+    with beside(path, "history").open("ab") as file:
+        file.write(whole + b"Traceback (mo")  # perhaps it is being written
+    assert len(history(queue, "j0")) == 1
+    assert whole[:-3] + b"\n" in beside(path, "history").read_bytes()
+    assert queue.metrics()["types"]["work"]["attempts"] == {"completed": 2}
+
+
+def test_rows_of_the_history_that_cannot_be_read_are_reported_once(
+    queue: Queue, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.enqueue("work", {}, job_id="a")
+    queue.process_jobs({"work": str})
+    with beside(path, "history").open("ab") as file:
+        file.write(b"a\twork\t1\tcompleted\t" + b"9" * 400 + b"\t%d\t1\t\t\n" % NOW + b"\x1b[31m\n")
+    for _ in range(3):
+        assert sum(queue.metrics()["types"]["work"]["attempts"].values()) == 1
+    (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert message.startswith(
+        f"{path}.history: skipped 2 lines that are not rows of a history, the first one: a\\twork"
+    )
+    assert len(history(queue, "a")) == 1
+
+
+@pytest.mark.parametrize("kind", ["symlink", "hard link", "fifo", "directory"])
+@pytest.mark.parametrize("suffix", ["history", "history.1"])
+def test_a_link_in_its_place_is_refused_untouched_and_the_pass_goes_on(
+    queue: Queue,
+    path: Path,
+    tmp_path: Path,
+    kind: str,
+    suffix: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(history_file, "LARGEST", 300)
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    queue.enqueue_many("work", range(20))
+    if suffix == "history.1":
+        beside(path, "history").write_bytes(HEADER + b"#" * 300 + b"\n")
+    place = beside(path, suffix)
+    if kind == "symlink":
+        place.symlink_to(victim)
+    elif kind == "hard link":
+        if os.geteuid():
+            pytest.skip("needs root, to give a file to another user")
+        os.chown(victim, 12345, 12345)
+        place.hardlink_to(victim)
+    elif kind == "fifo":
+        os.mkfifo(place)
+    else:
+        place.mkdir()
+    before = place.lstat()
+    with caplog.at_level(logging.ERROR):
+        assert queue.process_jobs({"work": str}) == NONE | {"completed": 20}
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "the history" in message and "not a file of the queue" in message
+    assert place.lstat()[:7] == before[:7]
+    assert victim.read_text() == "precious"
+    with pytest.raises(NotAQueue):
+        history(queue, "x")
+
+
+def test_two_passes_that_find_it_full_rotate_it_once(
+    queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch, room: Any
+) -> None:
+    first, second = log_of(queue, room), log_of(queue, room)
+    for log in (first, second):
+        add(queue, log)
+        log.flush()
+    monkeypatch.setattr(history_file, "LARGEST", beside(path, "history").stat().st_size)
+    for log in (first, second):
+        add(queue, log)
+        log.flush()
+    assert beside(path, "history.1").read_bytes().count(b"\n") == 3
+    assert len(table(path)) == 2
+    assert len(history(queue, "job-0")) == 4
+    add(queue, second)
+    second.flush()
+    add(queue, first)
+    first.flush()
+    assert beside(path, "history.1").read_bytes().count(b"\n") == 3  # one old one is kept
+    assert len(table(path)) == 2
+
+
+def test_a_pass_that_is_overtaken_before_it_has_the_lock_does_not_rotate_again(
+    queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch, room: Any
+) -> None:
+    first = log_of(queue, room)
+    for _ in range(2):
+        add(queue, first)
+    first.flush()
+    full = beside(path, "history").read_bytes()
+    monkeypatch.setattr(history_file, "LARGEST", len(full))
+
+    class Overtaken:
+        def run(self, function: Any) -> object:
+            add(queue, first)
+            first.flush()
+            return store_of(queue).lock.run(function)
+
+    lock: Any = Overtaken()
+    second = HistoryWriter(queue.path, lock, room)
+    add(queue, second)
+    second.flush()
+    assert beside(path, "history.1").read_bytes() == full
+    assert len(table(path)) == 2
+
+
+ROTATE = """
+from unittest.mock import patch
+patch("dbbasic_queue.store.history.LARGEST", 3000).start()
+for _ in range(40):
+    queue.enqueue_many("work", range(5))
+    queue.process_jobs({"work": str})
+print(len(list(queue.jobs())))
+"""
+
+
+def test_four_processes_that_write_and_rotate_at_once_mix_up_no_row(
+    programs: Programs, tmp_path: Path
+) -> None:
+    children = [programs.start(ROTATE) for _ in range(4)]
+    path = tmp_path / "data/queue.tsv"
+    for child in children:
+        child.succeed()
+    with Queue(path) as queue:
+        ids = {found["id"] for found in queue.jobs("completed")}
+    assert len(ids) == 800
+    seen: Counter[str] = Counter()
+    for suffix in ("history.1", "history"):
+        content = beside(path, suffix).read_bytes().decode()
+        header, *lines = content.split("\n")
+        assert header + "\n" == HEADER.decode()
+        assert lines.pop() == ""
+        assert (
+            len(content) < 3000 + 4 * 5 * 100
+        )  # each process may have added its rows to a full one
+        for text in lines:
+            assert len(text.split("\t")) == 9, text
+            seen[text.split("\t")[0]] += 1
+    assert 20 < len(seen) < 100
+    assert set(seen) <= ids
+    assert max(seen.values()) == 1
+
+
+def test_a_reader_that_is_overtaken_by_a_rotation_misses_nothing(
+    queue: Queue, path: Path, log: HistoryWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(queue, log)
+    log.flush()
+    real = vars(history_file)["open_file"]
+    rotated = False
+
+    def opens(place: str, flags: int) -> Any:
+        nonlocal rotated
+        if place.endswith(".1") and not rotated:
+            rotated = True
+            monkeypatch.setattr(history_file, "LARGEST", beside(path, "history").stat().st_size)
+            add(queue, log, NOW + 0.5)
+            log.flush()
+        return real(place, flags)
+
+    monkeypatch.setattr(history_file, "open_file", opens)
+    assert [found["ended_at"] for found in history(queue, "job-0")] == [NOW, NOW + 0.5]
+
+
+def test_it_is_started_and_rotated_under_the_queues_lock(
+    queue: Queue, path: Path, log: HistoryWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else two passes that look at the same time would both rotate it."""
+    done: list[str] = []
+
+    def locked(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(*args: Any) -> Any:
+            assert not is_free(beside(path, "lock")), name
+            done.append(name)
+            return real(*args)
+
+        monkeypatch.setattr(os, name, call)
+
+    locked("rename")
+    locked("ftruncate")
+    for _ in range(2):
+        add(queue, log)
+        log.flush()
+        monkeypatch.setattr(history_file, "LARGEST", beside(path, "history").stat().st_size)
+    assert done == ["ftruncate", "rename", "ftruncate"]
+
+
+# --- full disks
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, timeout=60).returncode:
+        pytest.skip("only root, and not in every container, can mount a small disk")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True, timeout=60)
+
+
+def fill(disk: Path) -> None:
+    with (disk / "filler").open("ab", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"x" * 512)
+        except OSError:
+            return
+
+
+def test_on_a_disk_that_fills_the_history_takes_no_room_from_the_outcomes(
+    small_disk: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tracebacks of one batch come to more than is buffered, and nothing may be written."""
+    monkeypatch.setattr("dbbasic_queue.passes.base._BATCH_SECONDS", 1e9)  # batches of 1, 8, 64
+    monkeypatch.setattr("dbbasic_queue.passes.base._SLOW", 1e9)
+    ran: Counter[int] = Counter()
+
+    def work(number: int) -> None:
+        ran[number] += 1
+        room_in_block = -beside(path, "journal").stat().st_size % 4096
+        if number > 9 and room_in_block < 150 and not (small_disk / "filler").exists():
+            fill(small_disk)  # so that this very outcome takes the room that is kept for it
+        raise Fail("no" * 50) from ValueError("x" * 20_000)
+
+    path = small_disk / "data/queue.tsv"
+    with Queue(path, clock=Clock()) as queue:
+        queue.enqueue_many("work", range(73))
+        with caplog.at_level(logging.CRITICAL):
+            assert queue.process_jobs({"work": work}) == NONE | {"failed": 73}
+        assert set(ran.values()) == {1} and len(ran) == 73
+        (small_disk / "filler").unlink()
+        assert queue.process_jobs({"work": work}) == NONE
+        assert queue.counts()["failed"] == 73
+
+
+def test_where_it_cannot_be_written_rows_are_lost_and_that_is_logged_once(
+    queue: Queue, path: Path, log: HistoryWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Stopwatch()
+    monkeypatch.setattr(history_file, "time", watch)
+    watch.seconds = 1000
+    add(queue, log)
+    log.flush()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = beside(path, "history").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
+    try:
+        errors = []
+        for _ in range(3):
+            add(queue, log)
+            log.flush()
+            errors.append(log.take_error())
+            watch.seconds += 61
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert errors[0] is not None and errors[0].errno
+    assert errors[1:] == [None, None]
+    watch.seconds += 61
+    add(queue, log)
+    log.flush()
+    log.close()
+    assert len(history(queue, "job-0")) == 2
+    assert log.take_error() is None
+
+
+def test_after_an_error_it_is_not_tried_again_for_a_minute(
+    queue: Queue, path: Path, log: HistoryWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Stopwatch()
+    monkeypatch.setattr(history_file, "time", watch)
+    beside(path, "history").mkdir()
+    add(queue, log)
+    log.flush()
+    beside(path, "history").rmdir()
+    watch.seconds += 59
+    add(queue, log)
+    log.flush()
+    assert not beside(path, "history").exists()
+    watch.seconds += 1
+    add(queue, log)
+    log.flush()
+    assert len(table(path)) == 1
+
+
+def test_nothing_is_written_while_the_room_on_the_disk_is_given_up(
+    queue: Queue, path: Path, log: HistoryWriter, room: Room
+) -> None:
+    room.there = False
+    for at in range(10):
+        add(queue, log, NOW + at)
+    log.flush()
+    assert not beside(path, "history").exists()
+    room.there = True
+    log.close()
+    assert len(table(path)) == 10
+
+
+def test_a_history_that_cannot_be_written_is_no_error_of_the_pass(
+    queue: Queue, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.enqueue_many("work", range(3))
+    beside(path, "history").symlink_to("nowhere")
+    with caplog.at_level(logging.INFO):
+        assert queue.process_jobs({"work": str}) == NONE | {"completed": 3}
+    lost = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(lost) == 1
+    assert not (path.parent / "nowhere").exists()
+
+
+def test_a_retry_by_another_pass_stands_after_the_attempt_that_failed(
+    queue: Queue, path: Path, clock: Clock
+) -> None:
+    """Even where the pass that failed is the later one to write."""
+    soon = Backoff(first=0)
+    queue.enqueue("work", 0, run_at=NOW - 6)  # a batch of its own
+    job_id = queue.enqueue("work", 1, run_at=NOW - 5)
+    queue.enqueue("work", 2)
+
+    def work(payload: int) -> None:
+        if payload == 1:
+            raise ValueError("no")
+        if payload == 0:
+            return
+        clock.now += 0.5
+        with Queue(path, clock=clock) as other:
+            assert other.process_jobs({"work": str})["completed"] == 1
+
+    assert queue.process_jobs({"work": Handler(work, backoff=soon)})["retried"] == 1
+    assert [columns[2] for columns in table(path) if columns[0] == job_id] == ["2", "1"]
+    assert [found["attempt"] for found in history(queue, job_id)] == [1, 2]

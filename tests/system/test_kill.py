@@ -1,0 +1,542 @@
+"""Real signals to real processes: no job is lost, and none runs again without a kill.
+
+Every child is a process of its own. It says in files how far it is, and only then is it killed,
+stopped or interrupted: the tests wait for events, and no clock decides them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+from helpers import (
+    DEADLINE,
+    NONE,
+    QUEUE,
+    Child,
+    Programs,
+    is_free,
+    note,
+    notes,
+    wait_for,
+    wait_for_notes,
+)
+
+from dbbasic_queue import JobDict, Queue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+# A handler that hangs until the file "go" is there, one that only takes note, and a pass.
+HANG = """
+def hang(payload):
+    note("effects", payload)
+    note("started", payload)
+    wait_for(Path("go").exists, "go")
+    return "done"
+
+def work(payload):
+    note("effects", payload)
+    return "done"
+
+def make_a_pass(**handlers):
+    print(json.dumps(queue.process_jobs(handlers)))
+"""
+A_PASS = HANG + "make_a_pass(hang=hang, work=work)"
+A_DEADLY_PASS = (
+    HANG
+    + """
+from unittest.mock import patch
+
+# Many are claimed at once, however slow the machine makes quick jobs look.
+patch("dbbasic_queue.passes.base._BATCH_SECONDS", 1e9).start()
+
+def deadly(payload):
+    note("effects", payload)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+make_a_pass(deadly=deadly, work=work)
+"""
+)
+
+
+@pytest.fixture
+def clock() -> Callable[[], float]:
+    """The machine's, as the other processes have it."""
+    return time.time
+
+
+def job(queue: Queue, job_id: str) -> JobDict:
+    found = queue.get_job(job_id)
+    assert found is not None
+    return found
+
+
+def fates(queue: Queue) -> dict[str, tuple[str, int]]:
+    """Return the status and the attempts of every job."""
+    return {job["id"]: (job["status"], job["attempts"]) for job in queue.jobs()}
+
+
+def counts_of(output: str) -> dict[str, int]:
+    counts: dict[str, int] = json.loads(output)
+    return counts
+
+
+def begin(programs: Programs, source: str = A_PASS) -> Child:
+    """Start a pass, and return it once it is in the handler that hangs."""
+    child = programs.start(source)
+    started = programs.directory / "started"
+    before = len(notes(started))
+    wait_for(lambda: len(notes(started)) > before or not child.is_running(), "the handler to begin")
+    assert child.is_running(), child.errors.read_text(encoding="utf-8")
+    return child
+
+
+# -- kill -9 of a pass
+
+
+def test_a_job_whose_pass_was_killed_in_its_handler_is_run_again_by_the_next_pass(
+    programs: Programs, queue: Queue, tmp_path: Path
+) -> None:
+    queue.enqueue("hang", "a", job_id="a")
+    begin(programs).kill()
+    assert job(queue, "a")["status"] == "processing"
+
+    (tmp_path / "go").touch()
+    counts = counts_of(programs.run(A_PASS))
+
+    assert counts == NONE | {"recovered": 1, "completed": 1}
+    assert job(queue, "a")["status"] == "completed"
+    assert job(queue, "a")["attempts"] == 2
+    assert job(queue, "a")["error"] is None
+    assert notes(tmp_path / "effects") == ["a", "a"]
+
+
+def test_a_job_that_kills_its_worker_each_time_ends_failed_and_holds_up_no_other(
+    programs: Programs, queue: Queue, tmp_path: Path
+) -> None:
+    queue.enqueue("deadly", "deadly", job_id="deadly")
+    queue.enqueue("work", "work", job_id="work")
+    for attempt in (1, 2, 3):
+        assert programs.start(A_DEADLY_PASS).wait() == -signal.SIGKILL
+        assert job(queue, "deadly")["attempts"] == attempt
+    counts = counts_of(programs.run(A_DEADLY_PASS))
+
+    assert counts == NONE | {"recovered": 1, "failed": 1}
+    assert fates(queue) == {"deadly": ("failed", 3), "work": ("completed", 1)}
+    assert job(queue, "deadly")["error"] == "worker died in attempt 3"
+    assert notes(tmp_path / "effects") == ["deadly", "work", "deadly", "deadly"]
+
+
+def enqueue_50_with_a_poisoned_one(queue: Queue, place: int) -> None:
+    first = int(time.time()) - 1000
+    for n in range(50):
+        queue.enqueue("work" if n != place else "deadly", f"{n}", first + n, job_id=f"{n}")
+
+
+def test_a_job_that_has_killed_a_pass_runs_after_all_others(
+    programs: Programs, queue: Queue, tmp_path: Path
+) -> None:
+    enqueue_50_with_a_poisoned_one(queue, 3)
+    assert programs.start(A_DEADLY_PASS).wait() == -signal.SIGKILL
+    assert notes(tmp_path / "effects") == ["0", "1", "2", "3"]
+    for _ in range(2):
+        assert programs.start(A_DEADLY_PASS).wait() == -signal.SIGKILL
+        assert notes(tmp_path / "effects")[-1] == "3"
+        assert queue.counts()["completed"] == 49
+    assert counts_of(programs.run(A_DEADLY_PASS)) == NONE | {"recovered": 1, "failed": 1}
+    assert fates(queue)["3"] == ("failed", 3)
+    assert Counter(notes(tmp_path / "effects"))["3"] == 3
+
+
+def test_a_coroutine_that_has_killed_a_pass_runs_alone(
+    programs: Programs, queue: Queue, tmp_path: Path
+) -> None:
+    a_pass = """
+    import asyncio
+
+    async def work(name):
+        note("effects", name)
+        await asyncio.sleep(name in ("48", "49"))  # they are still running at the end
+
+    async def deadly(name):
+        note("effects", name)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    queue.process_jobs({"work": work, "deadly": deadly}, workers=4)
+    """
+    enqueue_50_with_a_poisoned_one(queue, 0)
+    for _ in range(3):
+        assert programs.start(a_pass).wait() == -signal.SIGKILL
+        assert notes(tmp_path / "effects")[-1] == "0"
+    programs.run(a_pass)
+    # Its first neighbours may have been the cause, too: they were charged once, and had to wait.
+    attempts = [("completed", 2)] * 3 + [("completed", 1)] * 46
+    assert list(fates(queue).values()) == [("failed", 3), *attempts]
+    assert Counter(notes(tmp_path / "effects")) == {f"{n}": 1 for n in range(1, 50)} | {"0": 3}
+
+
+def enqueue_a_batch(queue: Queue) -> tuple[list[str], list[str]]:
+    """Enqueue quick jobs, one "deadly", quick jobs; return the ids before and after that one.
+
+    The quick ones make the pass claim many at once; the deadly one is too short for the pass to
+    give back what it has not started.
+    """
+    names = [f"{n:02}" for n in range(30)]
+    for name in names:
+        queue.enqueue("deadly" if name == "15" else "work", name, job_id=name)
+    return names[:15], names[16:]
+
+
+def test_the_other_jobs_of_a_killed_pass_are_recovered_at_once_and_run_once(
+    programs: Programs, queue: Queue, tmp_path: Path
+) -> None:
+    before, after = enqueue_a_batch(queue)
+    assert programs.start(A_DEADLY_PASS).wait() == -signal.SIGKILL
+    claimed = [name for name, (status, _) in fates(queue).items() if status == "processing"]
+    assert claimed[0] == "15" and len(claimed) > 1
+
+    counts = queue.process_jobs(
+        dict.fromkeys(("deadly", "work"), lambda payload: note(tmp_path / "effects", payload))
+    )
+
+    assert counts == NONE | {"recovered": len(claimed), "completed": 15}
+    assert {status for status, _ in fates(queue).values()} == {"completed"}
+    assert fates(queue)["15"] == ("completed", 2)
+    assert Counter(notes(tmp_path / "effects")) == dict.fromkeys([*before, *after], 1) | {"15": 2}
+
+
+def test_a_job_that_its_killed_pass_had_not_started_is_never_failed_for_that(
+    programs: Programs, queue: Queue, tmp_path: Path
+) -> None:
+    _, after = enqueue_a_batch(queue)
+    assert programs.start(A_DEADLY_PASS).wait() == -signal.SIGKILL
+
+    queue.process_jobs({"work": lambda payload: note(tmp_path / "effects", payload)}, 1)
+
+    assert fates(queue)["15"] == ("failed", 1)
+    assert {name: fates(queue)[name] for name in after} == dict.fromkeys(after, ("completed", 1))
+
+
+def test_passes_killed_at_random_instants_lose_no_job_and_repeat_at_most_one_a_kill(
+    programs: Programs, queue: Queue, tmp_path: Path
+) -> None:
+    source = """
+    def work(payload):
+        note("effects", payload)
+        time.sleep(0.001)  # a part of the kills is to hit a handler
+
+    queue.process_jobs({"work": work}, max_attempts=1000)
+    """
+    names = [f"job-{n}" for n in range(800)]
+    for name in names:
+        queue.enqueue("work", name, job_id=name)
+    effects = tmp_path / "effects"
+    chance = random.Random(20)
+    kills = 0
+    for _ in range(10):
+        pair = [programs.start(source), programs.start(source)]
+        enough = min(len(notes(effects)) + chance.randrange(1, 60), len(names))
+        wait_for_notes(effects, enough)
+        for child in pair:
+            child.kill()
+            kills += child.process.returncode == -signal.SIGKILL
+    programs.run(source)
+
+    runs = Counter(notes(effects))
+    assert kills
+    assert set(runs) == set(names)
+    assert sum(runs.values()) <= len(names) + kills
+    assert {status for status, _ in fates(queue).values()} == {"completed"}
+    assert all(runs[name] <= attempts for name, (_, attempts) in fates(queue).items())
+
+
+# -- a pass that is slow or stopped is not dead
+
+
+def test_a_stopped_pass_keeps_its_job_and_its_outcome_is_recorded_once(
+    programs: Programs, queue: Queue, tmp_path: Path
+) -> None:
+    queue.enqueue("hang", "a", job_id="a")
+    stopped = begin(programs)
+    stopped.stop(tmp_path / f"{QUEUE}.lock")
+    queue.enqueue("work", "b", job_id="b")
+
+    counts = [counts_of(programs.run(A_PASS)) for _ in range(3)]
+    assert counts == [NONE | {"completed": 1}, NONE, NONE]
+    assert fates(queue) == {"a": ("processing", 1), "b": ("completed", 1)}
+
+    (tmp_path / "go").touch()
+    stopped.signal(signal.SIGCONT)
+    assert counts_of(stopped.succeed()) == NONE | {"completed": 1}
+    assert fates(queue) == {"a": ("completed", 1), "b": ("completed", 1)}
+    assert counts_of(programs.run(A_PASS)) == NONE
+    assert notes(tmp_path / "effects") == ["a", "b"]
+
+
+def test_a_pass_that_hangs_longer_than_any_clock_can_tell_keeps_its_job(
+    programs: Programs, queue: Queue, tmp_path: Path
+) -> None:
+    queue.enqueue("hang", "a", job_id="a")
+    hanging = begin(programs)
+
+    for years in (1, 10, 1000, -10):
+        then = time.time() + years * 31_557_600
+        with Queue(queue.path, clock=partial(float, then)) as later:
+            assert later.process_jobs({"hang": lambda _: note(tmp_path / "effects", "!")}) == NONE
+    assert fates(queue) == {"a": ("processing", 1)}
+
+    (tmp_path / "go").touch()
+    assert counts_of(hanging.succeed()) == NONE | {"completed": 1}
+    assert fates(queue) == {"a": ("completed", 1)}
+    assert notes(tmp_path / "effects") == ["a"]
+
+
+# -- signals that ask
+
+
+def test_a_pass_that_gets_sigterm_ends_the_job_in_hand_and_gives_back_the_others(
+    programs: Programs, queue: Queue, tmp_path: Path
+) -> None:
+    names = [f"{n:02}" for n in range(30)]
+    for name in names:
+        queue.enqueue("hang" if name == "15" else "work", name, job_id=name)
+    child = begin(programs)
+    child.signal(signal.SIGTERM)
+    (tmp_path / "go").touch()
+
+    assert child.wait() == 128 + signal.SIGTERM
+    assert child.errors.read_text(encoding="utf-8") == ""
+    assert fates(queue) == dict.fromkeys(names[:16], ("completed", 1)) | dict.fromkeys(
+        names[16:], ("pending", 0)
+    )
+    assert job(queue, "15")["result"] == "done"
+    assert counts_of(programs.run(A_PASS)) == NONE | {"completed": 14}
+    assert notes(tmp_path / "effects") == names
+
+
+def test_a_pass_that_gets_sigterm_twice_gives_back_the_job_in_hand_too(
+    programs: Programs, queue: Queue, tmp_path: Path
+) -> None:
+    queue.enqueue("hang", "a", job_id="a")
+    queue.enqueue("work", "b", job_id="b")
+    child = begin(
+        programs,
+        HANG
+        + """
+def hang_twice(payload):
+    signal_handler = signal.getsignal(signal.SIGTERM)
+    def report(number, frame):
+        note("signals", str(number))
+        signal_handler(number, frame)
+    signal.signal(signal.SIGTERM, report)
+    return hang(payload)
+
+make_a_pass(hang=hang_twice, work=work)
+""",
+    )
+    for n in (1, 2):
+        child.signal(signal.SIGTERM)
+        wait_for_notes(tmp_path / "signals", n)
+
+    assert child.wait() == 128 + signal.SIGTERM
+    assert fates(queue) == {"a": ("pending", 0), "b": ("pending", 0)}
+
+
+def test_a_pass_that_gets_ctrl_c_gives_back_the_job_in_hand_with_its_attempt(
+    programs: Programs, queue: Queue, tmp_path: Path
+) -> None:
+    queue.enqueue("hang", "a", job_id="a")
+    queue.enqueue("work", "b", job_id="b")
+    child = begin(programs)
+    child.signal(signal.SIGINT)
+
+    assert child.wait() == -signal.SIGINT
+    assert "KeyboardInterrupt" in child.errors.read_text(encoding="utf-8")
+    assert fates(queue) == {"a": ("pending", 0), "b": ("pending", 0)}
+
+    (tmp_path / "go").touch()
+    assert counts_of(programs.run(A_PASS)) == NONE | {"completed": 2}
+    assert fates(queue) == {"a": ("completed", 1), "b": ("completed", 1)}
+
+
+def test_a_handler_that_calls_sys_exit_fails_like_another_and_its_pass_goes_on(
+    programs: Programs, queue: Queue
+) -> None:
+    for name in ("a", "b"):
+        queue.enqueue("exits", name, job_id=name)
+    queue.enqueue("work", "c", job_id="c")
+    source = HANG + "make_a_pass(exits=lambda payload: sys.exit(7), work=work)"
+
+    assert counts_of(programs.run(source)) == NONE | {"retried": 2, "completed": 1}
+    assert fates(queue) == {"a": ("pending", 1), "b": ("pending", 1), "c": ("completed", 1)}
+    assert job(queue, "a")["error"] == "SystemExit: 7"
+
+
+# -- handlers that fork
+
+
+@pytest.mark.parametrize("child_does", ["return", "raise ValueError", "sys.exit(0)"])
+def test_a_child_that_a_handler_forks_and_leaves_is_no_second_worker(
+    programs: Programs, queue: Queue, tmp_path: Path, child_does: str
+) -> None:
+    names = [f"job-{n}" for n in range(12)]
+    for name in names:
+        queue.enqueue("forks", name, job_id=name)
+    source = f"""
+def forks(payload):
+    note("effects", payload)
+    child = os.fork()
+    if child == 0:
+        {child_does}
+    else:
+        _, status = os.waitpid(child, 0)
+        note("children", str(os.waitstatus_to_exitcode(status)))
+
+make_a_pass(forks=forks)
+print("the pass is over", os.getpid())
+"""
+    child = programs.start(HANG + source)
+    first, last = child.succeed().split("\n")
+
+    assert counts_of(first) == NONE | {"completed": 12}
+    assert last == f"the pass is over {child.process.pid}"
+    assert notes(tmp_path / "effects") == names
+    assert notes(tmp_path / "children") == ["1"] * 12
+    assert fates(queue) == dict.fromkeys(names, ("completed", 1))
+
+
+FORKS_A_DAEMON = """
+def forks(payload):
+    note("effects", payload)
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            note("daemon", str(os.getpid()))
+            wait_for(Path("go").exists, "go")
+            note("daemon", "has ended")
+        os._exit(0)
+    wait_for(lambda: notes("daemon"), "the daemon to begin")
+    if payload == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+make_a_pass(forks=forks, work=work)
+"""
+
+
+@pytest.mark.parametrize("fate", ["ends", "dies"])
+def test_a_daemon_that_a_handler_leaves_behind_keeps_neither_slot_nor_lock(
+    programs: Programs, queue: Queue, tmp_path: Path, fate: str
+) -> None:
+    queue.enqueue("forks", fate, job_id="a")
+    child = programs.start(HANG + FORKS_A_DAEMON)
+    assert child.wait() == (-signal.SIGKILL if fate == "dies" else 0)
+    try:
+        assert len(notes(tmp_path / "daemon")) == 1
+        assert is_free(tmp_path / f"{QUEUE}.lock")
+        assert is_free(tmp_path / f"{QUEUE}.pass.1")
+        queue.enqueue("work", "b", job_id="b")
+        counts = queue.process_jobs({"forks": lambda _: None, "work": lambda _: None})
+    finally:
+        (tmp_path / "go").touch()
+        wait_for_notes(tmp_path / "daemon", 2)
+
+    recovered = int(fate == "dies")
+    assert counts == NONE | {"recovered": recovered, "completed": 1 + recovered}
+    assert fates(queue) == {"a": ("completed", 1 + recovered), "b": ("completed", 1)}
+
+
+def test_a_program_that_a_handler_starts_and_leaves_keeps_neither_slot_nor_lock(
+    programs: Programs, queue: Queue, tmp_path: Path
+) -> None:
+    queue.enqueue("starts", "a", job_id="a")
+    source = """
+def starts(payload):
+    import subprocess
+    reader, writer = os.pipe()
+    subprocess.Popen(["cat", "started"], stdout=writer, start_new_session=True, close_fds=False)
+    os.close(writer)
+    assert os.read(reader, 9) == b"running"
+    os.kill(os.getpid(), signal.SIGKILL)
+
+make_a_pass(starts=starts)
+"""
+    started = tmp_path / "started"
+    os.mkfifo(started)  # cat ends when the test lets go of the other end
+    child = programs.start(HANG + source)
+    with started.open("w", encoding="utf-8") as fifo:
+        fifo.write("running")
+        fifo.flush()
+        assert child.wait() == -signal.SIGKILL
+        assert is_free(tmp_path / f"{QUEUE}.lock")
+        assert is_free(tmp_path / f"{QUEUE}.pass.1")
+        counts = queue.process_jobs({"starts": lambda _: None})
+
+    assert counts == NONE | {"recovered": 1, "completed": 1}
+
+
+# -- kill -9 of enqueuers
+
+
+def test_enqueuers_killed_at_random_instants_leave_a_readable_file_with_all_that_they_reported(
+    programs: Programs, queue: Queue, tmp_path: Path
+) -> None:
+    source = """
+    enqueuer, sync = sys.argv[1:]
+    queue = Queue(queue.path, fsync=sync == "True")
+    n = 0
+    while True:
+        name = f"{enqueuer}-{n}"
+        n += 1
+        text = "é" * (500_000 if n % 3 == 0 else n)
+        queue.enqueue("work", {"name": name, "length": len(text), "text": text}, job_id=name)
+        note("reported", name)
+    """
+    reported = tmp_path / "reported"
+    chance = random.Random(21)
+    for turn in range(8):
+        children = [programs.start(source, f"{turn}-{n}", str(n == 0)) for n in range(2)]
+        for child in children:
+            enough = len(notes(reported)) + chance.randrange(1, 7)
+            wait_for_notes(reported, enough)
+            if turn % 2:
+                wait_for_a_large_write(tmp_path / QUEUE)
+            child.kill()
+            assert child.process.returncode == -signal.SIGKILL
+
+    names = notes(reported)
+    queue.enqueue("work", {"name": "last", "length": 0, "text": ""}, job_id="last")
+    jobs = {job["id"]: job["payload"] for job in queue.jobs()}
+    assert set(jobs) >= {*names, "last"}
+    assert all(len(payload["text"]) == payload["length"] for payload in jobs.values())
+    header, *lines, end = (tmp_path / QUEUE).read_bytes().split(b"\n")
+    assert header.startswith(b"id\t") and end == b""
+    torn = [line for line in lines if line.count(b"\t") != 8]
+    assert len(torn) <= 16
+    assert len(lines) == len(jobs) + len(torn)
+    print(f"16 kills, {len(names)} jobs reported, {len(jobs)} in the file, {len(torn)} lines torn")
+
+    effects = tmp_path / "effects"
+    counts = queue.process_jobs({"work": lambda payload: note(effects, payload["name"])})
+    assert counts == NONE | {"completed": len(jobs)}
+    assert Counter(notes(effects)) == dict.fromkeys(jobs, 1)
+
+
+def wait_for_a_large_write(file: Path) -> None:
+    """Return while a large row is being written; as likely as not, that is."""
+    end = time.monotonic() + DEADLINE
+    size = file.stat().st_size
+    while time.monotonic() < end:
+        before, size = size, file.stat().st_size
+        if size - before > 16_384:
+            return
+    raise AssertionError("nobody has written a large row")
