@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Payload = TypeVar("Payload")
 
     class TypedHandler(Handler, Generic[Payload, P, R]):
-        """What `@jobs.handler` makes of a function: the same function, with `enqueue`."""
+        """What `@jobs.handler` returns: the same function, with `enqueue`."""
 
         type: str
         __name__: str
@@ -158,10 +158,10 @@ class Handlers(Mapping[str, Handler]):
 
 
 class Registered(Handler):
-    """A handler that knows its type, and so can be put into the queue.
+    """A handler that knows its job type, so it can enqueue jobs.
 
-    It is pickled as functions are, by its module and name: so it can be given to a pool of
-    processes if it stands under its function's own name.
+    It is pickled like a function, by its module and name. So it can be sent to a process pool if
+    the module has it under the function's own name.
     """
 
     __qualname__: str
@@ -187,15 +187,15 @@ class Registered(Handler):
         return self.__qualname__
 
     def is_again(self, old: Registered) -> bool:
-        """Tell whether this is the function of `old`, from a second run of its module or cell.
+        """Return whether this is the function of `old`, from a second run of its module or cell.
 
-        Two functions of one name are told from that by their lines.
+        Two functions with the same name differ in their line numbers.
         """
         if (self.__module__, self.__qualname__) != (old.__module__, old.__qualname__):
             return False
         if "<" in self.__qualname__:
             return False  # lambdas and inner functions share their names
-        here, there = _place(self), _place(old)
+        here, there = _location(self), _location(old)
         return self._spec is not old._spec or here[0] != there[0] or here == there
 
     def enqueue(
@@ -235,8 +235,8 @@ class Registered(Handler):
             ) from None
 
 
-def _place(function: Any) -> tuple[object, object]:
-    """Return the file and the line in which a function begins, behind its decorators."""
+def _location(function: Any) -> tuple[object, object]:
+    """Return the file and the line of a function without its decorators."""
     while (inner := getattr(function, "__wrapped__", None)) is not None:
         function = inner
     code = getattr(function, "__code__", None)

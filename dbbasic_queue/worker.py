@@ -1,7 +1,7 @@
 """A long-running worker: a thread in your program, or a program of its own.
 
-It makes one pass that lingers without end. If an error ends the pass, the error is logged, and
-another pass starts some seconds later.
+It makes one pass that lingers forever. If an error ends the pass, the error is logged, and
+another pass starts a few seconds later.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dbbasic_queue.errors import QueueError
 from dbbasic_queue.jobqueue import MAX_ATTEMPTS, Queue
 from dbbasic_queue.model.checks import check_seconds
 from dbbasic_queue.passes import log_lines
+from dbbasic_queue.passes.attempt import describe
 from dbbasic_queue.passes.plan import plan
 from dbbasic_queue.passes.signals import Interrupts, StopRequested
 
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from dbbasic_queue.passes.base import Pass
     from dbbasic_queue.passes.supervisor import Supervisor
 
-_PAUSE = 5.0
-_TICK = 0.1
+_RESTART_SECONDS = 5.0
+_POLL_SECONDS = 0.1
 
 
 class Worker:
@@ -65,18 +66,22 @@ class Worker:
         self._queue = queue
         self._settings = handlers, max_attempts, workers
         self._skip_unknown = skip_unknown
-        self._make()  # raises now what could not work later
+        self._make()  # raises errors in the arguments now
         self._be_idle()
 
     def _be_idle(self) -> None:
         self._process = os.getpid()
         self._change = threading.Condition()
-        """held to look at the state or to change it, and notified of each change"""
-        self._thread: threading.Thread | None = None  # that runs the passes
-        self._asked = False
-        self._running: Pass | Supervisor | None = None
+        """held to read or change the state, and notified of each change"""
+        self._thread: threading.Thread | None = None
+        """the thread that runs the passes"""
+        self._stop_requested = False
+        self._interrupts: Interrupts | None = None
+        """those of the running pass"""
 
-    def _make(self, *, here: bool = False) -> Pass | Supervisor:
+    def _make(
+        self, interrupts: Interrupts | None = None, *, here: bool = False
+    ) -> Pass | Supervisor:
         queue = self._queue
         return plan(
             queue.store,
@@ -84,6 +89,7 @@ class Worker:
             queue.now,
             queue.max_payload,
             here=here,
+            interrupts=interrupts,
             skip_unknown=self._skip_unknown,
             linger=math.inf,
         )
@@ -95,7 +101,7 @@ class Worker:
 
     def __repr__(self) -> str:
         with self._state():
-            running = "stopping" if self._asked else "running"
+            running = "stopping" if self._stop_requested else "running"
             return f"<Worker of {self._queue.path}: {running if self._thread else 'idle'}>"
 
     def is_alive(self) -> bool:
@@ -104,16 +110,16 @@ class Worker:
             return self._thread is not None
 
     def start(self) -> None:
-        """Run, in a thread of its own; a running worker just goes on, one that is stopping too.
+        """Run in a thread of its own. A worker that is running or stopping runs on.
 
         A process that has threads should not fork: with `workers`, and for handlers with a
         `timeout`, a program of its own is safer (`run_forever`, or cron). Raises StoreError if the
         system refuses a thread.
         """
         with self._state():
-            if self._asked:
-                self._asked = False
-                self._running = None  # its end is no longer the worker's
+            if self._stop_requested:
+                self._stop_requested = False
+                self._interrupts = None  # when this pass ends, the worker makes another one
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="queue-worker", daemon=True)
                 try:
@@ -124,7 +130,7 @@ class Worker:
             self._change.notify_all()
 
     def stop(self, timeout: float | timedelta | None = None) -> bool:
-        """Let the running jobs finish, and be idle; claimed jobs that haven't started are returned.
+        """Stop: the running jobs finish, and claimed jobs that haven't started are pending again.
 
         However often it is called, it never interrupts a job. Waits at most `timeout` (seconds, or
         a `timedelta`), by default as long as it takes. Returns whether the worker is idle: False
@@ -134,8 +140,8 @@ class Worker:
         Raises QueueError in a job that has a `timeout`: its process can't reach the worker.
         """
         seconds = None if timeout is None else check_seconds(timeout, "timeout", above=-math.inf)
-        running = self._running
-        by_job = running.interrupts.stop_by_job() if running is not None else None
+        interrupts = self._interrupts
+        by_job = interrupts.stop_by_job() if interrupts is not None else None
         if by_job is False:
             raise QueueError(
                 "the worker can't be stopped by a job with a timeout, which runs in a process of "
@@ -144,24 +150,26 @@ class Worker:
         if by_job and self._process != os.getpid():
             return False  # its pass ends, and with it the others
         with self._state():
-            self._asked = True
-            if self._running is not None:
-                self._running.interrupts.stop()
+            self._stop_requested = True
+            if self._interrupts is not None:
+                self._interrupts.stop()
             self._change.notify_all()
             thread = self._thread
             if thread is None:
                 return True
             if by_job or thread is threading.current_thread():
                 return False
-            self._change.wait_for(lambda: self._thread is not thread or not self._asked, seconds)
+            self._change.wait_for(
+                lambda: self._thread is not thread or not self._stop_requested, seconds
+            )
             return self._thread is not thread
 
     def run_forever(self) -> None:
         """Run in this thread until SIGTERM, or `stop`; the running jobs finish.
 
-        Ctrl-C raises KeyboardInterrupt, after the running jobs were given back. What the program's
-        own signal handler raises is raised, too. Raises QueueError if the worker runs already,
-        InvalidHandlers for coroutine functions if an event loop runs in this thread.
+        Ctrl-C raises KeyboardInterrupt, after the running jobs were made pending again. Exceptions
+        of the program's own signal handler are raised, too. Raises QueueError if the worker runs
+        already, InvalidHandlers for coroutine functions if an event loop runs in this thread.
         """
         self._make(here=True)
         with self._state():
@@ -173,60 +181,61 @@ class Worker:
         try:
             self._run()
         except StopRequested:
-            return  # it was asked to end, and has ended well
+            return
 
     def _run(self) -> None:
-        with self._change:  # held by `start` until it has noted this thread
+        with self._change:  # `start` holds it until it has recorded this thread
             thread = threading.current_thread()
         try:
-            while self._is_to_go_on():
+            while self._goes_on():
                 self._make_a_pass()
         finally:
             with self._change:
                 if self._thread is thread:
                     self._end()
 
-    def _is_to_go_on(self) -> bool:
+    def _goes_on(self) -> bool:
         with self._change:
-            if self._asked:
+            if self._stop_requested:
                 self._end()
             return self._thread is not None
 
     def _end(self) -> None:
-        self._thread = self._running = None
-        self._asked = False
+        self._thread = self._interrupts = None
+        self._stop_requested = False
         self._change.notify_all()
 
     def _make_a_pass(self) -> None:
-        running = None
+        interrupts = Interrupts()
         try:
-            running = self._make()
+            running = self._make(interrupts)
             with self._change:
-                self._running = running
-                if self._asked:
+                self._interrupts = interrupts
+                if self._stop_requested:
                     return
             running.run()
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as e:  # noqa: BLE001 - a worker ends only if it is asked to
-            from dbbasic_queue.passes.attempt import describe
-
-            log_lines.worker_failed(describe(e), e, _PAUSE)
-            if running is not None:
-                running.interrupts.forward_signals()  # the signals that it had received
-            self._rest()
+            log_lines.worker_failed(describe(e), e, _RESTART_SECONDS)
+            interrupts.forward_signals()  # those that it received before the error
+            self._wait_to_restart()
         else:
-            with self._change:  # one of its jobs may have asked, in a process of its own
-                if running.interrupts.stopped and self._running is running:
-                    self._asked = True
+            with self._change:  # a job in a forked process may have called `stop`
+                if interrupts.stopped and self._interrupts is interrupts:
+                    self._stop_requested = True
 
-    def _rest(self) -> None:
-        with Interrupts() as asked:
-            end = time.monotonic() + _PAUSE
+    def _wait_to_restart(self) -> None:
+        with Interrupts() as interrupts:
+            end = time.monotonic() + _RESTART_SECONDS
             with self._change:
-                while not (self._asked or asked.stop_requested()) and time.monotonic() < end:
-                    self._change.wait(_TICK)
-        asked.forward_signals()
+                while (
+                    not self._stop_requested
+                    and not interrupts.stop_requested()
+                    and time.monotonic() < end
+                ):
+                    self._change.wait(_POLL_SECONDS)
+        interrupts.forward_signals()
 
     def __enter__(self) -> Worker:
         self.start()
@@ -241,4 +250,4 @@ class Worker:
     async def __aexit__(self, *_: object) -> None:
         import asyncio
 
-        await asyncio.to_thread(self.stop)  # the event loop goes on until the jobs have ended
+        await asyncio.to_thread(self.stop)  # so the event loop goes on until the jobs have ended

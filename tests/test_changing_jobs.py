@@ -60,7 +60,8 @@ class Night:
         self.looks = 0
         self.asked = 0
         self.seconds = 0.0
-        monkeypatch.setattr("dbbasic_queue.passes.base.time", self)
+        for module in ("base", "sequential", "executor"):
+            monkeypatch.setattr(f"dbbasic_queue.passes.{module}.time", self)
 
     def monotonic(self) -> float:
         self.asked += 1

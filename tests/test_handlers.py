@@ -118,7 +118,7 @@ def test_an_enum_that_is_an_int_may_be_a_limit(queue: Queue) -> None:
 
 def test_what_cannot_be_called_is_no_handler() -> None:
     function: Any = "print"
-    with pytest.raises(InvalidHandlers, match="cannot be called"):
+    with pytest.raises(InvalidHandlers, match="can't be called"):
         Handler(function)
 
 
@@ -480,7 +480,7 @@ def test_a_pass_at_rest_lists_nothing_that_others_may_claim_under_the_same_numbe
     def look(seconds: float) -> None:
         file = open_file(f"{path}.pass.1", os.O_RDONLY)
         assert file is not None
-        listed.append(slots._read(file)[0])
+        listed.append(slots.read_claims(file)[0])
         raise TimeoutError
 
     job_id = queue.enqueue("greet", {})
@@ -488,7 +488,7 @@ def test_a_pass_at_rest_lists_nothing_that_others_may_claim_under_the_same_numbe
     with pytest.MonkeyPatch.context() as patch, pytest.raises(TimeoutError):
         # Of the pass alone: whoever has held the lock for long sleeps, too.
         pass_time = SimpleNamespace(sleep=look, monotonic=time.monotonic)
-        patch.setattr("dbbasic_queue.passes.base.time", pass_time)
+        patch.setattr("dbbasic_queue.passes.sequential.time", pass_time)
         queue.process_jobs(handlers, linger=5)
     assert listed == [[]]
     assert job(queue, job_id)["status"] == "pending"

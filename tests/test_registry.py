@@ -201,7 +201,7 @@ def test_a_policy_that_cannot_work_is_refused_and_nothing_is_registered(jobs: Ha
         jobs.handler("greet", max_attempts=0)(print)
     with pytest.raises(TypeError, match="max_attempt"):
         jobs.handler("greet", max_attempt=3)(print)  # type: ignore[call-overload]
-    with pytest.raises(InvalidHandlers, match="cannot be called"):
+    with pytest.raises(InvalidHandlers, match="can't be called"):
         jobs.handler("greet")("print")  # type: ignore[arg-type]
     assert len(jobs) == 0
 
@@ -244,7 +244,8 @@ def test_a_handler_that_is_registered_while_a_pass_runs_is_found_from_then_on(
 
     with pytest.MonkeyPatch.context() as patch, suppress(TimeoutError):
         patch.setattr(
-            "dbbasic_queue.passes.base.time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic)
+            "dbbasic_queue.passes.sequential.time",
+            SimpleNamespace(sleep=sleep, monotonic=time.monotonic),
         )
         queue.process_jobs(jobs, skip_unknown=only, linger=60)
     found = job(queue, first)
@@ -540,5 +541,7 @@ def test_a_payload_from_elsewhere_that_cannot_be_unpacked_is_the_jobs_error(
     ids = [queue.enqueue("add", [1, 2]), queue.enqueue("add", {"c": 1})]
     queue.process_jobs(jobs)
     errors = [job(queue, i)["error"] for i in ids]
-    assert errors[0] == "TypeError: the payload is a list, no object to unpack"
+    assert errors[0] == (
+        "TypeError: invalid payload of type list: must be an object, as the handler unpacks it"
+    )
     assert "unexpected keyword argument 'c'" in errors[1]

@@ -1,14 +1,21 @@
-"""One attempt: a payload goes into a handler, an outcome comes out, whatever the handler does."""
+"""One attempt: a payload goes into a handler, an outcome comes out, whatever the handler does.
+
+- No exception of a handler reaches the pass: it becomes the job's outcome. Only a signal, or a job
+  that the system has no process for, isn't charged to the job.
+- Work that is done is never run again: a result that can't be kept doesn't fail the job.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+from contextvars import copy_context
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 
 from dbbasic_queue.errors import not_started
 from dbbasic_queue.handlers import Delay, Fail, Job
+from dbbasic_queue.lazy import load
 from dbbasic_queue.model import states
 from dbbasic_queue.model.checks import check_instant
 from dbbasic_queue.model.escaping import MAX_ERROR, escape
@@ -20,33 +27,41 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
+    from types import ModuleType
     from typing import Any
 
     from dbbasic_queue.errors import StoreError
     from dbbasic_queue.handlers import Handler
     from dbbasic_queue.model.rows import Row
     from dbbasic_queue.passes.event_loop import OneLoop
+    from dbbasic_queue.passes.policies import Policies
     from dbbasic_queue.passes.signals import Interrupts
 
     Outcome = tuple[str, states.State | None, str]
 
 INTERRUPTED = "interrupted"
-_SECONDS_FOR_A_SIGNAL = 0.5
-_LATER = 5
+_SIGNAL_SECONDS = 0.5
+_REFUSED_SECONDS = 5
 _NOT_STARTED = (AsyncGeneratorType, GeneratorType)
 
 
 def describe(error: BaseException) -> str:
     """Return an exception as the `error` column holds it: one line, `ValueError: no such user`.
 
-    A plain Exception, or Fail, gives its message alone, one without a message its type alone. At
-    most 500 characters of the message are kept. One whose text raises is told by its type.
+    For a plain Exception, or Fail, it is only the message; without a message, only the type. At
+    most 500 characters of the message are kept. An exception's text may raise another exception,
+    whose type is then in the message.
+
+    >>> describe(ValueError("no such user"))
+    'ValueError: no such user'
+    >>> describe(Exception("no such user")), describe(KeyboardInterrupt())
+    ('no such user', 'KeyboardInterrupt')
     """
     name = type(error).__name__
     try:
         message = "".join((str(error),))[: MAX_ERROR + 1]  # a plain str, whatever it was
     except BaseException as e:  # noqa: BLE001 - whatever it is, the pass must go on
-        message = f"(its text cannot be had: {type(e).__name__})"
+        message = f"(its text isn't available: {type(e).__name__})"
     if len(message) > MAX_ERROR:
         message = message[: MAX_ERROR - 1] + "…"
     if not message:
@@ -59,30 +74,30 @@ class _NoEventLoop(Exception):
 
 
 class Attempts:
-    """Runs attempts for one pass, under its policy."""
+    """Runs attempts for one pass.
+
+    Each method that runs one returns the outcome's name, the job's next state and the traceback;
+    or INTERRUPTED, without a state, if the pass was asked to stop at once.
+    """
 
     def __init__(
         self,
         interrupts: Interrupts,
-        max_attempts: int,
+        policies: Policies,
         max_result: int,
         clock: Callable[[], float],
     ) -> None:
         self.interrupts = interrupts
-        self.max_attempts = max_attempts
+        self.policies = policies
         self.max_result = max_result
         self.clock = clock
         self.process = os.getpid()
         self.refused: StoreError | None = None
-        """why a job was not called, if the system had no process for one"""
+        """why a job was not started, if the system had no process for it"""
         self._loop: OneLoop | None = None
-        self._copy_context: Callable[[], Context] | None = None
 
     def run(self, handler: Handler | None, row: Row, payload: Any) -> Outcome:
-        """Run the handler; return the outcome's name, the job's next state and the traceback.
-
-        INTERRUPTED, without a state, where the pass was asked to stop at once.
-        """
+        """Run the handler in this thread; without one, the attempt fails."""
         if handler is None:
             return self.failed(handler, row.state, f"No handler for {escape(row.type)}")
         try:
@@ -102,13 +117,13 @@ class Attempts:
         tick: Callable[[], None],
         slot: int,
     ) -> Outcome:
-        """Do as `run` does, in a process of its own that is killed after `timeout` seconds.
+        """Run the handler in a process of its own that is killed after `timeout` seconds.
 
-        `slot` is the descriptor of the slot that is locked as long as the job may run, or -1.
-        `tick` is called meanwhile, some ten times a second. Only then is a signal's exception
+        `slot` is the descriptor of the slot that stays locked as long as the job may run, or -1.
+        `tick` is called about ten times a second. Only after such a call is a signal's exception
         raised: anywhere else it could leave the process running.
         """
-        from dbbasic_queue.passes import time_limit
+        time_limit = load(_time_limit)
 
         def work() -> bytes:
             self.process = os.getpid()
@@ -118,17 +133,16 @@ class Attempts:
             assert after is not None
             return f"{outcome}\n{trace}\n".encode() + encode_state(after)
 
-        def look() -> None:
+        def tick_or_raise() -> None:
             tick()
             self.interrupts.raise_if_at_once()
 
-        self._own_context()  # loads what it needs once, not in each process
         try:
-            content = time_limit.run(work, timeout, look, slot)
+            content = time_limit.run(work, timeout, tick_or_raise, slot)
         except time_limit.NotStarted as e:
             return self._not_started(row.state, "the job's process", e.__cause__ or e)
         except time_limit.Died as e:
-            if e.was_told_to_end and self._was_told_to_end_too():
+            if e.by_end_signal and self._is_asked_to_end_too():
                 return INTERRUPTED, None, ""
             return self.failed(handler, row.state, str(e))
         except BaseException as e:  # noqa: BLE001 - a signal
@@ -136,21 +150,21 @@ class Attempts:
         outcome, trace, after = content.split(b"\n", 2)
         return outcome.decode(), decode_state(after), trace.decode()
 
-    def _was_told_to_end_too(self) -> bool:
-        """Tell whether the signal that ended a job's process was meant for the whole service.
+    def _is_asked_to_end_too(self) -> bool:
+        """Return whether the signal that ended a job's process was sent to the whole service.
 
         Such a signal reaches the processes of a service one after the other.
         """
-        end = time.monotonic() + _SECONDS_FOR_A_SIGNAL
+        end = time.monotonic() + _SIGNAL_SECONDS
         while not (asked := self.interrupts.stop_requested()) and time.monotonic() < end:
             time.sleep(0.01)
         return asked
 
     async def run_coroutine(self, handler: Handler, row: Row, payload: Any) -> Outcome:
-        """Do as `run` does, beside other jobs on one event loop, as a task of its own."""
+        """Run a coroutine function as a task of its own, next to other jobs on one event loop."""
         try:
             _copy_decimal_context()
-            result = await _begin(handler, row, payload)
+            result = await _start(handler, row, payload)
         except BaseException as e:  # noqa: BLE001
             return self._raised(handler, row.state, e)
         finally:
@@ -160,9 +174,9 @@ class Attempts:
 
     def _call(self, handler: Handler, row: Row, payload: Any) -> Any:
         try:
-            context = self._own_context()
+            context = _own_context()
             self.interrupts.in_handler = True
-            result = context.run(_begin, handler, row, payload)
+            result = context.run(_start, handler, row, payload)
             if isinstance(result, CoroutineType):
                 result = context.run(self._finish, result)
         finally:
@@ -178,23 +192,10 @@ class Attempts:
             )
         return result
 
-    def _own_context(self) -> Context:
-        """Return a context for one job: what its handler sets in it does not reach the next one."""
-        if self._copy_context is None:
-            from contextvars import copy_context
-
-            self._copy_context = copy_context
-        context = self._copy_context()
-        if "decimal" in sys.modules:
-            context.run(_copy_decimal_context)
-        return context
-
     def _finish(self, coroutine: CoroutineType[Any, Any, Any]) -> Any:
         if self._loop is None:
-            from dbbasic_queue.passes.event_loop import OneLoop
-
             try:
-                self._loop = OneLoop()
+                self._loop = load(_one_loop)()
             except OSError as e:
                 coroutine.close()
                 raise _NoEventLoop from e
@@ -218,24 +219,24 @@ class Attempts:
     def failed(
         self, handler: Handler | None, state: states.State, error: str, trace: str = ""
     ) -> Outcome:
-        """Return what an error makes of the job: a retry, or the end."""
-        if state.attempts >= self.limit(handler):
+        """Return the outcome of an error: a retry, or the job has failed."""
+        if state.attempts >= self.policies.limit(handler):
             return "failed", states.fail(state, error), trace
         seconds = handler.wait(state.attempts) if handler else states.backoff(state.attempts)
         return "retried", states.retry(state, error, states.later(self.clock(), seconds)), trace
 
-    def limit(self, handler: Handler | None) -> int:
-        """Return how many attempts a job of this handler has."""
-        return (handler and handler.max_attempts) or self.max_attempts
-
     def _not_started(self, state: states.State, what: str, error: BaseException) -> Outcome:
-        """Put back a job that the system had no process for: it was not called.
+        """Delay a job that wasn't started because the system had no process for it.
 
-        Later, so that a pass that lingers doesn't ask the system all the time.
+        A few seconds, so that a pass that lingers doesn't ask the system all the time.
         """
         self.refused = not_started(what, error)
         reason = escape(str(self.refused.strerror)[:MAX_ERROR])
-        return "delayed", states.delay(state, reason, states.later(self.clock(), _LATER)), ""
+        return (
+            "delayed",
+            states.delay(state, reason, states.later(self.clock(), _REFUSED_SECONDS)),
+            "",
+        )
 
     def _delayed(self, handler: Handler, state: states.State, delay: Delay) -> Outcome:
         now = self.clock()
@@ -246,7 +247,7 @@ class Attempts:
             if isinstance(when, (int, float)) and not isinstance(when, bool):
                 when = now + min(max(when, 0), 2 * states.LATEST)
             run_at = max(check_instant(when, "Delay"), states.later(now, 0))
-        except BaseException as e:  # noqa: BLE001 - what it carries is the handler's, too
+        except BaseException as e:  # noqa: BLE001 - the handler's values may raise anything
             return self.failed(handler, state, describe(e))
         return "delayed", states.delay(state, escape(reason), run_at), ""
 
@@ -260,6 +261,14 @@ class Attempts:
             return "completed", states.complete(state, "", error), ""
 
 
+def _own_context() -> Context:
+    """Return a context for one job: variables that its handler sets don't reach the next job."""
+    context = copy_context()
+    if "decimal" in sys.modules:
+        context.run(_copy_decimal_context)
+    return context
+
+
 def _copy_decimal_context() -> None:
     """Give this context a decimal context of its own: a handler may change its precision."""
     decimal = sys.modules.get("decimal")
@@ -267,17 +276,29 @@ def _copy_decimal_context() -> None:
         set_context(decimal.getcontext().copy())
 
 
-def _begin(handler: Handler, row: Row, payload: Any) -> Any:
-    """Call the function; a coroutine function has not started when this returns."""
+def _start(handler: Handler, row: Row, payload: Any) -> Any:
+    """Call the function. A coroutine function hasn't run any code when this returns."""
     if handler.takes_job or handler.unpack:
         return handler.start(payload, Job(row) if handler.takes_job else None)
     return handler.function(payload)
 
 
 def _end_child(job_type: str) -> None:
-    """End a process that a handler has forked and left: it must not become a second worker."""
-    text = f"the handler for {escape(job_type)} came back in a forked child; it ends here\n"
+    """End a forked child in which a handler has returned: it must not become a second worker."""
+    text = f"the handler for {escape(job_type)} returned in a forked child; it ends here\n"
     try:
         os.write(2, b"dbbasic_queue: " + text.encode())
     finally:
         os._exit(1)
+
+
+def _time_limit() -> ModuleType:
+    from dbbasic_queue.passes import time_limit
+
+    return time_limit
+
+
+def _one_loop() -> type[OneLoop]:
+    from dbbasic_queue.passes.event_loop import OneLoop
+
+    return OneLoop

@@ -1,12 +1,12 @@
-"""A pass that runs coroutines together on one event loop, up to a number at a time.
+"""Runs the coroutines of a pass together on one event loop, up to a number at a time.
 
-Everything happens in one thread: while one job waits, others go on. What has ended in the same step
-of the loop is recorded by one write. The pass claims only what it begins at once, so after a kill
-every claim in its slot's list counts as an attempt.
-
-The pass itself is not a task of the loop: it runs the loop, a step at a time. So whatever a job
-does to the loop (`loop.stop()`, `sys.exit` in a task, cancelling all tasks) ends that step at most,
-not the pass and the other jobs.
+- Everything happens in one thread: while one job waits, others go on. Jobs that end in the same
+  step of the loop are recorded by one write.
+- The pass claims only jobs that it starts at once. So after a kill, every claim in its slot's list
+  counts as an attempt.
+- The pass isn't a task of the loop: it runs the loop, one step at a time. So whatever a job does to
+  the loop (`loop.stop()`, `sys.exit` in a task, cancelling all tasks) ends only that step, not the
+  pass or other jobs.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import time
 from collections import deque
 
 from dbbasic_queue.errors import not_started
-from dbbasic_queue.model import states
 from dbbasic_queue.passes import log_lines
 from dbbasic_queue.passes.attempt import INTERRUPTED, describe
-from dbbasic_queue.passes.base import POLL_SECONDS, Pass
+from dbbasic_queue.passes.base import POLL_SECONDS
 from dbbasic_queue.passes.event_loop import close, hide
+from dbbasic_queue.passes.executor import Executor
 from dbbasic_queue.passes.ticker import Ticker
 
 TYPE_CHECKING = False
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from dbbasic_queue.handlers import Handler
+    from dbbasic_queue.model.states import State
     from dbbasic_queue.passes.attempt import Attempts, Outcome
+    from dbbasic_queue.passes.base import Pass
     from dbbasic_queue.store.protocol import Claim, Claims
 
 
@@ -39,7 +41,7 @@ class Running:
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
         self.outcome: Outcome | None = None
-        self.began_at = time.monotonic()
+        self.started_at = time.monotonic()
 
     async def run(self, attempts: Attempts, handler: Handler) -> None:
         """Run the handler and keep the outcome."""
@@ -47,142 +49,159 @@ class Running:
         self.outcome = await attempts.run_coroutine(handler, claim.row, claim.payload)
 
 
-class ConcurrentPass(Pass):
-    """One run of a worker over what is due, `parallel` jobs at a time."""
+class Concurrent:
+    """Runs the jobs of one pass, `parallel` coroutines at a time."""
 
-    def __init__(self, *args: Any, parallel: int, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.parallel = parallel
+    def __init__(self, pass_: Pass, claims: Claims) -> None:
+        self._pass = pass_
+        self._claims = claims
+        self._executor = Executor(pass_, claims)
+        self._policies = pass_.policies
+        self._interrupts = pass_.interrupts
         self._running: dict[asyncio.Task[None], Running] = {}
         self._jobs: set[tuple[str, str]] = set()
+        """path and id of each running job"""
         self._cancelled_for = 0
-        self._lists_too_much = False
+        """how many signals have cancelled the running jobs"""
+        self._list_is_stale = False
+        """whether the slot's list names jobs that have ended"""
 
-    def _work(self, claims: Claims) -> None:
+    def run(self) -> None:
+        """Run jobs until no job is due and the pass no longer lingers."""
         try:
             loop = asyncio.new_event_loop()
         except OSError as e:
             raise not_started("an event loop", e) from e
         try:
-            self._work_together(claims, loop)
+            self._run_on(loop)
         finally:
-            self.interrupts.cancelling = True
+            self._interrupts.cancelling = True
             close(loop, self._running)
 
-    def _work_together(self, claims: Claims, loop: asyncio.AbstractEventLoop) -> None:
-        end = time.monotonic() + self.linger
-        refused: Exception | None = None
+    def close(self) -> None:
+        """Close the second event loop, if a plain handler returned a coroutine."""
+        self._executor.attempts.close()
+
+    def _run_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        end = time.monotonic() + self._pass.linger
+        error: Exception | None = None
         while True:
-            asked = self.interrupts.stop_requested()
-            staying = time.monotonic() < end and not asked
-            if not asked and refused is None:
-                refused = _error_of(self._begin_what_is_due, claims, loop, staying)
-            if self.interrupts.stop_at_once():
+            stops = self._interrupts.stop_requested()
+            lingers = time.monotonic() < end and not stops
+            if not stops and error is None:
+                error = _error_of(self._start_due, loop, lingers)
+            if self._interrupts.stop_at_once():
                 self._cancel()
             if self._running:
-                self.interrupts.jobs = self._jobs
+                self._interrupts.jobs = self._jobs
                 self._step(loop)
-                refused = _error_of(self._settle_what_has_ended, claims) or refused
-            elif refused is not None:
-                raise refused
-            elif not staying or self.is_complete():
+                error = _error_of(self._record_ended) or error
+            elif error is not None:
+                raise error
+            elif not lingers or self._pass.is_complete():
                 break
             else:
-                claims.idle()
+                self._claims.idle()
                 self._step(loop)
 
-    def _begin_what_is_due(
-        self, claims: Claims, loop: asyncio.AbstractEventLoop, staying: bool
-    ) -> None:
-        """Begin as many of the due jobs as there is room for beside those that run."""
-        free = self.parallel - len(self._running)
+    def _start_due(self, loop: asyncio.AbstractEventLoop, lingers: bool) -> None:
+        """Start due jobs, until `parallel` jobs are running."""
+        free = self._pass.parallel - len(self._running)
         if not free:
             return
-        batch = deque(claims.claim(free))
-        if not batch and staying and claims.find_due(self.clock()):
-            self._report_recovered(claims)
-            batch = deque(claims.claim(free))
-        self.log = log_lines.logger()
+        batch = deque(self._claims.claim(free))
+        if not batch and lingers and self._claims.find_due(self._pass.clock()):
+            self._pass.report_recovered(self._claims)
+            batch = deque(self._claims.claim(free))
+        self._executor.log = log_lines.logger()
         try:
             while batch:
-                self._begin(claims, loop, batch.popleft())
+                self._start(loop, batch.popleft())
         except BaseException:
-            claims.unclaim(list(batch))
+            self._claims.unclaim(list(batch))
             raise
 
-    def _begin(self, claims: Claims, loop: asyncio.AbstractEventLoop, claim: Claim) -> None:
-        handler = self.handler(claim.row.type)
+    def _start(self, loop: asyncio.AbstractEventLoop, claim: Claim) -> None:
+        handler = self._policies.handler(claim.row.type)
         if handler is None or not handler.shares_loop:
-            self._execute(claims, Ticker(lambda: self.look(claims)), claim)
+            self._executor.run(claim, Ticker(self._publish_if_slow))
             return
         running = Running(claim)
-        task = loop.create_task(running.run(self.attempts, handler))
+        task = loop.create_task(running.run(self._executor.attempts, handler))
         hide(task)
         task.add_done_callback(lambda _: loop.stop())
         self._running[task] = running
-        self._jobs.add((self.store.path, claim.row.id))
+        self._jobs.add((self._pass.store.path, claim.row.id))
+
+    def _publish_if_slow(self) -> None:
+        """If a job that doesn't share the loop takes long: fold, so that `cat` shows it."""
+        if self._executor.is_slow():
+            self._claims.unclaim([])  # the slot's list must match the claims that are left
+            self._claims.publish()
 
     def _step(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Run the loop until a job has ended, POLL_SECONDS seconds at most."""
+        """Run the loop until a job has ended, for at most POLL_SECONDS."""
         timer = loop.call_later(POLL_SECONDS, loop.stop)
         try:
             loop.run_forever()
         except (SystemExit, KeyboardInterrupt) as e:
-            # Of a task or callback that some job has left to the loop; the signals are held back.
+            # Raised by a task or callback that a job has left on the loop; signals raise nothing.
             if log := log_lines.logger():
                 log_lines.exit_held(log, e)
         finally:
             timer.cancel()
 
-    def _settle_what_has_ended(self, claims: Claims) -> None:
+    def _record_ended(self) -> None:
+        """Record the outcomes of the tasks that have ended, by one write."""
         done = [task for task in self._running if task.done()]
         if not done:
-            claims.publish()
-            if self._lists_too_much:
-                claims.unclaim([])  # which lists what is still held
-                self._lists_too_much = False
-        ended: list[tuple[Claim, states.State]] = []
+            self._claims.publish()
+            if self._list_is_stale:
+                self._claims.unclaim([])  # the list must match the running jobs
+                self._list_is_stale = False
+        ended: list[tuple[Claim, State]] = []
         outcomes: list[tuple[str, str, float]] = []
         for task in done:
             running = self._running.pop(task)
             claim = running.claim
-            self._jobs.discard((self.store.path, claim.row.id))
-            seconds = time.monotonic() - running.began_at
+            self._jobs.discard((self._pass.store.path, claim.row.id))
+            seconds = time.monotonic() - running.started_at
             outcome, after, trace = running.outcome or self._without_outcome(task, claim)
             if outcome == INTERRUPTED or after is None:
-                self.interrupted(claims, claim, seconds)
+                self._executor.interrupted(claim, seconds)
             else:
                 ended.append((claim, after))
                 outcomes.append((outcome, trace, seconds))
         if not ended:
             return
-        recorded = claims.record_all(ended)
+        recorded = self._claims.record_all(ended)
         for (claim, after), state, (outcome, trace, seconds) in zip(
             ended, recorded, outcomes, strict=True
         ):
-            self.note(claims, claim, outcome, after, trace, seconds, state)
-        self._lists_too_much = True
+            self._executor.report(claim, outcome, after, trace, seconds, state)
+        self._list_is_stale = True
 
     def _without_outcome(self, task: asyncio.Task[None], claim: Claim) -> Outcome:
-        """Return the outcome of a task that was cancelled before it began, or at its end."""
-        if self.interrupts.cancelling:
+        """Return the outcome of a task that was cancelled before it started, or at its end."""
+        if self._interrupts.cancelling:
             return INTERRUPTED, None, ""
         error = "CancelledError" if task.cancelled() else describe(task.exception() or Exception())
-        return self.attempts.failed(self.handler(claim.row.type), claim.row.state, error)
+        handler = self._policies.handler(claim.row.type)
+        return self._executor.attempts.failed(handler, claim.row.state, error)
 
     def _cancel(self) -> None:
-        """Cancel what runs: once for each signal, so that a job may clean up in peace."""
-        self.interrupts.cancelling = True
-        if self._cancelled_for < len(self.interrupts.received):
-            self._cancelled_for = len(self.interrupts.received)
+        """Cancel the running jobs, once per signal: a job may need time to clean up."""
+        self._interrupts.cancelling = True
+        if self._cancelled_for < len(self._interrupts.received):
+            self._cancelled_for = len(self._interrupts.received)
             for task in self._running:
                 task.cancel()
 
 
 def _error_of(function: Callable[..., None], *arguments: Any) -> Exception | None:
-    """Call it; return what it raises: the running jobs are to finish, and be recorded, first."""
+    """Call a function; return what it raises, so that running jobs can end and be recorded."""
     try:
         function(*arguments)
-    except Exception as e:  # noqa: BLE001 - it is raised when they have ended
+    except Exception as e:  # noqa: BLE001 - the caller raises it when no job is running
         return e
     return None

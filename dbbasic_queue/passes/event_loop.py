@@ -1,7 +1,7 @@
 """One event loop for the coroutines of a pass that runs one job at a time.
 
-It is the same for every job of the pass, so a client that a handler keeps open stays usable; what
-a job leaves running on it is cancelled before the next one begins, as `asyncio.run` does.
+All jobs of the pass use the same loop, so a client that a handler keeps open stays usable. Tasks
+that a job leaves running are cancelled before the next job starts, as `asyncio.run` does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class OneLoop:
                 )
             return self._loop.run_until_complete(coroutine)
         finally:
-            coroutine.close()  # where it could not begin
+            coroutine.close()  # if it hasn't started
             cancel_all(self._loop)
 
     def close(self) -> None:
@@ -43,9 +43,9 @@ class OneLoop:
 
 
 def close(loop: asyncio.AbstractEventLoop, hidden: Iterable[asyncio.Task[Any]] = ()) -> None:
-    """End what still runs, hidden tasks too, and close the loop.
+    """Cancel the remaining tasks, hidden ones too, and close the loop.
 
-    Whatever that raises ends with the loop, not with the pass.
+    Exceptions of these tasks are ignored: the pass goes on.
     """
     if asyncio._get_running_loop() is None:
         with suppress(BaseException):
@@ -56,12 +56,12 @@ def close(loop: asyncio.AbstractEventLoop, hidden: Iterable[asyncio.Task[Any]] =
 
 
 def hide(task: asyncio.Task[Any]) -> None:
-    """Take a task out of `asyncio.all_tasks()`: a job that cancels all tasks means its own."""
+    """Remove a task from `asyncio.all_tasks()`: a job that cancels all tasks means its own."""
     asyncio._unregister_task(task)
 
 
 def cancel_all(loop: asyncio.AbstractEventLoop, hidden: Iterable[asyncio.Task[Any]] = ()) -> None:
-    """Cancel what still runs on a loop that stands still, and let it end."""
+    """Cancel the tasks of a loop that isn't running, and run it until they have ended."""
     tasks = {*asyncio.all_tasks(loop), *hidden}
     for task in tasks:
         task.cancel()
@@ -70,7 +70,7 @@ def cancel_all(loop: asyncio.AbstractEventLoop, hidden: Iterable[asyncio.Task[An
 
 
 def _finish(loop: asyncio.AbstractEventLoop, last: Awaitable[object]) -> None:
-    """Run the loop until this has ended, whatever tasks stop it or call `sys.exit`."""
+    """Run the loop until `last` has ended, even if tasks stop the loop or call `sys.exit`."""
     task = asyncio.ensure_future(last, loop=loop)
     task.add_done_callback(lambda _: loop.stop())
     while not task.done():

@@ -1,12 +1,11 @@
-"""Processes that we fork: what they inherit, and how they end.
+"""Forked processes: which descriptors they inherit, and how they end.
 
-A pipe's end that stays open in one process too many is never noticed as closed: the pipe that ends
-a job when its pass dies would not. So every pipe of ours is registered, and a forked child closes
-them all, whoever forks it; a child of ours keeps those that it is given.
-
-A child of ours ends as a program does (its threads, the atexit callbacks that it registered
-itself, its log handlers), but within a second. The callbacks of the program stay the program's:
-one may remove a file that is still in use.
+- Every pipe is registered here, and a forked child closes them all, no matter which code forks it;
+  a child that is started here keeps the ends that it needs. If an end stayed open in one process
+  too many, its reader would never notice that it is closed: a job would outlive its dead pass.
+- A child that is started here ends like a program (its threads, the atexit callbacks that it
+  registered itself, its log handlers), but within a second. The program's own callbacks don't run
+  in it: one may remove a file that is still in use.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-_LONGEST_END = 1.0
+_LONGEST_END_SECONDS = 1.0
 
 _pipes: set[int] = set()
-"""Descriptors that a forked child closes: ends of pipes, and second ones of a slot."""
+"""Descriptors that a forked child closes: ends of pipes, and duplicates of a slot's."""
 _kept = threading.local()
 
 
 def pipe() -> tuple[int, int]:
-    """Return a new pipe, which is closed in every process that is forked without keeping it."""
+    """Return a new pipe. Every forked process closes it, unless it keeps it."""
     return forks.while_opening(_pipe)
 
 
@@ -44,7 +43,7 @@ def _pipe() -> tuple[int, int]:
 
 
 def duplicate(fd: int) -> int:
-    """Return a second descriptor of an open file, which is closed as a pipe is."""
+    """Return a second descriptor of an open file, which forked processes close like a pipe."""
     return forks.while_opening(_duplicate, fd)
 
 
@@ -55,7 +54,7 @@ def _duplicate(fd: int) -> int:
 
 
 def close(*fds: int) -> None:
-    """Close ends of pipes; those that are closed already, or never were open, are passed over."""
+    """Close ends of pipes; skip those that are closed already, or never were open."""
     for fd in fds:
         forks.while_opening(_close, fd)
 
@@ -77,12 +76,12 @@ forks.in_child(_close_all)
 
 
 def start(work: Callable[[], object], keep: tuple[int, ...]) -> int:
-    """Run `work` in a forked process; return its id. Of our pipes it has those in `keep`.
+    """Run `work` in a forked process that keeps the pipes in `keep`; return its process id.
 
-    `work` ends the process itself; if it raises or returns, the exit code is 1. Raises OSError, or
-    RuntimeError, if the system refuses a new process.
+    `work` ends the process itself; if it raises or returns, the exit code is 1. Raises OSError or
+    RuntimeError if the system refuses a new process.
     """
-    flush_output()  # otherwise what is buffered would be written twice
+    flush_output()  # otherwise buffered text would be written twice
     _kept.fds = keep
     try:
         pid = os.fork()
@@ -90,15 +89,15 @@ def start(work: Callable[[], object], keep: tuple[int, ...]) -> int:
         _kept.fds = ()
     if pid == 0:
         try:
-            _leave_the_programs_end_to_it()
+            _forget_exit_callbacks()
             work()
         finally:
             os._exit(1)
     return pid
 
 
-def _leave_the_programs_end_to_it() -> None:
-    """Forget what the program has registered for its own end, as `multiprocessing` does."""
+def _forget_exit_callbacks() -> None:
+    """Forget the program's own exit callbacks, as `multiprocessing` does."""
     atexit._clear()
     modules: dict[str, Any] = sys.modules
     if shutdown := getattr(modules.get("logging"), "shutdown", None):
@@ -114,15 +113,15 @@ def _leave_the_programs_end_to_it() -> None:
 
 
 def end() -> NoReturn:
-    """End this process as a program ends, but within a second.
+    """End this process like a program, but within a second.
 
-    Threads that are no daemons are waited for, then the atexit callbacks run that this process has
+    Waits for threads that aren't daemons, then runs the atexit callbacks that this process has
     registered (those of `logging` and `multiprocessing` are among them).
     """
     flush_output()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-    signal.setitimer(signal.ITIMER_REAL, _LONGEST_END)
+    signal.setitimer(signal.ITIMER_REAL, _LONGEST_END_SECONDS)
     join_threads: Callable[[], None] = threading._shutdown  # type: ignore[attr-defined]
     for step in (join_threads, atexit._run_exitfuncs, flush_output):
         with suppress(BaseException):
@@ -131,9 +130,9 @@ def end() -> NoReturn:
 
 
 def flush_output() -> None:
-    """Write what is buffered: before a fork, and before an end that does not."""
+    """Write buffered text to stdout and stderr, before a fork and before `os._exit`."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):  # none, or closed: whoever prints finds out
+        with suppress(Exception):  # None, or closed: code that prints gets the error
             stream.flush()
 
 

@@ -1,7 +1,9 @@
-"""One log record for each outcome, after it is on the disk; nothing where nobody listens.
+"""The log records of passes: one per outcome, after it is on the disk.
 
-`logging` is not imported here: a pass that nobody watches need not pay for it. A filter or handler
-of the program's that raises is reported on stderr, once, and is an error of no pass and no job.
+- `logging` isn't imported here: if the program hasn't imported it, nothing is logged, and a pass
+  doesn't pay for the import.
+- An error in the program's logging, such as a filter that raises, is reported on stderr once. It
+  never reaches the pass or a job.
 """
 
 from __future__ import annotations
@@ -22,12 +24,11 @@ if TYPE_CHECKING:
 INFO, WARNING, ERROR = 20, 30, 40
 _LEVELS = {"completed": INFO, "delayed": INFO, "retried": WARNING, "failed": ERROR}
 
-
 _complained = False
 
 
 def logger() -> Logger | None:
-    """Return the package's logger; None where nobody has imported `logging`, so nobody listens."""
+    """Return the package's logger, or None if the program hasn't imported `logging`."""
     logging = sys.modules.get("logging")
     if logging is None or not hasattr(logging, "captureWarnings"):  # its last name: half imported
         return None
@@ -47,12 +48,12 @@ def write(
 ) -> None:
     """Log one record, with an error's traceback; `extra` are its attributes.
 
-    Raises nothing that logging raises.
+    Never raises an exception of the program's logging.
     """
     global _complained
     try:
         log.log(level, message, *facts, exc_info=error, extra=extra)
-    except Exception as e:  # noqa: BLE001 - whatever it is: the queue's work goes on
+    except Exception as e:  # noqa: BLE001 - whatever it is: the pass goes on
         if not _complained:
             _complained = True
             _complain(f"the program's logging raised {type(e).__name__}, a record is lost")
@@ -68,7 +69,7 @@ def _complain(text: str) -> None:
 def outcome(
     log: Logger, name: str, job_id: str, job_type: str, state: State, seconds: float | None
 ) -> None:
-    """Log how an attempt ended; an error beside a completed job is a warning."""
+    """Log how an attempt ended. A completed job with an error is a warning."""
     level = WARNING if name == "completed" and state.error else _LEVELS[name]
     if not log.isEnabledFor(level):
         return
@@ -90,7 +91,7 @@ def outcome(
 
 
 def late(log: Logger, job_id: str, job_type: str, attempt: int) -> None:
-    """Log that an attempt which is no longer the current one has ended."""
+    """Log that an attempt has ended after a newer one has started."""
     write(
         log,
         WARNING,
@@ -102,23 +103,28 @@ def late(log: Logger, job_id: str, job_type: str, attempt: int) -> None:
 
 
 def pulled_in(log: Logger, count: int) -> None:
-    """Log that jobs are due now, which a wrong clock had put off."""
+    """Log that jobs which a wrong clock had postponed are due now."""
     write(log, WARNING, "%d jobs were enqueued while the clock was ahead: they are due now", count)
 
 
 def no_queue(log: Logger, path: str) -> None:
-    """Log that there is no queue, which may be an error in its path or the working directory."""
+    """Log that the queue doesn't exist: its path or the working directory may be wrong."""
     write(
         log,
         WARNING,
-        "%s: there is no queue yet (enqueue creates it; is this the path that you mean?)",
+        "%s: there is no queue yet (enqueue creates it; is this the right path?)",
         path,
     )
 
 
 def not_folded(log: Logger, error: Exception) -> None:
     """Log that the changes of a pass stay in the journal for now."""
-    write(log, ERROR, "the journal could not be folded, and nothing is lost: %s", error)
+    write(
+        log,
+        ERROR,
+        "could not merge the journal into the queue file; nothing is lost, will retry: %s",
+        error,
+    )
 
 
 def exit_held(log: Logger, error: BaseException) -> None:
@@ -128,10 +134,8 @@ def exit_held(log: Logger, error: BaseException) -> None:
 
 
 def history_lost(log: Logger, error: Exception) -> None:
-    """Log that attempts are not in the history."""
-    write(
-        log, ERROR, "attempts could not be written to the history, and the queue is well: %s", error
-    )
+    """Log that attempts are missing in the history."""
+    write(log, ERROR, "could not write the attempt history (the queue is not affected): %s", error)
 
 
 def skipped_history(log: Logger, path: str, lines: Sequence[str]) -> None:
@@ -146,20 +150,20 @@ def skipped_history(log: Logger, path: str, lines: Sequence[str]) -> None:
     )
 
 
-def worker_failed(text: str, error: BaseException, pause: float) -> None:
-    """Log why a worker starts again, with the traceback of an error that nobody foresaw."""
+def worker_failed(text: str, error: BaseException, seconds: float) -> None:
+    """Log why a worker restarts; with the traceback, if the error isn't one of this package's."""
     unforeseen = None if isinstance(error, QueueError) else error
-    _alarm(f"the worker starts again in {pause:.0f} seconds: {text}", unforeseen)
+    _alarm(f"the worker restarts in {seconds:.0f} seconds: {text}", unforeseen)
 
 
-def replaced(error: Exception | None, pause: float) -> None:
-    """Log that one of several passes has ended that should have stayed."""
-    reason = "it was asked to end by itself" if error is None else str(error)
-    _alarm(f"a pass has ended, and is replaced in {pause:.1f} seconds: {reason}")
+def replaced(error: Exception | None, seconds: float) -> None:
+    """Log that one of a long-running worker's passes has ended."""
+    reason = "it was asked to end" if error is None else str(error)
+    _alarm(f"a pass has ended, and is replaced in {seconds:.1f} seconds: {reason}")
 
 
 def _alarm(text: str, error: BaseException | None = None) -> None:
-    """Log an error of a worker that stays; on stderr if nobody listens: it is never silent."""
+    """Log an error of a long-running worker; write it to stderr if there is no log handler."""
     log = listener = logger()
     while listener is not None:
         if any(type(handler).__name__ != "NullHandler" for handler in listener.handlers):
@@ -170,12 +174,12 @@ def _alarm(text: str, error: BaseException | None = None) -> None:
 
 
 def refused(log: Logger, error: Exception) -> None:
-    """Log that the system refuses a thread or a process, which costs no job an attempt."""
-    write(log, ERROR, "%s; no job is charged for that", error)
+    """Log that the system refuses a thread or a process."""
+    write(log, ERROR, "%s; this is not counted as an attempt", error)
 
 
 def unreadable(log: Logger, store: Store) -> None:
-    """Log which lines are no jobs, and how many records of the journal were skipped."""
+    """Log which lines were ignored or moved, and how many records of the journal were skipped."""
     rejected, skipped, lines = store.take_skipped()
     if skipped:
         write(
@@ -190,7 +194,7 @@ def unreadable(log: Logger, store: Store) -> None:
         write(
             log,
             WARNING,
-            "%d lines with NULs and the like were moved to %s.rejected, and are no jobs",
+            "moved %d invalid lines (with NUL or other control bytes) to %s.rejected",
             rejected,
             store.path,
         )

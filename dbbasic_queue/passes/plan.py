@@ -1,4 +1,7 @@
-"""Which passes one call needs: one, one that runs coroutines together, or several processes."""
+"""Which passes one call needs: one, one that runs coroutines together, or several processes.
+
+The modules that run jobs are imported when there is work, and before processes are forked.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,17 @@ import math
 import os
 
 from dbbasic_queue.errors import InvalidHandlers
-from dbbasic_queue.handlers import Handler
-from dbbasic_queue.passes.base import ALL, COROUTINES, PLAIN, Pass, check, check_thread
-from dbbasic_queue.store.claiming.slots import SLOTS
+from dbbasic_queue.lazy import load
+from dbbasic_queue.passes.base import Pass
+from dbbasic_queue.passes.policies import ALL, COROUTINES, PLAIN, Policies, check, check_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
-    from dbbasic_queue.passes.base import AnyHandlers
+    from dbbasic_queue.passes.base import StartWork
+    from dbbasic_queue.passes.policies import AnyHandlers, Kind
+    from dbbasic_queue.passes.signals import Interrupts
     from dbbasic_queue.passes.supervisor import Supervisor
     from dbbasic_queue.store.protocol import Store
 
@@ -29,60 +33,65 @@ def plan(
     max_result: int,
     *,
     here: bool = True,
-    **how: Any,
+    skip_unknown: bool = False,
+    linger: float = 0,
+    until_complete: bool = False,
+    interrupts: Interrupts | None = None,
 ) -> Pass | Supervisor:
     """Return a pass, or several, that run `workers` jobs at a time; call its `run`.
 
-    It will run in this thread, unless it is not `here`. Raises InvalidHandlers for handlers and
-    limits that can't work.
+    `here` is whether it will run in this thread, and `interrupts` how it is asked to end. Jobs in
+    memory can't be shared with other processes: their plain functions run one at a time. Raises
+    InvalidHandlers for handlers and limits that can't work.
     """
-    check(handlers, max_attempts, workers)
+    checked = check(handlers, max_attempts, workers)
     if here:
-        check_thread(handlers)
+        check_thread(checked)
     _check_registry(handlers, store)
-    settings = store, handlers, max_attempts, clock, max_result
-    if workers == 1:
-        return Pass(*settings, **how)
-    return _several(workers, *settings, **how)
+    sharing = [handler.shares_loop for handler in checked.values()] if workers > 1 else []
+    only_coroutines = bool(sharing) and all(sharing)
 
+    def make(kind: Kind, interrupts: Interrupts | None) -> Pass:
+        together = only_coroutines or kind == COROUTINES
+        return Pass(
+            store,
+            Policies(handlers, max_attempts, skip_unknown=skip_unknown, kind=kind),
+            clock,
+            max_result,
+            _concurrent if together else _sequential,
+            parallel=workers if together else 1,
+            linger=linger,
+            until_complete=until_complete,
+            interrupts=interrupts,
+        )
 
-def _several(
-    workers: int, store: Store, handlers: AnyHandlers, *settings: Any, linger: float = 0, **how: Any
-) -> Pass | Supervisor:
-    """Return what runs `workers` jobs at a time.
-
-    Only as many processes are forked as there are due jobs, unless they are to linger. Jobs in
-    memory can't be shared with other processes: their plain functions run one at a time.
-    """
-
-    def make(share: str, supervisor: int = 0) -> Pass:
-        given = {**how, "linger": linger, "share": share, "supervisor": supervisor}
-        if share == COROUTINES or not plain:
-            from dbbasic_queue.passes.concurrent import ConcurrentPass
-
-            return ConcurrentPass(store, handlers, *settings, parallel=workers, **given)
-        return Pass(store, handlers, *settings, **given)
-
-    functions = [Handler.of(h) for h in handlers.values() if h is not None]
-    coroutines = any(handler.shares_loop for handler in functions)
-    plain = not functions or any(not handler.shares_loop for handler in functions)
-    one = make(ALL)
-    if not plain or not store.is_shared:
+    one = make(ALL, interrupts)
+    if workers == 1 or only_coroutines or not store.is_shared:
         return one
-    if workers > SLOTS:
+    _check_workers(workers)
+    kinds = _kinds(workers if linger else min(workers, one.count_due()), any(sharing))
+    if len(kinds) < 2:
+        return one
+    load(_sequential)  # once, and not in each process
+    stays = linger == math.inf and not until_complete
+    return load(_supervisor)(make, kinds, interrupts, stays=stays)
+
+
+def _kinds(processes: int, has_coroutines: bool) -> list[Kind]:
+    """Return which functions each process runs: one more runs the coroutine functions, if any."""
+    slots = load(_slots)
+    if not has_coroutines:
+        return [ALL] * min(processes, slots)
+    return [PLAIN] * min(processes, slots - 1) + [COROUTINES]
+
+
+def _check_workers(workers: int) -> None:
+    slots = load(_slots)
+    if workers > slots:
         raise InvalidHandlers(
-            f"invalid workers {workers}: must be 1 to {SLOTS}, as each is a process with a slot "
+            f"invalid workers {workers}: must be 1 to {slots}, as each is a process with a slot "
             "of its own (only coroutine functions, which share one, may have more)"
         )
-    due = workers if linger else one.count_due()
-    most = SLOTS - 1 if coroutines else SLOTS
-    shares = [PLAIN if coroutines else ALL] * min(workers, due, most) + [COROUTINES] * coroutines
-    stays = linger == math.inf and not how.get("until_complete")
-    if len(shares) == 1:
-        return one
-    from dbbasic_queue.passes.supervisor import Supervisor
-
-    return Supervisor(make, shares, stays=stays)
 
 
 def _check_registry(handlers: object, store: Store) -> None:
@@ -96,3 +105,27 @@ def _check_registry(handlers: object, store: Store) -> None:
             f"invalid handlers: this registry enqueues into {its.path}, and this pass runs the "
             f"jobs of {store.path} (call process_jobs of the registry's queue)"
         )
+
+
+def _sequential() -> StartWork:
+    from dbbasic_queue.passes.sequential import Sequential
+
+    return Sequential
+
+
+def _concurrent() -> StartWork:
+    from dbbasic_queue.passes.concurrent import Concurrent
+
+    return Concurrent
+
+
+def _supervisor() -> type[Supervisor]:
+    from dbbasic_queue.passes.supervisor import Supervisor
+
+    return Supervisor
+
+
+def _slots() -> int:
+    from dbbasic_queue.store.claiming.slots import SLOTS
+
+    return SLOTS

@@ -1,26 +1,21 @@
-"""SIGTERM and Ctrl-C while a pass runs, and passes within the jobs of other passes.
-
-`signal` and `contextvars` take longer to load than an idle pass, which needs neither: they are
-imported where signals are received.
-"""
+"""SIGTERM and Ctrl-C while a pass runs, and passes within the jobs of other passes."""
 
 from __future__ import annotations
 
 import os
+import signal
 import threading
-
-from dbbasic_queue.lazy import load
+from contextvars import ContextVar
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
-    from contextvars import ContextVar, Token
-    from types import FrameType, ModuleType
+    from collections.abc import Collection, Iterator
+    from contextvars import Token
+    from types import FrameType
     from typing import Any
 
-_enclosing: ContextVar[Interrupts | None] | None = None
-"""those of the pass whose job calls, also from a thread that got the job's context"""
-_made: dict[str, ContextVar[Interrupts | None]] = {}
+_enclosing: ContextVar[Interrupts | None] = ContextVar("dbbasic_queue_pass", default=None)
+"""those of the pass whose job is calling, also from a thread that got the job's context"""
 
 _receiving: list[Interrupts] = []
 """those that have installed a signal handler, the innermost last"""
@@ -29,42 +24,37 @@ _masks: dict[int, set[Any]] = {}
 
 
 class StopRequested(SystemExit):
-    """Raised after a pass that SIGTERM has ended; its code is the one that a shell would report."""
-
-
-def _signal() -> tuple[ModuleType, Callable[..., ContextVar[Interrupts | None]]]:
-    import signal
-    from contextvars import ContextVar
-
-    return signal, ContextVar
+    """Raised after SIGTERM has ended a pass; its code is the one that a shell would report."""
 
 
 class Interrupts:
-    """Tells a pass that the program is asked to end.
+    """How a pass is asked to end.
 
     The first SIGTERM lets the running job finish; Ctrl-C, or a second signal, interrupts it.
-    Outside of a handler both only end the pass after what it is doing. Every thread but the main
-    one is left alone.
+    While no handler runs, both only end the pass after its current step. Only the main thread
+    receives signals; a pass in another thread isn't affected.
 
-    A signal handler that the program has installed itself is called as before. If it raises, the
-    program wants to end: the running job is given back, the pass ends, and then the exception goes
-    on. It is never raised outside of a job, where it could interrupt a change of the files.
+    If the program has installed a signal handler of its own, it is called as before. If it raises,
+    the program wants to end: the running job is unclaimed, the pass ends, and then the exception
+    is raised. It is never raised outside of a job, where it could interrupt a change of the files.
 
-    A pass within a job of another pass is asked to end when that one is, and tells it what it
-    receives itself.
+    A pass within a job of another pass ends when that one is asked to end, and the outer pass
+    learns which signals the inner one receives.
 
-    In one of several forked passes (`supervisor` is the process that forked them) a second
-    SIGTERM says nothing new, nor does a second Ctrl-C, for it may have been sent to both; and the
-    supervisor's death is like a first SIGTERM. The program's signal handlers are the supervisor's
-    to call, not theirs.
+    In one of several forked passes (`supervisor` is the process that forked them) a second SIGTERM
+    has no effect, nor does a second Ctrl-C: it may have been sent to both. The supervisor's death
+    is like a first SIGTERM. Only the supervisor calls the program's signal handlers.
     """
 
     def __init__(self, supervisor: int = 0) -> None:
         self.received: list[int] = []
         """the signals, also those that a pass within one of our jobs has received"""
         self.stopped = False
+        """whether `stop` was called"""
         self.in_handler = False
+        """whether a handler is running, so that a signal may raise"""
         self.cancelling = False
+        """whether the pass is cancelling its coroutines"""
         self.jobs: Collection[tuple[str, str]] = ()
         """path and id of each job that the pass is running"""
         self._raised: list[BaseException] = []
@@ -77,20 +67,15 @@ class Interrupts:
         self._token: Token[Interrupts | None] | None = None
 
     def __enter__(self) -> Interrupts:
-        global _enclosing
-        signal, context_var = load(_signal)
-        if _enclosing is None:
-            made = context_var("dbbasic_queue_pass", default=None)
-            _enclosing = _made.setdefault("", made)  # the same one for two threads that begin
         self._outer = _enclosing.get()
-        while self._outer is not None and self._outer._ended:  # a thread has kept its job's context
+        while self._outer is not None and self._outer._ended:  # a thread keeps its job's context
             self._outer = self._outer._outer
-        if outer := self._asked_too():
+        if outer := self._outer_here():
             self.received, self._raised = outer.received, outer._raised
             self._repeated = outer._repeated
             self._supervisor = outer._supervisor
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):  # from the first on, nothing is raised
+            for number in (signal.SIGINT, signal.SIGTERM):  # after the first, no signal raises here
                 before = signal.getsignal(number)
                 if callable(before) or before == signal.SIG_DFL or self._supervisor:
                     self._before[number] = before
@@ -107,35 +92,29 @@ class Interrupts:
         self.leave()
 
     def leave(self) -> None:
-        """Give the signals back to the handlers that had them before.
+        """Restore the program's signal handlers.
 
-        A forked pass ignores them from now on: it is ending anyway.
+        A forked pass ignores the signals from now on: it is ending anyway.
         """
-        import signal
-
         if self in _receiving:
             _receiving.remove(self)
-        ends = self._supervisor and self._asked_too() is None
+        ends = self._supervisor and self._outer_here() is None
         for number, handler in reversed(self._before.items()):
             if signal.getsignal(number) == self._receive:  # a job may have installed its own
                 signal.signal(number, signal.SIG_IGN if ends else handler)
 
     def drop(self) -> None:
-        """In a process forked for a pass: call neither ours nor the program's handlers."""
-        import signal
-
+        """In a process forked for a pass: call neither these signal handlers nor the program's."""
         for number in self._before:
             signal.signal(number, signal.SIG_DFL)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        import signal
-
         program = _under_passes(number, self._receive)
-        if os.getpid() != self._process:  # a child that a handler has forked: as if we were not
+        if os.getpid() != self._process:  # a child that a handler has forked isn't part of the pass
             signal.signal(number, program)
             os.kill(os.getpid(), number)
         elif self._supervisor and number in self.received and number not in self._repeated:
-            self._repeated.append(number)  # sent to the whole group, and handed on as well
+            self._repeated.append(number)  # sent to the process group, and by the supervisor too
         elif self._supervisor or program in (signal.SIG_DFL, signal.default_int_handler):
             self.received.append(number)
             if self.in_handler and self.stop_at_once() and not _is_forking():
@@ -150,35 +129,33 @@ class Interrupts:
                     raise
 
     def stop_requested(self) -> bool:
-        """Tell whether the pass is to end."""
+        """Return whether the pass is asked to end."""
         if self.stopped or self.received:
             return True
         if self._outer is None and not self._supervisor:
             return False
         if self._supervisor and os.getppid() != self._supervisor:
             self.stop()
-        outer = self._asked_too()
+        outer = self._outer_here()
         return self.stopped or (outer is not None and outer.stop_requested())
 
-    def _asked_too(self) -> Interrupts | None:
-        """Return those of the pass around this one, if it is one of this process."""
+    def _outer_here(self) -> Interrupts | None:
+        """Return those of the pass around this one, if it runs in this process."""
         outer = self._outer
         return outer if outer is not None and outer._process == self._process else None
 
     def stop_at_once(self) -> bool:
-        """Tell whether the running job is to be interrupted, too."""
-        import signal
-
+        """Return whether the running job must be interrupted, too."""
         return signal.SIGINT in self.received or (len(self.received) > 1 and not self._supervisor)
 
     def caused(self, error: BaseException) -> bool:
-        """Tell whether what a handler raised is our doing, not its own."""
+        """Return whether a handler's exception comes from a signal, and not from the handler."""
         if self.cancelling or any(error is raised for raised in self._raised):
             return True
         return isinstance(error, KeyboardInterrupt) and bool(self.received)
 
     def raise_if_at_once(self) -> None:
-        """Raise what interrupts the running job, if it is to be interrupted."""
+        """Raise the exception that interrupts the running job, if it must be interrupted."""
         if self._raised:
             raise self._raised[0]
         if self.stop_at_once():
@@ -213,9 +190,7 @@ class Interrupts:
             outer = outer._outer
 
     def forward_signals(self) -> None:
-        """After the pass: end the program as the signal asked."""
-        import signal
-
+        """After the pass: raise what ends the program, if a signal was received."""
         if not self.received:
             return
         if not self._raised:
@@ -224,9 +199,9 @@ class Interrupts:
                 KeyboardInterrupt() if interrupt else StopRequested(128 + self.received[0])
             )
         error = self._raised[0]
-        if self._asked_too() is None:
+        if self._outer_here() is None:
             self._raised = []
-        # Otherwise it is kept: it comes out of a job of the outer pass that is not to blame.
+        # Otherwise the outer pass must recognize it (`caused`): its job isn't at fault.
         try:
             raise error
         finally:
@@ -234,9 +209,7 @@ class Interrupts:
 
 
 def _under_passes(number: int, handler: Any) -> Any:
-    """Return the signal handler that a pass's handler has replaced, and is the program's own."""
-    import signal
-
+    """Return the program's own signal handler, which those of passes have replaced."""
     while isinstance(owner := getattr(handler, "__self__", None), Interrupts):
         handler = owner._before.get(number, signal.SIG_DFL)
     return handler
@@ -244,10 +217,10 @@ def _under_passes(number: int, handler: Any) -> Any:
 
 # -- a signal that is sent to a process while it is being forked
 #
-# Python forgets it if there is a signal handler: `Pool.terminate` would never return if a process
-# had just been started. So the signals are blocked until the new process has the program's own
-# signal handlers. In the parent, an exception in a fork hook would be lost: a signal that comes
-# during a fork ends the pass after the running job, as a first SIGTERM does.
+# If there is a signal handler, Python loses the signal: `Pool.terminate` would never return if a
+# process had just been started. So the signals are blocked until the new process has the program's
+# own signal handlers. In the parent, an exception in a fork hook would be lost: a signal that
+# arrives during a fork ends the pass after the running job, like a first SIGTERM.
 
 
 def _is_forking() -> bool:
@@ -256,8 +229,6 @@ def _is_forking() -> bool:
 
 def _before_fork() -> None:
     if _receiving:
-        import signal
-
         ours = [number for number in (signal.SIGINT, signal.SIGTERM) if _is_received(number)]
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
         _masks[threading.get_ident()] = mask
@@ -265,8 +236,6 @@ def _before_fork() -> None:
 
 def _after_fork_in_parent() -> None:
     if _is_forking():
-        import signal
-
         try:
             signal.pthread_sigmask(signal.SIG_SETMASK, _masks[threading.get_ident()])
         finally:
@@ -275,8 +244,6 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     if _is_forking():
-        import signal
-
         for number in filter(_is_received, (signal.SIGINT, signal.SIGTERM)):
             signal.signal(number, _under_passes(number, signal.getsignal(number)))
     _receiving.clear()
@@ -285,9 +252,7 @@ def _after_fork_in_child() -> None:
 
 
 def _is_received(number: int) -> bool:
-    """Tell whether a signal's handler is that of a pass."""
-    import signal
-
+    """Return whether a signal's handler is that of a pass."""
     return isinstance(getattr(signal.getsignal(number), "__self__", None), Interrupts)
 
 

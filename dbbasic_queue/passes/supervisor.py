@@ -1,11 +1,11 @@
-"""Several passes at once: plain functions in forked processes, coroutines in one more.
+"""Several passes at once: plain functions in forked processes, coroutines in one more process.
 
-Each is a pass like another, with a slot of its own, so they share the work as passes that cron
-has started do. Their supervisor, this process, runs no job: it hands on what it is asked to do,
-and adds up what they report. When it dies, they end after the job in hand.
-
-A pass has ended when its process has, whatever else holds its pipe open. For a worker that stays,
-the supervisor starts another pass in the place of one that was killed or has failed.
+- Each pass is like any other, with a slot of its own: they share the jobs as the passes do that
+  cron starts.
+- Their supervisor, this process, runs no jobs: it forwards requests to end, and adds up the counts
+  that the passes report. If it dies, they end after the running job.
+- A pass has ended when its process has, even if another process holds its pipe open. In a
+  long-running worker, the supervisor replaces a pass that was killed or has failed.
 """
 
 from __future__ import annotations
@@ -29,31 +29,40 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    Make = Callable[[str, int], Pass]
+    from dbbasic_queue.passes.policies import Kind
 
-_TICK_MS = 100
-_CLOSING = 0.05  # from the end of its pipe to the end of a process
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+    Make = Callable[[Kind, Interrupts], Pass]
+
+_POLL_MILLISECONDS = 100
+_EXIT_SECONDS = 0.05  # from the end of its pipe to the end of a process
+_FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.1, 5.0
 
 
 class Supervisor:
-    """Some forked passes and their supervisor.
+    """Runs one forked pass per entry of `kinds`: the kind of functions whose jobs it runs.
 
-    One that `stays` replaces the passes that end before they are asked to.
+    With `stays` it replaces passes that end before they are asked to.
     """
 
-    def __init__(self, make: Make, shares: list[str], *, stays: bool = False) -> None:
-        self.interrupts = Interrupts()
+    def __init__(
+        self,
+        make: Make,
+        kinds: list[Kind],
+        interrupts: Interrupts | None = None,
+        *,
+        stays: bool = False,
+    ) -> None:
+        self.interrupts = interrupts or Interrupts()
         self._make = make
-        self._places = [_Place(share) for share in shares]
+        self._passes = [_ForkedPass(kind) for kind in kinds]
         self._stays = stays
         self._counts = dict.fromkeys(COUNTS, 0)
         self._errors: list[Exception] = []
 
     def run(self) -> dict[str, int]:
-        """Fork the passes, wait for their ends; return how many jobs ended how.
+        """Fork the passes and wait until they have ended; return how many jobs had each outcome.
 
-        Raises what the first of them that failed has raised, after all have ended.
+        Raises the error of the first pass that failed, after all have ended.
         """
         with self.interrupts:
             try:
@@ -68,88 +77,93 @@ class Supervisor:
         return self._counts
 
     def _supervise(self) -> None:
-        """Start the passes, hand on what this process is asked, until all have ended."""
+        """Start the passes, and forward requests to end, until all have ended."""
         while True:
-            asked = 2 if self.interrupts.stop_at_once() else int(self.interrupts.stop_requested())
+            request = 2 if self.interrupts.stop_at_once() else int(self.interrupts.stop_requested())
             now = time.monotonic()
-            for place in self._places:
-                if place.pid:
-                    place.tell(asked)
-                elif place.start_at <= now and not asked:
-                    self._start(place)
-            running = [place for place in self._places if place.pid]
-            if not running and (asked or all(p.start_at == math.inf for p in self._places)):
+            for forked_pass in self._passes:
+                if forked_pass.pid:
+                    forked_pass.ask_to_end(request)
+                elif forked_pass.start_at <= now and not request:
+                    self._start(forked_pass)
+            running = [p for p in self._passes if p.pid]
+            if not running and (request or all(p.start_at == math.inf for p in self._passes)):
                 return
             self._wait(running)
 
-    def _start(self, place: _Place) -> None:
+    def _start(self, forked_pass: _ForkedPass) -> None:
         supervisor = os.getpid()
 
         def be_a_pass() -> None:
             self.interrupts.drop()
-            _be_a_pass(self._make(place.share, supervisor), place.writing)
+            running = self._make(forked_pass.kind, Interrupts(supervisor))
+            _be_a_pass(running, forked_pass.writing)
 
         try:
-            place.start(be_a_pass)
+            forked_pass.start(be_a_pass)
         except (OSError, RuntimeError) as e:
-            place.pause = _LONGEST_PAUSE
-            self._ended(place, errors.not_started("one of several passes", e))
+            forked_pass.delay = _LONGEST_DELAY_SECONDS
+            self._ended(forked_pass, errors.not_started("one of several passes", e))
 
-    def _wait(self, running: list[_Place]) -> None:
-        """Wait for news of the passes, a tick at the longest; see which have ended."""
+    def _wait(self, running: list[_ForkedPass]) -> None:
+        """Wait until a pass reports something, for at most 100 ms; see which have ended."""
         poll = select.poll()
-        for place in running:
-            if not place.is_closed:
-                poll.register(place.reading, select.POLLIN)
-        ready = {fd for fd, _ in poll.poll(_TICK_MS)}
-        for place in running:
-            if place.reading in ready:
-                place.read()
-            may_have_ended = place.is_closed or place.reading not in ready
-            if may_have_ended and (status := place.take_end()) is not None:
-                self._note(place, status)
+        for forked_pass in running:
+            if not forked_pass.is_closed:
+                poll.register(forked_pass.reading, select.POLLIN)
+        ready = {fd for fd, _ in poll.poll(_POLL_MILLISECONDS)}
+        for forked_pass in running:
+            is_ready = forked_pass.reading in ready
+            if is_ready:
+                forked_pass.read()
+            may_have_ended = forked_pass.is_closed or not is_ready
+            if may_have_ended and (status := forked_pass.take_exit_status()) is not None:
+                self._add_report(forked_pass, status)
 
-    def _note(self, place: _Place, status: int) -> None:
-        """Add up what a pass that has ended has reported."""
-        report = json.loads(place.content) if place.content.endswith(b"\n") else {}
+    def _add_report(self, forked_pass: _ForkedPass, status: int) -> None:
+        """Add up the counts of a pass that has ended."""
+        content = forked_pass.report
+        report = json.loads(content) if content.endswith(b"\n") else {}
         for name, number in report.get("counts", {}).items():
             self._counts[name] += number
         if report.get("stopped"):
-            self.interrupts.stop()  # one of its jobs has asked the worker to stop
+            self.interrupts.stop()  # one of its jobs has called the worker's `stop`
         if report:
-            self._ended(place, _error(report))
+            self._ended(forked_pass, _error(report))
         elif self.interrupts.stop_requested():
-            self._ended(place, None)  # it was told to end before it could see to that itself
+            self._ended(forked_pass, None)  # the request killed it before it handled signals
         else:
             code = os.waitstatus_to_exitcode(status)
             how = "was killed" if code < 0 else f"ended with exit code {code}"
             by = f"{forked.signal_name(-code)}: out of memory? " if code < 0 else ""
-            error = f"a pass (process {place.pid}) {how} before it could report ({by}its job is "
-            self._ended(place, QueueError(error + "recovered by the next pass)"))
+            error = f"a pass (process {forked_pass.pid}) {how} before it could report ({by}its "
+            self._ended(forked_pass, QueueError(error + "job is recovered by the next pass)"))
 
-    def _ended(self, place: _Place, error: Exception | None) -> None:
-        """Have a pass replaced that should have stayed; otherwise keep what it has raised."""
-        place.pid = 0
-        place.start_at = math.inf
+    def _ended(self, forked_pass: _ForkedPass, error: Exception | None) -> None:
+        """Replace a pass that ended too early; otherwise keep its error."""
+        forked_pass.pid = 0
+        forked_pass.start_at = math.inf
         if self._stays and not self.interrupts.stop_requested():
-            place.start_at = time.monotonic() + place.pause
-            log_lines.replaced(error, place.pause)
+            forked_pass.start_at = time.monotonic() + forked_pass.delay
+            log_lines.replaced(error, forked_pass.delay)
         elif error is not None:
             self._errors.append(error)
 
 
-class _Place:
-    """The place of one pass, and the process that has it: `pid` is 0 while there is none."""
+class _ForkedPass:
+    """One pass in a process of its own, and its successors; `pid` is 0 while none is running."""
 
-    def __init__(self, share: str) -> None:
-        self.share = share
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
         self.pid = 0
         self.start_at = 0.0
-        self.pause = 0.0
+        """when to start the next process, on the monotonic clock; infinite for never"""
+        self.delay = 0.0
+        """how many seconds to wait before the next process is started"""
         self.is_closed = False
         self.reading = self.writing = -1
-        self.content = bytearray()
-        self._told = 0
+        self.report = bytearray()
+        self._request = 0
         self._started_at = 0.0
 
     def start(self, be_a_pass: Callable[[], None]) -> None:
@@ -163,70 +177,73 @@ class _Place:
             raise
         finally:
             forked.close(self.writing)
-        self.content.clear()
+        self.report.clear()
         self.is_closed = False
         self.start_at = math.inf
-        self._told = 0
+        self._request = 0
         self._started_at = time.monotonic()
 
-    def tell(self, asked: int) -> None:
-        """Ask the pass to end (1), or to end at once (2), unless it has been asked."""
-        if asked > self._told:
-            self._told = asked
+    def ask_to_end(self, request: int) -> None:
+        """Ask the pass to end after its job (1) or at once (2), unless it was asked before."""
+        if request > self._request:
+            self._request = request
             with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGINT if asked == 2 else signal.SIGTERM)
+                os.kill(self.pid, signal.SIGINT if request == 2 else signal.SIGTERM)
 
     def read(self) -> None:
         """Read what the pass has reported so far."""
         with suppress(BlockingIOError):
             while part := os.read(self.reading, 1 << 16):
-                self.content += part
+                self.report += part
             self.is_closed = True
 
-    def take_end(self) -> int | None:
-        """Return how the process has ended, None if it has not; then its place is free."""
-        end = time.monotonic() + (_CLOSING if self.is_closed else 0)
+    def take_exit_status(self) -> int | None:
+        """Return the exit status once the process has ended, None before."""
+        end = time.monotonic() + (_EXIT_SECONDS if self.is_closed else 0)
         while True:
             try:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:  # this program ignores SIGCHLD, and it has ended
+            except ChildProcessError:  # this program ignores SIGCHLD, and the process has ended
                 pid, status = self.pid, 0
             if pid:
                 break
             if time.monotonic() >= end:
                 return None
             time.sleep(0.0005)
-        if not self.is_closed:  # what it has started may hold it open
+        if not self.is_closed:  # a process that it has started may hold the pipe open
             self.read()
         forked.close(self.reading)
-        lived = time.monotonic() - self._started_at
-        more = min(max(2 * self.pause, _FIRST_PAUSE), _LONGEST_PAUSE)
-        self.pause = 0.0 if lived >= _LONGEST_PAUSE else more
+        self._set_delay(time.monotonic() - self._started_at)
         return status
+
+    def _set_delay(self, lived: float) -> None:
+        """Double the delay after each process that lived for a short time only."""
+        longer = min(max(2 * self.delay, _FIRST_DELAY_SECONDS), _LONGEST_DELAY_SECONDS)
+        self.delay = 0.0 if lived >= _LONGEST_DELAY_SECONDS else longer
 
 
 def _be_a_pass(running: Pass, report: int) -> None:
-    """Run a pass in a forked process, tell how it went, end."""
-    told: dict[str, object] = {}
+    """Run a pass in a forked process, write its report, and end the process."""
+    content: dict[str, object] = {}
     try:
         running.run()
     except (KeyboardInterrupt, SystemExit):
-        pass  # its supervisor has been told the same
-    except BaseException as e:  # noqa: BLE001 - it is raised where the passes were called for
-        told["error"] = {
+        pass  # its supervisor has received the same signal
+    except BaseException as e:  # noqa: BLE001 - the supervisor raises it
+        content["error"] = {
             "name": type(e).__name__,
             "errno": getattr(e, "errno", None),
             "text": getattr(e, "strerror", None) or str(e),
             "path": getattr(e, "filename", None),
         }
-    told["counts"] = running.counts
-    told["stopped"] = running.interrupts.stopped
-    os.write(report, json.dumps(told).encode() + b"\n")
+    content["counts"] = running.counts
+    content["stopped"] = running.interrupts.stopped
+    os.write(report, json.dumps(content).encode() + b"\n")
     forked.end()
 
 
 def _error(report: dict[str, dict[str, Any]]) -> Exception | None:
-    """Return what a pass has raised, as the call in this process is to raise it."""
+    """Return the exception of a pass, so that it can be raised in this process."""
     error = report.get("error")
     if error is None:
         return None

@@ -1,4 +1,4 @@
-"""A thread that looks after a job which takes long."""
+"""Calls a function ten times a second from a background thread, while a job takes long."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_WATCH = 0.1
+_TICK_SECONDS = 0.1
 
 
 class Ticker:
-    """Calls `look` ten times a second, from a thread of its own, while it is started."""
+    """Calls `tick` from a thread of its own, while it is started."""
 
-    def __init__(self, look: Callable[[], None]) -> None:
-        self.look = look
+    def __init__(self, tick: Callable[[], None]) -> None:
+        self.tick = tick
+        self.is_started = False
         self._process = os.getpid()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
-        self.is_started = False
 
     def start_once(self) -> None:
-        """Begin to watch, where it has not started. Raises StoreError if there can be no thread."""
+        """Start the thread unless it runs. Raises StoreError if the system refuses a thread."""
         if self._thread is None:
             self._stopped.clear()
-            thread = threading.Thread(target=self._watch, name="queue-watcher", daemon=True)
+            thread = threading.Thread(target=self._run, name="queue-ticker", daemon=True)
             try:
                 thread.start()
             except RuntimeError as e:
@@ -37,16 +37,16 @@ class Ticker:
             self.is_started = True
 
     def stop(self) -> None:
-        """End the watch; nothing is done in its name afterwards, until it is started again."""
+        """Stop the thread, if it runs. No call is made after this returns."""
         self._stopped.set()
         if self._thread is not None and os.getpid() == self._process:
             self._thread.join()
             self._thread = None
             self.is_started = False
 
-    def _watch(self) -> None:
-        while not self._stopped.wait(_WATCH):
+    def _run(self) -> None:
+        while not self._stopped.wait(_TICK_SECONDS):
             try:
-                self.look()
+                self.tick()
             except OSError:
-                return  # the pass meets the same error itself, where it can be raised
+                return  # the pass gets the same error itself, and can raise it

@@ -11,9 +11,7 @@ if TYPE_CHECKING:
 MAX_TRACEBACK = 8192
 _MOST_CHARACTERS = 8000
 _LEFT_OUT = "\n  [... {} characters left out ...]\n"
-_OURS = frozenset(
-    f"dbbasic_queue.{name}" for name in ("attempt", "child", "event_loop", "handlers")
-)
+_NOT_THE_HANDLERS = "dbbasic_queue.passes.", "dbbasic_queue.handlers", "asyncio."
 
 
 def format_traceback(error: BaseException) -> str:
@@ -39,7 +37,7 @@ def _from_the_handler_on(trace: TracebackType | None) -> TracebackType | None:
     """Skip the first frames, which are ours or the event loop's."""
     while trace is not None:
         module = trace.tb_frame.f_globals.get("__name__", "")
-        if module not in _OURS and not module.startswith("asyncio."):
+        if not module.startswith(_NOT_THE_HANDLERS):
             break
         trace = trace.tb_next
     return trace

@@ -28,7 +28,7 @@ from promises import Promises
 from shim import Call, Plan, Shim
 from workloads import Workload
 
-import dbbasic_queue.passes.base
+import dbbasic_queue.passes.executor
 import dbbasic_queue.passes.ticker
 
 HANGS_AFTER = 20
@@ -94,7 +94,9 @@ class Attack:
 
         def work() -> None:
             os.close(self._wake)
-            set_constant(dbbasic_queue.passes.base, "_SLOW", 1e9)  # it would fold while we look
+            set_constant(
+                dbbasic_queue.passes.executor, "_SLOW_SECONDS", 1e9
+            )  # it would fold meanwhile
             bench.pipes = (wait_read, ready_write)
             bench.work()
 
@@ -256,7 +258,7 @@ def _steady_times(bench: Bench, dear: bool) -> None:
     time.perf_counter = lambda: float(next(counter))
     time.monotonic = lambda: bench.ticks or 0.0
     time.sleep = lambda seconds: sleep(min(float(seconds), 0.0005))
-    set_constant(dbbasic_queue.passes.ticker, "_WATCH", 0.01)
+    set_constant(dbbasic_queue.passes.ticker, "_TICK_SECONDS", 0.01)
 
 
 @contextmanager

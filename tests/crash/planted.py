@@ -120,7 +120,7 @@ MUTANTS = (
     Mutant(
         "a coroutine that has ended stays in the slot's list",
         "passes/concurrent.py",
-        "                claims.unclaim([])  # which lists what is still held\n",
+        "                self._claims.unclaim([])  # the list must match the running jobs\n",
         "                pass\n",
         (WORKERS + "::test_a_job_that_was_put_off_leaves_the_list_while_another_coroutine_runs",),
     ),
@@ -218,28 +218,28 @@ MUTANTS = (
     ),
     Mutant(
         "no recovery",
-        "store/claiming/claims.py",
+        "store/claiming/recovery.py",
         "        for row in rows.values():\n            claim = (row.id, row.state.attempts)\n",
         "        for row in ():\n            claim = (row.id, row.state.attempts)\n",
         (kill("passes"),),
     ),
     Mutant(
         "recovery of the living, too",
-        "store/claiming/claims.py",
-        "            if claim in survey.alive or row.id.encode() in self._held:\n",
-        "            if row.id.encode() in self._held:\n",
+        "store/claiming/recovery.py",
+        "            if claim in survey.alive or row.id.encode() in held:\n",
+        "            if row.id.encode() in held:\n",
         (kill("overlapping"),),
     ),
     Mutant(
         "recovery counts jobs that were never started",
-        "store/claiming/claims.py",
+        "store/claiming/recovery.py",
         "            if claim in survey.not_started and claim not in survey.started:\n",
         "            if False:\n",
         ("tests/system/test_kill.py", WORKER),
     ),
     Mutant(
         "recovery returns jobs that had started",
-        "store/claiming/claims.py",
+        "store/claiming/recovery.py",
         "            if claim in survey.not_started and claim not in survey.started:\n",
         "            if True:\n",
         (kill("passes"),),
@@ -285,14 +285,14 @@ MUTANTS = (
     Mutant(
         "no room kept for the outcome",
         "store/claiming/slots.py",
-        "len(content) + _ROOM + _ROOM_A_CLAIM * len(claims)",
+        "len(content) + reserved",
         "len(content)",
         FULL_DISK,
     ),
     Mutant(
         "no descriptors kept for the outcome",
         "store/claiming/slots.py",
-        "        if claims:\n            self._keep_spare()\n",
+        "        if claims:\n            self._open_spare_descriptors()\n",
         "",
         (DESCRIPTORS,),
     ),
@@ -309,7 +309,7 @@ MUTANTS = (
     ),
     Mutant(
         "a claim not checked again under the lock",
-        "store/claiming/claims.py",
+        "store/claiming/due.py",
         "for c in candidates if self._is_due(c)]",
         "for c in candidates if self._is_due(c) or True]",
         (meetings("passes"), meetings("overlapping"), CONTENTION),
@@ -370,8 +370,8 @@ MUTANTS = (
     ),
     Mutant(
         "a pass of several jobs recovers its own",
-        "store/claiming/claims.py",
-        " or row.id.encode() in self._held:\n",
+        "store/claiming/recovery.py",
+        " or row.id.encode() in held:\n",
         ":\n",
         (
             "tests/passes/test_several_workers.py::test_a_pass_of_coroutines_that_lingers_does_not_recover_its_own_jobs",
@@ -460,16 +460,16 @@ MUTANTS = (
     ),
     Mutant(
         "a pass that has lost its slot goes on",
-        "passes/base.py",
-        "        claims.check_slot()\n",
+        "passes/executor.py",
+        "        self._claims.check_slot()\n",
         "",
         (FORKS + "::test_a_batch_is_not_run_on_after_one_of_its_jobs_has_closed_the_slot",),
     ),
     Mutant(
         "signals are not held back during a fork",
         "passes/signals.py",
-        "    if _receiving:\n        import",
-        "    if False:\n        import",
+        "    if _receiving:\n        ours",
+        "    if False:\n        ours",
         (SIGNALS + "::test_a_process_that_a_handler_has_just_forked_ends_by_sigterm",),
     ),
     Mutant(
@@ -630,9 +630,9 @@ MUTANTS = (
     ),
     Mutant(
         "a batch in doubt is started",
-        "passes/base.py",
-        "                if self.in_doubt:\n",
-        "                if False:\n",
+        "passes/sequential.py",
+        "            if self._unclaim_failed:\n",
+        "            if False:\n",
         (pairs("slow"),),
     ),
     Mutant(
@@ -719,7 +719,7 @@ MUTANTS = (
     ),
     Mutant(
         "a paused type is claimed",
-        "store/claiming/claims.py",
+        "store/claiming/due.py",
         "        return job_type in self._paused or ALL in self._paused\n",
         "        return False\n",
         (kill("policies"),),
@@ -740,9 +740,9 @@ MUTANTS = (
     ),
     Mutant(
         "a recovery asks no type's own limit",
-        "passes/base.py",
-        "        return self.attempts.limit(self.handler(job_type))\n",
-        "        return self.attempts.max_attempts\n",
+        "passes/policies.py",
+        "        return self.limit(self.handler(job_type))\n",
+        "        return self._max_attempts\n",
         (kill("policies"),),
     ),
     Mutant(
@@ -754,9 +754,9 @@ MUTANTS = (
     ),
     Mutant(
         "payloads that are not JSON fill a batch",
-        "store/claiming/claims.py",
-        "            claim = self._candidate(number, room)\n",
-        "            claim = self._candidate(number, room)\n"
+        "store/claiming/due.py",
+        "            claim = self._candidate(number, remaining)\n",
+        "            claim = self._candidate(number, remaining)\n"
         "            size += len(view.line(number))\n",
         (WORKER + "::test_payloads_that_are_not_json_leave_room_for_the_jobs_behind_them",),
     ),
@@ -783,8 +783,8 @@ MUTANTS = (
     ),
     Mutant(
         "a job that has killed its pass runs next to others",
-        "store/claiming/claims.py",
-        "        if not found and not (self._held and self.parallel > 1):\n",
+        "store/claiming/due.py",
+        "        if not found and not (held and self._parallel > 1):\n",
         "        if not found:\n",
         ("tests/system/test_kill.py::test_a_coroutine_that_has_killed_a_pass_runs_alone",),
     ),
@@ -877,7 +877,7 @@ MUTANTS = (
     ),
     Mutant(
         "a guardian asks nothing but its leash",
-        "passes/time_limit.py",
+        "passes/guardian.py",
         "        if leash in ready or os.getppid() != this_pass:\n",
         "        if leash in ready:\n",
         (TIMEOUT + "::test_the_job_ends_with_its_pass_whatever_else_the_program_has_forked",),
@@ -899,7 +899,7 @@ MUTANTS = (
     Mutant(
         "a signal to the whole service is charged",
         "passes/attempt.py",
-        "            if e.was_told_to_end and self._was_told_to_end_too():\n",
+        "            if e.by_end_signal and self._is_asked_to_end_too():\n",
         "            if False:\n",
         (TIMEOUT + "::test_a_job_is_given_back_if_sigterm_goes_to_all_processes_of_its_service",),
     ),

@@ -27,8 +27,8 @@ from dbbasic_queue.model.states import (
     pull_in,
     recover,
     requeue,
-    run_now,
     retry,
+    run_now,
     unclaim,
 )
 

@@ -80,7 +80,7 @@ def test_real_passes_give_the_figures_that_their_handlers_made(
         def monotonic() -> float:
             return seconds
 
-    monkeypatch.setattr("dbbasic_queue.passes.base.time", Watch)
+    monkeypatch.setattr("dbbasic_queue.passes.executor.time", Watch)
 
     def resize(payload: float) -> None:
         nonlocal seconds

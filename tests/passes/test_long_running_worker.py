@@ -37,7 +37,7 @@ class Gate:
 
 @pytest.fixture(autouse=True)
 def short_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dbbasic_queue.worker._PAUSE", 0.01)
+    monkeypatch.setattr("dbbasic_queue.worker._RESTART_SECONDS", 0.01)
 
 
 def done(queue: Queue, job_id: str) -> Any:
@@ -366,7 +366,7 @@ def test_a_worker_goes_on_after_the_system_has_refused(
     for file in held:
         fcntl.flock(file, fcntl.LOCK_EX)
     with Worker(queue, {"greet": str.upper}):
-        wait_for(lambda: "the worker starts again" in caplog.text, "the log to say so")
+        wait_for(lambda: "the worker restarts" in caplog.text, "the log to say so")
         for file in held:
             file.close()
         wait_for(lambda: queue.counts()["completed"], "the job")
@@ -389,7 +389,7 @@ def test_a_worker_goes_on_when_the_file_is_whole_again(
                 path.chmod(0o600)
             else:
                 path.mkdir()
-        wait_for(lambda: "the worker starts again" in caplog.text, "the log to say so")
+        wait_for(lambda: "the worker restarts" in caplog.text, "the log to say so")
         if how == "a directory":
             path.rmdir()
         kept.rename(path)
@@ -411,7 +411,7 @@ def test_an_error_that_nobody_foresaw_is_logged_with_its_traceback_and_the_worke
     job_id = queue.enqueue("greet", "ada")
     with Worker(queue, Breaks(greet=str.upper)):
         assert done(queue, job_id)["result"] == "ADA"
-    records = [r for r in caplog.records if "the worker starts again" in r.getMessage()]
+    records = [r for r in caplog.records if "the worker restarts" in r.getMessage()]
     assert len(records) == 2
     assert "CancelledError: a bug of the program's" in records[0].getMessage()
     assert records[0].exc_info
@@ -429,7 +429,7 @@ def test_without_a_log_the_error_is_on_stderr_and_sigterm_in_the_pause_ends_the_
         from unittest.mock import patch
         from dbbasic_queue import Worker
 
-        patch("dbbasic_queue.worker._PAUSE", 600.0).start()
+        patch("dbbasic_queue.worker._RESTART_SECONDS", 600.0).start()
         Worker(queue, {{"greet": str.upper}}).run_forever()
         print("ended well")
         """
@@ -438,7 +438,7 @@ def test_without_a_log_the_error_is_on_stderr_and_sigterm_in_the_pause_ends_the_
     program.signal(signal.SIGTERM)
     assert program.succeed() == "ended well"
     assert program.errors.read_text("utf-8").startswith(
-        "dbbasic_queue: the worker starts again in 600 seconds: "
+        "dbbasic_queue: the worker restarts in 600 seconds: "
     )
 
 
@@ -455,18 +455,18 @@ def test_a_signal_is_not_forgotten_if_an_error_ends_the_pass(
     job_id = queue.enqueue("work", {})
     Worker(queue, {"work": work}).run_forever()
     lock.rmdir()
-    assert "the worker starts again" in caplog.text
+    assert "the worker restarts" in caplog.text
     assert job(queue, job_id)["status"] == "processing"
 
 
 def test_stop_ends_the_pause_at_once(
     queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("dbbasic_queue.worker._PAUSE", 600.0)
+    monkeypatch.setattr("dbbasic_queue.worker._RESTART_SECONDS", 600.0)
     path.mkdir(parents=True)
     worker = Worker(queue, {"greet": str.upper})
     worker.start()
-    wait_for(lambda: "the worker starts again" in caplog.text, "the log to say so")
+    wait_for(lambda: "the worker restarts" in caplog.text, "the log to say so")
     assert worker.stop(30)
 
 

@@ -33,7 +33,7 @@ from helpers import (
 
 from dbbasic_queue import Delay, Fail, Handler, InvalidHandlers, Job, Queue
 from dbbasic_queue.handlers import Backoff
-from dbbasic_queue.passes import time_limit
+from dbbasic_queue.passes import guardian
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -183,7 +183,7 @@ def test_a_daemon_that_cannot_be_found_does_not_keep_the_pass(
         wait_for_notes(tmp_path / "pids", 1)
         return "started"
 
-    monkeypatch.setattr(time_limit, "_children", lambda: None)
+    monkeypatch.setattr(guardian, "_children", lambda: None)
     job_id = queue.enqueue("start", {})
     try:
         queue.process_jobs({"start": Handler(start, timeout=LONG)})
@@ -196,7 +196,7 @@ def test_news_without_a_pause_does_not_put_the_time_limit_off() -> None:
     quiet, quiet_end = os.pipe()
     news = os.open("/dev/zero", os.O_RDONLY)  # there is always more
     with subprocess.Popen(["sleep", "10"]) as sleeper:
-        how, _ = time_limit._watch(sleeper.pid, SHORT, quiet, news, quiet, os.getppid())
+        how, _ = guardian._watch(sleeper.pid, SHORT, quiet, news, quiet, os.getppid())
         sleeper.kill()
     assert how == "late 0"
     for fd in (quiet, quiet_end, news):
@@ -438,8 +438,8 @@ def test_a_time_limit_holds_if_the_guardian_is_stopped(programs: Programs, tmp_p
             os.kill(os.getppid(), signal.SIGSTOP)
             time.sleep(1000)
 
-        assert time_limit._LATEST_REPORT > 5
-        patch.object(time_limit, "_LATEST_REPORT", 0.5).start()
+        assert time_limit._REPORT_SECONDS > 5
+        patch.object(time_limit, "_REPORT_SECONDS", 0.5).start()
         queue.process_jobs({"work": Handler(work, timeout=0.5)})
         """
     )

@@ -39,8 +39,6 @@ from dbbasic_queue.store.history import HEADER, HistoryWriter
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dbbasic_queue.store.claiming.slots import Slot
-
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Iterator[Programs]:
@@ -120,7 +118,7 @@ def test_a_row_says_when_the_job_was_due_when_it_ended_and_how_long_its_handler_
     queue: Queue, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Stopwatch()
-    monkeypatch.setattr("dbbasic_queue.passes.base.time", watch)
+    monkeypatch.setattr("dbbasic_queue.passes.executor.time", watch)
 
     def work(seconds: float) -> None:
         clock.now += seconds
@@ -252,8 +250,8 @@ def test_jobs_that_a_dead_pass_had_not_started_have_no_row(
 ) -> None:
     programs.start("""
         from unittest.mock import patch
-        patch("dbbasic_queue.passes.base._SLOW", 1e9).start()  # keeps its claims
-        patch("dbbasic_queue.passes.base._BATCH_SECONDS", 1e9).start()  # batches of 1, 8, 21
+        patch("dbbasic_queue.passes.executor._SLOW_SECONDS", 1e9).start()  # keeps its claims
+        patch("dbbasic_queue.passes.sequential._BATCH_SECONDS", 1e9).start()  # batches of 1, 8, 21
         queue.enqueue_many("work", range(30))
         def work(payload):
             if payload == 15:
@@ -446,28 +444,28 @@ def test_a_type_that_a_person_wrote_with_a_control_character_is_escaped(
 # --- when it is written
 
 
-class Room:
-    """A slot whose room on the disk is there, or not."""
+class Space:
+    """Whether disk space for outcomes is still reserved, so that the history may be written."""
 
-    there = True
+    is_reserved = True
 
-    def has_room(self) -> bool:
-        return self.there
-
-
-@pytest.fixture
-def room() -> Room:
-    return Room()
+    def __call__(self) -> bool:
+        return self.is_reserved
 
 
 @pytest.fixture
-def log(queue: Queue, room: Any) -> HistoryWriter:
-    return log_of(queue, room)
+def space() -> Space:
+    return Space()
 
 
-def log_of(queue: Queue, slot: Slot) -> HistoryWriter:
+@pytest.fixture
+def log(queue: Queue, space: Space) -> HistoryWriter:
+    return log_of(queue, space)
+
+
+def log_of(queue: Queue, space: Space) -> HistoryWriter:
     queue.enqueue("work", {}, job_id=f"job-{queue.counts()['pending']}")
-    return HistoryWriter(queue.path, store_of(queue).lock, slot)
+    return HistoryWriter(queue.path, store_of(queue).lock, space)
 
 
 def add(queue: Queue, log: HistoryWriter, at: float = NOW, trace: str = "") -> None:
@@ -634,7 +632,7 @@ def test_a_link_in_its_place_is_refused_untouched_and_the_pass_goes_on(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(history_file, "LARGEST", 300)
+    monkeypatch.setattr(history_file, "LARGEST_BYTES", 300)
     victim = tmp_path / "victim"
     victim.write_text("precious")
     queue.enqueue_many("work", range(20))
@@ -656,7 +654,7 @@ def test_a_link_in_its_place_is_refused_untouched_and_the_pass_goes_on(
     with caplog.at_level(logging.ERROR):
         assert queue.process_jobs({"work": str}) == NONE | {"completed": 20}
     (message,) = [record.getMessage() for record in caplog.records]
-    assert "the history" in message and "not a file of the queue" in message
+    assert "the attempt history" in message and "not a file of the queue" in message
     assert place.lstat()[:7] == before[:7]
     assert victim.read_text() == "precious"
     with pytest.raises(NotAQueue):
@@ -664,13 +662,13 @@ def test_a_link_in_its_place_is_refused_untouched_and_the_pass_goes_on(
 
 
 def test_two_passes_that_find_it_full_rotate_it_once(
-    queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch, room: Any
+    queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch, space: Space
 ) -> None:
-    first, second = log_of(queue, room), log_of(queue, room)
+    first, second = log_of(queue, space), log_of(queue, space)
     for log in (first, second):
         add(queue, log)
         log.flush()
-    monkeypatch.setattr(history_file, "LARGEST", beside(path, "history").stat().st_size)
+    monkeypatch.setattr(history_file, "LARGEST_BYTES", beside(path, "history").stat().st_size)
     for log in (first, second):
         add(queue, log)
         log.flush()
@@ -686,14 +684,14 @@ def test_two_passes_that_find_it_full_rotate_it_once(
 
 
 def test_a_pass_that_is_overtaken_before_it_has_the_lock_does_not_rotate_again(
-    queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch, room: Any
+    queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch, space: Space
 ) -> None:
-    first = log_of(queue, room)
+    first = log_of(queue, space)
     for _ in range(2):
         add(queue, first)
     first.flush()
     full = beside(path, "history").read_bytes()
-    monkeypatch.setattr(history_file, "LARGEST", len(full))
+    monkeypatch.setattr(history_file, "LARGEST_BYTES", len(full))
 
     class Overtaken:
         def run(self, function: Any) -> object:
@@ -702,7 +700,7 @@ def test_a_pass_that_is_overtaken_before_it_has_the_lock_does_not_rotate_again(
             return store_of(queue).lock.run(function)
 
     lock: Any = Overtaken()
-    second = HistoryWriter(queue.path, lock, room)
+    second = HistoryWriter(queue.path, lock, space)
     add(queue, second)
     second.flush()
     assert beside(path, "history.1").read_bytes() == full
@@ -711,7 +709,7 @@ def test_a_pass_that_is_overtaken_before_it_has_the_lock_does_not_rotate_again(
 
 ROTATE = """
 from unittest.mock import patch
-patch("dbbasic_queue.store.history.LARGEST", 3000).start()
+patch("dbbasic_queue.store.history.LARGEST_BYTES", 3000).start()
 for _ in range(40):
     queue.enqueue_many("work", range(5))
     queue.process_jobs({"work": str})
@@ -758,7 +756,9 @@ def test_a_reader_that_is_overtaken_by_a_rotation_misses_nothing(
         nonlocal rotated
         if place.endswith(".1") and not rotated:
             rotated = True
-            monkeypatch.setattr(history_file, "LARGEST", beside(path, "history").stat().st_size)
+            monkeypatch.setattr(
+                history_file, "LARGEST_BYTES", beside(path, "history").stat().st_size
+            )
             add(queue, log, NOW + 0.5)
             log.flush()
         return real(place, flags)
@@ -788,7 +788,7 @@ def test_it_is_started_and_rotated_under_the_queues_lock(
     for _ in range(2):
         add(queue, log)
         log.flush()
-        monkeypatch.setattr(history_file, "LARGEST", beside(path, "history").stat().st_size)
+        monkeypatch.setattr(history_file, "LARGEST_BYTES", beside(path, "history").stat().st_size)
     assert done == ["ftruncate", "rename", "ftruncate"]
 
 
@@ -820,15 +820,17 @@ def test_on_a_disk_that_fills_the_history_takes_no_room_from_the_outcomes(
     small_disk: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tracebacks of one batch come to more than is buffered, and nothing may be written."""
-    monkeypatch.setattr("dbbasic_queue.passes.base._BATCH_SECONDS", 1e9)  # batches of 1, 8, 64
-    monkeypatch.setattr("dbbasic_queue.passes.base._SLOW", 1e9)
+    monkeypatch.setattr(
+        "dbbasic_queue.passes.sequential._BATCH_SECONDS", 1e9
+    )  # batches of 1, 8, 64
+    monkeypatch.setattr("dbbasic_queue.passes.executor._SLOW_SECONDS", 1e9)
     ran: Counter[int] = Counter()
 
     def work(number: int) -> None:
         ran[number] += 1
         room_in_block = -beside(path, "journal").stat().st_size % 4096
         if number > 9 and room_in_block < 150 and not (small_disk / "filler").exists():
-            fill(small_disk)  # so that this very outcome takes the room that is kept for it
+            fill(small_disk)  # so that this very outcome takes the space that is reserved for it
         raise Fail("no" * 50) from ValueError("x" * 20_000)
 
     path = small_disk / "data/queue.tsv"
@@ -891,15 +893,15 @@ def test_after_an_error_it_is_not_tried_again_for_a_minute(
     assert len(table(path)) == 1
 
 
-def test_nothing_is_written_while_the_room_on_the_disk_is_given_up(
-    queue: Queue, path: Path, log: HistoryWriter, room: Room
+def test_nothing_is_written_after_the_reserved_disk_space_was_freed(
+    queue: Queue, path: Path, log: HistoryWriter, space: Space
 ) -> None:
-    room.there = False
+    space.is_reserved = False
     for at in range(10):
         add(queue, log, NOW + at)
     log.flush()
     assert not beside(path, "history").exists()
-    room.there = True
+    space.is_reserved = True
     log.close()
     assert len(table(path)) == 10
 

@@ -58,7 +58,7 @@ A_DEADLY_PASS = (
 from unittest.mock import patch
 
 # Many are claimed at once, however slow the machine makes quick jobs look.
-patch("dbbasic_queue.passes.base._BATCH_SECONDS", 1e9).start()
+patch("dbbasic_queue.passes.sequential._BATCH_SECONDS", 1e9).start()
 
 def deadly(payload):
     note("effects", payload)

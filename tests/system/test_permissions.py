@@ -310,7 +310,7 @@ def test_a_directory_that_was_there_is_not_created_again(
 def test_a_worker_goes_on_when_its_directory_is_back(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dbbasic_queue.worker._PAUSE", 0.01)
+    monkeypatch.setattr("dbbasic_queue.worker._RESTART_SECONDS", 0.01)
     elsewhere = tmp_path / "elsewhere"
     ran: list[int] = []
     moved, back = threading.Event(), threading.Event()

@@ -1,0 +1,116 @@
+"""Runs the claimed jobs of a pass: one attempt each, its outcome recorded, then reported.
+
+The outcome is on the disk before it is counted, logged or kept in the history.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+from dbbasic_queue.passes import log_lines
+from dbbasic_queue.passes.attempt import INTERRUPTED, Attempts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from logging import Logger
+
+    from dbbasic_queue.errors import StoreError
+    from dbbasic_queue.model.states import State
+    from dbbasic_queue.passes.base import Pass
+    from dbbasic_queue.passes.ticker import Ticker
+    from dbbasic_queue.store.protocol import Claim, Claims
+
+STOPPED = "interrupted: the pass was stopped"
+_QUIET_SECONDS = 60.0
+_SLOW_SECONDS = 0.2
+
+
+class Executor:
+    """Runs the jobs of one pass."""
+
+    def __init__(self, pass_: Pass, claims: Claims) -> None:
+        self.attempts = Attempts(pass_.interrupts, pass_.policies, pass_.max_result, pass_.clock)
+        self.log: Logger | None = None
+        """the program's logger, looked up once per batch"""
+        self._claims = claims
+        self._clock = pass_.clock
+        self._counts = pass_.counts
+        self._interrupts = pass_.interrupts
+        self._policies = pass_.policies
+        self._path = pass_.store.path
+        self._started_at = math.inf
+        """when the running job was started, on the monotonic clock"""
+        self._quiet_until = 0.0
+
+    def run(self, claim: Claim, ticker: Ticker) -> None:
+        """Run a claimed job and record its outcome; `ticker` ticks while it runs."""
+        self._claims.check_slot()
+        row = claim.row
+        handler = self._policies.handler(row.type)
+        self._interrupts.jobs = ((self._path, row.id),)
+        self._started_at = started_at = time.monotonic()
+        try:
+            if handler is not None and handler.timeout is not None:
+                ticker.stop()  # fork without other threads: this thread ticks while it waits
+                outcome, after, trace = self.attempts.run_limited(
+                    handler,
+                    row,
+                    claim.payload,
+                    handler.timeout,
+                    ticker.tick,
+                    self._claims.slot_fd(),
+                )
+            else:
+                outcome, after, trace = self.attempts.run(handler, row, claim.payload)
+        finally:
+            self._started_at = math.inf
+            self._interrupts.jobs = ()
+        seconds = time.monotonic() - started_at
+        if self.attempts.refused is not None:
+            self.report_refused(self.attempts.refused)
+            self.attempts.refused = None
+        if outcome == INTERRUPTED or after is None:
+            self.interrupted(claim, seconds)
+            return
+        recorded = self._claims.record(claim, after)
+        self.report(claim, outcome, after, trace, seconds, recorded)
+
+    def is_slow(self) -> bool:
+        """Return whether a job is running that takes long, so that others shouldn't wait for it."""
+        return time.monotonic() - self._started_at >= _SLOW_SECONDS
+
+    def interrupted(self, claim: Claim, seconds: float) -> None:
+        """Unclaim a job that was interrupted: its attempt isn't counted."""
+        self._claims.unclaim([claim], STOPPED)
+        self._claims.history.note(claim.row, INTERRUPTED, STOPPED, self._clock(), seconds)
+
+    def report(
+        self,
+        claim: Claim,
+        outcome: str,
+        after: State,
+        trace: str,
+        seconds: float,
+        recorded: State | None,
+    ) -> None:
+        """Count, log and keep in the history how an attempt ended.
+
+        `recorded` is the state that was recorded, None if a newer attempt has started.
+        """
+        row = claim.row
+        ended, state = ("late", after) if recorded is None else (outcome, recorded)
+        self._claims.history.note(row, ended, state.error, self._clock(), seconds, trace)
+        if recorded is not None:
+            self._counts[outcome] += 1
+            if self.log is not None:
+                log_lines.outcome(self.log, outcome, row.id, row.type, recorded, seconds)
+        elif self.log is not None:
+            log_lines.late(self.log, row.id, row.type, row.state.attempts)
+
+    def report_refused(self, error: StoreError) -> None:
+        """Log, at most once a minute, that the system refuses a thread or a process."""
+        now = time.monotonic()
+        if now >= self._quiet_until and (log := log_lines.logger()):
+            self._quiet_until = now + _QUIET_SECONDS
+            log_lines.refused(log, error)

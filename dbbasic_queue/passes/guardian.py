@@ -1,0 +1,216 @@
+"""The guardian of an attempt with a time limit: it kills the attempt with all its processes.
+
+    pass ---- leash ----> guardian ----> the handler's process ----> whatever it starts
+         <--- report ----          <----
+
+- The guardian enforces the time limit, whatever the handler does, even while the pass is stopped.
+- It has a session of its own, so signals for the pass's process group don't hit it.
+- On Linux it is the "subreaper" (prctl(2)): processes that lose their parent become its children,
+  in whatever group or session they are. It kills them before it reports. Without prctl, processes
+  that have left the handler's process group escape.
+- The leash is a pipe that nobody writes to. When the pass dies, for whatever reason, its end is
+  closed, and the guardian kills the rest. It also checks every second that the pass is still its
+  parent: a process that was forked without Python's hooks may hold the leash open.
+- When the guardian dies, the kernel kills the handler's process (PR_SET_PDEATHSIG), and the pass
+  kills the guardian's session.
+- The guardian holds the lock of the pass's slot, too. So no other pass recovers the job, and runs
+  it again, before the guardian of a dead pass has killed what runs.
+
+A report is one line that says how the handler's process ended, and the outcome that the process
+has written: its length in 8 bytes, then that many bytes. An incomplete outcome doesn't count.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import sys
+import time
+from contextlib import suppress
+
+from dbbasic_queue.passes import forked
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+GRACE_SECONDS = 0.3
+"""from SIGTERM to SIGKILL"""
+REAP_SECONDS = 5.0
+"""how long to go on killing processes that are still there"""
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+LENGTH_BYTES = 8
+_POLL_SECONDS = 1.0
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+
+
+def is_complete(outcome: bytes | bytearray) -> bool:
+    """Return whether this is a whole outcome: its length, and that many bytes."""
+    length = int.from_bytes(outcome[:LENGTH_BYTES], "big")
+    return len(outcome) == LENGTH_BYTES + length if len(outcome) >= LENGTH_BYTES else False
+
+
+def read_all(fd: int, content: bytearray) -> bool:
+    """Read all that is in the pipe; return whether it was closed at its other end."""
+    with suppress(BlockingIOError):
+        while part := os.read(fd, 1 << 20):
+            content += part
+        return True
+    return False
+
+
+def guard(
+    work: Callable[[], bytes],
+    timeout: float,
+    leash: int,
+    report: int,
+    this_pass: int,
+    prctl: Any,
+) -> NoReturn:
+    """Run the handler's process, report how it ended, and end this process."""
+    os.setsid()
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    guardian = os.getpid()
+    for number in END_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        wake, wake_end = forked.pipe()
+        os.set_blocking(wake_end, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
+        outcome, outcome_end = forked.pipe()
+        os.set_blocking(outcome, False)
+        child = forked.start(
+            lambda: _be_the_handlers_process(work, outcome_end, guardian, prctl), (outcome_end,)
+        )
+    except (OSError, RuntimeError) as e:
+        reason = getattr(e, "errno", None) or errno.EAGAIN
+        _write_all(report, f"refused {reason}\n".encode())
+        os._exit(0)
+    forked.close(outcome_end)
+    with suppress(OSError):  # the child does the same: it must be done before either goes on
+        os.setpgid(child, child)
+    how, content = _watch(child, timeout, leash, wake, outcome, this_pass)
+    _kill_rest(child)
+    if how:
+        read_all(outcome, content)
+        _write_all(report, how.encode() + b"\n" + content)
+    os._exit(0)
+
+
+def _watch(
+    child: int, timeout: float, leash: int, wake: int, outcome: int, this_pass: int
+) -> tuple[str, bytearray]:
+    """Wait for the end of the handler's process, or of its time.
+
+    Returns how it ended, "" if the pass has died before, and the outcome as far as it was read.
+    """
+    poll = select.poll()
+    for fd in (leash, wake, outcome):
+        poll.register(fd, select.POLLIN)
+    content = bytearray()
+    late = ""
+    end = time.monotonic() + timeout
+    while True:
+        left = max(end - time.monotonic(), 0)
+        ready = {fd for fd, _ in poll.poll(min(left, _POLL_SECONDS) * 1000)}
+        if leash in ready or os.getppid() != this_pass:
+            return "", content
+        if outcome in ready:
+            part = os.read(outcome, 1 << 20)
+            content += part
+            if not part:
+                poll.unregister(outcome)
+        if wake in ready:
+            os.read(wake, 512)
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return late or _how(status), content
+        if time.monotonic() >= end:  # checked in any case: the pipe may never be empty
+            if late:
+                return late, content
+            late = _how(0) if is_complete(content) else "late 0"
+            end = time.monotonic() + GRACE_SECONDS
+            _signal_group(child, signal.SIGTERM)
+
+
+def _how(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        return f"killed {os.WTERMSIG(status)}"
+    return f"exit {os.WEXITSTATUS(status)}"
+
+
+def _signal_group(group: int, number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def _kill_rest(group: int) -> None:
+    """Kill the handler's process, its group, and all processes that have become our children."""
+    _signal_group(group, signal.SIGKILL)
+    end = time.monotonic() + REAP_SECONDS
+    while time.monotonic() < end:
+        if (children := _children()) is None:
+            end = min(
+                end, time.monotonic() + GRACE_SECONDS
+            )  # what has left the group can't be found
+        for child in children or ():
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(child, signal.SIGKILL)
+        try:
+            while time.monotonic() < end and os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(0.001)
+
+
+def _children() -> list[int] | None:
+    """Return the process ids of our children; None if the kernel doesn't list them."""
+    pid = os.getpid()
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            return [int(child) for child in file.read().split()]
+    except OSError:
+        return None
+
+
+def _write_all(fd: int, content: bytes | bytearray) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _be_the_handlers_process(
+    work: Callable[[], bytes], outcome: int, guardian: int, prctl: Any
+) -> NoReturn:
+    """Do the work, write its result to the pipe, and end this process."""
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != guardian:
+        os._exit(1)  # it died before prctl: the kernel doesn't kill this process
+    with suppress(OSError):
+        os.setpgid(0, 0)
+    signal.set_wakeup_fd(-1)
+    for number in (*END_SIGNALS, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    content = work()
+    forked.flush_output()
+    _write_all(outcome, len(content).to_bytes(LENGTH_BYTES, "big") + content)
+    forked.end()
+
+
+def load_prctl() -> Callable[[int, int], object]:
+    """Return prctl(2), loaded before the fork; on other systems a function that does nothing."""
+    if sys.platform != "linux":
+        return lambda option, argument: None
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+
+    def prctl(option: int, argument: int) -> object:
+        return libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0)
+
+    return prctl

@@ -1,0 +1,127 @@
+"""What the handlers of a pass say about its jobs: which types it runs, how often, how soon again.
+
+Handlers are checked before a pass starts, and nothing has run if one is invalid.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from dbbasic_queue.errors import InvalidHandlers
+from dbbasic_queue.handlers import Handler
+from dbbasic_queue.model import states
+from dbbasic_queue.model.checks import check_count
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any, Literal
+
+    AnyHandlers = Mapping[str, Callable[..., Any]]
+    Kind = Literal["all", "plain", "coroutines"]
+
+ALL: Kind = "all"
+PLAIN: Kind = "plain"
+COROUTINES: Kind = "coroutines"
+
+
+def check(handlers: AnyHandlers, max_attempts: int, workers: int = 1) -> dict[str, Handler]:
+    """Return the handlers with their policies. Raises InvalidHandlers if a pass couldn't run them.
+
+    The same error is raised if `max_attempts` or `workers` is invalid.
+    """
+    if not hasattr(handlers, "get") or not hasattr(handlers, "items"):
+        raise InvalidHandlers(
+            f"invalid handlers of type {type(handlers).__name__}: must map job types to callables "
+            '(give a dict such as {"send_email": send_email})'
+        )
+    checked = {}
+    for job_type, handler in handlers.items():
+        if handler is None:
+            continue
+        if not callable(handler):
+            raise InvalidHandlers(
+                f"invalid handler for {job_type!r}: {type(handler).__name__} can't be called "
+                "(give a function that takes the payload)"
+            )
+        checked[job_type] = Handler.of(handler)
+    check_count(max_attempts, "max_attempts")
+    check_count(workers, "workers")
+    return checked
+
+
+def check_thread(handlers: Mapping[str, Handler]) -> None:
+    """Raise InvalidHandlers if a pass with these can't run in this thread."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or asyncio._get_running_loop() is None:
+        return
+    for job_type, handler in handlers.items():
+        if handler.is_coroutine:
+            raise InvalidHandlers(
+                f"invalid handler for {job_type!r}: it is a coroutine function, and an event loop "
+                "runs in this thread already (await asyncio.to_thread(process_jobs, handlers))"
+            )
+
+
+class Policies:
+    """The handlers of one pass, and what they say about each job type.
+
+    `max_attempts` holds for handlers that have no limit of their own. With `skip_unknown` the pass
+    leaves jobs of unknown types alone. `kind` is for the passes of one call that divide the
+    handlers: a pass runs the jobs of all handlers, of plain functions, or of coroutine functions.
+    """
+
+    def __init__(
+        self,
+        handlers: AnyHandlers,
+        max_attempts: int,
+        *,
+        skip_unknown: bool = False,
+        kind: Kind = ALL,
+    ) -> None:
+        self.concurrency: dict[str, int] = {}
+        """the types with a limit, among those that the pass has met"""
+        self._handlers = handlers
+        self._max_attempts = max_attempts
+        self._skip_unknown = skip_unknown
+        self._kind = kind
+        self._known: dict[str, Handler] = {}
+
+    def handler(self, job_type: str) -> Handler | None:
+        """Return the handler of a type, or None.
+
+        A missing one is looked up again the next time: the program may register it later.
+        """
+        known = self._known.get(job_type)
+        if known is None and (found := self._handlers.get(job_type)) is not None:
+            known = self._known[job_type] = Handler.of(found)
+            if known.concurrency is not None:
+                self.concurrency[job_type] = known.concurrency
+        return known
+
+    def count(self) -> int:
+        """Return how many types have a handler, 0 if that can't be counted."""
+        count: Callable[[], int] = getattr(self._handlers, "__len__", lambda: 0)
+        return count()
+
+    def wants(self, job_type: str) -> bool:
+        """Return whether the pass runs jobs of a type."""
+        handler = self.handler(job_type)
+        if handler is None:
+            return not self._skip_unknown and self._kind != COROUTINES
+        return self._kind == ALL or handler.shares_loop == (self._kind == COROUTINES)
+
+    def limit(self, handler: Handler | None) -> int:
+        """Return how many attempts a job of this handler has."""
+        return (handler and handler.max_attempts) or self._max_attempts
+
+    def limit_of_type(self, job_type: str) -> int:
+        """Return how many attempts a job of a type has."""
+        return self.limit(self.handler(job_type))
+
+    def longest_wait(self, job_type: str, attempt: int) -> float:
+        """Return the most seconds that a job of a type waits after this attempt has failed."""
+        handler = self.handler(job_type)
+        if handler is None:  # with `skip_unknown`, another worker may have any backoff for the type
+            return states.LATEST if self._skip_unknown else states.backoff(attempt)
+        return handler.longest_wait(attempt)
