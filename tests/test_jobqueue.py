@@ -286,7 +286,7 @@ def test_an_id_that_is_there_is_refused_whatever_became_of_its_job(
     before = path.read_bytes()
     for job_id in ("pending", "cancelled", "completed", "failed"):
         assert job(queue, job_id)["status"] == job_id
-        with pytest.raises(DuplicateJob, match=rf"job_id '{job_id}' is refused: .*get_job shows"):
+        with pytest.raises(DuplicateJob, match=rf"'{job_id}' is already .*get_job shows"):
             queue.enqueue("greet", {}, job_id=job_id)
     assert path.read_bytes() == before
 

@@ -27,8 +27,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container
 
-    from dbbasic_queue.store.claiming.protocol import QueueFiles
     from dbbasic_queue.store.protocol import Terms
+    from dbbasic_queue.store.writing.queue_files import QueueFiles
 
 _BATCH_BYTES = 1 << 20
 _READ_AHEAD_BYTES = 1 << 16

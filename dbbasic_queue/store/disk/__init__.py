@@ -1,1 +1,1 @@
-"""Files, access rights, syncing, and the lock."""
+"""How files are opened, locked, written and synced."""

@@ -10,7 +10,7 @@ import os
 
 from dbbasic_queue.model.records import with_state
 from dbbasic_queue.model.rows import HEADER, LONGEST_ROW, parse_row
-from dbbasic_queue.store.disk.files import OpenFile
+from dbbasic_queue.store.disk.openfile import OpenFile
 from dbbasic_queue.store.reading.index import Index
 from dbbasic_queue.store.reading.offsets import Offsets, within
 from dbbasic_queue.store.reading.tail import Rewritten, Tail

@@ -7,7 +7,7 @@ import os
 
 from dbbasic_queue.errors import NotAQueue, QueueDamaged, store_error
 from dbbasic_queue.model.rows import HEADER, LONGEST_ROW, is_header, parse_row
-from dbbasic_queue.store.disk.files import OpenFile
+from dbbasic_queue.store.disk.openfile import OpenFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""How the files change: rows and records are appended, and folded by an atomic rewrite."""
+"""How the queue file and its journal change."""
