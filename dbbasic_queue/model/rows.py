@@ -16,7 +16,7 @@ from dbbasic_queue.model.states import STATUSES, State
 
 HEADER = b"id\ttype\tpayload\tstatus\tcreated_at\trun_at\tattempts\terror\tresult\n"
 
-LONGEST_ROW = (1 << 26) + (1 << 16)
+LONGEST_ROW_BYTES = (1 << 26) + (1 << 16)
 """The most bytes of a row, without its end: a payload and a result of 32 MiB each, and the rest."""
 
 

@@ -43,7 +43,7 @@ DIED = "worker died in attempt"
 HIGHEST_ATTEMPT = 999_999_999
 """Attempts aren't counted above this: a reader of the file accepts nine digits."""
 
-CLOCK_TOLERANCE = 60
+CLOCK_TOLERANCE_SECONDS = 60
 """Seconds by which the clocks of two processes may differ."""
 
 LATEST = 253_402_300_799
@@ -173,7 +173,7 @@ def pull_in(state: State, now: float) -> State | None:
     """Make a job due now that was meant to be due at once, but was enqueued by a clock ahead."""
     if state.status != PENDING or state.attempts or state.run_at > state.created_at + 1:
         return None
-    if state.created_at <= now + CLOCK_TOLERANCE:
+    if state.created_at <= now + CLOCK_TOLERANCE_SECONDS:
         return None
     return State(PENDING, int(now), int(now), 0, state.error, "")
 

@@ -6,7 +6,7 @@ Each function takes a view that is up to date, and returns changes: pairs of id 
 from __future__ import annotations
 
 from dbbasic_queue.model.records import encode_state
-from dbbasic_queue.model.states import CLOCK_TOLERANCE, clamp, later, pull_in
+from dbbasic_queue.model.states import CLOCK_TOLERANCE_SECONDS, clamp, later, pull_in
 from dbbasic_queue.store.reading.index import NEVER
 
 TYPE_CHECKING = False
@@ -40,7 +40,7 @@ def enqueued_ahead(view: View, now: float) -> list[tuple[bytes, bytes]]:
 
     If there are none, `view.latest_created` is lowered, so that the next call needn't look.
     """
-    if view.latest_created <= now + CLOCK_TOLERANCE:
+    if view.latest_created <= now + CLOCK_TOLERANCE_SECONDS:
         return []
     changes = []
     for number, run_at in enumerate(view.when):
@@ -49,5 +49,5 @@ def enqueued_ahead(view: View, now: float) -> list[tuple[bytes, bytes]]:
             if state is not None:
                 changes.append((row.id.encode(), encode_state(state)))
     if not changes:
-        view.latest_created = int(now) + CLOCK_TOLERANCE
+        view.latest_created = int(now) + CLOCK_TOLERANCE_SECONDS
     return changes

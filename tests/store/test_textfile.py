@@ -55,7 +55,7 @@ from dbbasic_queue import (
 from dbbasic_queue.model.escaping import MAX_ERROR
 from dbbasic_queue.model.jsontext import LARGEST_PAYLOAD
 from dbbasic_queue.model.records import encode_record, encode_state
-from dbbasic_queue.model.rows import LONGEST_ROW, parse_row
+from dbbasic_queue.model.rows import LONGEST_ROW_BYTES, parse_row
 from dbbasic_queue.model.states import State
 from dbbasic_queue.store.disk import lock
 
@@ -402,7 +402,7 @@ def test_records_that_dbbasic_queue_cannot_have_written_are_skipped_and_reported
 
 # --- a last line without an end, and lines that are too long for a row
 
-TOO_LONG = LONGEST_ROW + 1
+TOO_LONG = LONGEST_ROW_BYTES + 1
 
 
 def add_hole(path: Path, size: int, end: str = "\n") -> None:
@@ -482,7 +482,7 @@ def test_a_row_that_is_longer_than_one_reading_is_a_job(path: Path) -> None:
 
 def test_a_payload_may_be_as_long_as_a_row_has_room_for_it_and_its_result(path: Path) -> None:
     an_error = MAX_ERROR * len("\\U0010ffff")
-    assert 2 * LARGEST_PAYLOAD + an_error + 1000 < LONGEST_ROW
+    assert 2 * LARGEST_PAYLOAD + an_error + 1000 < LONGEST_ROW_BYTES
     with pytest.raises(
         InvalidArgument, match=r"invalid max_payload 33554433: must be at most 33554432 "
     ):
@@ -700,7 +700,7 @@ def test_a_line_of_any_length_is_moved_away_in_pieces(path: Path) -> None:
     with Queue(path, fsync=False) as queue:
         tracemalloc.start()
         reasons = [found["reason"] for found in queue.unreadable()]
-        assert reasons[0] == f"it has {TOO_LONG} bytes; a row may have at most {LONGEST_ROW}"
+        assert reasons[0] == f"it has {TOO_LONG} bytes; a row may have at most {LONGEST_ROW_BYTES}"
         assert queue.remove_unreadable() == 2
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

@@ -20,9 +20,10 @@ from dbbasic_queue.model.rows import HEADER, parse_row
 from dbbasic_queue.store.disk.files import open_file
 from dbbasic_queue.store.reading import lookup
 from dbbasic_queue.store.reading.bulk import scan
+from dbbasic_queue.store.reading.index import NEVER
 from dbbasic_queue.store.reading.offsets import Offsets
 from dbbasic_queue.store.reading.tail import Tail
-from dbbasic_queue.store.reading.view import NEVER, View
+from dbbasic_queue.store.reading.view import View
 from dbbasic_queue.store.textfile import TextFileStore
 
 PLAIN = b"%d\tgreet\t{}\tpending\t5\t%d\t0\t\t"
@@ -118,30 +119,30 @@ def test_a_piece_with_one_odd_line_is_read_one_by_one_near_it_only() -> None:
 def test_where_rows_lie_is_known_while_they_are_added_and_change_their_length(
     lengths: list[int], data: st.DataObject
 ) -> None:
-    places = Offsets(7)
+    offsets = Offsets(7)
     cut = data.draw(st.integers(0, len(lengths)))
     for part in (lengths[:cut], lengths[cut:]):
-        places.extend(part)
+        offsets.extend(part)
     start = 7
     if lengths:
         numbers = sorted(data.draw(st.sets(st.integers(0, len(lengths) - 1))))
         changed = [data.draw(st.integers(0, 40)) for _ in numbers]
         start = 5
-        places.moved(start, numbers, changed)
+        offsets.moved(start, numbers, changed)
         for number, length in zip(numbers, changed, strict=True):
             lengths[number] = length
 
     starts = [start + sum(lengths[:n]) + n for n in range(len(lengths) + 1)]
-    assert [places.start(n) for n in range(len(lengths) + 1)] == starts
-    assert [places.extent(n) for n in range(len(lengths))] == list(
+    assert [offsets.start(n) for n in range(len(lengths) + 1)] == starts
+    assert [offsets.extent(n) for n in range(len(lengths))] == list(
         zip(starts, lengths, strict=False)
     )
     for size in (0, 100):
         for n in range(len(lengths)):
-            ahead = places.lengths(n, size)
+            ahead = offsets.lengths(n, size)
             assert ahead == lengths[n : n + len(ahead)]
             assert len(ahead) == 1 or sum(ahead) <= size
-    pieces = list(places.pieces(100))
+    pieces = list(offsets.pieces(100))
     assert [number for rows, _, _ in pieces for number in rows] == list(range(len(lengths)))
     assert all(
         (begin, end) == (starts[rows.start], starts[rows.stop]) for rows, begin, end in pieces

@@ -21,7 +21,7 @@ from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.store import paused
 from dbbasic_queue.store.disk.lock import reading
 from dbbasic_queue.store.protocol import Claim
-from dbbasic_queue.store.reading.view import NEVER
+from dbbasic_queue.store.reading.index import NEVER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -47,7 +47,7 @@ class Recovery:
         view = self._store.view
         return bool(
             (view.processing and time.monotonic() >= self._next_survey_at)
-            or view.latest_created > now + states.CLOCK_TOLERANCE
+            or view.latest_created > now + states.CLOCK_TOLERANCE_SECONDS
             or view.has_torn_row()
         )
 

@@ -23,7 +23,7 @@ from dbbasic_queue.store.disk.files import (
 from dbbasic_queue.store.disk.lock import even_if_moved
 from dbbasic_queue.store.disk.openfile import OpenFile
 from dbbasic_queue.store.disk.sync import sync, sync_directory
-from dbbasic_queue.store.reading.tail import has_header
+from dbbasic_queue.store.reading.header import has_header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

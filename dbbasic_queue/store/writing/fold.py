@@ -16,7 +16,7 @@ import os
 
 from dbbasic_queue.errors import StoreError, store_error
 from dbbasic_queue.model.records import with_state
-from dbbasic_queue.model.rows import HEADER, LONGEST_ROW, is_binary
+from dbbasic_queue.model.rows import HEADER, LONGEST_ROW_BYTES, is_binary
 from dbbasic_queue.store.disk.access import replace_like
 from dbbasic_queue.store.disk.files import create_fresh, end_last_line, open_or_create
 from dbbasic_queue.store.disk.openfile import OpenFile
@@ -123,7 +123,7 @@ def _binary_lines(view: View) -> list[int]:
     return [
         number
         for number in view.unreadable
-        if view.places.length(number) <= LONGEST_ROW and is_binary(view.line(number))
+        if view.offsets.length(number) <= LONGEST_ROW_BYTES and is_binary(view.line(number))
     ]
 
 
@@ -143,8 +143,8 @@ def _write_rows(
     written = Tail(new)
     write_all(new.fd, HEADER)
     written.passed(HEADER)
-    for rows, start, end in view.places.pieces(_PIECE_BYTES):
-        if end - start > LONGEST_ROW + 1:  # a line that isn't a row
+    for rows, start, end in view.offsets.pieces(_PIECE_BYTES):
+        if end - start > LONGEST_ROW_BYTES + 1:  # a line that isn't a row
             if rows.start not in without:
                 for content in _large_pieces(old, start, end):
                     write_all(new.fd, content)
@@ -196,7 +196,7 @@ def _reject(view: View, numbers: list[int], *, fsync: bool) -> None:
     size = end_last_line(file, os.fstat(file.fd).st_size)
     try:
         for number in numbers:
-            start, end = view.places.start(number), view.places.start(number + 1)
+            start, end = view.offsets.start(number), view.offsets.start(number + 1)
             for content in _large_pieces(old, start, end):
                 write_all(file.fd, content)
     except BaseException as e:

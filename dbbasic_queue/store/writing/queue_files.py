@@ -16,7 +16,7 @@ from dbbasic_queue.errors import StoreError, store_error
 from dbbasic_queue.store.disk.files import open_file, refuse_mount_point
 from dbbasic_queue.store.disk.lock import QueueLock
 from dbbasic_queue.store.disk.openfile import OpenFile
-from dbbasic_queue.store.reading.tail import has_header
+from dbbasic_queue.store.reading.header import has_header
 from dbbasic_queue.store.reading.view import View
 from dbbasic_queue.store.writing import fold
 from dbbasic_queue.store.writing.appends import JournalFile, RowsFile

@@ -196,14 +196,14 @@ class _Removal(_Rewrite):
         return True
 
     def _leave_out(self, picked: dict[int, bytes], journal: OpenFile | None) -> None:
-        old, end, places = self.view.rows.file, self.view.rows.end, self.view.places
+        old, end, offsets = self.view.rows.file, self.view.rows.end, self.view.offsets
         path = self.files.path
         try:
             self.files.replace(journal, frozenset(picked))
         except StoreError as e:
             if e.errno not in NO_ROOM or old is None or not old.is_at_path():
                 raise
-            needed = end - sum(places.lengths(number, 0)[0] + 1 for number in picked)
+            needed = end - sum(offsets.lengths(number, 0)[0] + 1 for number in picked)
             disk = os.statvfs(os.path.dirname(path))
             missing = max(needed - disk.f_bavail * disk.f_frsize, 1)
             consequence = (
