@@ -109,7 +109,7 @@ def test_a_dead_passs_jobs_that_were_not_started_are_given_back_whatever_their_t
 ) -> None:
     ids = queue.enqueue_many("other", range(3))
     terms = Terms(lambda _: 1, lambda _, attempt: 60, lambda _: True)
-    dead = Claims(store_of(queue), terms, clock())
+    dead = Claims(store_of(queue).files, terms, clock())
     dead.claim(8)
     dead.abandon()
     with Queue(path, clock=clock) as mine:
@@ -286,7 +286,7 @@ def test_a_job_that_comes_between_a_passes_beginning_and_its_first_look_is_picke
     """It was not there when the pass began, so it is not due; but it must be at the next look."""
     queue.cancel_job("create the files")
     terms = Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True)
-    claims = Claims(store_of(queue), terms, NOW)
+    claims = Claims(store_of(queue).files, terms, NOW)
     queue.enqueue("greet", {})
     assert claims.claim(1) == []
     assert claims.find_due(NOW)
@@ -320,7 +320,7 @@ def test_run_until_complete_waits_for_what_another_pass_is_running(
     job_id = queue.enqueue("greet", {})
     terms = Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True)
     with Queue(path, clock=night.clock) as other:
-        elsewhere = Claims(store_of(other), terms, NOW)
+        elsewhere = Claims(store_of(other).files, terms, NOW)
         (claim,) = elsewhere.claim(1)
 
         def end() -> None:
@@ -658,9 +658,9 @@ def test_a_purged_id_can_be_enqueued_again_and_runs(
             path.with_name("other").write_bytes(path.read_bytes())
             queue.enqueue("greet", 1, job_id="y")
             with held(store_of(queue).lock):  # a cancel whose fold has to wait
-                store_of(queue).read_new()
+                store_of(queue).files.read_new()
                 state = b"cancelled\t%d\t%d\t0\tno\t" % (NOW, NOW)
-                store_of(queue).change([(b"y", state)])
+                store_of(queue).files.change([(b"y", state)])
             assert beside(path, "journal").stat().st_size > 0
         assert job(reader, "x")["result"] == "first"
         clock.now += 5
@@ -710,7 +710,7 @@ def test_a_requeued_job_that_another_pass_loses_is_recovered_while_its_first_pas
     def lose() -> None:
         with Queue(path, clock=night.clock) as other:
             assert other.requeue(job_id)
-            dead = Claims(store_of(other), terms, night.clock())
+            dead = Claims(store_of(other).files, terms, night.clock())
             assert len(dead.claim(1)) == 1
             dead.abandon()
         with Queue(path, clock=night.clock) as third:

@@ -146,10 +146,10 @@ def nested(depth: int) -> Any:
 
 
 AWARE = "must have a time zone (use datetime.now(timezone.utc) or .astimezone())"
-SECONDS = "must be Unix seconds (int or float) or an aware datetime"
+SECONDS = "must be Unix seconds (int or float) or a datetime with a time zone"
 BOUNDS = "must be between 0 and 253402300799"
 NUMBER = "give None or a str instead of NaN or infinity"
-LARGE = "keep what is large in a file and give the file's name"
+LARGE = "store large data in a file, and pass the file's name"
 DEEP = "nested more than 100 deep"
 ID = "must be 1 to 64 characters from A-Z a-z 0-9 . _ -"
 TYPE = "must be 1 to 100 characters from A-Z a-z 0-9 _ . : -"
@@ -181,7 +181,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"payload": nested(101)}, "invalid payload", DEEP),
     ({"payload": nested(100_000)}, "invalid payload", DEEP),
     ({"payload": 10**5000}, "4300", "give the number as a str"),
-    ({"payload": "x" * 1_048_575}, "takes 1048577 bytes, and 1048576 are allowed", LARGE),
+    ({"payload": "x" * 1_048_575}, "takes 1048577 bytes, and at most 1048576 are allowed", LARGE),
     ({"payload": "é" * 600_000}, "it takes 1200002 bytes", LARGE),
     ({"job_type": ""}, "job type ''", TYPE),
     ({"job_type": "a b"}, "job type 'a b'", TYPE),
@@ -269,7 +269,7 @@ def test_the_largest_payload_and_the_deepest_are_taken(queue: Queue) -> None:
 def test_the_largest_payload_can_be_set(path: Path) -> None:
     with Queue(path, max_payload=10) as queue:
         queue.enqueue("greet", "12345678")
-        with pytest.raises(InvalidJob, match="it takes 11 bytes, and 10 are allowed"):
+        with pytest.raises(InvalidJob, match="it takes 11 bytes, and at most 10 are allowed"):
             queue.enqueue("greet", "123456789")
 
 
@@ -311,9 +311,7 @@ def test_an_id_that_is_there_is_refused_whatever_became_of_its_job(
     before = path.read_bytes()
     for job_id in ("pending", "cancelled", "completed", "failed"):
         assert job(queue, job_id)["status"] == job_id
-        with pytest.raises(
-            DuplicateJob, match=rf"invalid job_id '{job_id}': must be new.*get_job shows"
-        ):
+        with pytest.raises(DuplicateJob, match=rf"'{job_id}' is already .*get_job shows"):
             queue.enqueue("greet", {}, job_id=job_id)
     assert path.read_bytes() == before
 

@@ -19,7 +19,8 @@ import time
 
 from dbbasic_queue.model.escaping import escape, unescape
 from dbbasic_queue.model.states import LATEST
-from dbbasic_queue.store.disk.files import OpenFile, open_file, open_or_create, unstable_inodes
+from dbbasic_queue.store.disk.files import open_file, open_or_create, unstable_inodes
+from dbbasic_queue.store.disk.openfile import OpenFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -250,9 +250,7 @@ def test_a_job_may_be_enqueued_for_later_under_an_id_of_its_own_once(tmp_path: P
     job = Queue(tmp_path / "data/queue.tsv").get_job("report-1")
     assert job is not None
     assert (job["payload"], job["run_at"]) == ({}, 4_000_000_001)
-    assert "'report-1': must be new, and that job is in the queue already" in refused(
-        *arguments, cwd=tmp_path
-    )
+    assert "job_id 'report-1' is already in the queue" in refused(*arguments, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("payload", ["{to: ada}", "ada", "NaN", "", "{} {}"])

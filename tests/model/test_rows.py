@@ -156,9 +156,9 @@ def circular() -> Any:
         (nested(100_000), "nested more than 100 deep"),
         (10**5000, "4300"),
         ({"n": [-(10**5000)]}, "4300"),
-        ("x" * 99, "101 bytes, and 100 are allowed"),
-        ("é" * 50, "102 bytes, and 100 are allowed"),
-        ("\x1b" * 20, "122 bytes, and 100 are allowed"),
+        ("x" * 99, "101 bytes, and at most 100 are allowed"),
+        ("é" * 50, "102 bytes, and at most 100 are allowed"),
+        ("\x1b" * 20, "122 bytes, and at most 100 are allowed"),
     ],
     ids=lambda value: type(value).__name__,
 )
