@@ -22,8 +22,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from dbbasic_queue import JobDict, Queue
 
 SECONDS = float(os.environ.get("DBBASIC_QUEUE_SOAK_SECONDS", "12"))
