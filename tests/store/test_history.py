@@ -656,7 +656,8 @@ def test_a_link_in_its_place_is_refused_untouched_and_the_pass_goes_on(
     with caplog.at_level(logging.ERROR):
         assert queue.process_jobs({"work": str}) == NONE | {"completed": 20}
     (message,) = [record.getMessage() for record in caplog.records]
-    assert "the attempt history" in message and "stands where a file of the queue belongs" in message
+    assert "the attempt history" in message
+    assert "stands where a file of the queue belongs" in message
     assert place.lstat()[:7] == before[:7]
     assert victim.read_text() == "precious"
     with pytest.raises(NotAQueue):
