@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from typing import Any
 
-    from dbbasic_queue.jobqueue import JobDict
+    from dbbasic_queue.model.jobdict import JobDict
 
     QUEUE_FILE: str | os.PathLike[str]
 

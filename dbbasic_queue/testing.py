@@ -15,7 +15,7 @@ from dbbasic_queue.model.states import PENDING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from dbbasic_queue.jobqueue import JobDict
+    from dbbasic_queue.model.jobdict import JobDict
 
 MOST_PASSES = 1000
 _SHOWN = 20

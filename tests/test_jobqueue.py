@@ -733,8 +733,8 @@ def test_a_queue_file_that_the_program_has_set_wins_over_the_environment_until_i
         ("memory:", "unknown URL scheme 'memory': must be a path or file:PATH"),
         ("memory:x", "write ./memory:..."),
         ("redis://user:secret@host/0", "unknown URL scheme 'redis': must be a path or file:PATH"),
-        ("file://host/q.tsv", "it names the machine 'host'"),
-        ("file:", "it names no file"),
+        ("file://host/q.tsv", "must be a file on this machine, not on 'host'"),
+        ("file:", "must name a file"),
     ],
 )
 def test_dbbasic_queue_file_may_name_nothing_but_a_file(
