@@ -415,7 +415,7 @@ def test_an_exception_whose_text_raises_has_a_traceback_without_it(queue: Queue)
     queue.process_jobs({"work": raising(Unspeakable())})
     (found,) = history(queue, job_id)
     assert found["outcome"] == "retried"
-    assert found["error"].startswith("Unspeakable: (its text cannot be had")
+    assert found["error"].startswith("Unspeakable: (its text isn't available")
     assert found["traceback"].endswith("Unspeakable: <exception str() failed>")
 
 
@@ -861,7 +861,7 @@ def test_a_history_of_the_old_name_is_taken_over_by_the_next_pass_that_writes(
 def test_a_full_history_of_the_old_name_is_taken_over_and_rotated(
     queue: Queue, path: Path, old: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history_file, "LARGEST", len(old[1]))
+    monkeypatch.setattr(history_file, "LARGEST_BYTES", len(old[1]))
     queue.enqueue("work", {}, job_id="third")
     queue.process_jobs({"work": str})
     assert names(path) == {"history", "history.1"}
