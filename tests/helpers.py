@@ -61,7 +61,7 @@ def held(lock: QueueLock) -> Iterator[None]:
             fcntl.flock(lock._file.fd, fcntl.LOCK_UN)
 
 
-def beside(path: Path, suffix: str) -> Path:
+def sibling(path: Path, suffix: str) -> Path:
     """Return the path of another file of the queue, such as "lock" or "journal"."""
     return path.with_name(f"{path.name}.{suffix}")
 

@@ -17,12 +17,12 @@ from helpers import (
     Clock,
     Programs,
     add_lines,
-    beside,
     held,
     job,
     line,
     notes,
     row,
+    sibling,
     store_of,
     wait_for_notes,
 )
@@ -661,11 +661,11 @@ def test_a_purged_id_can_be_enqueued_again_and_runs(
                 store_of(queue).files.read_new()
                 state = b"cancelled\t%d\t%d\t0\tno\t" % (NOW, NOW)
                 store_of(queue).files.change([(b"y", state)])
-            assert beside(path, "journal").stat().st_size > 0
+            assert sibling(path, "journal").stat().st_size > 0
         assert job(reader, "x")["result"] == "first"
         clock.now += 5
         assert queue.purge(1) == (1 if folded else 2)
-        assert beside(path, "journal").stat().st_size == 0
+        assert sibling(path, "journal").stat().st_size == 0
         for job_id in ("x", "y"):
             assert reader.get_job(job_id) is None
             assert reader.enqueue("greet", 2, job_id=job_id) == job_id
@@ -681,7 +681,7 @@ def test_an_outcome_from_before_a_requeue_is_refused(
     job_id = queue.enqueue("greet", {})
 
     def work(_: Any) -> str:
-        beside(path, "pass.1").unlink()  # a slot that was deleted: its pass is taken for dead
+        sibling(path, "pass.1").unlink()  # a slot that was deleted: its pass is taken for dead
         clock.now += 5
         with Queue(path, clock=clock) as other:
             assert other.process_jobs({"greet": len}, 1) == NONE | {"recovered": 1, "failed": 1}

@@ -18,7 +18,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import HEADER, NONE, beside, job, rows
+from helpers import HEADER, NONE, job, rows, sibling
 
 import dbbasic_queue
 from dbbasic_queue import Queue
@@ -196,7 +196,7 @@ def test_tabs_and_newlines_in_its_error_texts_stop_nobody_and_nothing_is_lost(
     lines = found(payload="first line\nsecond line")
     assert (lines["status"], lines["error"]) == ("pending", "first line")
     assert "\nsecond line" in path.read_text()
-    assert not beside(path, "rejected").exists()
+    assert not sibling(path, "rejected").exists()
 
 
 def test_a_job_hidden_in_one_of_its_error_texts_is_the_only_one_of_its_id(

@@ -14,7 +14,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import HEADER, NOW, Clock, add_lines, beside, job, line, python, row, rows
+from helpers import HEADER, NOW, Clock, add_lines, job, line, python, row, rows, sibling
 
 import dbbasic_queue
 from dbbasic_queue import (
@@ -923,4 +923,4 @@ def test_a_job_whose_payload_is_no_json_is_no_job(queue: Queue, path: Path) -> N
     assert [job["id"] for job in queue.jobs()] == ["b", "c"]
     assert job(queue, "b")["payload"] == {}
     assert job(queue, "c")["result"] is None
-    assert not beside(path, "lock").exists()
+    assert not sibling(path, "lock").exists()

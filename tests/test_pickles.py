@@ -10,7 +10,7 @@ from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import NONE, Clock, beside, job, python, row
+from helpers import NONE, Clock, job, python, row, sibling
 
 from dbbasic_queue import (
     Fail,
@@ -322,7 +322,7 @@ def test_the_key_is_in_no_file_of_the_queue_and_in_no_repr(
     queue.enqueue("greet", pickles.payload("other", 1))
     queue.process_jobs({"greet": pickles.unpickled(str)})
     secret = key.read_bytes()
-    for file in (path, beside(path, "journal")):
+    for file in (path, sibling(path, "journal")):
         assert secret not in file.read_bytes() and secret.hex() not in file.read_text("utf-8")
     assert repr(secret) not in repr(pickles)
     assert stat.S_IMODE(key.stat().st_mode) == 0o600

@@ -19,13 +19,13 @@ from helpers import (
     NOW,
     Clock,
     add_lines,
-    beside,
     held,
     job,
     line,
     python,
     row,
     rows,
+    sibling,
     store_of,
 )
 
@@ -59,9 +59,9 @@ def raise_(error: BaseException) -> None:
 
 def test_a_deleted_lock_file_does_not_let_two_in(queue: Queue, path: Path) -> None:
     queue.enqueue("greet", {})
-    beside(path, "lock").unlink()  # the queue's descriptor is of an inode without a name
+    sibling(path, "lock").unlink()  # the queue's descriptor is of an inode without a name
     with held(store_of(queue).lock):
-        assert is_locked(beside(path, "lock"))
+        assert is_locked(sibling(path, "lock"))
 
 
 def enqueue_waits_for(queue: Queue, lock_file: Path) -> bool:
@@ -80,9 +80,9 @@ def test_an_enqueue_waits_for_the_lock_file_that_took_the_place_of_a_deleted_one
     queue: Queue, path: Path
 ) -> None:
     queue.enqueue("greet", {})
-    beside(path, "lock").unlink()
-    beside(path, "lock").touch()
-    assert enqueue_waits_for(queue, beside(path, "lock"))
+    sibling(path, "lock").unlink()
+    sibling(path, "lock").touch()
+    assert enqueue_waits_for(queue, sibling(path, "lock"))
 
 
 def test_an_enqueue_waits_for_the_lock_of_the_directory_that_took_the_place_of_a_moved_one(
@@ -92,7 +92,7 @@ def test_an_enqueue_waits_for_the_lock_of_the_directory_that_took_the_place_of_a
     path.parent.rename(path.parent.with_name("elsewhere"))
     with Queue(path) as other:
         other.enqueue("greet", {})
-    assert enqueue_waits_for(queue, beside(path, "lock"))
+    assert enqueue_waits_for(queue, sibling(path, "lock"))
     assert len(rows(path)) == 2
 
 
@@ -101,10 +101,10 @@ def test_an_enqueue_notices_that_its_lock_file_has_another_name_now(
 ) -> None:
     queue.enqueue("greet", {})
     time.sleep(0.02)  # the system's clock for changes of files may tick that slowly
-    beside(path, "backup").hardlink_to(beside(path, "lock"))  # as a backup by `cp -al` does
-    beside(path, "lock").unlink()
-    beside(path, "lock").touch()
-    assert enqueue_waits_for(queue, beside(path, "lock"))
+    sibling(path, "backup").hardlink_to(sibling(path, "lock"))  # as a backup by `cp -al` does
+    sibling(path, "lock").unlink()
+    sibling(path, "lock").touch()
+    assert enqueue_waits_for(queue, sibling(path, "lock"))
 
 
 def test_a_number_that_comes_back_as_another_descriptor_of_the_lock_file_is_not_ours(
@@ -128,9 +128,9 @@ def test_a_number_that_comes_back_as_another_descriptor_of_the_lock_file_is_not_
 
 def test_the_lock_is_not_on_the_inode_that_a_fold_replaces(queue: Queue, path: Path) -> None:
     job_id = queue.enqueue("greet", {})
-    before = beside(path, "lock").stat().st_ino, path.stat().st_ino
+    before = sibling(path, "lock").stat().st_ino, path.stat().st_ino
     queue.cancel_job(job_id)
-    assert beside(path, "lock").stat().st_ino == before[0]
+    assert sibling(path, "lock").stat().st_ino == before[0]
     assert path.stat().st_ino != before[1]
 
 
@@ -214,7 +214,7 @@ def test_a_line_appended_by_others_during_a_rewrite_is_not_lost(queue: Queue, pa
 
     def append_as_a_shell_does() -> None:
         for n in range(60):
-            with beside(path, "lock").open("r+") as lock, path.open("ab") as early:
+            with sibling(path, "lock").open("r+") as lock, path.open("ab") as early:
                 early.close()
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 with path.open("ab") as file:
@@ -257,14 +257,14 @@ def test_what_a_kill_tears_of_a_large_write_is_no_job_and_harms_none(
 def test_zeros_that_a_power_cut_leaves_hide_no_job_and_no_change(queue: Queue, path: Path) -> None:
     add_lines(path, line("a"), line("b"), b"\0" * 4096)
     record = encode_record(b"a", encode_state(State("cancelled", NOW, NOW, 0, "", "")))
-    beside(path, "journal").write_bytes(record + b"\0" * 4096)
+    sibling(path, "journal").write_bytes(record + b"\0" * 4096)
     job_id = queue.enqueue("greet", {})
     assert queue.cancel_job("b")
     assert queue.process_jobs({"greet": lambda _: None}) == NONE | {"completed": 1}
     statuses = {columns[0]: columns[3] for columns in rows(path)}
     assert statuses == {"a": "cancelled", "b": "cancelled", job_id: "completed"}
     assert b"\0" not in path.read_bytes()
-    assert beside(path, "rejected").read_bytes() == b"\0" * 4096 + b"\n"
+    assert sibling(path, "rejected").read_bytes() == b"\0" * 4096 + b"\n"
 
 
 def test_no_rename_goes_without_its_syncs_and_no_journal_is_cut_before_it(
@@ -421,7 +421,7 @@ def test_an_outcome_of_an_old_attempt_does_not_overwrite_the_current_one(
     terms = Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True)
     old = Claims(store_of(queue).files, terms, clock())
     (claim,) = old.claim(1)
-    beside(path, "pass.1").unlink()  # it is taken for dead, and wakes up later
+    sibling(path, "pass.1").unlink()  # it is taken for dead, and wakes up later
     with Queue(path, clock=clock) as other:
         assert other.process_jobs({"greet": lambda _: 1 / 0}) == NONE | {
             "recovered": 1,
@@ -458,7 +458,7 @@ def test_no_way_to_end_a_pass_leaves_a_job_in_processing(
     statuses = [columns[3] for columns in rows(path)]
     assert "processing" not in statuses
     assert {"sys.exit": 19, "Ctrl-C": 3, "SIGTERM": 4}[ending] == statuses.count("completed")
-    assert beside(path, "journal").read_bytes() == b""
+    assert sibling(path, "journal").read_bytes() == b""
 
 
 # --- who gets in
@@ -528,7 +528,7 @@ def test_a_job_whose_outcome_cannot_be_written_is_not_run_every_minute(
     def handler(_: Any) -> str:
         ran.append(1)
         if len(ran) == 1:
-            disk.begin(beside(path, "journal").stat().st_size)
+            disk.begin(sibling(path, "journal").stat().st_size)
         return "done"
 
     job_id = queue.enqueue("greet", {})
@@ -571,7 +571,7 @@ def test_a_record_of_a_purged_job_is_not_taken_for_a_new_ones_with_the_same_id(
 ) -> None:
     add_lines(path, line("other"))
     state = encode_state(State("completed", NOW, NOW, 1, "", '"old"'))
-    beside(path, "journal").write_bytes(encode_record(b"report", state))
+    sibling(path, "journal").write_bytes(encode_record(b"report", state))
     queue.enqueue("greet", {}, job_id="report")
     with Queue(path) as other:
         assert (job(other, "report")["status"], job(other, "report")["result"]) == ("pending", None)

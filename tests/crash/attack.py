@@ -52,7 +52,7 @@ def start(work: Callable[[], None]) -> int:
         os._exit(code)
 
 
-def set_constant(module: ModuleType, name: str, value: object) -> None:
+def patch_constant(module: ModuleType, name: str, value: object) -> None:
     """Set a module's constant; raises AttributeError if it has none of that name."""
     getattr(module, name)
     setattr(module, name, value)
@@ -94,7 +94,7 @@ class Attack:
 
         def work() -> None:
             os.close(self._wake)
-            set_constant(
+            patch_constant(
                 dbbasic_queue.passes.executor, "_SLOW_SECONDS", 1e9
             )  # it would fold meanwhile
             bench.pipes = (wait_read, ready_write)
@@ -258,7 +258,7 @@ def _steady_times(bench: Bench, dear: bool) -> None:
     time.perf_counter = lambda: float(next(counter))
     time.monotonic = lambda: bench.ticks or 0.0
     time.sleep = lambda seconds: sleep(min(float(seconds), 0.0005))
-    set_constant(dbbasic_queue.passes.ticker, "_TICK_SECONDS", 0.01)
+    patch_constant(dbbasic_queue.passes.ticker, "_TICK_SECONDS", 0.01)
 
 
 @contextmanager

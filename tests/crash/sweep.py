@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from attack import Attack, scratch, set_constant, trace_of
+from attack import Attack, scratch, patch_constant, trace_of
 from bench import Bench
 from checks import check_errors
 from shim import PRESENT_IN, Call, Plan, changes
@@ -321,7 +321,7 @@ SWEEPS = {
 
 
 def main(kind: str, workload: str, every: str = "1") -> int:
-    set_constant(
+    patch_constant(
         dbbasic_queue.store.claiming.slots, "SLOTS", 6
     )  # not 64 looks for slots that aren't there
     gc.freeze()  # what is never looked at is never copied by a child

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import NOW, Clock, add_lines, beside, line
+from helpers import NOW, Clock, add_lines, line, sibling
 from prometheus_client.parser import text_string_to_metric_families
 
 from dbbasic_queue import Fail, InvalidArgument, NotAQueue, Queue, StoreError
@@ -29,7 +29,7 @@ NOTHING = {"p50": None, "p95": None, "p99": None, "sum": 0, "count": 0}
 def add_attempts(path: Path, *attempts: dict[str, Any]) -> None:
     """Append rows to the history, as passes have left them."""
     path.parent.mkdir(exist_ok=True)
-    history = beside(path, "history")
+    history = sibling(path, "history")
     with history.open("ab") as file:
         if not file.tell():
             file.write(HEADER)
@@ -143,7 +143,7 @@ def test_a_history_of_a_moment_gives_no_rate_of_thousands_a_second(
 
 def test_the_older_file_counts_too(queue: Queue, path: Path) -> None:
     add_attempts(path, {}, {})
-    beside(path, "history").rename(beside(path, "history.1"))
+    sibling(path, "history").rename(sibling(path, "history.1"))
     add_attempts(path, {})
     assert queue.metrics()["types"]["greet"]["attempts"] == {"completed": 3}
 
@@ -197,8 +197,8 @@ def test_a_window_that_is_no_time_is_refused(queue: Queue, window: Any) -> None:
 
 def test_a_history_that_is_a_link_is_refused(queue: Queue, path: Path, tmp_path: Path) -> None:
     add_attempts(path, {})
-    beside(path, "history").rename(tmp_path / "elsewhere")
-    beside(path, "history").symlink_to(tmp_path / "elsewhere")
+    sibling(path, "history").rename(tmp_path / "elsewhere")
+    sibling(path, "history").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(NotAQueue):
         queue.metrics()
 

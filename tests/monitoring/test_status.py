@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import NOW, Clock, Programs, add_lines, beside, environment, line, wait_for_notes
+from helpers import NOW, Clock, Programs, add_lines, environment, line, sibling, wait_for_notes
 
 from dbbasic_queue import Delay, Fail, Queue
 from dbbasic_queue.monitoring.status import instant, lines
@@ -153,7 +153,7 @@ def test_the_last_errors_are_those_that_happened_last_whenever_their_jobs_were_d
         ("waits", instant(NOW)),
         ("other", "-"),
     ]
-    history = beside(path, "history")
+    history = sibling(path, "history")
     history.unlink()
     history.mkdir()
     assert status(queue)["error"][0][0] == "waits"

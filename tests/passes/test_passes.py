@@ -31,12 +31,12 @@ from helpers import (
     NOW,
     Clock,
     add_lines,
-    beside,
     job,
     line,
     python,
     row,
     rows,
+    sibling,
     store_of,
     wait_for,
 )
@@ -74,7 +74,7 @@ def test_a_job_is_run_with_its_payload_and_its_result_is_recorded(queue: Queue, 
     found = job(queue, job_id)
     assert (found["status"], found["result"], found["attempts"]) == ("completed", 3, 1)
     assert row(path, job_id)["status"] == "completed"
-    assert beside(path, "journal").read_bytes() == b""
+    assert sibling(path, "journal").read_bytes() == b""
     assert queue.process_jobs({"add": sum}) == NONE
 
 
@@ -520,7 +520,7 @@ def test_a_row_that_cannot_be_read_never_keeps_the_others_from_running(
     for _ in range(2):
         queue.process_jobs({"greet": ran.append})
     assert ran == ["first", "last"]
-    kept = path.read_bytes() + beside(path, "rejected").read_bytes()
+    kept = path.read_bytes() + sibling(path, "rejected").read_bytes()
     for text in broken:
         assert (text if isinstance(text, bytes) else text.encode()) in kept
 
@@ -753,7 +753,7 @@ def test_when_all_slots_are_held_a_pass_ends_at_once_and_says_so(queue: Queue, p
     job_id = queue.enqueue("greet", {})
     held = []
     for number in range(1, 65):
-        file = beside(path, f"pass.{number}").open("w+")
+        file = sibling(path, f"pass.{number}").open("w+")
         fcntl.flock(file, fcntl.LOCK_EX)
         held.append(file)
     began = time.monotonic()
@@ -874,7 +874,7 @@ def test_the_outcome_of_an_attempt_that_is_no_longer_current_is_not_recorded(
     def outrun(_: Any) -> str:
         if not inner:
             inner.append({})
-            beside(path, "pass.1").unlink()  # by a person: the other pass takes this one for dead
+            sibling(path, "pass.1").unlink()  # by a person: the other pass takes this one for dead
             with Queue(path, clock=Clock()) as other:
                 inner[0] = other.process_jobs({"greet": lambda _: "current"})
         return "outdated"
@@ -895,10 +895,10 @@ def test_nothing_is_left_of_an_old_list_once_a_new_pass_has_the_slot(
 ) -> None:
     queue.enqueue("look", {}, job_id="mine")
     stale = [f"old-{n}\t1\n" for n in range(5000)]
-    beside(path, "pass.1").write_text("pass\t1\t1\n" + "".join(stale))
+    sibling(path, "pass.1").write_text("pass\t1\t1\n" + "".join(stale))
 
     def look(_: Any) -> list[str]:
-        return beside(path, "pass.1").read_text().split()
+        return sibling(path, "pass.1").read_text().split()
 
     queue.process_jobs({"look": look})
     listed = job(queue, "mine")["result"]
@@ -933,7 +933,7 @@ def test_the_dead_passs_jobs_that_were_not_started_keep_their_attempts(
 def test_an_error_of_the_store_ends_the_pass_and_charges_no_job_that_was_not_started(
     queue: Queue, path: Path
 ) -> None:
-    lock = beside(path, "lock")
+    lock = sibling(path, "lock")
     ran: list[int] = []
 
     def handler(n: int) -> None:
@@ -1200,16 +1200,16 @@ def test_a_coroutine_hidden_in_a_function_is_the_jobs_error_where_a_loop_runs(
 
 def test_a_fold_that_fails_keeps_no_job_from_running(queue: Queue, path: Path) -> None:
     path.parent.mkdir()
-    beside(path, "fold").mkdir()
+    sibling(path, "fold").mkdir()
     with pytest.raises(StoreError):
         queue.enqueue("greet", {})
-    beside(path, "fold").rename(beside(path, "away"))
+    sibling(path, "fold").rename(sibling(path, "away"))
     job_id = queue.enqueue("greet", {})
-    beside(path, "away").rename(beside(path, "fold"))
+    sibling(path, "away").rename(sibling(path, "fold"))
     assert queue.process_jobs({"greet": lambda _: 7}) == NONE | {"completed": 1}
     assert job(queue, job_id)["result"] == 7
     assert row(path, job_id)["status"] == "pending"
-    beside(path, "fold").rename(beside(path, "away"))
+    sibling(path, "fold").rename(sibling(path, "away"))
     queue.process_jobs({})
     assert json.loads(row(path, job_id)["result"]) == 7
 

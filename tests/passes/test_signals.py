@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import add_lines, beside, is_free, line, python, store_of
+from helpers import add_lines, is_free, line, python, sibling, store_of
 
 import dbbasic_queue
 from dbbasic_queue import Queue, QueueError
@@ -118,12 +118,12 @@ def test_wherever_a_signal_handler_raises_the_locks_are_free_and_what_is_read_is
         path = tmp_path / f"{number}.tsv"
         add_lines(path, line("failed", status="failed", attempts=3, error="no"), line("first"))
         add_lines(path, line("mine"), line("last"))
-        beside(path, "lock").touch()
+        sibling(path, "lock").touch()
         with Queue(path, fsync=False) as queue:
             assert len(list(queue.jobs())) == 4
             BEFORE[before](path)
             place = interrupt(number, lambda: CALLS[call](queue))
-            assert is_free(beside(path, "lock")), place
+            assert is_free(sibling(path, "lock")), place
             assert may_enter(queue), place
             queue.enqueue("work", "after", job_id="after")
             with Queue(path, fsync=False) as fresh:

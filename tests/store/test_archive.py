@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import HEADER, NOW, Clock, Programs, add_lines, beside, line
+from helpers import HEADER, NOW, Clock, Programs, add_lines, line, sibling
 
 from dbbasic_queue import InvalidArgument, NotAQueue, Queue, QueueBusy, StoreError
 from dbbasic_queue.store.disk import files
@@ -157,7 +157,7 @@ def test_a_file_that_is_not_an_archive_is_left_alone_and_nothing_is_created(
 
 
 def test_another_programs_lock_file_is_left_alone(old: Queue, archive: Path) -> None:
-    lock = beside(archive, "lock")
+    lock = sibling(archive, "lock")
     lock.write_text("poetry's", "utf-8")
     with pytest.raises(NotAQueue, match=r"archive\.tsv\.lock"):
         old.purge(0, archive=archive)
@@ -180,7 +180,7 @@ def test_an_archive_cannot_have_the_name_of_a_file_of_its_queue(
 ) -> None:
     (tmp_path / "link").symlink_to(path.parent)
     there = tmp_path / "link" / path.name
-    for name in (path, beside(path, "journal"), beside(path, "lock"), there, beside(there, "x")):
+    for name in (path, sibling(path, "journal"), sibling(path, "lock"), there, sibling(there, "x")):
         with pytest.raises(InvalidArgument, match="a file of the queue"):
             old.purge(0, archive=name)
     assert len(ids(old)) == OLD + 1

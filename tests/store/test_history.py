@@ -20,10 +20,10 @@ from helpers import (
     Clock,
     Programs,
     add_lines,
-    beside,
     history,
     is_free,
     line,
+    sibling,
     store_of,
     wait_for,
     wait_for_notes,
@@ -48,7 +48,7 @@ def programs(tmp_path: Path) -> Iterator[Programs]:
 
 def table(path: Path) -> list[list[str]]:
     """Return the columns of every row, as `awk -F'\\t'` would see them."""
-    header, *lines = beside(path, "history").read_bytes().decode().split("\n")
+    header, *lines = sibling(path, "history").read_bytes().decode().split("\n")
     assert header == HEADER.decode().strip("\n")
     assert lines.pop() == "", "the last line is not complete"
     return [line.split("\t") for line in lines]
@@ -208,7 +208,7 @@ def test_an_outcome_that_comes_too_late_is_a_row(queue: Queue, path: Path, clock
     job_id = queue.enqueue("work", {})
 
     def work(_: Any) -> str:
-        beside(path, "pass.1").unlink()  # a slot that was deleted: its pass is taken for dead
+        sibling(path, "pass.1").unlink()  # a slot that was deleted: its pass is taken for dead
         with Queue(path, clock=clock) as other:
             assert other.process_jobs({"work": str}) == NONE | {"recovered": 1, "completed": 1}
         return "late"
@@ -235,7 +235,7 @@ def test_a_pass_that_is_killed_loses_what_it_has_not_written_and_its_job_has_die
     child.kill()
     path = tmp_path / "data/queue.tsv"
     with Queue(path) as queue:
-        known = set(outcomes(path)) if beside(path, "history").exists() else set()
+        known = set(outcomes(path)) if sibling(path, "history").exists() else set()
         assert known <= {"completed"}
         assert queue.process_jobs({"work": str}) == NONE | {"recovered": 1, "completed": 1}
         died, completed = history(queue, "killed")
@@ -439,7 +439,7 @@ def test_no_text_makes_a_row_or_a_column_or_drives_a_terminal(
     job_id = queue.enqueue("work", {})
     queue.process_jobs({"work": raising(ValueError(text))})
     assert [len(columns) for columns in table(path)] == [9]
-    content = beside(path, "history").read_text("utf-8")
+    content = sibling(path, "history").read_text("utf-8")
     assert content.replace("\t", "").replace("\n", "").isprintable()
     (found,) = history(queue, job_id)
     assert found["error"] == f"ValueError: {text}"
@@ -491,7 +491,7 @@ def test_a_row_is_written_when_a_second_has_passed(
 ) -> None:
     for at in (NOW, NOW + 0.5, NOW + 0.999):
         add(queue, log, at)
-    assert not beside(path, "history").exists()
+    assert not sibling(path, "history").exists()
     add(queue, log, NOW + 1)
     assert len(table(path)) == 4
 
@@ -507,7 +507,7 @@ def test_a_clock_that_is_set_back_holds_no_row_back(
 def test_rows_are_written_when_they_are_512(queue: Queue, path: Path, log: HistoryWriter) -> None:
     for _ in range(511):
         add(queue, log)
-    assert not beside(path, "history").exists()
+    assert not sibling(path, "history").exists()
     add(queue, log)
     assert len(table(path)) == 512
 
@@ -537,7 +537,7 @@ def test_a_lingering_pass_has_written_what_it_did_before_it_rests(
         queue.process_jobs({"work": str}, linger=60)
         """)
     path = tmp_path / "data/queue.tsv"
-    wait_until(lambda: beside(path, "lock").exists())
+    wait_until(lambda: sibling(path, "lock").exists())
     with Queue(path) as queue:
         wait_until(lambda: len(history(queue, "a")) == 1)
 
@@ -565,12 +565,12 @@ def test_a_pass_that_raises_has_written_what_it_did(
 def test_it_may_be_deleted_at_any_time(queue: Queue, path: Path) -> None:
     def work(payload: int) -> None:
         if payload in (40, 41):
-            beside(path, "history").unlink(missing_ok=True)
+            sibling(path, "history").unlink(missing_ok=True)
 
     queue.enqueue_many("work", range(50))
     assert queue.process_jobs({"work": work}) == NONE | {"completed": 50}
     assert set(outcomes(path)) == {"completed"}
-    beside(path, "history").unlink()
+    sibling(path, "history").unlink()
     assert history(queue, "x") == []
     queue.enqueue_many("work", range(5))
     assert queue.process_jobs({"work": work}) == NONE | {"completed": 5}
@@ -584,7 +584,7 @@ def test_one_that_is_deleted_while_a_pass_has_it_open_is_started_again(
         add(queue, log)
         log.flush()
         assert len(table(path)) == 1
-        beside(path, "history").unlink()
+        sibling(path, "history").unlink()
 
 
 def test_lines_that_are_no_rows_are_passed_over_and_a_torn_one_is_ended_by_the_next_writer(
@@ -595,7 +595,7 @@ def test_lines_that_are_no_rows_are_passed_over_and_a_torn_one_is_ended_by_the_n
         queue.process_jobs({"work": str})
 
     run()
-    whole = beside(path, "history").read_bytes().split(b"\n")[1]
+    whole = sibling(path, "history").read_bytes().split(b"\n")[1]
     foreign = [b"# a note", b"j0\twork", b"\xff\xfe", whole.replace(b"\t1\t", b"\tone\t")]
     foreign += [whole + b"\tmore", whole.replace(b"work", b"w\0rk"), HEADER[:-1], b""]
     columns = whole.split(b"\t")
@@ -606,15 +606,15 @@ def test_lines_that_are_no_rows_are_passed_over_and_a_torn_one_is_ended_by_the_n
         for zeros in (15, 400, 5000)
     ]
     foreign += [b"x" * 3_000_000 + whole, whole + b"x" * 3_000_000, b"\t" * 3_000_000]
-    with beside(path, "history").open("ab") as file:
+    with sibling(path, "history").open("ab") as file:
         file.write(b"\n".join(foreign) + b"\n" + whole[:-3])
     assert len(history(queue, "j0")) == 1
     run()
     assert len(history(queue, "j0")) == len(history(queue, "j1")) == 1
-    with beside(path, "history").open("ab") as file:
+    with sibling(path, "history").open("ab") as file:
         file.write(whole + b"Traceback (mo")  # perhaps it is being written
     assert len(history(queue, "j0")) == 1
-    assert whole[:-3] + b"\n" in beside(path, "history").read_bytes()
+    assert whole[:-3] + b"\n" in sibling(path, "history").read_bytes()
     assert queue.metrics()["types"]["work"]["attempts"] == {"completed": 2}
 
 
@@ -623,7 +623,7 @@ def test_rows_of_the_history_that_cannot_be_read_are_reported_once(
 ) -> None:
     queue.enqueue("work", {}, job_id="a")
     queue.process_jobs({"work": str})
-    with beside(path, "history").open("ab") as file:
+    with sibling(path, "history").open("ab") as file:
         file.write(b"a\twork\t1\tcompleted\t" + b"9" * 400 + b"\t%d\t1\t\t\n" % NOW + b"\x1b[31m\n")
     for _ in range(3):
         assert sum(queue.metrics()["types"]["work"]["attempts"].values()) == 1
@@ -650,8 +650,8 @@ def test_a_link_in_its_place_is_refused_untouched_and_the_pass_goes_on(
     victim.write_text("precious")
     queue.enqueue_many("work", range(20))
     if suffix == "history.1":
-        beside(path, "history").write_bytes(HEADER + b"#" * 300 + b"\n")
-    place = beside(path, suffix)
+        sibling(path, "history").write_bytes(HEADER + b"#" * 300 + b"\n")
+    place = sibling(path, suffix)
     if kind == "symlink":
         place.symlink_to(victim)
     elif kind == "hard link":
@@ -681,18 +681,18 @@ def test_two_passes_that_find_it_full_rotate_it_once(
     for log in (first, second):
         add(queue, log)
         log.flush()
-    monkeypatch.setattr(history_file, "LARGEST_BYTES", beside(path, "history").stat().st_size)
+    monkeypatch.setattr(history_file, "LARGEST_BYTES", sibling(path, "history").stat().st_size)
     for log in (first, second):
         add(queue, log)
         log.flush()
-    assert beside(path, "history.1").read_bytes().count(b"\n") == 3
+    assert sibling(path, "history.1").read_bytes().count(b"\n") == 3
     assert len(table(path)) == 2
     assert len(history(queue, "job-0")) == 4
     add(queue, second)
     second.flush()
     add(queue, first)
     first.flush()
-    assert beside(path, "history.1").read_bytes().count(b"\n") == 3  # one old one is kept
+    assert sibling(path, "history.1").read_bytes().count(b"\n") == 3  # one old one is kept
     assert len(table(path)) == 2
 
 
@@ -703,7 +703,7 @@ def test_a_pass_that_is_overtaken_before_it_has_the_lock_does_not_rotate_again(
     for _ in range(2):
         add(queue, first)
     first.flush()
-    full = beside(path, "history").read_bytes()
+    full = sibling(path, "history").read_bytes()
     monkeypatch.setattr(history_file, "LARGEST_BYTES", len(full))
 
     class Overtaken:
@@ -716,7 +716,7 @@ def test_a_pass_that_is_overtaken_before_it_has_the_lock_does_not_rotate_again(
     second = HistoryWriter(queue.path, lock, space)
     add(queue, second)
     second.flush()
-    assert beside(path, "history.1").read_bytes() == full
+    assert sibling(path, "history.1").read_bytes() == full
     assert len(table(path)) == 2
 
 
@@ -742,7 +742,7 @@ def test_four_processes_that_write_and_rotate_at_once_mix_up_no_row(
     assert len(ids) == 800
     seen: Counter[str] = Counter()
     for suffix in ("history.1", "history"):
-        content = beside(path, suffix).read_bytes().decode()
+        content = sibling(path, suffix).read_bytes().decode()
         header, *lines = content.split("\n")
         assert header + "\n" == HEADER.decode()
         assert lines.pop() == ""
@@ -770,7 +770,7 @@ def test_a_reader_that_is_overtaken_by_a_rotation_misses_nothing(
         if place.endswith(".1") and not rotated:
             rotated = True
             monkeypatch.setattr(
-                history_file, "LARGEST_BYTES", beside(path, "history").stat().st_size
+                history_file, "LARGEST_BYTES", sibling(path, "history").stat().st_size
             )
             add(queue, log, NOW + 0.5)
             log.flush()
@@ -790,7 +790,7 @@ def test_it_is_started_and_rotated_under_the_queues_lock(
         real = getattr(os, name)
 
         def call(*args: Any) -> Any:
-            assert not is_free(beside(path, "lock")), name
+            assert not is_free(sibling(path, "lock")), name
             done.append(name)
             return real(*args)
 
@@ -801,7 +801,7 @@ def test_it_is_started_and_rotated_under_the_queues_lock(
     for _ in range(2):
         add(queue, log)
         log.flush()
-        monkeypatch.setattr(history_file, "LARGEST_BYTES", beside(path, "history").stat().st_size)
+        monkeypatch.setattr(history_file, "LARGEST_BYTES", sibling(path, "history").stat().st_size)
     assert done == ["ftruncate", "rename", "ftruncate"]
 
 
@@ -814,10 +814,10 @@ def old(queue: Queue, path: Path) -> list[bytes]:
     for job_id in ("first", "second"):
         queue.enqueue("work", {}, job_id=job_id)
         queue.process_jobs({"work": str})
-        beside(path, "history").rename(beside(path, f"history.{job_id}"))
-    beside(path, "history.first").rename(beside(path, "attempts.1"))
-    beside(path, "history.second").rename(beside(path, "attempts"))
-    return [beside(path, name).read_bytes() for name in ("attempts.1", "attempts")]
+        sibling(path, "history").rename(sibling(path, f"history.{job_id}"))
+    sibling(path, "history.first").rename(sibling(path, "attempts.1"))
+    sibling(path, "history.second").rename(sibling(path, "attempts"))
+    return [sibling(path, name).read_bytes() for name in ("attempts.1", "attempts")]
 
 
 def names(path: Path) -> set[str]:
@@ -833,7 +833,7 @@ def test_a_history_of_the_old_name_is_read_and_looking_leaves_it_alone(
         assert [found["outcome"] for found in history(queue, job_id)] == ["completed"]
     assert queue.metrics()["types"]["work"]["attempts"] == {"completed": 2}
     assert names(path) == {"attempts", "attempts.1"}
-    assert [beside(path, name).read_bytes() for name in ("attempts.1", "attempts")] == old
+    assert [sibling(path, name).read_bytes() for name in ("attempts.1", "attempts")] == old
 
 
 def test_a_history_of_the_old_name_is_taken_over_by_the_next_pass_that_writes(
@@ -842,7 +842,7 @@ def test_a_history_of_the_old_name_is_taken_over_by_the_next_pass_that_writes(
     real = os.rename
 
     def rename(*names: str) -> None:
-        assert not is_free(beside(path, "lock"))
+        assert not is_free(sibling(path, "lock"))
         real(*names)
 
     monkeypatch.setattr(os, "rename", rename)
@@ -851,8 +851,8 @@ def test_a_history_of_the_old_name_is_taken_over_by_the_next_pass_that_writes(
     queue.enqueue("work", {}, job_id="third")
     assert queue.process_jobs({"work": str}) == NONE | {"completed": 1}
     assert names(path) == {"history", "history.1"}
-    assert beside(path, "history.1").read_bytes() == old[0]
-    assert beside(path, "history").read_bytes().startswith(old[1])
+    assert sibling(path, "history.1").read_bytes() == old[0]
+    assert sibling(path, "history").read_bytes().startswith(old[1])
     assert [columns[0] for columns in table(path)] == ["second", "third"]
     for job_id in ("first", "second", "third"):
         assert len(history(queue, job_id)) == 1
@@ -865,30 +865,30 @@ def test_a_full_history_of_the_old_name_is_taken_over_and_rotated(
     queue.enqueue("work", {}, job_id="third")
     queue.process_jobs({"work": str})
     assert names(path) == {"history", "history.1"}
-    assert beside(path, "history.1").read_bytes() == old[1]
+    assert sibling(path, "history.1").read_bytes() == old[1]
     assert [columns[0] for columns in table(path)] == ["third"]
 
 
 def test_a_history_whose_takeover_a_kill_has_cut_short_is_read_and_taken_over(
     queue: Queue, path: Path, old: list[bytes]
 ) -> None:
-    beside(path, "attempts.1").rename(beside(path, "history.1"))
+    sibling(path, "attempts.1").rename(sibling(path, "history.1"))
     assert len(history(queue, "first")) == len(history(queue, "second")) == 1
     queue.enqueue("work", {}, job_id="third")
     queue.process_jobs({"work": str})
     assert names(path) == {"history", "history.1"}
-    assert beside(path, "history.1").read_bytes() == old[0]
+    assert sibling(path, "history.1").read_bytes() == old[0]
     assert [columns[0] for columns in table(path)] == ["second", "third"]
 
 
 def test_a_history_of_the_old_name_next_to_a_new_one_is_left_alone(
     queue: Queue, path: Path, old: list[bytes]
 ) -> None:
-    beside(path, "history").write_bytes(HEADER)
+    sibling(path, "history").write_bytes(HEADER)
     queue.enqueue("work", {}, job_id="third")
     queue.process_jobs({"work": str})
     assert names(path) == {"history", "attempts", "attempts.1"}
-    assert [beside(path, name).read_bytes() for name in ("attempts.1", "attempts")] == old
+    assert [sibling(path, name).read_bytes() for name in ("attempts.1", "attempts")] == old
     assert [columns[0] for columns in table(path)] == ["third"]
 
 
@@ -905,9 +905,9 @@ def test_a_reader_that_is_overtaken_by_a_takeover_misses_nothing(
             return
         begun = True
         if moved == "in between":  # of its two renames
-            beside(path, "attempts.1").rename(beside(path, "history.1"))
+            sibling(path, "attempts.1").rename(sibling(path, "history.1"))
         else:
-            history_file._take_over(str(beside(path, "history")))
+            history_file._take_over(str(sibling(path, "history")))
 
     def opens(place: str, flags: int) -> Any:
         if place.endswith(".attempts") and moved == "before":
@@ -934,15 +934,15 @@ def test_a_link_in_the_place_of_the_old_history_is_refused_untouched_and_the_pas
 ) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    beside(path, suffix).unlink()
-    beside(path, suffix).symlink_to(victim)
+    sibling(path, suffix).unlink()
+    sibling(path, suffix).symlink_to(victim)
     queue.enqueue("work", {})
     with caplog.at_level(logging.ERROR):
         assert queue.process_jobs({"work": str}) == NONE | {"completed": 1}
     (message,) = [record.getMessage() for record in caplog.records]
     assert f"{path}.{suffix}" in message
     assert victim.read_text() == "precious"
-    assert beside(path, suffix).is_symlink()
+    assert sibling(path, suffix).is_symlink()
     with pytest.raises(NotAQueue):
         history(queue, "first")
 
@@ -983,7 +983,7 @@ def test_on_a_disk_that_fills_the_history_takes_no_room_from_the_outcomes(
 
     def work(number: int) -> None:
         ran[number] += 1
-        room_in_block = -beside(path, "journal").stat().st_size % 4096
+        room_in_block = -sibling(path, "journal").stat().st_size % 4096
         if number > 9 and room_in_block < 150 and not (small_disk / "filler").exists():
             fill(small_disk)  # so that this very outcome takes the space that is reserved for it
         raise Fail("no" * 50) from ValueError("x" * 20_000)
@@ -1008,7 +1008,7 @@ def test_where_it_cannot_be_written_rows_are_lost_and_that_is_logged_once(
     add(queue, log)
     log.flush()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    size = beside(path, "history").stat().st_size
+    size = sibling(path, "history").stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
     try:
         errors = []
@@ -1034,14 +1034,14 @@ def test_after_an_error_it_is_not_tried_again_for_a_minute(
 ) -> None:
     watch = Stopwatch()
     monkeypatch.setattr(history_file, "time", watch)
-    beside(path, "history").mkdir()
+    sibling(path, "history").mkdir()
     add(queue, log)
     log.flush()
-    beside(path, "history").rmdir()
+    sibling(path, "history").rmdir()
     watch.seconds += 59
     add(queue, log)
     log.flush()
-    assert not beside(path, "history").exists()
+    assert not sibling(path, "history").exists()
     watch.seconds += 1
     add(queue, log)
     log.flush()
@@ -1055,7 +1055,7 @@ def test_nothing_is_written_after_the_reserved_disk_space_was_freed(
     for at in range(10):
         add(queue, log, NOW + at)
     log.flush()
-    assert not beside(path, "history").exists()
+    assert not sibling(path, "history").exists()
     space.is_reserved = True
     log.close()
     assert len(table(path)) == 10
@@ -1065,7 +1065,7 @@ def test_a_history_that_cannot_be_written_is_no_error_of_the_pass(
     queue: Queue, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     queue.enqueue_many("work", range(3))
-    beside(path, "history").symlink_to("nowhere")
+    sibling(path, "history").symlink_to("nowhere")
     with caplog.at_level(logging.INFO):
         assert queue.process_jobs({"work": str}) == NONE | {"completed": 3}
     lost = [record for record in caplog.records if record.levelno == logging.ERROR]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import NONE, beside, job
+from helpers import NONE, job, sibling
 
 from dbbasic_queue import InvalidJob, NotAQueue, Queue
 
@@ -20,14 +20,14 @@ def test_nothing_of_a_paused_type_is_claimed_until_it_is_resumed(queue: Queue, p
     handlers = {"mail": str, "greet": str}
     assert queue.process_jobs(handlers) == NONE | {"completed": 1}
     assert (job(queue, paused)["status"], job(queue, free)["status"]) == ("pending", "completed")
-    assert beside(path, "paused").read_text() == "mail\n"
+    assert sibling(path, "paused").read_text() == "mail\n"
     zeros = dict.fromkeys(queue.counts(), 0)
     assert queue.counts() == zeros | {"pending": 1, "completed": 1}
     assert queue.metrics()["paused"] == 1
     assert queue.paused() == {"mail"}
     assert queue.resume("mail") is True
     assert queue.resume("mail") is False
-    assert not beside(path, "paused").exists()
+    assert not sibling(path, "paused").exists()
     assert queue.process_jobs(handlers) == NONE | {"completed": 1}
 
 
@@ -42,7 +42,7 @@ def test_all_types_can_be_paused_at_once(queue: Queue, path: Path) -> None:
     queue.enqueue("greet", {})
     queue.pause()
     queue.pause("mail")
-    assert beside(path, "paused").read_text() == "*\nmail\n"
+    assert sibling(path, "paused").read_text() == "*\nmail\n"
     assert queue.process_jobs({"mail": str, "greet": str}) == NONE
     assert queue.metrics()["paused"] == 4
     assert queue.resume("mail") is True
@@ -83,9 +83,9 @@ def test_a_worker_that_lingers_notices_a_resume(queue: Queue) -> None:
 
 def test_a_person_may_pause_and_resume_with_a_shell(queue: Queue, path: Path) -> None:
     queue.enqueue("mail", {})
-    beside(path, "paused").write_text("  mail  \n\n")
+    sibling(path, "paused").write_text("  mail  \n\n")
     assert queue.process_jobs({"mail": str}) == NONE
-    beside(path, "paused").unlink()
+    sibling(path, "paused").unlink()
     assert queue.process_jobs({"mail": str}) == NONE | {"completed": 1}
 
 
@@ -109,7 +109,7 @@ def test_a_link_in_the_place_of_the_list_is_refused_with_the_victim_untouched(
     queue.enqueue("mail", {})
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    beside(path, "paused").symlink_to(victim)
+    sibling(path, "paused").symlink_to(victim)
     for call in (queue.pause, queue.resume, queue.counts, lambda: queue.process_jobs({})):
         with pytest.raises(NotAQueue):
             call()
@@ -118,8 +118,8 @@ def test_a_link_in_the_place_of_the_list_is_refused_with_the_victim_untouched(
 
 def test_what_a_crash_has_left_of_a_new_list_is_no_list(queue: Queue, path: Path) -> None:
     queue.enqueue("mail", {})
-    beside(path, "paused.new").write_text("greet\n")
+    sibling(path, "paused.new").write_text("greet\n")
     assert queue.metrics()["paused"] == 0
     assert queue.pause("mail")
-    assert beside(path, "paused").read_text() == "mail\n"
-    assert not beside(path, "paused.new").exists()
+    assert sibling(path, "paused").read_text() == "mail\n"
+    assert not sibling(path, "paused.new").exists()

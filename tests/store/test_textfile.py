@@ -28,12 +28,12 @@ from helpers import (
     NOW,
     Clock,
     add_lines,
-    beside,
     job,
     line,
     python,
     row,
     rows,
+    sibling,
     store_of,
 )
 from hypothesis import given, settings
@@ -93,18 +93,18 @@ def test_a_change_is_one_line_of_the_journal_until_it_is_folded(queue: Queue, pa
     with largest_file(200):  # the journal fits, the file does not
         assert queue.cancel_job(ids[1])
     assert row(path, ids[1])["status"] == "pending"
-    assert beside(path, "journal").read_bytes().count(b"\n") == 1
+    assert sibling(path, "journal").read_bytes().count(b"\n") == 1
     for reader in (queue, Queue(path)):
         assert job(reader, ids[1])["status"] == "cancelled"
         assert reader.counts()["cancelled"] == 1
     queue.process_jobs(HANDLERS)
     assert row(path, ids[1])["status"] == "cancelled"
-    assert beside(path, "journal").read_bytes() == b""
+    assert sibling(path, "journal").read_bytes() == b""
 
 
 def test_of_a_jobs_records_the_last_one_counts(queue: Queue, path: Path) -> None:
     add_lines(path, line("a"), line("b"))
-    beside(path, "journal").write_bytes(
+    sibling(path, "journal").write_bytes(
         record("a", "processing")
         + record("b", "cancelled", error="Cancelled by user")
         + record("nobody", "completed")
@@ -124,7 +124,7 @@ def test_a_torn_last_record_is_no_record_and_harms_no_later_one(
 ) -> None:
     add_lines(path, line("a"), line("b"), line("c"))
     whole, torn = record("a", "completed"), record("b", "completed")
-    beside(path, "journal").write_bytes(whole + torn[:size])
+    sibling(path, "journal").write_bytes(whole + torn[:size])
     assert [found["status"] for found in queue.jobs()] == ["completed", "pending", "pending"]
     with largest_file(200):
         assert queue.cancel_job("c")
@@ -148,8 +148,8 @@ def test_a_torn_last_record_is_no_record_and_harms_no_later_one(
 )
 def test_a_damaged_record_is_passed_over(queue: Queue, path: Path, damage: bytes) -> None:
     add_lines(path, line("a"), line("b"), line("c"))
-    beside(path, "journal").write_bytes(record("a", "completed") + damage)
-    with beside(path, "journal").open("ab") as file:
+    sibling(path, "journal").write_bytes(record("a", "completed") + damage)
+    with sibling(path, "journal").open("ab") as file:
         file.write(b"\n" + record("c", "failed", error="no"))
     assert [found["status"] for found in queue.jobs()] == ["completed", "pending", "failed"]
     assert queue.process_jobs(HANDLERS) == NONE | {"completed": 1}
@@ -161,23 +161,23 @@ def test_a_journal_that_is_replayed_after_its_fold_changes_nothing(
 ) -> None:
     add_lines(path, line("a"), line("b"))
     old = record("a", "processing") + record("a", "completed", result="0") + record("b", "failed")
-    beside(path, "journal").write_bytes(old)
+    sibling(path, "journal").write_bytes(old)
     queue.process_jobs(HANDLERS)
     folded, before = path.read_bytes(), list(queue.jobs())
-    assert beside(path, "journal").read_bytes() == b""
-    beside(path, "journal").write_bytes(old)  # killed between the rename and the cut
+    assert sibling(path, "journal").read_bytes() == b""
+    sibling(path, "journal").write_bytes(old)  # killed between the rename and the cut
     for reader in (queue, Queue(path)):
         assert list(reader.jobs()) == before
         assert reader.process_jobs(HANDLERS) == NONE
         assert path.read_bytes() == folded
-        assert beside(path, "journal").read_bytes() == b""
-        beside(path, "journal").write_bytes(old)
+        assert sibling(path, "journal").read_bytes() == b""
+        sibling(path, "journal").write_bytes(old)
 
 
 def test_a_journal_that_is_gone_is_started_again(queue: Queue, path: Path) -> None:
     ids = queue.enqueue_many("greet", range(3))
     queue.cancel_job(ids[0])
-    beside(path, "journal").unlink()
+    sibling(path, "journal").unlink()
     assert queue.cancel_job(ids[1])
     with Queue(path) as other:
         assert [found["status"] for found in other.jobs()] == ["cancelled"] * 2 + ["pending"]
@@ -192,7 +192,7 @@ def test_a_fold_that_fails_changes_nothing_and_leaves_nothing(queue: Queue, path
     with largest_file(2000):
         assert queue.cancel_job(ids[0])
         assert path.read_bytes() == before
-        assert not beside(path, "fold").exists()
+        assert not sibling(path, "fold").exists()
         assert job(queue, ids[0])["status"] == "cancelled"
     assert queue.cancel_job(ids[1])
     assert [columns[3] for columns in rows(path)] == ["cancelled"] * 2 + ["pending"] * 98
@@ -200,10 +200,10 @@ def test_a_fold_that_fails_changes_nothing_and_leaves_nothing(queue: Queue, path
 
 def test_what_a_crash_has_left_of_a_fold_is_worth_nothing(queue: Queue, path: Path) -> None:
     job_id = queue.enqueue("greet", {})
-    beside(path, "fold").write_text("half a fi")
+    sibling(path, "fold").write_text("half a fi")
     assert queue.cancel_job(job_id)
     assert row(path, job_id)["status"] == "cancelled"
-    assert not beside(path, "fold").exists()
+    assert not sibling(path, "fold").exists()
 
 
 def test_a_fold_keeps_every_row_in_its_place_and_every_line_that_is_no_job(
@@ -314,7 +314,7 @@ def test_a_file_edited_by_hand_is_read_again(queue: Queue, path: Path) -> None:
     path.write_text(text.replace("\tpending\t", "\tcancelled\t", 10))  # in place, as nano does
     assert queue.counts()["cancelled"] == 10
     assert queue.cancel_job(ids[0]) is False
-    new = beside(path, "new")  # beside and renamed, as sed -i and vim do
+    new = sibling(path, "new")  # next to it, then renamed, as sed -i and vim do
     new.write_text(text.replace(f"\n{ids[20]}\t", "\nmine\t"))
     new.rename(path)
     assert queue.counts()["pending"] == 50
@@ -365,7 +365,7 @@ def test_what_was_read_is_not_taken_for_another_file_of_the_same_inode(
 ) -> None:
     for n in range(8):
         path.unlink(missing_ok=True)  # the next file often gets the same number
-        beside(path, "journal").unlink(missing_ok=True)
+        sibling(path, "journal").unlink(missing_ok=True)
         add_lines(path, line(f"job-{n % 10}", payload=str(n), status=("pending", "failed")[n % 2]))
         assert [found["payload"] for found in queue.jobs()] == [n]
         assert queue.cancel_job(f"job-{n % 10}") is (n % 2 == 0)
@@ -386,7 +386,7 @@ def test_records_that_dbbasic_queue_cannot_have_written_are_skipped_and_reported
         b"",
     ]
     forged = b"".join(encode_record(b"a", state) for state in states)
-    beside(path, "journal").write_bytes(forged + encode_record(b"\xff", states[0]))
+    sibling(path, "journal").write_bytes(forged + encode_record(b"\xff", states[0]))
     with Queue(path, clock=Clock()) as other:
         assert job(other, "a")["attempts"] == 0
         assert [found["id"] for found in other.jobs()] == ["a", "b"]
@@ -568,12 +568,12 @@ def test_lines_that_would_stop_grep_are_moved_away_untouched(queue: Queue, path:
     binary = [b"\0\0\0\0\n", line("x", error="a\0b").encode(), b"caf\xe9\tb\n", b"\xed\xa0\x80\n"]
     add_lines(path, line("a"), *binary[:2], line("b"), *binary[2:], line("c"), "no job\n")
     assert queue.process_jobs(HANDLERS) == NONE | {"completed": 3}
-    assert beside(path, "rejected").read_bytes() == b"".join(binary)
+    assert sibling(path, "rejected").read_bytes() == b"".join(binary)
     assert [columns[0] for columns in rows(path)] == ["a", "b", "c", "no job"]
     queue.enqueue("greet", {}, job_id="d")
     add_lines(path, b"\0 again\n", line("e"))
     assert queue.process_jobs(HANDLERS) == NONE | {"completed": 2}
-    assert beside(path, "rejected").read_bytes() == b"".join(binary) + b"\0 again\n"
+    assert sibling(path, "rejected").read_bytes() == b"".join(binary) + b"\0 again\n"
     assert [columns[3] for columns in rows(path) if len(columns) > 1] == ["completed"] * 5
 
 
@@ -583,7 +583,7 @@ def test_jobs_in_hand_survive_that_lines_are_moved_away_meanwhile(queue: Queue, 
             add_lines(path, b"\0\0\n", line("late", run_at=NOW * 2))
             with Queue(path, clock=Clock()) as other:
                 other.cancel_job("late")
-            assert beside(path, "rejected").exists()
+            assert sibling(path, "rejected").exists()
         return n
 
     add_lines(path, b"\0 first\n")
@@ -597,9 +597,9 @@ def test_what_was_moved_away_before_a_crash_may_be_there_twice_and_is_never_lost
     queue: Queue, path: Path
 ) -> None:
     add_lines(path, b"\0\n", line("a"))
-    beside(path, "rejected").write_bytes(b"\0\nearl")
+    sibling(path, "rejected").write_bytes(b"\0\nearl")
     queue.process_jobs(HANDLERS)
-    assert beside(path, "rejected").read_bytes() == b"\0\nearl\n\0\n"
+    assert sibling(path, "rejected").read_bytes() == b"\0\nearl\n\0\n"
 
 
 def bad_lines() -> dict[str | bytes, str]:
@@ -680,7 +680,7 @@ def test_what_is_not_a_job_is_moved_away_when_asked_and_the_jobs_stay(
         assert len(list(other.jobs())) == 2
         assert queue.remove_unreadable() == len(bad) + 1  # the fold of the cancel has moved one
         rejected = [text if isinstance(text, bytes) else text.encode() for text in bad]
-        kept = beside(path, "rejected").read_bytes()
+        kept = sibling(path, "rejected").read_bytes()
         assert sorted(kept.splitlines(True)) == sorted([*rejected, b"\0\n", b"half\n"])
         assert [(found["id"], found["status"]) for found in other.jobs()] == [
             ("first", "pending"),
@@ -707,8 +707,8 @@ def test_a_line_of_any_length_is_moved_away_in_pieces(path: Path) -> None:
         assert peak < 10_000_000
         assert [found["id"] for found in queue.jobs()] == ["a"]
     assert path.read_text() == HEADER + line("a")
-    assert beside(path, "rejected").stat().st_size == TOO_LONG + 1 + len("no job\n")
-    beside(path, "rejected").unlink()
+    assert sibling(path, "rejected").stat().st_size == TOO_LONG + 1 + len("no job\n")
+    sibling(path, "rejected").unlink()
 
 
 def test_a_full_disk_keeps_what_is_not_a_job_where_it_is(queue: Queue, path: Path) -> None:
@@ -721,7 +721,7 @@ def test_a_full_disk_keeps_what_is_not_a_job_where_it_is(queue: Queue, path: Pat
     ):
         queue.remove_unreadable()
     assert path.read_bytes() == content
-    assert beside(path, "rejected").read_bytes() in (b"", b"no job\n" * 100)
+    assert sibling(path, "rejected").read_bytes() in (b"", b"no job\n" * 100)
     assert queue.remove_unreadable() == 100
 
 
@@ -771,7 +771,7 @@ def test_a_new_job_is_not_what_the_journal_says_of_an_old_one_with_its_id(
     queue: Queue, path: Path
 ) -> None:
     add_lines(path, line("other"))
-    beside(path, "journal").write_bytes(record("report", "completed", result='"old"'))
+    sibling(path, "journal").write_bytes(record("report", "completed", result='"old"'))
     with Queue(path) as reader:
         assert reader.get_job("report") is None
         queue.enqueue("greet", "new", job_id="report")
@@ -843,7 +843,7 @@ def test_an_error_names_the_file_and_says_what_to_do(path: Path) -> None:
 
 def test_a_writer_waits_for_the_lock_and_a_reader_does_not(queue: Queue, path: Path) -> None:
     job_id = queue.enqueue("greet", {})
-    with beside(path, "lock").open("r+") as held:
+    with sibling(path, "lock").open("r+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         thread = threading.Thread(target=queue.enqueue, args=("greet", "waited"))
         thread.start()
@@ -864,7 +864,7 @@ def test_a_lock_that_stays_taken_is_an_error_that_says_who_to_look_for(
 ) -> None:
     queue.enqueue("greet", {})
     monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0.01)
-    with beside(path, "lock").open("r+") as held:
+    with sibling(path, "lock").open("r+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(QueueBusy, match=r"nothing was done \(fuser -v .*queue.tsv.lock shows"):
             queue.enqueue("greet", {})
@@ -877,20 +877,20 @@ def test_a_lock_file_that_was_deleted_is_not_locked_any_more(queue: Queue, path:
         for n in range(4):
             queue.enqueue("greet", n)
             other.enqueue("greet", n)
-            beside(path, "lock").unlink()
+            sibling(path, "lock").unlink()
     queue.enqueue("greet", "last")
-    assert beside(path, "lock").exists()
+    assert sibling(path, "lock").exists()
     assert len(rows(path)) == 9
 
 
 def test_one_who_waits_for_a_deleted_lock_file_takes_the_new_one(queue: Queue, path: Path) -> None:
     queue.enqueue("greet", {})
-    with beside(path, "lock").open("r+") as old:
+    with sibling(path, "lock").open("r+") as old:
         fcntl.flock(old, fcntl.LOCK_EX)
         thread = threading.Thread(target=queue.enqueue, args=("greet", "waited"))
         thread.start()
-        beside(path, "lock").unlink()
-        with beside(path, "lock").open("w+") as new:
+        sibling(path, "lock").unlink()
+        with sibling(path, "lock").open("w+") as new:
             fcntl.flock(new, fcntl.LOCK_EX)
             fcntl.flock(old, fcntl.LOCK_UN)
             thread.join(0.05)
@@ -922,7 +922,7 @@ def test_a_process_that_waits_long_for_the_lock_looks_rarely(
 ) -> None:
     """64 of them would otherwise keep the one that holds it off the processor."""
     queue.enqueue("greet", {})
-    with beside(path, "lock").open("r+") as held:
+    with sibling(path, "lock").open("r+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         waiting = Waiting(monkeypatch, lambda: fcntl.flock(held, fcntl.LOCK_UN))
         queue.enqueue("greet", {})
@@ -980,8 +980,8 @@ def test_a_recovery_that_is_refused_leaves_no_slot_locked(
 ) -> None:
     """Nor does the traceback of its error, which keeps the files open."""
     queue.enqueue("greet", {}, job_id="a")
-    beside(path, "pass.1").write_text("pass\t1\t1\t1\na\t1\n")
-    beside(path, "pass.2").write_text("pass\t1\t1\t1\nb\t1\n")
+    sibling(path, "pass.1").write_text("pass\t1\t1\t1\na\t1\n")
+    sibling(path, "pass.2").write_text("pass\t1\t1\t1\nb\t1\n")
     add_lines(path, line("b", status="processing", attempts=1))
 
     def refuse(fd: int) -> None:
@@ -992,7 +992,7 @@ def test_a_recovery_that_is_refused_leaves_no_slot_locked(
         with pytest.raises(StoreError) as refusal:
             queue.process_jobs(HANDLERS)
     for number in (1, 2):
-        with beside(path, f"pass.{number}").open("r+") as slot:
+        with sibling(path, f"pass.{number}").open("r+") as slot:
             fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert refusal.tb is not None
     assert queue.process_jobs(HANDLERS)["recovered"] == 1
@@ -1116,7 +1116,7 @@ def test_a_link_in_the_place_of_an_unfinished_fold_is_not_followed(
     victim.write_text("precious\n")
     for make in (Path.symlink_to, Path.hardlink_to):
         job_id = queue.enqueue("greet", {})
-        make(beside(path, "fold"), victim)
+        make(sibling(path, "fold"), victim)
         assert queue.cancel_job(job_id)
         assert row(path, job_id)["status"] == "cancelled"
         assert victim.read_text() == "precious\n"
@@ -1482,7 +1482,7 @@ def test_a_look_up_bears_a_fold_before_any_of_its_reads(
         reads.append(fd)
         if len(reads) == when:
             assert queue.cancel_job(ids[51])
-            assert beside(path, "journal").read_bytes() == b""
+            assert sibling(path, "journal").read_bytes() == b""
         return real(fd, size, offset)
 
     with Queue(path) as reader:
@@ -1498,7 +1498,7 @@ def test_a_look_up_bears_a_fold_before_any_of_its_reads(
 def test_a_first_look_up_reads_what_later_ones_do(queue: Queue, path: Path) -> None:
     add_lines(path, "a\n", "a\tb\n", line("a", payload="1"), line("a", payload="2"))
     add_lines(path, line("b", run_at="soon"), line("b")[:-1] + "\r\n", line("torn")[:-1])
-    beside(path, "journal").write_bytes(
+    sibling(path, "journal").write_bytes(
         record("a", "failed", error="no")
         + record("a", "completed", result="7")
         + record("a", "pending")[:-9]

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from helpers import HEADER, NONE, NOW, PROJECT, beside, job, row
+from helpers import HEADER, NONE, NOW, PROJECT, job, row, sibling
 
 from dbbasic_queue import NotAQueue, Queue, StoreError, Worker
 
@@ -155,7 +155,7 @@ def test_a_hard_link_is_accepted_if_those_who_write_the_directory_may_write_the_
     for file in list(path.parent.iterdir()):
         os.chown(file, uid, gid)
         file.chmod(mode)
-        beside(path, f"other.{file.name}").hardlink_to(file)
+        sibling(path, f"other.{file.name}").hardlink_to(file)
     if accepted:
         assert Queue(path).process_jobs({"greet": str}) == NONE | {"completed": 1}
     else:
@@ -277,7 +277,7 @@ def test_a_pass_whose_slot_file_is_removed_starts_no_more_jobs_so_none_runs_twic
 
     def greet(number: int) -> int:
         ran.append(number)
-        beside(path, "pass.1").unlink()
+        sibling(path, "pass.1").unlink()
         return number
 
     with pytest.raises(StoreError, match="slot file"):
