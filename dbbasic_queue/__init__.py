@@ -15,7 +15,8 @@ from dbbasic_queue.errors import (
     StoreError,
 )
 from dbbasic_queue.handlers import Backoff, Delay, Fail, Handler, Job
-from dbbasic_queue.jobqueue import JobDict, Queue, Status
+from dbbasic_queue.jobqueue import Queue
+from dbbasic_queue.model.jobdict import JobDict, Status
 from dbbasic_queue.opening import open_queue
 from dbbasic_queue.queue import (
     aenqueue,

@@ -22,8 +22,8 @@ from dbbasic_queue.model.checks import (
     check_type,
     is_id,
 )
-from dbbasic_queue.model.escaping import unescape
-from dbbasic_queue.model.jsontext import LARGEST_PAYLOAD, MAX_PAYLOAD, decode_json, encode_json
+from dbbasic_queue.model.jobdict import as_dict
+from dbbasic_queue.model.jsontext import LARGEST_PAYLOAD, MAX_PAYLOAD, encode_json
 from dbbasic_queue.model.rows import Row, new_row
 from dbbasic_queue.model.states import FAILED, FINISHED, STATUSES
 from dbbasic_queue.store.location import open_store
@@ -32,50 +32,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from datetime import datetime, timedelta
-    from typing import Any, Literal, Self, TypeAlias, TypedDict
+    from typing import Any, Self
 
+    from dbbasic_queue.model.jobdict import (
+        AttemptDict,
+        FinishedStatus,
+        JobDict,
+        Status,
+        UnreadableDict,
+    )
     from dbbasic_queue.passes.base import Pass
     from dbbasic_queue.passes.supervisor import Supervisor
-
-    Status: TypeAlias = Literal["pending", "processing", "completed", "failed", "cancelled"]
-    """A job's status."""
-    FinishedStatus: TypeAlias = Literal["completed", "failed", "cancelled"]
-
-    class JobDict(TypedDict):
-        """A job: the nine columns of its row, as Python values."""
-
-        id: str
-        type: str
-        payload: Any
-        status: Status
-        created_at: int
-        run_at: int
-        attempts: int
-        error: str | None
-        result: Any
-
-    class AttemptDict(TypedDict):
-        """A finished attempt: the nine columns of its row in the history, as Python values."""
-
-        id: str
-        type: str
-        attempt: int
-        outcome: Literal["completed", "failed", "retried", "delayed", "interrupted", "died", "late"]
-        due_at: int
-        ended_at: float
-        seconds: float | None
-        error: str | None
-        traceback: str | None
-
-    class UnreadableDict(TypedDict):
-        """A line of the queue's file that isn't a job."""
-
-        line: int
-        reason: str
-        text: str
-
-else:
-    Status, JobDict = str, dict  # only type checkers need more, and `typing` is slow to import
 
 MAX_ATTEMPTS = 3
 _FIRST_POLL_SECONDS = 0.005
@@ -575,28 +542,3 @@ def _polls(timeout: float | timedelta) -> Iterator[float]:
     while (left := end - time.monotonic()) > 0:
         yield min(pause, left)
         pause = min(pause * 1.5, _LONGEST_POLL_SECONDS)
-
-
-def as_dict(row: Row) -> JobDict | None:
-    """Return a job with Python values, or None if its payload isn't JSON: then it isn't a job."""
-    state = row.state
-    try:
-        payload = decode_json(row.payload) if row.payload else {}
-    except ValueError:
-        return None
-    try:
-        result = decode_json(state.result) if state.result else None
-    except ValueError:  # written by another program
-        result = None
-    status: Any = state.status
-    return {
-        "id": row.id,
-        "type": row.type,
-        "payload": payload,
-        "status": status,
-        "created_at": state.created_at,
-        "run_at": state.run_at,
-        "attempts": state.attempts,
-        "error": unescape(state.error) if state.error else None,
-        "result": result,
-    }

@@ -15,7 +15,7 @@ from dbbasic_queue.model.states import PENDING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from dbbasic_queue.jobqueue import JobDict
+    from dbbasic_queue.model.jobdict import JobDict
 
 MOST_PASSES = 1000
 _SHOWN = 20
@@ -29,6 +29,9 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.now!r})"
 
     def move(self, seconds: float) -> None:
         """Move the clock forward by that many seconds, or back by a negative number."""

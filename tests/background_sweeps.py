@@ -112,9 +112,8 @@ def one_sweep(
     request: pytest.FixtureRequest,
     sweeps: Sweeps,
     workload: str,
-    capsys: pytest.CaptureFixture[str],
 ) -> Callable[[], None]:
-    """Return what prints the counts of this test's sweep, and fails for what it has found."""
+    """Return a function that prints the counts of this test's sweep, and fails if it found bugs."""
     kind, _, every = key = _key(request.node)
 
     def check() -> None:
@@ -123,9 +122,8 @@ def one_sweep(
         assert lines, f"the sweep itself failed:\n{errors}"
         counts: dict[str, Any] = json.loads(lines[-1])
         wrong = counts.pop("wrong")
-        with capsys.disabled():
-            shown = ", ".join(f"{n} {name}" for name, n in counts.items())
-            print(f"\n  {kind} {workload}: {shown}", end=" ")
+        shown = ", ".join(f"{n} {name}" for name, n in counts.items())
+        print(f"{kind} {workload}: {shown}")
         assert not wrong, "\n".join(wrong) + "\n" + errors
         assert code == 0, errors
         assert counts["runs"] and not counts["unmet"], counts

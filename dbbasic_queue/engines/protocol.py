@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from dbbasic_queue.jobqueue import FinishedStatus, JobDict, Status
+    from dbbasic_queue.model.jobdict import FinishedStatus, JobDict, Status
 
 
 class Engine(Protocol):

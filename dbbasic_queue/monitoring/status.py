@@ -109,7 +109,7 @@ def _ends_of_errors(store: Store) -> dict[str, float]:
 
 
 def _running(store: Store, now: float) -> Iterator[str]:
-    passes, rows = store.at_work()
+    passes, rows = store.running()
     for live in sorted(passes, key=lambda live: live.started_at):
         yield f"pass\t{live.pid}\t{instant(live.started_at)}"
     for row in rows:

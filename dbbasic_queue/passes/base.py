@@ -178,7 +178,7 @@ class Pass:
         if lost and (log := log_lines.logger()):
             for row in lost:
                 log_lines.outcome(log, "failed", row.id, row.type, row.state, None)
-        ahead, claims.pulled_in = claims.pulled_in, 0
+        ahead = claims.take_pulled_in()
         if ahead and (log := log_lines.logger()):
             log_lines.pulled_in(log, ahead)
         self._report_lost_history(claims)

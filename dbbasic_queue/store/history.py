@@ -1,12 +1,12 @@
-r"""The history: a row for each attempt that has ended, in `queue.tsv.history`.
+r"""The history: one row per finished attempt, in `queue.tsv.history`.
 
     id type attempt outcome due_at ended_at seconds error traceback
 
-Nothing depends on it: it may be deleted at any time, and a row that cannot be written is lost, not
-waited for. Rows are kept in memory until there are some hundreds of them or the oldest is a
-second old, and are appended by one unsynced write, without the lock: a kill loses what is in
-memory, a power cut what the kernel has not written by itself. The lock is taken to begin a file,
-and to rename a full one to `queue.tsv.history.1`, so that two passes do neither at once.
+Nothing depends on it: you may delete it at any time, and a row that can't be written is lost. Rows
+are kept in memory until there are 512 of them or the oldest is a second old. Then they are appended
+by one unsynced write, without the lock: a kill loses the rows in memory, a power cut those that the
+kernel has not written yet. The lock is held to start a file, and to rename a full one to
+`queue.tsv.history.1`, so that two passes never do that at once.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ import time
 
 from dbbasic_queue.model.escaping import escape, unescape
 from dbbasic_queue.model.states import LATEST
-from dbbasic_queue.store.disk.files import OpenFile, open_file, open_or_create, unstable_inodes
+from dbbasic_queue.store.disk.files import open_file, open_or_create, unstable_inodes
+from dbbasic_queue.store.disk.openfile import OpenFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from dbbasic_queue.model.rows import Row
-    from dbbasic_queue.store.claiming.slots import Slot
     from dbbasic_queue.store.disk.lock import QueueLock
 
 HEADER = b"id\ttype\tattempt\toutcome\tdue_at\tended_at\tseconds\terror\ttraceback\n"
-LARGEST = 16 << 20
-"""Bytes after which the file is rotated; with the one before it, twice as much is kept."""
+LARGEST_BYTES = 16 << 20
+"""A larger file is rotated. With the one before it, up to twice as much is kept."""
 
-_LONGEST = 1 << 20  # bytes of a line that can be a row
+_LONGEST_ROW_BYTES = 1 << 20
 _MOST_ROWS = 512
+_LONGEST_DELAY_SECONDS = 1.0
+_RETRY_SECONDS = 60.0  # after an error: a write that fails may take a while each time
 _TRIES = 100
-_MOST_SECONDS = 1.0
-_PAUSE = 60.0  # after an error: to find out that it is still there may take a while each time
 
 
 def _path(queue: str) -> str:
@@ -46,23 +46,24 @@ def _path(queue: str) -> str:
 
 
 class HistoryWriter:
-    """Writes the history of one pass; safe from two of its threads.
+    """Writes the history of one pass. Two threads of the pass may use it at once.
 
-    Nothing is written while the slot's room on the disk is given up: that is for the outcomes of
-    jobs that have run. No method raises OSError, and none may be called under the queue's lock.
+    Nothing is written while `may_write` returns False: the disk space that is left is for the
+    outcomes of jobs that have run. No method raises OSError, and none may be called under the
+    queue's lock.
     """
 
-    def __init__(self, queue: str, lock: QueueLock, slot: Slot) -> None:
+    def __init__(self, queue: str, lock: QueueLock, may_write: Callable[[], bool]) -> None:
         self._path = _path(queue)
         self._lock = lock
-        self._slot = slot
+        self._may_write = may_write
         self._lines: list[str] = []
         self._oldest_at = 0.0
         self._ended_ms = -1
         self._ended = ""
         self._mutex = threading.RLock()
         self._file: OpenFile | None = None
-        self._next_try = 0.0
+        self._next_try_at = 0.0
         self._failing = False
         self._error: OSError | None = None
 
@@ -75,44 +76,45 @@ class HistoryWriter:
         seconds: float | None,
         traceback: str = "",
     ) -> None:
-        """Add a row to what is written before long.
+        """Add a row. It is written within about a second, or by `flush`.
 
-        `row` is the job as its claim left it. `error` and `traceback` are escaped. `ended_at` is
-        in Unix seconds. `seconds` is how long the handler ran, None where nobody knows.
+        `row` is the job as claimed. `error` and `traceback` are escaped. `ended_at` is in Unix
+        seconds. `seconds` is how long the handler ran, None if that is unknown.
         """
         state = row.state
         job_type = row.type if row.type.isprintable() else escape(row.type)
         due_at = state.run_at if state.run_at > state.created_at else state.created_at
-        if (ms := int(ended_at * 1000)) != self._ended_ms:  # to format it is a third of the cost
+        if (ms := int(ended_at * 1000)) != self._ended_ms:  # formatting it is a third of the cost
             self._ended_ms = ms
             self._ended = f"{ms / 1000:.3f}"
-        took = "" if seconds is None else f"{seconds:.6f}"
+        duration = "" if seconds is None else f"{seconds:.6f}"
         line = (
             f"{row.id}\t{job_type}\t{state.attempts}\t{outcome}\t{due_at}\t{self._ended}"
-            f"\t{took}\t{error}\t{traceback}\n"
+            f"\t{duration}\t{error}\t{traceback}\n"
         )
         if not self._lines:
             self._oldest_at = ended_at
         self._lines.append(line)
-        if len(self._lines) >= _MOST_ROWS or not 0 <= ended_at - self._oldest_at < _MOST_SECONDS:
+        age = ended_at - self._oldest_at  # below 0 if the clock was set back
+        if len(self._lines) >= _MOST_ROWS or not 0 <= age < _LONGEST_DELAY_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Hand what is noted to the kernel; what it refuses is lost."""
-        if not self._lines or not self._slot.has_room():
+        """Write the rows that are in memory, unsynced; they are lost if that fails."""
+        if not self._lines or not self._may_write():
             return
         try:
             self._mutex.acquire()  # not in a `with`: see QueueLock
             lines = self._lines[:]
             del self._lines[: len(lines)]
-            if time.monotonic() < self._next_try:
+            if time.monotonic() < self._next_try_at:
                 return
             try:
                 self._append("".join(lines).encode())
                 self._failing = False
             except OSError as e:
                 self._file = None
-                self._next_try = time.monotonic() + _PAUSE
+                self._next_try_at = time.monotonic() + _RETRY_SECONDS
                 if not self._failing:
                     self._failing, self._error = True, e
         finally:
@@ -122,20 +124,20 @@ class HistoryWriter:
                 pass  # a signal handler raised before it was acquired
 
     def take_error(self) -> OSError | None:
-        """Return why rows were lost; once, until some have been written again."""
+        """Return why rows were lost: once, until rows have been written again."""
         error, self._error = self._error, None
         return error
 
     def close(self) -> None:
-        """Write what is noted, and close the file."""
+        """Write the rows that are in memory, and close the file."""
         self.flush()
         self._file = None
 
     def _append(self, content: bytes) -> None:
-        """Append whole rows by one write, so that they do not mix with those of other passes.
+        """Append whole rows by one write, so that they don't mix with those of other passes.
 
-        What an interrupted one leaves cannot be cut off, for others may have written since: the
-        next writer ends the torn line.
+        The torn line of an interrupted write can't be cut off, because other passes may have
+        appended since. The next writer ends it.
         """
         file = self._current()
         size = os.fstat(file.fd).st_size
@@ -145,21 +147,22 @@ class HistoryWriter:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
 
     def _current(self) -> OpenFile:
-        """Return the file that is at the path, started and not full."""
+        """Return the file that is at the path: it has a header, and isn't full."""
         file = self._file
         if file is None or not file.is_ours() or not file.is_at_path():
             file = self._file = open_file(self._path, os.O_RDWR | os.O_APPEND)
-        if file is None or not len(HEADER) <= os.fstat(file.fd).st_size < LARGEST:
+        if file is None or not len(HEADER) <= os.fstat(file.fd).st_size < LARGEST_BYTES:
             file = self._file = self._lock.run(self._rotated)
         return file
 
     def _rotated(self) -> OpenFile:
-        """Return a file that has the header and isn't full. Under the lock."""
+        """Return a file that has a header and isn't full. Call it under the lock."""
         _take_over(self._path)
         file = open_or_create(self._path, os.O_RDWR | os.O_APPEND)
         size = os.fstat(file.fd).st_size
-        if size >= LARGEST:  # else another pass has rotated it meanwhile
-            open_file(self._path + ".1", os.O_RDONLY)  # refuses what is not ours to replace
+        if size >= LARGEST_BYTES:  # otherwise another pass has just rotated it
+            # Raises NotAQueue if the file that would be replaced isn't ours.
+            open_file(self._path + ".1", os.O_RDONLY)
             os.rename(self._path, self._path + ".1")
             file = open_or_create(self._path, os.O_RDWR | os.O_APPEND)
             size = 0
@@ -174,7 +177,7 @@ def _take_over(path: str) -> None:
     old = _old(path)
     if not os.path.lexists(path) and os.path.lexists(old):
         for end in (".1", ""):
-            if open_file(old + end, os.O_RDONLY):  # raises NotAQueue for what isn't ours
+            if open_file(old + end, os.O_RDONLY):  # raises NotAQueue if it isn't ours
                 os.rename(old + end, path + end)
 
 
@@ -201,7 +204,7 @@ class Attempt:
     )
 
     def __init__(self, line: str) -> None:
-        """Raises ValueError for a line that isn't a row, or has no end."""
+        """Parse a line. Raises ValueError if it isn't a row, or has no end."""
         (
             self.id,
             self.type,
@@ -214,7 +217,7 @@ class Attempt:
             self.traceback,
         ) = line.split("\t", 9)
         if "\0" in line or not self.traceback.endswith("\n"):
-            raise ValueError("it has a NUL byte, or no end")
+            raise ValueError("invalid row: has a NUL byte, or no line end")
         self.traceback = self.traceback[:-1]
         self.attempt = int(attempt)
         self.due_at = int(due_at)
@@ -222,7 +225,7 @@ class Attempt:
         self.seconds = float(seconds) if seconds else None
         numbers = (self.attempt, self.due_at, self.ended_at, self.seconds or 0)
         if not all(0 <= number <= LATEST for number in numbers):  # NaN, too
-            raise ValueError("a number is out of range")
+            raise ValueError("invalid row: a number is out of range")
 
     def as_dict(self) -> Any:
         """Return the columns with Python values."""
@@ -247,11 +250,12 @@ def read(
     *,
     only_errors: bool = False,
 ) -> Iterator[Attempt]:
-    """Yield the history, or that of one job, in the files' order; skip lines that are not rows.
+    """Yield the finished attempts, or those of one job, in the files' order.
 
-    What ended before `since` is passed over, but for the first row of a file, which says how far
-    back that goes; with `only_errors`, so is what has no error. The start of each line that was
-    skipped is added to `skipped`. Raises NotAQueue or StoreError where a file cannot be used.
+    Attempts that ended before `since` (Unix seconds) are left out, except the first row of a file,
+    which shows how far back the file goes; with `only_errors`, so are those without an error.
+    Invalid lines are skipped, and the start of each is added to `skipped`. Raises NotAQueue if a
+    file isn't a queue's, StoreError if it can't be read.
     """
     prefix = job_id.encode() + b"\t" if job_id else b""
     for file in _files(_path(queue)):
@@ -271,24 +275,28 @@ def read(
 
 
 def _lines(file: OpenFile) -> Iterator[bytes]:
-    """Yield the complete lines; of one that is too long for a row, only the start."""
+    """Yield the complete lines, and the start of each line that is too long for a row."""
     with open(file.fd, "rb", closefd=False) as lines:
-        in_a_line = False
-        while line := lines.readline(_LONGEST):
+        is_inside_line = False
+        while line := lines.readline(_LONGEST_ROW_BYTES):
             is_complete = line.endswith(b"\n")
-            if not in_a_line and (is_complete or len(line) == _LONGEST):
+            if not is_inside_line and (is_complete or len(line) == _LONGEST_ROW_BYTES):
                 yield line
-            in_a_line = not is_complete
+            is_inside_line = not is_complete
 
 
 def _files(path: str) -> list[OpenFile]:
-    """Return the older file and the current one, as far as they are there."""
+    """Return the older and the current file, without those that don't exist."""
     for _ in range(_TRIES):
+        place = path
         current = open_file(path, os.O_RDONLY)
-        if current is None:
-            path = _old(path) if os.path.lexists(_old(path)) else path
-            current = open_file(path, os.O_RDONLY)
-        older = open_file(path + ".1", os.O_RDONLY)
-        if current is None or current.is_at_path():  # else it was rotated in between
+        if current is None and os.path.lexists(_old(path)):
+            place = _old(path)
+            current = open_file(place, os.O_RDONLY)
+            if current is None:
+                continue  # a pass has just taken it over
+        # The older file is the first that is taken over.
+        older = open_file(place + ".1", os.O_RDONLY) or open_file(path + ".1", os.O_RDONLY)
+        if current is None or current.is_at_path():  # otherwise it was just rotated
             return [file for file in (older, current) if file is not None]
     raise unstable_inodes(path)

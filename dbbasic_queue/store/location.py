@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.protocol import Store
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_IN_A_SCHEME = _LETTERS + "0123456789+.-"
+_SCHEME_CHARACTERS = _LETTERS + "0123456789+.-"
 
 
 def open_store(location: str | os.PathLike[str], *, fsync: bool) -> Store:
     """Return the store that a path or URL names; no file is opened yet.
 
-    Raises NotAQueue for a URL of another kind.
+    With `fsync`, changes are on the disk before a call returns. Raises NotAQueue if the URL's
+    scheme is neither `file` nor `memory`.
     """
     scheme = scheme_of(location)
     if scheme == "memory":
@@ -38,7 +39,7 @@ def scheme_of(location: str | os.PathLike[str]) -> str:
     if not isinstance(location, str):
         return "file"
     scheme, colon, _ = location.partition(":")
-    if not colon or not scheme or scheme[0] not in _LETTERS or scheme.strip(_IN_A_SCHEME):
+    if not colon or not scheme or scheme[0] not in _LETTERS or scheme.strip(_SCHEME_CHARACTERS):
         return "file"
     return scheme.lower()
 
@@ -46,8 +47,8 @@ def scheme_of(location: str | os.PathLike[str]) -> str:
 def path_of(location: str | os.PathLike[str], name: str = "queue") -> str:
     """Return the path that a path or `file:` URL (RFC 8089) means; `~` is the home directory.
 
-    `name` says in errors whose value it is. Raises NotAQueue for any other URL, and for the URL of
-    another machine's file.
+    `name` is the argument's name in error messages. Raises NotAQueue for any other URL, and for
+    the URL of a file on another machine.
 
     >>> [path_of(u) for u in ("a%20b.tsv", "file:a%20b.tsv", "file:///srv/queue.tsv")]
     ['a%20b.tsv', 'a b.tsv', '/srv/queue.tsv']
@@ -55,7 +56,7 @@ def path_of(location: str | os.PathLike[str], name: str = "queue") -> str:
     path = os.fspath(location)
     scheme = scheme_of(location)
     if scheme != "file":
-        # The rest of the URL may hold a password.
+        # Don't show the URL: it may contain a password.
         raise NotAQueue(
             f"invalid {name}: unknown URL scheme {scheme!r}: must be "
             f"{'file or memory' if name == 'queue' else 'a path or file:PATH'} (for a path with a "
@@ -69,13 +70,13 @@ def path_of(location: str | os.PathLike[str], name: str = "queue") -> str:
             host, slash, path = path[2:].partition("/")
             if host not in ("", "localhost"):
                 raise NotAQueue(
-                    f"invalid {name} {location!r}: it names the machine {host!r}, and a queue is a "
-                    "file on this one (write file:///path or file:relative/path)"
+                    f"invalid {name} {location!r}: must be a file on this machine, not on {host!r} "
+                    "(write file:///path or file:relative/path)"
                 )
             path = slash + path
         if not path:
             raise NotAQueue(
-                f"invalid {name} {location!r}: it names no file (write file:data/queue.tsv)"
+                f"invalid {name} {location!r}: must name a file (write file:data/queue.tsv)"
             )
         path = unquote(path)
     return os.path.expanduser(path) if path[:1] == "~" else path

@@ -15,9 +15,9 @@ from dbbasic_queue.store.disk.sync import sync_directory
 
 
 def read(queue: str) -> frozenset[str]:
-    """Return the paused types; `ALL` among them means all.
+    """Return the paused types; `ALL` among them means all types.
 
-    Raises StoreError if the system refuses to read the file.
+    Raises StoreError if the file can't be read.
     """
     path = queue + ".paused"
     file = open_file(path, os.O_RDONLY)
@@ -31,9 +31,12 @@ def read(queue: str) -> frozenset[str]:
 
 
 def write(queue: str, types: frozenset[str], *, fsync: bool) -> None:
-    """Replace the list; on the disk on return. Under the lock."""
+    """Replace the list; with `fsync`, it is on the disk on return. Call it under the lock.
+
+    Raises StoreError if that fails.
+    """
     path = queue + ".paused"
-    consequence = "the pauses may be unchanged: look at the file"
+    consequence = "the pauses may be unchanged (look at the file)"
     if types:
         content = "".join(f"{name}\n" for name in sorted(types)).encode()
         return replace_file(path, content, consequence, ending=".new", fsync=fsync)

@@ -1,7 +1,9 @@
 """What a queue and a pass need from a store, whatever keeps the jobs.
 
 `textfile` and `memory` are the stores. Each call is one atomic change or look, for all threads and,
-if the store is shared, for all processes.
+if the store is shared, for all processes. A change is on the disk when the call returns, if the
+store keeps files and was opened with `fsync`. A call that raises StoreError has changed nothing,
+unless the error says so.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ if TYPE_CHECKING:
             """Close all files; the next call opens them again."""
 
         def add(self, rows: str, own_id: str | None = None) -> None:
-            """Add new jobs, given as lines; raises DuplicateJob if a job has the id `own_id`."""
+            """Add new jobs, given as lines, all or none.
+
+            Raises DuplicateJob if a job has the id `own_id`.
+            """
 
         def find(self, job_id: str) -> Row | None:
             """Return the job's row, or None. The payload's JSON isn't checked."""
@@ -47,10 +52,10 @@ if TYPE_CHECKING:
             """Yield every job as of the first step; add the lines that aren't jobs to the list."""
 
         def cancel(self, job_id: str) -> bool:
-            """Cancel a pending job."""
+            """Cancel a pending job; False if it isn't pending, or if there is no such job."""
 
         def run_now(self, job_id: str, now: float) -> bool:
-            """Make a pending job due."""
+            """Make a pending job due at `now`, in Unix seconds; False if it isn't pending."""
 
         def requeue(
             self,
@@ -60,10 +65,17 @@ if TYPE_CHECKING:
             run_at: int | None = None,
             job_type: str | None = None,
         ) -> int:
-            """Requeue one job, or all failed ones, or those of a type; return how many."""
+            """Requeue one job, or all failed ones, or those of a type; return how many.
+
+            `run_at`, in Unix seconds, is for one job. Without it, a failed job is due at `now`, and
+            a cancelled one keeps its `run_at`.
+            """
 
         def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
-            """Remove the unwanted jobs, except running ones; return how many."""
+            """Remove the unwanted jobs, except running ones; return how many.
+
+            With `archive`, a path, their rows are on the disk there before they are removed.
+            """
 
         def unreadable(self) -> Iterator[Unreadable]:
             """Yield each line that isn't a job."""
@@ -83,16 +95,23 @@ if TYPE_CHECKING:
         def history(
             self, job_id: str = "", since: float = ..., *, only_errors: bool = False
         ) -> Iterator[Attempt]:
-            """Yield the finished attempts, or those of one job."""
+            """Yield the finished attempts, or those of one job; see `history.read`."""
 
-        def at_work(self) -> tuple[list[LivePass], list[Row]]:
-            """Return the passes that are alive and the running jobs, as of one instant."""
+        def running(self) -> tuple[list[LivePass], list[Row]]:
+            """Return the live passes and the running jobs, as of one instant."""
 
         def take_skipped(self) -> tuple[int, int, list[int]]:
-            """Return what was skipped since the last call: see `textfile`."""
+            """Return what was skipped since the last call, so that a pass can report it.
+
+            How many lines were moved to `queue.tsv.rejected`, how many damaged records of the
+            journal were skipped, and the numbers of all lines that aren't jobs.
+            """
 
         def has_work(self, now: float, longest_wait: Callable[[str, int], float]) -> bool:
-            """Return whether a pass might have something to do."""
+            """Return whether a pass might have something to do.
+
+            `longest_wait` as in `Terms`.
+            """
 
         def count_due(self, now: float) -> int:
             """Return how many pending jobs are due, whatever their types."""
@@ -104,7 +123,10 @@ if TYPE_CHECKING:
             """
 
         def open_claims(self, terms: Terms, now: float, parallel: int) -> Claims:
-            """Return what claims jobs for a pass that runs `parallel` jobs at once."""
+            """Return what claims jobs for a pass that runs `parallel` jobs at once.
+
+            Raises QueueBusy if as many passes are running as there may be.
+            """
 
     class History(Protocol):
         """Receives the finished attempts of a pass."""
@@ -118,7 +140,11 @@ if TYPE_CHECKING:
             seconds: float | None,
             traceback: str = "",
         ) -> None:
-            """Add a finished attempt."""
+            """Add a finished attempt.
+
+            `row` is the job as claimed. `error` and `traceback` are escaped. `ended_at` is in Unix
+            seconds. `seconds` is how long the handler ran, None if that is unknown.
+            """
 
         def flush(self) -> None:
             """Write what is in memory."""
@@ -133,9 +159,8 @@ if TYPE_CHECKING:
         def history(self) -> History:
             """Where the finished attempts go."""
 
-        pulled_in: int
-        """how many jobs are due early: a clock that was ahead had enqueued them"""
         started_at: float
+        """when the pass looked for due jobs last, in Unix seconds"""
 
         def slot_fd(self) -> int:
             """Return the descriptor of the pass's slot, or -1."""
@@ -143,17 +168,26 @@ if TYPE_CHECKING:
         def take_recovered(self) -> tuple[int, list[Row]]:
             """Return how many jobs were recovered since the last call, and the started ones."""
 
+        def take_pulled_in(self) -> int:
+            """Return how many jobs became due since the last call because a clock had been ahead.
+
+            They were enqueued to run at once, while the clock was ahead.
+            """
+
         def find_due(self, now: float) -> bool:
             """Look for jobs that are due at `now`; False if there are none."""
 
         def claim(self, most: int) -> list[Claim]:
-            """Claim up to `most` due jobs, earliest `run_at` first."""
+            """Claim up to `most` due jobs, earliest `run_at` first; recorded on return."""
 
         def record(self, claim: Claim, state: State) -> State | None:
-            """Record an outcome; None, and nothing recorded, if a newer attempt has started."""
+            """Record an outcome; return the recorded state.
+
+            Returns None, and records nothing, if a newer attempt has replaced this one.
+            """
 
         def record_all(self, ended: list[tuple[Claim, State]]) -> list[State | None]:
-            """Record several outcomes."""
+            """Record several outcomes; otherwise like `record`."""
 
         def unclaim(self, claims: list[Claim], error: str = "") -> None:
             """Make claimed jobs pending again, their attempts not counted."""
@@ -165,7 +199,7 @@ if TYPE_CHECKING:
             """Make the queue's file show what is running."""
 
         def idle(self) -> None:
-            """Do what is left to do while no job is due."""
+            """Publish, and make sure that no other pass waits for this one while no job is due."""
 
         def check_slot(self) -> None:
             """Raise StoreError if the pass's slot is gone."""
@@ -180,7 +214,11 @@ if TYPE_CHECKING:
 class Claim:
     """One attempt of one job, which belongs to a pass until its outcome is recorded.
 
-    `row` is the job as claimed, and `state` the text of its state in the files.
+    `key`        the job's id, as bytes
+    `row`        the job as claimed
+    `payload`    the payload, decoded
+    `state`      the text of the claimed state, as in the files
+    `generation` of the view that the row was read from
     """
 
     __slots__ = ("generation", "key", "payload", "row", "state")
@@ -199,10 +237,10 @@ class Terms:
     `limit`         the most attempts of a job of the type
     `longest_wait`  the longest backoff, in seconds, after an attempt of this number
     `wants`         whether the pass runs jobs of the type
-    `concurrency`   how many jobs of a type may be processing at once; has a type only after
-                    `wants` was asked about it
-    `count`         how many types have a handler: if there are more than before, jobs that weren't
-                    wanted are looked at again
+    `concurrency`   how many jobs of a type may be processing at once; has a type only after `wants`
+                    was called for it
+    `count`         how many types have a handler: if there are more than before, the pass looks
+                    again at jobs that it didn't want
     """
 
     def __init__(

@@ -22,7 +22,7 @@ from test_kill_sweep import LONG
 from workloads import WORKLOADS
 
 from dbbasic_queue import Queue, StoreError
-from dbbasic_queue.store.textfile import TextFileStore
+from dbbasic_queue.store.writing.queue_files import QueueFiles
 
 
 @pytest.mark.sweep("errors", 1 if LONG else 23)
@@ -90,7 +90,7 @@ def _pass(queue: Queue, handlers: dict[str, Any]) -> int:
 
 
 def test_on_a_full_disk_no_job_is_started_and_all_are_run_once_there_is_room(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
 ) -> None:
     runs: Counter[int] = Counter()
 
@@ -110,8 +110,7 @@ def test_on_a_full_disk_no_job_is_started_and_all_are_run_once_there_is_room(
         assert queue.counts()["completed"] == 50
         assert set(runs.values()) == {1}
         queue.close()
-    with capsys.disabled():
-        print(f"\n  full tmpfs: {refused} passes refused", end=" ")
+    print(f"full tmpfs: {refused} passes refused")
 
 
 def test_a_disk_that_fills_during_a_pass_is_reported_without_denying_the_jobs_that_ran(
@@ -197,7 +196,7 @@ def test_a_result_for_which_there_is_no_room_does_not_make_its_job_run_again(
 
 
 def test_jobs_that_fill_the_disk_are_refused_whole_and_what_was_taken_is_run_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
 ) -> None:
     """Enqueue until the disk is full, run, and again: the accounts must balance."""
     runs: Counter[str] = Counter()
@@ -234,15 +233,14 @@ def test_jobs_that_fill_the_disk_are_refused_whole_and_what_was_taken_is_run_onc
         assert set(runs.values()) == {1}
         assert os.stat(queue.path + ".journal").st_size == 0
         queue.close()
-    with capsys.disabled():
-        print(f"\n  tmpfs of 64 kB: {len(kept)} jobs taken, {refused} refused", end=" ")
+    print(f"tmpfs of 64 kB: {len(kept)} jobs taken, {refused} refused")
 
 
 def test_an_outcome_refused_twice_takes_back_no_change_that_was_acknowledged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """First the sync finds the disk full, and then, after room was made, the write does."""
-    monkeypatch.setattr(TextFileStore, "is_fold_cheap", lambda *_: False)  # as in a long queue
+    monkeypatch.setattr(QueueFiles, "is_fold_cheap", lambda *_: False)  # as in a long queue
     queue = Queue(tmp_path / "data" / "queue.tsv")
     kept = queue.enqueue("work", {}, run_at=time.time() + 9999)
     queue.enqueue_many("work", [1, 2, 3])
@@ -276,9 +274,7 @@ def test_an_outcome_refused_twice_takes_back_no_change_that_was_acknowledged(
 def test_a_purge_on_a_full_disk_needs_room_for_the_rows_that_stay_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        TextFileStore, "is_fold_cheap", lambda *_: False
-    )  # so the journal has records
+    monkeypatch.setattr(QueueFiles, "is_fold_cheap", lambda *_: False)  # so the journal has records
     with small_disk(tmp_path / "disk") as place:
         queue = Queue(place / "data" / "queue.tsv", clock=lambda: 1000)
         queue.enqueue_many("work", range(200))

@@ -67,9 +67,7 @@ def test_what_others_do_at_any_moment_without_the_lock_is_seen_and_respected(
 # -- a write that a kill, or a power cut, tears at any byte --------------------------------------
 
 
-def test_a_row_torn_at_any_byte_neither_runs_early_nor_tears_the_next_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_row_torn_at_any_byte_neither_runs_early_nor_tears_the_next_one(tmp_path: Path) -> None:
     later = START + 50_000
     row = f'0123456789abcdef\tok\t{{"k": "torn"}}\tpending\t{START}\t{later}\t0\t\t\n'
     for end in range(len(row) + 1):
@@ -88,8 +86,7 @@ def test_a_row_torn_at_any_byte_neither_runs_early_nor_tears_the_next_one(
         assert not wrong, f"torn at byte {end}: {wrong}"
         assert promises.starts.get("torn", 0) == (end >= len(row) - 1) or end >= _cut(row, 6)
         bench.queue.close()
-    with capsys.disabled():
-        print(f"\n  torn rows: {len(row) + 1} cuts", end=" ")
+    print(f"torn rows: {len(row) + 1} cuts")
 
 
 def _cut(row: str, tabs: int) -> int:
@@ -97,9 +94,7 @@ def _cut(row: str, tabs: int) -> int:
     return len("\t".join(row.split("\t")[:tabs])) + 1
 
 
-def test_a_journal_record_torn_at_any_byte_is_made_whole_or_not_at_all(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_journal_record_torn_at_any_byte_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
     cuts = 0
     for operation in ("cancel", "outcome"):
         end = 0
@@ -123,8 +118,7 @@ def test_a_journal_record_torn_at_any_byte_is_made_whole_or_not_at_all(
             cuts += 1
             end += 1
             bench.queue.close()
-    with capsys.disabled():
-        print(f"\n  torn journal records: {cuts} cuts", end=" ")
+    print(f"torn journal records: {cuts} cuts")
 
 
 def _record_of(bench: Bench, operation: str) -> bytes:
@@ -156,9 +150,7 @@ def _why_no_strace() -> str:
     return f"strace cannot be used here: {process.stderr}" if process.returncode == 1 else ""
 
 
-def test_a_kill_from_outside_at_any_system_call_loses_nothing(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_kill_from_outside_at_any_system_call_loses_nothing() -> None:
     if reason := _why_no_strace():
         pytest.skip(reason)
     kills = runs = 0
@@ -188,8 +180,7 @@ def test_a_kill_from_outside_at_any_system_call_loses_nothing(
                 assert not attack.wrong, f"killed at {name} number {number}: {attack.wrong}"
                 if not killed:
                     break
-    with capsys.disabled():
-        print(f"\n  strace: {runs} runs, {kills} kills", end=" ")
+    print(f"strace: {runs} runs, {kills} kills")
     assert kills > 10
 
 
@@ -198,9 +189,7 @@ def _attacked(attack: Attack) -> int:
     return others[-1] if others else 0
 
 
-def test_the_shim_sees_every_system_call_that_changes_a_file(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_shim_sees_every_system_call_that_changes_a_file() -> None:
     """Or else there would be points that the sweep never visits."""
     if reason := _why_no_strace():
         pytest.skip(reason)
@@ -227,5 +216,4 @@ def test_the_shim_sees_every_system_call_that_changes_a_file(
     for name in changing:
         system = [line for line in lines if line.startswith(name + "(")]
         assert len(system) == seen.count(name), (name, len(system), seen.count(name))
-    with capsys.disabled():
-        print(f"\n  {len(lines)} changing system calls, all of them seen by the shim", end=" ")
+    print(f"{len(lines)} changing system calls, all of them seen by the shim")

@@ -183,7 +183,6 @@ def test_after_a_power_loss_at_any_point_nothing_promised_is_gone(
     work: Callable[[Session], None],
     model: str,
     scratch: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     began = time.monotonic()
     rng = random.Random(f"{SEED} {work.__name__} {model}")
@@ -198,12 +197,10 @@ def test_after_a_power_loss_at_any_point_nothing_promised_is_gone(
     again = 0
     for state in rng.sample(states, max(len(states) // 40, 1)):
         again += crash_in_recovery(state, model, scratch, rng, label)
-    with capsys.disabled():
-        print(
-            f"\n  {label}: {len(recorder.events)} points, {len(states)} disks, and {again} left "
-            f"by a power loss in the recovery; seed {SEED}, {time.monotonic() - began:.1f} s",
-            end="",
-        )
+    print(
+        f"{label}: {len(recorder.events)} points, {len(states)} disks, and {again} left "
+        f"by a power loss in the recovery; seed {SEED}, {time.monotonic() - began:.1f} s",
+    )
 
 
 def crash_in_recovery(

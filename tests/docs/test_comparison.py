@@ -155,7 +155,7 @@ def test_the_measured_figures_are_those_of_the_benchmarks() -> None:
     benchmarks = (DOCS / "BENCHMARKS.md").read_text(encoding="utf-8")
     (date,) = re.findall(r"^(20\d\d-\d\d-\d\d);", benchmarks, re.MULTILINE)
     assert f"in one run on {date}" in re.sub(r"\s+", " ", PAGE)
-    summary = benchmarks.partition("## Everybody")[2].partition("## How each is used")[0]
+    summary = benchmarks.partition("## All queues")[2].partition("## How each is used")[0]
     names = {
         "dbbasic_queue": "this",
         "dbbasic_queue, `fsync=False`": "this, fsync=False",

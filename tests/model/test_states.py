@@ -28,6 +28,7 @@ from dbbasic_queue.model.states import (
     recover,
     requeue,
     retry,
+    run_now,
     unclaim,
 )
 
@@ -94,10 +95,21 @@ def test_a_delayed_job_has_its_attempt_back_and_says_why() -> None:
     assert columns(delay(state(PROCESSING), "", NOW + 10))[4] == "delayed"
 
 
-@pytest.mark.parametrize("status", [FAILED, CANCELLED])
-def test_a_requeued_job_is_as_if_it_were_new_and_due(status: str) -> None:
-    after = requeue(state(status, attempts=3, error="no"), NOW + 7.9)
-    assert columns(after) == (PENDING, NOW - 100, NOW + 7, 0, "", "")
+@pytest.mark.parametrize(("status", "due"), [(FAILED, NOW + 7), (CANCELLED, NOW)])
+def test_a_requeued_job_is_like_new_and_a_cancelled_one_keeps_its_run_at(
+    status: str, due: int
+) -> None:
+    before = state(status, attempts=3, error="no")
+    assert columns(requeue(before, NOW + 7.9)) == (PENDING, NOW - 100, due, 0, "", "")
+    assert columns(requeue(before, NOW + 7.9, NOW + 3)) == (PENDING, NOW - 100, NOW + 3, 0, "", "")
+
+
+def test_a_pending_job_that_is_to_run_now_is_due_at_once_and_a_due_one_stays_as_it_is() -> None:
+    later = state(PENDING, attempts=2, error="delayed")
+    assert columns(run_now(later, NOW - 60.5)) == (PENDING, NOW - 100, NOW - 61, 2, "delayed", "")
+    assert columns(run_now(later, NOW + 60)) == columns(later)
+    for status in (PROCESSING, COMPLETED, FAILED, CANCELLED):
+        assert run_now(state(status), NOW) is None
 
 
 def test_a_job_given_back_has_its_attempt_back() -> None:

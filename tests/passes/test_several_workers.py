@@ -40,7 +40,7 @@ from dbbasic_queue import (
     Worker,
 )
 from dbbasic_queue.passes import base
-from dbbasic_queue.store.claiming import claims
+from dbbasic_queue.store.claiming import recovery
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -968,7 +968,7 @@ def test_a_job_enqueued_by_a_coroutine_function_of_the_module_is_in_the_default_
 def test_a_pass_of_coroutines_that_lingers_does_not_recover_its_own_jobs(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claims, "_SURVEY_SECONDS", 0.0)
+    monkeypatch.setattr(recovery, "_SURVEY_SECONDS", 0.0)
     ran: list[str] = []
 
     async def slow(payload: str) -> str:

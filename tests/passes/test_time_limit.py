@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import errno
+import faulthandler
 import math
 import os
 import re
@@ -66,6 +67,7 @@ def wait_for_a_stuck_program(_: Any) -> None:
 
 
 def crash(_: Any) -> None:
+    faulthandler.disable()  # pytest enables it; it would print the stack into the test output
     ctypes.string_at(0)
 
 
@@ -156,6 +158,7 @@ def test_nothing_that_a_job_has_started_outlives_it(
         subprocess.Popen(["setsid", "sh", "-c", script], cwd=tmp_path, stdout=subprocess.DEVNULL)
         wait_for_notes(tmp_path / "pids", 2)
         if ending == "crashed":
+            faulthandler.disable()
             os.kill(os.getpid(), signal.SIGSEGV)
         if ending == "timed out":
             time.sleep(1000)

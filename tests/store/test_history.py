@@ -39,8 +39,6 @@ from dbbasic_queue.store.history import HEADER, HistoryWriter
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dbbasic_queue.store.claiming.slots import Slot
-
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Iterator[Programs]:
@@ -388,7 +386,7 @@ def test_a_long_traceback_keeps_its_beginning_and_its_end_in_8_kilobytes(text: s
     found = format_traceback(caught(lambda: raising(ValueError(text + "THE END"))(0)))
     assert len(found.encode()) <= MAX_TRACEBACK
     assert found.startswith(r"Traceback (most recent call last):\n") and found.endswith("THE END")
-    assert "characters are left out ...]" in found
+    assert "characters left out ...]" in found
     assert found.isprintable()
 
 
@@ -405,17 +403,30 @@ class Unspeakable(Exception):
     def __str__(self) -> str:
         raise SystemExit("no text")
 
+
+class Untraceable(Exception):
     @property
-    def exceptions(self) -> None:
-        raise SystemExit("no members")
+    def __notes__(self) -> list[str]:  # type: ignore[override]
+        raise SystemExit("no notes")
 
 
-def test_an_exception_whose_text_raises_costs_no_more_than_its_traceback(queue: Queue) -> None:
+def test_an_exception_whose_text_raises_has_a_traceback_without_it(queue: Queue) -> None:
     job_id = queue.enqueue("work", {})
     queue.process_jobs({"work": raising(Unspeakable())})
     (found,) = history(queue, job_id)
+    assert found["outcome"] == "retried"
+    assert found["error"].startswith("Unspeakable: (its text isn't available")
+    assert found["traceback"].endswith("Unspeakable: <exception str() failed>")
+
+
+def test_an_exception_that_cannot_be_formatted_costs_no_more_than_its_traceback(
+    queue: Queue,
+) -> None:
+    job_id = queue.enqueue("work", {})
+    queue.process_jobs({"work": raising(Untraceable("no"))})
+    (found,) = history(queue, job_id)
     assert (found["outcome"], found["traceback"]) == ("retried", None)
-    assert "Unspeakable" in found["error"]
+    assert found["error"] == "Untraceable: no"
 
 
 @pytest.mark.parametrize(
@@ -446,28 +457,28 @@ def test_a_type_that_a_person_wrote_with_a_control_character_is_escaped(
 # --- when it is written
 
 
-class Room:
-    """A slot whose room on the disk is there, or not."""
+class Space:
+    """Whether disk space for outcomes is still reserved, so that the history may be written."""
 
-    there = True
+    is_reserved = True
 
-    def has_room(self) -> bool:
-        return self.there
-
-
-@pytest.fixture
-def room() -> Room:
-    return Room()
+    def __call__(self) -> bool:
+        return self.is_reserved
 
 
 @pytest.fixture
-def log(queue: Queue, room: Any) -> HistoryWriter:
-    return log_of(queue, room)
+def space() -> Space:
+    return Space()
 
 
-def log_of(queue: Queue, slot: Slot) -> HistoryWriter:
+@pytest.fixture
+def log(queue: Queue, space: Space) -> HistoryWriter:
+    return log_of(queue, space)
+
+
+def log_of(queue: Queue, space: Space) -> HistoryWriter:
     queue.enqueue("work", {}, job_id=f"job-{queue.counts()['pending']}")
-    return HistoryWriter(queue.path, store_of(queue).lock, slot)
+    return HistoryWriter(queue.path, store_of(queue).lock, space)
 
 
 def add(queue: Queue, log: HistoryWriter, at: float = NOW, trace: str = "") -> None:
@@ -634,7 +645,7 @@ def test_a_link_in_its_place_is_refused_untouched_and_the_pass_goes_on(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(history_file, "LARGEST", 300)
+    monkeypatch.setattr(history_file, "LARGEST_BYTES", 300)
     victim = tmp_path / "victim"
     victim.write_text("precious")
     queue.enqueue_many("work", range(20))
@@ -656,8 +667,7 @@ def test_a_link_in_its_place_is_refused_untouched_and_the_pass_goes_on(
     with caplog.at_level(logging.ERROR):
         assert queue.process_jobs({"work": str}) == NONE | {"completed": 20}
     (message,) = [record.getMessage() for record in caplog.records]
-    assert "the attempt history" in message
-    assert "stands where a file of the queue belongs" in message
+    assert "the attempt history" in message and "not a file of the queue" in message
     assert place.lstat()[:7] == before[:7]
     assert victim.read_text() == "precious"
     with pytest.raises(NotAQueue):
@@ -665,13 +675,13 @@ def test_a_link_in_its_place_is_refused_untouched_and_the_pass_goes_on(
 
 
 def test_two_passes_that_find_it_full_rotate_it_once(
-    queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch, room: Any
+    queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch, space: Space
 ) -> None:
-    first, second = log_of(queue, room), log_of(queue, room)
+    first, second = log_of(queue, space), log_of(queue, space)
     for log in (first, second):
         add(queue, log)
         log.flush()
-    monkeypatch.setattr(history_file, "LARGEST", beside(path, "history").stat().st_size)
+    monkeypatch.setattr(history_file, "LARGEST_BYTES", beside(path, "history").stat().st_size)
     for log in (first, second):
         add(queue, log)
         log.flush()
@@ -687,14 +697,14 @@ def test_two_passes_that_find_it_full_rotate_it_once(
 
 
 def test_a_pass_that_is_overtaken_before_it_has_the_lock_does_not_rotate_again(
-    queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch, room: Any
+    queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch, space: Space
 ) -> None:
-    first = log_of(queue, room)
+    first = log_of(queue, space)
     for _ in range(2):
         add(queue, first)
     first.flush()
     full = beside(path, "history").read_bytes()
-    monkeypatch.setattr(history_file, "LARGEST", len(full))
+    monkeypatch.setattr(history_file, "LARGEST_BYTES", len(full))
 
     class Overtaken:
         def run(self, function: Any) -> object:
@@ -703,7 +713,7 @@ def test_a_pass_that_is_overtaken_before_it_has_the_lock_does_not_rotate_again(
             return store_of(queue).lock.run(function)
 
     lock: Any = Overtaken()
-    second = HistoryWriter(queue.path, lock, room)
+    second = HistoryWriter(queue.path, lock, space)
     add(queue, second)
     second.flush()
     assert beside(path, "history.1").read_bytes() == full
@@ -712,7 +722,7 @@ def test_a_pass_that_is_overtaken_before_it_has_the_lock_does_not_rotate_again(
 
 ROTATE = """
 from unittest.mock import patch
-patch("dbbasic_queue.store.history.LARGEST", 3000).start()
+patch("dbbasic_queue.store.history.LARGEST_BYTES", 3000).start()
 for _ in range(40):
     queue.enqueue_many("work", range(5))
     queue.process_jobs({"work": str})
@@ -759,7 +769,9 @@ def test_a_reader_that_is_overtaken_by_a_rotation_misses_nothing(
         nonlocal rotated
         if place.endswith(".1") and not rotated:
             rotated = True
-            monkeypatch.setattr(history_file, "LARGEST", beside(path, "history").stat().st_size)
+            monkeypatch.setattr(
+                history_file, "LARGEST_BYTES", beside(path, "history").stat().st_size
+            )
             add(queue, log, NOW + 0.5)
             log.flush()
         return real(place, flags)
@@ -789,8 +801,150 @@ def test_it_is_started_and_rotated_under_the_queues_lock(
     for _ in range(2):
         add(queue, log)
         log.flush()
-        monkeypatch.setattr(history_file, "LARGEST", beside(path, "history").stat().st_size)
+        monkeypatch.setattr(history_file, "LARGEST_BYTES", beside(path, "history").stat().st_size)
     assert done == ["ftruncate", "rename", "ftruncate"]
+
+
+# --- `queue.tsv.attempts`, as it was called before
+
+
+@pytest.fixture
+def old(queue: Queue, path: Path) -> list[bytes]:
+    """A queue with a history of the old name, and an older one; the rows of both."""
+    for job_id in ("first", "second"):
+        queue.enqueue("work", {}, job_id=job_id)
+        queue.process_jobs({"work": str})
+        beside(path, "history").rename(beside(path, f"history.{job_id}"))
+    beside(path, "history.first").rename(beside(path, "attempts.1"))
+    beside(path, "history.second").rename(beside(path, "attempts"))
+    return [beside(path, name).read_bytes() for name in ("attempts.1", "attempts")]
+
+
+def names(path: Path) -> set[str]:
+    """Return which files of the history there are."""
+    found = {file.name.removeprefix(f"{path.name}.") for file in path.parent.iterdir()}
+    return {name for name in found if name.startswith(("history", "attempts"))}
+
+
+def test_a_history_of_the_old_name_is_read_and_looking_leaves_it_alone(
+    queue: Queue, path: Path, old: list[bytes]
+) -> None:
+    for job_id in ("first", "second"):
+        assert [found["outcome"] for found in history(queue, job_id)] == ["completed"]
+    assert queue.metrics()["types"]["work"]["attempts"] == {"completed": 2}
+    assert names(path) == {"attempts", "attempts.1"}
+    assert [beside(path, name).read_bytes() for name in ("attempts.1", "attempts")] == old
+
+
+def test_a_history_of_the_old_name_is_taken_over_by_the_next_pass_that_writes(
+    queue: Queue, path: Path, old: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.rename
+
+    def rename(*names: str) -> None:
+        assert not is_free(beside(path, "lock"))
+        real(*names)
+
+    monkeypatch.setattr(os, "rename", rename)
+    assert queue.process_jobs({"work": str}) == NONE
+    assert names(path) == {"attempts", "attempts.1"}  # nothing was written
+    queue.enqueue("work", {}, job_id="third")
+    assert queue.process_jobs({"work": str}) == NONE | {"completed": 1}
+    assert names(path) == {"history", "history.1"}
+    assert beside(path, "history.1").read_bytes() == old[0]
+    assert beside(path, "history").read_bytes().startswith(old[1])
+    assert [columns[0] for columns in table(path)] == ["second", "third"]
+    for job_id in ("first", "second", "third"):
+        assert len(history(queue, job_id)) == 1
+
+
+def test_a_full_history_of_the_old_name_is_taken_over_and_rotated(
+    queue: Queue, path: Path, old: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history_file, "LARGEST", len(old[1]))
+    queue.enqueue("work", {}, job_id="third")
+    queue.process_jobs({"work": str})
+    assert names(path) == {"history", "history.1"}
+    assert beside(path, "history.1").read_bytes() == old[1]
+    assert [columns[0] for columns in table(path)] == ["third"]
+
+
+def test_a_history_whose_takeover_a_kill_has_cut_short_is_read_and_taken_over(
+    queue: Queue, path: Path, old: list[bytes]
+) -> None:
+    beside(path, "attempts.1").rename(beside(path, "history.1"))
+    assert len(history(queue, "first")) == len(history(queue, "second")) == 1
+    queue.enqueue("work", {}, job_id="third")
+    queue.process_jobs({"work": str})
+    assert names(path) == {"history", "history.1"}
+    assert beside(path, "history.1").read_bytes() == old[0]
+    assert [columns[0] for columns in table(path)] == ["second", "third"]
+
+
+def test_a_history_of_the_old_name_next_to_a_new_one_is_left_alone(
+    queue: Queue, path: Path, old: list[bytes]
+) -> None:
+    beside(path, "history").write_bytes(HEADER)
+    queue.enqueue("work", {}, job_id="third")
+    queue.process_jobs({"work": str})
+    assert names(path) == {"history", "attempts", "attempts.1"}
+    assert [beside(path, name).read_bytes() for name in ("attempts.1", "attempts")] == old
+    assert [columns[0] for columns in table(path)] == ["third"]
+
+
+@pytest.mark.parametrize("moved", ["before", "after", "in between"])
+def test_a_reader_that_is_overtaken_by_a_takeover_misses_nothing(
+    queue: Queue, path: Path, old: list[bytes], monkeypatch: pytest.MonkeyPatch, moved: str
+) -> None:
+    real = vars(history_file)["open_file"]
+    begun = False
+
+    def take_over() -> None:
+        nonlocal begun
+        if begun:
+            return
+        begun = True
+        if moved == "in between":  # of its two renames
+            beside(path, "attempts.1").rename(beside(path, "history.1"))
+        else:
+            history_file._take_over(str(beside(path, "history")))
+
+    def opens(place: str, flags: int) -> Any:
+        if place.endswith(".attempts") and moved == "before":
+            take_over()
+        file = real(place, flags)
+        if place.endswith(".attempts") and moved != "before":
+            take_over()
+        return file
+
+    monkeypatch.setattr(history_file, "open_file", opens)
+    found = [attempt.id for attempt in history_file.read(queue.path)]
+    assert begun
+    assert found == ["first", "second"]
+
+
+@pytest.mark.parametrize("suffix", ["attempts", "attempts.1"])
+def test_a_link_in_the_place_of_the_old_history_is_refused_untouched_and_the_pass_goes_on(
+    queue: Queue,
+    path: Path,
+    old: list[bytes],
+    tmp_path: Path,
+    suffix: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    beside(path, suffix).unlink()
+    beside(path, suffix).symlink_to(victim)
+    queue.enqueue("work", {})
+    with caplog.at_level(logging.ERROR):
+        assert queue.process_jobs({"work": str}) == NONE | {"completed": 1}
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert f"{path}.{suffix}" in message
+    assert victim.read_text() == "precious"
+    assert beside(path, suffix).is_symlink()
+    with pytest.raises(NotAQueue):
+        history(queue, "first")
 
 
 # --- full disks
@@ -831,7 +985,7 @@ def test_on_a_disk_that_fills_the_history_takes_no_room_from_the_outcomes(
         ran[number] += 1
         room_in_block = -beside(path, "journal").stat().st_size % 4096
         if number > 9 and room_in_block < 150 and not (small_disk / "filler").exists():
-            fill(small_disk)  # so that this very outcome takes the room that is kept for it
+            fill(small_disk)  # so that this very outcome takes the space that is reserved for it
         raise Fail("no" * 50) from ValueError("x" * 20_000)
 
     path = small_disk / "data/queue.tsv"
@@ -894,15 +1048,15 @@ def test_after_an_error_it_is_not_tried_again_for_a_minute(
     assert len(table(path)) == 1
 
 
-def test_nothing_is_written_while_the_room_on_the_disk_is_given_up(
-    queue: Queue, path: Path, log: HistoryWriter, room: Room
+def test_nothing_is_written_after_the_reserved_disk_space_was_freed(
+    queue: Queue, path: Path, log: HistoryWriter, space: Space
 ) -> None:
-    room.there = False
+    space.is_reserved = False
     for at in range(10):
         add(queue, log, NOW + at)
     log.flush()
     assert not beside(path, "history").exists()
-    room.there = True
+    space.is_reserved = True
     log.close()
     assert len(table(path)) == 10
 

@@ -22,8 +22,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from dbbasic_queue import JobDict, Queue
 
 SECONDS = float(os.environ.get("DBBASIC_QUEUE_SOAK_SECONDS", "12"))
@@ -224,9 +222,7 @@ class Driver:
         self.heard.close()
 
 
-def test_the_accounts_balance_after_kills_and_stops_at_random(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_accounts_balance_after_kills_and_stops_at_random(tmp_path: Path) -> None:
     (tmp_path / "locks").mkdir()
     (tmp_path / "started").write_text(str(time.time()))
     (tmp_path / "data").mkdir()
@@ -248,14 +244,12 @@ def test_the_accounts_balance_after_kills_and_stops_at_random(
     assert driver.did["kills"], "no process was killed: this run proves nothing"
     story = Story(tmp_path)
     story.must_balance(jobs)
-    with capsys.disabled():
-        print(
-            f"\n  {SECONDS:.0f} s: {driver.did['kills']} kills by the driver, {story.deaths} by "
-            f"jobs, {driver.did['stops']} stops, {driver.started} processes, {story.passes} "
-            f"passes; {len(jobs)} jobs, {sum(story.starts.values())} runs, "
-            f"{story.again} of them again after a kill; seed {SEED}",
-            end="",
-        )
+    print(
+        f"{SECONDS:.0f} s: {driver.did['kills']} kills by the driver, {story.deaths} by "
+        f"jobs, {driver.did['stops']} stops, {driver.started} processes, {story.passes} "
+        f"passes; {len(jobs)} jobs, {sum(story.starts.values())} runs, "
+        f"{story.again} of them again after a kill; seed {SEED}",
+    )
 
 
 def the_last(record: Record) -> Callable[[dict[str, Any]], None]:

@@ -1,1 +1,1 @@
-"""Which pass has which jobs."""
+"""Which pass runs which job: claims, due jobs, recovery, and the slots that show live passes."""

@@ -1,18 +1,17 @@
-r"""Who is alive: a pass holds the lock of its slot file as long as it lives, and lists its claims.
+r"""Slot files: each live pass holds the lock of one, and lists its claims there.
 
-The kernel is the heartbeat: however a process ends, its `flock` is gone. A job that is
-`processing` and stands in the list of no locked slot has lost its pass. A list is written whole,
-under the queue's lock, before the claims are recorded, in the order in which they will be started.
-It is not synced: after a power cut no lock is held, and what is left of it decides no more than
-whose attempt counts.
+The kernel is the heartbeat: however a process ends, its `flock` is released. A `processing` job
+that no locked slot lists has lost its pass. A list is written completely, under the queue's lock,
+before the claims are recorded, in the order in which they will be started. It isn't synced: after a
+power cut no lock is held, and what is left of the list only decides whose attempt counts.
 
-    pass <process id> <Unix seconds> <n> who holds the slot, for a person who looks; and how many
-                                         of the claims may have been started at once
-    <job id> <attempt>                   one line a claim
-    (empty lines)                        room on the disk that is given up when the disk is full
+    pass <process id> <Unix seconds> <n> the process that holds the slot; when it acquired it; how
+                                         many of the claims may have been started at once
+    <job id> <attempt>                   one line per claim
+    (empty lines)                        reserved disk space, freed when the disk is full
 
-Besides the room, a pass keeps some descriptors open that it gives up when an outcome needs one and
-the process has no other left. A slot file is reused, never deleted.
+A pass also keeps a few spare descriptors open. It closes them when an outcome needs one and the
+process has no other left. A slot file is reused, never deleted.
 """
 
 from __future__ import annotations
@@ -22,124 +21,121 @@ import os
 import time
 
 from dbbasic_queue.errors import QueueBusy, StoreError, store_error
-from dbbasic_queue.store.disk.files import OpenFile, open_file, open_or_create
+from dbbasic_queue.store.disk.files import open_file, open_or_create
 from dbbasic_queue.store.disk.lock import try_lock, unlock
+from dbbasic_queue.store.disk.openfile import OpenFile
 from dbbasic_queue.store.disk.sync import write_all
 
 SLOTS = 64
-_ROOM = 8192
-_ROOM_A_CLAIM = 160
+_RESERVED_BYTES = 8192
+_RESERVED_BYTES_PER_CLAIM = 160
 _SPARE_DESCRIPTORS = 3
 """To record an outcome, a pass may have to open the queue file and the journal, and to sync the
 directory."""
-
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-def _path(queue: str, number: int) -> str:
-    return f"{queue}.pass.{number}"
+_LONGEST_HEAD_BYTES = 200
 
 
 class Slot:
-    """The slot of a pass that is alive: this one."""
+    """The slot of this pass."""
 
     def __init__(self, file: OpenFile, parallel: int) -> None:
         self.file = file
         self._head = f"pass\t{os.getpid()}\t{int(time.time())}\t{parallel}\n"
-        self._listed = 0
+        self._listed_bytes = 0
         self._size = os.fstat(file.fd).st_size  # all of it is written over
         self.claims = 0
         self._spare: list[OpenFile] = []
 
     def write(self, claims: list[tuple[str, int]]) -> None:
-        """List the claims of a batch, and keep the room and descriptors that their outcomes need.
+        """List claims, (job id, attempt), and reserve the space and descriptors for their outcomes.
 
-        Raises StoreError if there are none: before a handler has run.
+        Raises StoreError if there is no space or no descriptor: before a handler has run.
         """
         content = (self._head + "".join(f"{i}\t{n}\n" for i, n in claims)).encode()
-        size = max(self._size, len(content) + _ROOM + _ROOM_A_CLAIM * len(claims))
-        self.require()
+        reserved = _RESERVED_BYTES + _RESERVED_BYTES_PER_CLAIM * len(claims)
+        size = max(self._size, len(content) + reserved)
+        self.require_lock()
         if claims:
-            self._keep_spare()
+            self._open_spare_descriptors()
         try:
-            # Written over, not cut first: on a full disk the blocks would be gone, and with them
-            # the list that says whose the job in hand is.
+            # Written over, not cut first: on a full disk the blocks would be lost, and with them
+            # the list that says whose the running job is.
             os.lseek(self.file.fd, 0, os.SEEK_SET)
             write_all(self.file.fd, content.ljust(size, b"\n"))
         except OSError as e:
             raise store_error(e, self.file.path, "no further job was started") from e
         self._size = size
-        self._listed = len(content)
+        self._listed_bytes = len(content)
         self.claims = len(claims)
 
-    def check_at_path(self) -> None:
-        """Raise StoreError if the file was moved or removed: others then take this pass for dead.
+    def require_path(self) -> None:
+        """Raise StoreError if the file was moved or removed: to other passes, this one is dead.
 
-        Under the queue's lock, and before each claim: they would run the same jobs.
+        Call it under the queue's lock, before each claim. Otherwise they would run the same jobs.
         """
         if not self.file.is_at_path():
             raise StoreError(
                 errno.ENOENT,
-                "the slot file of this pass was moved or removed, so others take it for dead: it "
-                "starts no more jobs (leave the queue's files in place, and start a new pass)",
+                "the slot file of this pass was moved or removed, so other passes consider it "
+                "dead: it starts no more jobs (leave the queue's files in place, and start a new "
+                "pass)",
                 self.file.path,
             )
 
-    def require(self) -> None:
-        """Raise StoreError if the program has closed the slot's file: the lock is gone with it.
+    def require_lock(self) -> None:
+        """Raise StoreError if the program has closed the slot's file, which released the lock.
 
-        Other passes take the jobs in its list for lost, and run them: this pass must not.
+        Other passes then recover the jobs in its list and run them: this pass must not.
         """
         self.file.require("no further job is started")
 
-    def _keep_spare(self) -> None:
+    def _open_spare_descriptors(self) -> None:
         self._spare = [file for file in self._spare if file.is_ours()]
         while len(self._spare) < _SPARE_DESCRIPTORS:
             file = open_file(self.file.path, os.O_RDONLY)
             if file is None:
-                self.check_at_path()
+                self.require_path()
             else:
                 self._spare.append(file)
 
-    def give_up_spare(self) -> bool:
-        """Close the descriptors that were kept; return whether there were any."""
+    def close_spare_descriptors(self) -> bool:
+        """Close the spare descriptors; return whether there were any."""
         found = bool(self._spare)
         self._spare = []
         return found
 
-    def has_room(self) -> bool:
-        """Tell whether the room on the disk is there: it has not been given up."""
-        return self._size > self._listed
+    def has_reserved_space(self) -> bool:
+        """Return whether disk space is still reserved for outcomes."""
+        return self._size > self._listed_bytes
 
-    def give_up_room(self) -> None:
-        """Free the room on the disk: an outcome has found it full."""
-        self.require()
-        os.ftruncate(self.file.fd, self._listed)
-        self._size = self._listed
+    def free_reserved_space(self) -> None:
+        """Free the reserved disk space: there was none left for an outcome."""
+        self.require_lock()
+        os.ftruncate(self.file.fd, self._listed_bytes)
+        self._size = self._listed_bytes
 
     def release(self, *, clear: bool) -> None:
-        """End the pass: close the file, which frees its lock.
+        """End the pass: close the file, which releases its lock.
 
-        The list is emptied, or left for the pass that recovers what is still open in it.
+        With `clear`, the list is emptied. Otherwise it is left for the pass that recovers the jobs
+        that are still open in it.
         """
         try:
             if clear and self.file.is_ours():
                 os.ftruncate(self.file.fd, 0)
         except OSError:
-            pass  # a claim that is not open any more means nothing
+            pass  # a listed claim that isn't open any more means nothing
         finally:
             self._spare = []
             unlock(self.file)
             self.file.close()
 
 
-def take(queue: str, parallel: int = 1) -> Slot:
-    """Lock a free slot; its list still is what a dead pass may have left. Under the queue's lock.
+def acquire(queue: str, parallel: int = 1) -> Slot:
+    """Lock a free slot, under the queue's lock; it may still hold the list of a dead pass.
 
-    Raises QueueBusy if all are held: a job that hangs must not make cron pile up processes.
+    `parallel` is how many of its claims the pass may start at once. Raises QueueBusy if all slots
+    are held: a job that hangs must not make cron pile up processes.
     """
     for number in range(1, SLOTS + 1):
         file = open_or_create(_path(queue, number), os.O_RDWR, to_lock=True)
@@ -147,67 +143,24 @@ def take(queue: str, parallel: int = 1) -> Slot:
             return Slot(file, parallel)
     raise QueueBusy(
         errno.EAGAIN,
-        f"all {SLOTS} passes that may overlap are running: nothing was done "
-        f"(head -1 {queue}.pass.* shows their processes; jobs that hang?)",
+        f"all {SLOTS} passes that may run at once are running: nothing was done "
+        f"(head -1 {queue}.pass.* shows their processes; do jobs hang?)",
         queue,
     )
 
 
-class Survey:
-    """What the slots' lists say. Under the queue's lock, so that every list is whole.
-
-    `alive` are the claims of the other live passes. `started` and `not_started` are those of the
-    dead ones: of their first `parallel` claims, any may have been started.
-    """
-
-    def __init__(self, queue: str, own: Slot, is_open: Callable[[str, int], bool]) -> None:
-        self.alive: set[tuple[str, int]] = set()
-        self.started: set[tuple[str, int]] = set()
-        self.not_started: set[tuple[str, int]] = set()
-        self._left: list[OpenFile] = []
-        self._note_dead(*_read(own.file), is_open)
-        try:
-            for number in range(1, SLOTS + 1):
-                file = open_file(_path(queue, number), os.O_RDWR, to_lock=True)
-                if file is not None and file.identity != own.file.identity:
-                    self._look_at(file, is_open)
-        except BaseException:
-            self.release()
-            raise
-
-    def _look_at(self, file: OpenFile, is_open: Callable[[str, int], bool]) -> None:
-        if not try_lock(file.fd):
-            self.alive.update(_read(file)[0])
-            return
-        self._left.append(file)  # locked until it is cleared
-        claims, parallel = _read(file)
-        if claims:
-            self._note_dead(claims, parallel, is_open)
-        else:
-            self._left.pop()
-            unlock(file)
-
-    def _note_dead(
-        self, claims: list[tuple[str, int]], parallel: int, is_open: Callable[[str, int], bool]
-    ) -> None:
-        still = [claim for claim in claims if is_open(*claim)]
-        self.started.update(still[:parallel])
-        self.not_started.update(still[parallel:])
-
-    def clear(self) -> None:
-        """Empty the lists of dead passes: their jobs have been recovered, and are on the disk."""
-        for file in self._left:
-            os.ftruncate(file.fd, 0)
-
-    def release(self) -> None:
-        """Free the slots of dead passes, whether their jobs have been recovered or not."""
-        while self._left:
-            unlock(self._left.pop())
+def open_slot(queue: str, number: int, flags: int) -> OpenFile | None:
+    """Open the slot file of this number, or return None if there is none."""
+    return open_file(_path(queue, number), flags, to_lock=True)
 
 
-def _read(file: OpenFile) -> tuple[list[tuple[str, int]], int]:
+def _path(queue: str, number: int) -> str:
+    return f"{queue}.pass.{number}"
+
+
+def read_claims(file: OpenFile) -> tuple[list[tuple[str, int]], int]:
     """Return the claims that a slot lists, and how many of them may have been started at once."""
-    content = os.pread(file.fd, os.fstat(file.fd).st_size, 0).rstrip(b"\n")  # without the room
+    content = os.pread(file.fd, os.fstat(file.fd).st_size, 0).rstrip(b"\n")  # the reserved space
     head, *lines = content.decode("utf-8", "replace").split("\n")
     claims = []
     for line in lines:
@@ -219,27 +172,30 @@ def _read(file: OpenFile) -> tuple[list[tuple[str, int]], int]:
 
 
 class LivePass:
-    """A pass that is alive, as its slot tells.
+    """A live pass, as its slot shows it.
 
-    `pid` is its process, `started_at` when it took the slot, `listed_at` when it last claimed, in
-    Unix seconds; `parallel` as in the slot. `claims` are (id, attempt) of what it has in hand,
-    and perhaps of what it has just done.
+    `pid`        its process
+    `started_at` when it acquired the slot, in Unix seconds
+    `listed_at`  when it last claimed, in Unix seconds
+    `parallel`   how many of its claims may have been started at once
+    `claims`     (job id, attempt) of the jobs that it has claimed, and perhaps just finished
     """
 
     def __init__(self, file: OpenFile) -> None:
-        claims, self.parallel = _read(file)
+        claims, self.parallel = read_claims(file)
         self.claims = frozenset(claims)
         self.listed_at = os.fstat(file.fd).st_mtime
-        head = os.pread(file.fd, 200, 0).decode("utf-8", "replace").split("\n")[0].split("\t")
-        numbers = [int(text) for text in head[1:3] if text.isdecimal()]
+        head = os.pread(file.fd, _LONGEST_HEAD_BYTES, 0).decode("utf-8", "replace")
+        columns = head.split("\n")[0].split("\t")
+        numbers = [int(text) for text in columns[1:3] if text.isdecimal()]
         self.pid, self.started_at = numbers if len(numbers) == 2 else (0, 0)
 
 
 def live_passes(queue: str) -> list[LivePass]:
-    """Return the passes that are alive. Under the queue's lock, so that every list is whole."""
+    """Return the live passes. Call it under the queue's lock, so that every list is complete."""
     found = []
     for number in range(1, SLOTS + 1):
-        file = open_file(_path(queue, number), os.O_RDONLY, to_lock=True)
+        file = open_slot(queue, number, os.O_RDONLY)
         if file is None:
             continue
         if try_lock(file.fd):

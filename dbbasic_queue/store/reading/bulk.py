@@ -1,8 +1,8 @@
-"""What an index needs of many rows at once, by builtins that loop in C.
+"""Reads many rows at once, by built-in functions that loop in C.
 
-A piece of the file is split at every tab and line end together. Whether each of its lines has nine
-columns that are plain is then asked of whole columns; where one is not, the piece is halved, until
-what is left is a few lines, which are read one by one.
+A piece of the file is split at all tabs and line ends together, and each check is made for a whole
+column. If a line isn't a plain row, the piece is halved, until a few lines are left, which are
+parsed one by one.
 """
 
 from __future__ import annotations
@@ -15,20 +15,26 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     Columns = tuple[list[bytes], list[bytes], list[int], list[bytes], int]
-    """ids, statuses, `run_at` and attempts of rows that are all jobs, but for ids met twice; and
-    the latest `created_at`"""
+    """The ids, statuses, `run_at` and attempts of rows that are all jobs, except that an id may
+    occur twice; and the latest `created_at`."""
 
 PENDING = b"pending"
 PROCESSING = b"processing"
 _STATUSES = frozenset((PENDING, PROCESSING, b"completed", b"failed", b"cancelled"))
 _IN_AN_ID = IN_AN_ID.encode()
-_FEW = 1 << 10
-_LARGE = 1 << 20
+_HALVED_BYTES = 1 << 10
+"""Shorter pieces aren't halved."""
+_LONG_BYTES = 1 << 20
 
 
 def scan(content: bytes) -> Iterator[tuple[bytes, Columns | None]]:
-    """Yield whole lines, piece by piece: with their columns where all of them are plain rows."""
-    if len(content) > _FEW:
+    r"""Yield complete lines in pieces: with their columns if all lines are plain rows, or None.
+
+    >>> rows = b"a\tgreet\t{}\tpending\t5\t7\t0\t\t\n" * 40
+    >>> [(len(piece), columns[2][:3], columns[4]) for piece, columns in scan(rows)]
+    [(1080, [7, 7, 7], 5)]
+    """
+    if len(content) > _HALVED_BYTES:
         columns = _plain_columns(content)
         if columns is not None:
             yield content, columns
@@ -44,10 +50,10 @@ def scan(content: bytes) -> Iterator[tuple[bytes, Columns | None]]:
 
 
 def _plain_columns(content: bytes) -> Columns | None:
-    """Return the columns of lines that `parse_row` would read all the same; else None."""
+    """Return the columns if every line is a row in which `parse_row` changes nothing; or None."""
     count = content.count(b"\n")
-    if len(content) > _LARGE and content.count(b"\t") != 8 * count:
-        return None  # a huge line that is nothing but tabs would become a huge list
+    if len(content) > _LONG_BYTES and content.count(b"\t") != 8 * count:
+        return None  # a huge line of nothing but tabs would become a huge list
     columns = content.replace(b"\n", b"\n\t").split(b"\t")
     if len(columns) != 9 * count + 1:
         return None

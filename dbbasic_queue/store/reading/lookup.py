@@ -1,4 +1,4 @@
-"""One job by its id, from the bytes of the files: no index is made for one look."""
+"""Finds one job by its id in the files' bytes: one look-up isn't worth an index."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import os
 
 from dbbasic_queue.model.records import decode_record, decode_state
 from dbbasic_queue.model.rows import Row, has_json, parse_row
-from dbbasic_queue.store.disk.files import OpenFile, open_file, unstable_inodes
-from dbbasic_queue.store.reading.tail import (
-    Rewritten,
-    Tail,
-    require_header,
-    require_partial_header,
-)
+from dbbasic_queue.store.disk.files import open_file, unstable_inodes
+from dbbasic_queue.store.disk.openfile import OpenFile
+from dbbasic_queue.store.reading.header import require_header, require_partial_header
+from dbbasic_queue.store.reading.tail import Rewritten, Tail
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +19,7 @@ _TRIES = 100
 
 
 def search(path: str, job_id: bytes) -> Row | None:
-    """Return the job with this id as it stands in the queue at `path`, or None."""
+    """Return the job with this id in the queue at `path`, in its present state, or None."""
     for _ in range(_TRIES):
         file = open_file(path, os.O_RDONLY)
         if file is None:
@@ -32,7 +29,7 @@ def search(path: str, job_id: bytes) -> Row | None:
             row = _first_row(file, job_id)
         except Rewritten:
             continue
-        if file.is_at_path():  # so the journal was not cut meanwhile
+        if file.is_at_path():  # so the journal was not cut in the meantime
             break
     else:
         raise unstable_inodes(path)
@@ -42,6 +39,7 @@ def search(path: str, job_id: bytes) -> Row | None:
 
 
 def _last_record(path: str, job_id: bytes) -> bytes | None:
+    """Return the last state that the journal has for the job."""
     state = None
     for content in Tail(open_file(path, os.O_RDONLY)).new():
         if job_id in content:
@@ -52,12 +50,13 @@ def _last_record(path: str, job_id: bytes) -> bytes | None:
 
 
 def _first_row(file: OpenFile, job_id: bytes) -> Row | None:
+    """Return the first row with the id; its payload may not be JSON."""
     rows = Tail(file)
     for content in rows.new():
         if rows.end == len(content):
             require_header(content[: content.index(b"\n")], file.path)
-        for begin in _lines_with(job_id, content):
-            row = parse_row(content[begin : content.index(b"\n", begin)])
+        for start in _lines_with(job_id, content):
+            row = parse_row(content[start : content.index(b"\n", start)])
             if row is not None:
                 return row
     if not rows.end:
@@ -66,7 +65,11 @@ def _first_row(file: OpenFile, job_id: bytes) -> Row | None:
 
 
 def _lines_with(job_id: bytes, content: bytes) -> Iterator[int]:
-    """Yield where the lines begin that begin with this id."""
+    r"""Yield the start of each line that begins with the id.
+
+    >>> list(_lines_with(b"b", b"a\tx\nb\ty\nbb\tz\n"))
+    [4]
+    """
     if content.startswith(job_id + b"\t"):
         yield 0
     head = b"\n" + job_id + b"\t"

@@ -1,4 +1,4 @@
-"""Where each row lies in the file: little to keep, and little to mend when rows change."""
+"""Where each row lies in the file: little memory, and quick to update when rows get longer."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ from bisect import bisect_left, bisect_right
 from itertools import accumulate
 from operator import add
 
-from dbbasic_queue.model.rows import LONGEST_ROW
+from dbbasic_queue.model.rows import LONGEST_ROW_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_BLOCK = 16
-_SHORTEST = 32
-"""Bytes that hardly a row is shorter than."""
+_BLOCK_ROWS = 16
+_SHORT_ROW_BYTES = 32
+"""Most rows are longer."""
 
 
 class Offsets:
-    """The length of each row, without its end, and where every 16th row begins."""
+    r"""The length of each row, without its end, and where every 16th row begins.
+
+    >>> offsets = Offsets(56)
+    >>> offsets.extend([10, 20])
+    >>> offsets.extent(1), offsets.start(2)
+    ((67, 20), 88)
+    """
 
     __slots__ = ("_lengths", "_starts")
 
@@ -31,39 +37,41 @@ class Offsets:
     def extend(self, lengths: Iterable[int]) -> None:
         """Add the rows that follow, by their lengths in bytes without their ends."""
         self._lengths.extend(lengths)
-        end = len(self._starts) * _BLOCK
+        end = len(self._starts) * _BLOCK_ROWS
         while end <= len(self._lengths):
-            size = sum(self._lengths[end - _BLOCK : end]) + _BLOCK
+            size = sum(self._lengths[end - _BLOCK_ROWS : end]) + _BLOCK_ROWS
             self._starts.append(self._starts[-1] + size)
-            end += _BLOCK
+            end += _BLOCK_ROWS
 
     def start(self, number: int) -> int:
-        """Return where a row begins; for the number that comes next, where that will."""
-        first = number // _BLOCK * _BLOCK
-        return self._starts[number // _BLOCK] + sum(self._lengths[first:number]) + number - first
+        """Return where a row begins; for the next number, where the next row will begin."""
+        first = number // _BLOCK_ROWS * _BLOCK_ROWS
+        before = self._lengths[first:number]
+        return self._starts[number // _BLOCK_ROWS] + sum(before) + number - first
 
     def extent(self, number: int) -> tuple[int, int]:
         """Return where a row begins, and its length without its end."""
-        first = number // _BLOCK * _BLOCK
+        first = number // _BLOCK_ROWS * _BLOCK_ROWS
         before = self._lengths[first:number]
-        return self._starts[number // _BLOCK] + sum(before) + number - first, self._lengths[number]
+        start = self._starts[number // _BLOCK_ROWS] + sum(before) + number - first
+        return start, self._lengths[number]
 
     def length(self, number: int) -> int:
         """Return the length of a row, without its end."""
         return self._lengths[number]
 
     def lengths(self, number: int, size: int) -> list[int]:
-        """Return the lengths, without their ends, of this row and of those behind it.
+        """Return the lengths, without their ends, of this row and of rows after it.
 
-        So many that they have about `size` bytes; one at least.
+        They have about `size` bytes together. Returns at least one length.
         """
         if not size:
             return [self._lengths[number]]
-        lengths = self._lengths[number : number + max(size // _SHORTEST, 1)].tolist()
+        lengths = self._lengths[number : number + max(size // _SHORT_ROW_BYTES, 1)].tolist()
         return lengths[: bisect_right(list(accumulate(lengths)), size) or 1]
 
     def pieces(self, size: int) -> Iterator[tuple[range, int, int]]:
-        """Yield all rows in pieces of about so many bytes: their numbers, where they lie.
+        """Yield all rows in pieces of about `size` bytes: their numbers, start and end.
 
         A line that is too long for a row is a piece of its own.
         """
@@ -71,9 +79,9 @@ class Offsets:
         while first < len(self._lengths):
             start = self.start(first)
             block = bisect_right(self._starts, start + size) - 1
-            after = min(max(block, first // _BLOCK + 1) * _BLOCK, len(self._lengths))
+            after = min(max(block, first // _BLOCK_ROWS + 1) * _BLOCK_ROWS, len(self._lengths))
             end = self.start(after)
-            if end - start > LONGEST_ROW + 1:
+            if end - start > LONGEST_ROW_BYTES + 1:
                 for number in range(first, after):
                     yield range(number, number + 1), self.start(number), self.start(number + 1)
             else:
@@ -81,15 +89,19 @@ class Offsets:
             first = after
 
     def moved(self, start: int, numbers: list[int], lengths: list[int]) -> None:
-        """Take note that these rows have other lengths now, and where the first row begins."""
+        """Give these rows other lengths; the first row of all begins at `start` now."""
         shifts = [0] * (len(self._starts) + 1)
         shifts[0] = start - self._starts[0]
         for number, length in zip(numbers, lengths, strict=True):
-            shifts[number // _BLOCK + 1] += length - self._lengths[number]
+            shifts[number // _BLOCK_ROWS + 1] += length - self._lengths[number]
             self._lengths[number] = length
         self._starts = array("q", map(add, self._starts, accumulate(shifts)))
 
 
 def within(rows: range, numbers: list[int]) -> list[int]:
-    """Return which of the numbers, in order, are among those rows."""
+    """Return those of the ascending numbers that are among the rows.
+
+    >>> within(range(3, 6), [1, 3, 5, 8])
+    [3, 5]
+    """
     return numbers[bisect_left(numbers, rows.start) : bisect_left(numbers, rows.stop)]

@@ -1,48 +1,105 @@
-"""A file that was put into the place of another, compared with it: most rows are the same."""
+"""What is different in the file that a fold of another process has moved into place.
+
+Most rows are the same: both files are read and compared piece by piece, and only rows that differ
+are parsed. The old file is still open, so it can be compared.
+"""
 
 from __future__ import annotations
 
 import os
 
-from dbbasic_queue.model.rows import HEADER, LONGEST_ROW
-from dbbasic_queue.store.disk.files import OpenFile
+from dbbasic_queue.model.records import with_state
+from dbbasic_queue.model.rows import HEADER, LONGEST_ROW_BYTES, parse_row
+from dbbasic_queue.store.disk.openfile import OpenFile
+from dbbasic_queue.store.reading.index import Index
 from dbbasic_queue.store.reading.offsets import Offsets, within
 from dbbasic_queue.store.reading.tail import Rewritten, Tail
 
-_PIECE = 1 << 16
-_LARGE_PIECE = 1 << 20
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from dbbasic_queue.model.states import State
+
+_READ_BYTES = 1 << 16
+_LONG_LINE_READ_BYTES = 1 << 20
 
 
-def changed_rows(
-    known: Tail, new: OpenFile, places: Offsets, touched: list[int]
-) -> tuple[int, list[tuple[int, bytes, bytes]]]:
-    """Return where the rows that are known end in the new file, and which of them differ there.
+class Changes:
+    """What has to be changed to go on with the new file.
 
-    These are (number, old line, new line), in order; `touched` rows, by their numbers in order, are
-    among them.
-    Raises Rewritten where the new file has not so many lines, or the old one is not as it was.
+    `end`      where the last known row ends in it
+    `lengths`  number -> new length in bytes without the line end, for each row that may differ
+    `states`   number -> new state, for each row whose state may not be the known one
     """
-    old = known.file
+
+    __slots__ = ("end", "lengths", "states")
+
+    def __init__(self, end: int, lengths: dict[int, int], states: dict[int, State]) -> None:
+        self.end = end
+        self.lengths = lengths
+        self.states = states
+
+
+def compare(known: Index, offsets: Offsets, rows: Tail, new: OpenFile) -> Changes:
+    """Return what is different in the new file, for all rows that are known.
+
+    `offsets` has where they are in the old file, which `rows` has read. Raises Rewritten unless the
+    new file has the same jobs in the same order, and the old one is as it was read.
+    """
+    # A row with a record is looked at even if both files have the same line: the record may have
+    # been taken back before the fold.
+    touched = sorted(n for n in map(known.index.get, known.records) if n is not None)
+    end, differing = _differing_lines(offsets, rows, new, touched)
+    states: dict[int, State] = {}
+    for number, was, line in differing:
+        job_id = line[: line.find(b"\t")]
+        if known.index.get(job_id) != number:
+            raise Rewritten
+        record = known.records.get(job_id)
+        if record is not None and _is_with_state(line, was, record):
+            continue
+        row = parse_row(line)
+        if row is None:
+            raise Rewritten
+        states[number] = row.state
+    return Changes(end, {number: len(line) for number, _, line in differing}, states)
+
+
+def _is_with_state(line: bytes, was: bytes, record: bytes) -> bool:
+    """Return whether a line is what it was, with the state that its record has."""
+    try:
+        return line == with_state(was, record)
+    except ValueError:  # the old file was overwritten in place
+        raise Rewritten from None
+
+
+def _differing_lines(
+    offsets: Offsets, rows: Tail, new: OpenFile, touched: list[int]
+) -> tuple[int, list[tuple[int, bytes, bytes]]]:
+    """Return where the known rows end in the new file, and which of them differ or are `touched`.
+
+    Each of these is (number, old line, new line), in the order of the numbers.
+    """
+    old = rows.file
     at = len(HEADER)
-    if old is None or old.identity == new.identity or not known.is_as_read():
+    if old is None or old.identity == new.identity or not rows.is_as_read():
         raise Rewritten
     if os.pread(new.fd, at, 0) != HEADER:
         raise Rewritten
     found: list[tuple[int, bytes, bytes]] = []
-    for rows, start, end in places.pieces(_PIECE):
-        if end - start > LONGEST_ROW + 1:  # no row
+    for numbers, start, end in offsets.pieces(_READ_BYTES):
+        if end - start > LONGEST_ROW_BYTES + 1:  # one line that is too long for a row
             _require_same(old, start, new, at, end - start)
             at += end - start
             continue
         before = os.pread(old.fd, end - start, start)
         after = os.pread(new.fd, end - start, at)
-        touched_here = within(rows, touched)
+        touched_here = within(numbers, touched)
         if before == after and not touched_here:
             at += len(after)
             continue
-        lines = _lines(new, at, after, len(rows))
+        lines = _read_lines(new, at, after, len(numbers))
         at += sum(map(len, lines)) + len(lines)
-        for number, was, line in zip(rows, before.split(b"\n"), lines, strict=False):
+        for number, was, line in zip(numbers, before.split(b"\n"), lines, strict=False):
             if line != was or number in touched_here:
                 found.append((number, was, line))
     return at, found
@@ -50,17 +107,17 @@ def changed_rows(
 
 def _require_same(old: OpenFile, old_at: int, new: OpenFile, new_at: int, size: int) -> None:
     """Raise Rewritten unless this many bytes are the same in both files."""
-    for done in range(0, size, _LARGE_PIECE):
-        count = min(_LARGE_PIECE, size - done)
+    for done in range(0, size, _LONG_LINE_READ_BYTES):
+        count = min(_LONG_LINE_READ_BYTES, size - done)
         before = os.pread(old.fd, count, old_at + done)
         if len(before) < count or os.pread(new.fd, count, new_at + done) != before:
             raise Rewritten
 
 
-def _lines(file: OpenFile, at: int, content: bytes, count: int) -> list[bytes]:
-    """Return so many lines, without their ends; `content` is what was read of them."""
+def _read_lines(file: OpenFile, at: int, content: bytes, count: int) -> list[bytes]:
+    """Return `count` lines without their ends; `content` is what was read of them so far."""
     while content.count(b"\n") < count:
-        more = os.pread(file.fd, _PIECE, at + len(content))
+        more = os.pread(file.fd, _READ_BYTES, at + len(content))
         if not more:
             raise Rewritten
         content += more

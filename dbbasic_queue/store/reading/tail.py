@@ -1,75 +1,82 @@
-"""A file to which lines are appended, read on from where the last reading ended."""
+"""Reads the lines that were appended to a file since the last reading."""
 
 from __future__ import annotations
 
 import errno
 import os
 
-from dbbasic_queue.errors import NotAQueue, QueueDamaged, store_error
-from dbbasic_queue.model.rows import HEADER, LONGEST_ROW, is_header, parse_row
-from dbbasic_queue.store.disk.files import OpenFile
+from dbbasic_queue.errors import store_error
+from dbbasic_queue.model.rows import LONGEST_ROW_BYTES
+from dbbasic_queue.store.disk.openfile import OpenFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_LITTLE = 1 << 16
-_MUCH = 1 << 18
-_ANCHOR = 64
-_LONGEST_ANCHOR = 1 << 10
+_FIRST_READ_BYTES = 1 << 16
+_READ_BYTES = 1 << 18
+_ANCHOR_BYTES = 64
+_MAX_ANCHOR_BYTES = 1 << 10
 
 
 class Rewritten(Exception):
-    """Raised inside the store if a file is no longer the one that was read."""
+    """Raised inside the store if a file doesn't have what was read from it any more."""
 
 
 class Tail:
-    """Reads the complete lines that are appended to a file.
+    """How far a file was read, and its last bytes: they are compared at each reading.
 
-    The last bytes read are compared at each reading: a file that was cut, or edited in place,
-    is noticed, whatever its size is by then.
+    So it is noticed if the file was cut or edited in place, whatever size it has by then.
 
-    A line that is too long for a row is passed over in pieces, and never held in memory. A last
-    line without an end is looked through once, however long it is and however often it is met.
+    A line that is too long for a row is skipped in pieces, and never held in memory. A last line
+    without an end is searched for it only once, however long it is and however often it is read.
+
+    `end`     where the last complete line ends
+    `anchor`  the bytes before `end`: the last line, but 64 to 1,024 bytes of it
+    `torn`    whether the file had a last line without an end at the last reading
+
+    Private: `_head` is the beginning of a line longer than that, and lies at `_head_at`. No line
+    end was found from `end` to `_looked_to`, and the bytes before that are `_looked_at`.
     """
 
     __slots__ = ("_head", "_head_at", "_looked_at", "_looked_to", "anchor", "end", "file", "torn")
 
     def __init__(self, file: OpenFile | None, end: int = 0, last: int = 0) -> None:
-        """`end` is where the reading begins, after a complete line that is `last` bytes long."""
+        """Start at `end`, after a complete line of `last` bytes."""
         self.file = file
         self.end = end
         self.anchor = self._head = self._looked_at = b""
         self._head_at = self._looked_to = 0
         self.torn = False
-        """whether the file had a last line without an end when it was read last"""
         if file is not None and end:
             self._start_after(end, last)
 
     def copy(self) -> Tail:
-        """Return a follower of the same file that goes on from the same place."""
+        """Return another reader of the same file that goes on from the same place."""
         other = Tail(self.file)
         other.go_on_from(self)
         return other
 
     def go_on_from(self, other: Tail) -> None:
-        """Go on from where another follower of the same file is."""
+        """Go on from where another reader of the same file is."""
         self.end, self.anchor = other.end, other.anchor
         self._head, self._head_at = other._head, other._head_at
 
     def new(self, too_long: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
         """Yield the complete lines that are new, about 256 KiB of them at a time.
 
-        `too_long` is called with the length of a line that cannot be a row, when it is its turn.
+        In its place among them, each line that is too long for a row is passed to `too_long` as its
+        length. Raises Rewritten if what was read before is no longer there; StoreError if the
+        system refuses the read.
         """
         if self.file is None:
             return
         if self._head and not self._begins_as_read():
             raise Rewritten
-        size = _LITTLE
+        size = _FIRST_READ_BYTES
         while True:
             start = self.end - len(self.anchor)
-            try:  # as `_pread`, without the cost of its call at each look-up
+            try:  # like `_pread`, without the cost of a call per look-up
                 content = os.pread(self.file.fd, size, start)
             except OSError as e:
                 raise store_error(e, self.file.path, "nothing was changed") from e
@@ -83,21 +90,21 @@ class Tail:
                 yield new
                 if len(content) < size:
                     return
-                size = _MUCH
+                size = _READ_BYTES
             elif len(content) < size:
                 self.torn = cut < len(content)
                 return
-            elif size < _MUCH:
-                size = _MUCH
+            elif size < _READ_BYTES:
+                size = _READ_BYTES
             else:
                 length = self._length_of_line()
                 if length < 0:
                     self.torn = True
                     return
                 size = len(self.anchor) + length + 1
-                if length > LONGEST_ROW:
+                if length > LONGEST_ROW_BYTES:
                     self._start_after(self.end + length + 1, length)
-                    size = _MUCH
+                    size = _READ_BYTES
                     too_long(length)
 
     def _pread(self, size: int, at: int) -> bytes:
@@ -108,60 +115,60 @@ class Tail:
             raise store_error(e, self.file.path, "nothing was changed") from e
 
     def _length_of_line(self) -> int:
-        """Return how long the line is that comes next, or -1 if it has no end yet.
+        """Return the length of the next line, or -1 if it has no end yet.
 
-        Only what was added since the last time is read, if that is what follows what was looked at.
+        Reads only what was added since the last time, if the bytes before that are still there.
         """
         at, seen = self._looked_to, self._looked_at
         if at <= self.end or self._pread(len(seen), at - len(seen)) != seen:
             at = self.end
-        while chunk := self._pread(_MUCH, at):
+        while chunk := self._pread(_READ_BYTES, at):
             found = chunk.find(b"\n")
             if found >= 0:
                 return at + found - self.end
             at += len(chunk)
-            self._looked_to, self._looked_at = at, chunk[-_ANCHOR:]
+            self._looked_to, self._looked_at = at, chunk[-_ANCHOR_BYTES:]
         return -1
 
     def _start_after(self, end: int, last: int) -> None:
         """Go on at `end`, after a line of `last` bytes."""
-        start = max(end - _LONGEST_ANCHOR, 0)
+        start = max(end - _MAX_ANCHOR_BYTES, 0)
         self._remember(self._pread(end - start, start), end)
-        if last >= _LONGEST_ANCHOR:
+        if last >= _MAX_ANCHOR_BYTES:
             self._head_at = end - last - 1
-            self._head = self._pread(_ANCHOR, self._head_at)
+            self._head = self._pread(_ANCHOR_BYTES, self._head_at)
 
     def _remember(self, content: bytes, end: int) -> None:
-        """Keep the last line of `content`, which ends at `end`, to be compared; at least 64 bytes.
+        """Keep the last line of `content`, which ends at `end`: at least 64 bytes.
 
-        A row that was taken back, and the one that its caller enqueued instead, may end alike. Of a
-        very long line the beginning, where the id stands, and the end are kept.
+        A row that was taken back, and the one that its caller enqueued instead, may end with the
+        same bytes. For a very long line the beginning, with the id, and the end are kept.
         """
         size = len(content)
         start = content.rfind(b"\n", 0, size - 1) + 1
         self.end = end
-        self.anchor = content[max(min(start, size - _ANCHOR), size - _LONGEST_ANCHOR, 0) :]
+        self.anchor = content[max(min(start, size - _ANCHOR_BYTES), size - _MAX_ANCHOR_BYTES, 0) :]
         self._head = b""
-        if size - start > _LONGEST_ANCHOR:
-            self._head, self._head_at = content[start : start + _ANCHOR], end - size + start
+        if size - start > _MAX_ANCHOR_BYTES:
+            self._head, self._head_at = content[start : start + _ANCHOR_BYTES], end - size + start
 
     def _begins_as_read(self) -> bool:
         return self._pread(len(self._head), self._head_at) == self._head
 
     def is_current(self) -> bool:
-        """Tell, by one read, that nothing was added or cut; False where it cannot tell."""
+        """Return True if nothing was added or cut, by one read; False if that is unknown."""
         anchor = self.anchor
         if self.file is None or not anchor:
             return False
         try:
             return os.pread(self.file.fd, len(anchor) + 1, self.end - len(anchor)) == anchor
         except OSError as e:
-            if e.errno != errno.EBADF:  # the program has closed it
+            if e.errno != errno.EBADF:  # the program has closed the descriptor
                 raise
             return False
 
     def is_as_read(self) -> bool:
-        """Tell whether what was read last still stands where it stood."""
+        """Return whether the bytes that were read last are still where they were."""
         anchor, file = self.anchor, self.file
         return file is None or (
             os.pread(file.fd, len(anchor), self.end - len(anchor)) == anchor
@@ -169,49 +176,12 @@ class Tail:
         )
 
     def passed(self, content: bytes) -> None:
-        """Note that this very process has appended `content` at the end that was read."""
+        """Go on after `content`, which this process has just appended."""
         end = self.end + len(content)
-        if len(content) < _ANCHOR:
+        if len(content) < _ANCHOR_BYTES:
             content = self.anchor + content
         self._remember(content, end)
 
     def size(self) -> int:
-        """Return the file's size in bytes, with a last line that is not complete."""
+        """Return the file's size in bytes, including a last line without an end."""
         return 0 if self.file is None else os.fstat(self.file.fd).st_size
-
-
-def require_header(line: bytes, path: str) -> None:
-    """Raise NotAQueue unless a file's first line is the header."""
-    if not is_header(line):
-        if b"\0" in line or parse_row(line) is not None:
-            raise QueueDamaged(
-                errno.EINVAL,
-                "the header is lost: the first line is a job, or has NULs (the file was left "
-                "untouched; put the header's nine names back as its first line)",
-                path,
-            )
-        raise NotAQueue(
-            errno.EINVAL,
-            "the first line is not the header of a queue (it was left untouched; "
-            "is this the file that you mean?)",
-            path,
-        )
-
-
-def has_header(file: OpenFile) -> bool:
-    """Return whether the header is whole: not if the file is empty, or the header cut short.
-
-    Raises NotAQueue for a file that begins otherwise.
-    """
-    start = os.pread(file.fd, len(HEADER) + 4, 0)
-    if len(start) < len(HEADER) and HEADER.startswith(start):
-        return False
-    require_header(start.split(b"\n")[0], file.path)
-    return True
-
-
-def require_partial_header(file: OpenFile) -> None:
-    """Refuse a file without a single line, unless it is empty or a header cut short."""
-    start = os.pread(file.fd, len(HEADER), 0)
-    if not HEADER.startswith(start):
-        require_header(start, file.path)

@@ -1,17 +1,15 @@
-"""Lines of the queue's file that are not jobs, and why; loaded when a person asks for them."""
+"""Lines of the queue's file that aren't jobs, and why. Imported when someone asks for them."""
 
 from __future__ import annotations
 
 from dbbasic_queue.model.checks import is_id
-from dbbasic_queue.model.escaping import escape
+from dbbasic_queue.model.escaping import printable
 from dbbasic_queue.model.jsontext import decode_json
-from dbbasic_queue.model.rows import LONGEST_ROW, parse_instant
+from dbbasic_queue.model.rows import LONGEST_ROW_BYTES, parse_instant
 from dbbasic_queue.model.states import STATUSES
+from dbbasic_queue.store.reading.snapshot import SHOWN_BYTES
 
-_SHOWN = 200
-"""Characters of a line's beginning that are shown."""
-
-SHOWN_BYTES = 4 * _SHOWN
+_SHOWN_CHARACTERS = SHOWN_BYTES // 4
 
 
 class Unreadable:
@@ -23,7 +21,7 @@ class Unreadable:
         self.line = line
         self.reason = reason
         text = beginning[:SHOWN_BYTES].decode("utf-8", "backslashreplace")
-        self.text = "".join(c if c == "\\" else escape(c) for c in text[:_SHOWN])
+        self.text = printable(text[:_SHOWN_CHARACTERS])
 
     def as_dict(self) -> dict[str, object]:
         """Return the three as a dict."""
@@ -31,13 +29,16 @@ class Unreadable:
 
 
 def reason(line: bytes, length: int, job_line: int) -> str:
-    """Return why a line, `length` bytes long, is not a job.
+    r"""Return why a line, `length` bytes long, isn't a job.
 
-    `job_line` is the number of the line that has the job with this id. Of a line that is too long,
-    `line` is the beginning.
+    `line` may be only the beginning if the line is too long for a row. `job_line` is the number of
+    the line whose job has the same id.
+
+    >>> reason(b"a\tgreet\t{}\tdone\t5\t7\t0\t\t", 22, 0)
+    'its status is not one of pending, processing, completed, failed, cancelled'
     """
-    if length > LONGEST_ROW:
-        return f"it has {length} bytes, and a row may have {LONGEST_ROW}"
+    if length > LONGEST_ROW_BYTES:
+        return f"it has {length} bytes; a row may have at most {LONGEST_ROW_BYTES}"
     if b"\0" in line:
         return "it has NUL bytes"
     try:
@@ -62,5 +63,5 @@ def reason(line: bytes, length: int, job_line: int) -> str:
     try:
         decode_json(payload or "{}")
     except ValueError as e:
-        return f"its payload is not JSON: {escape(str(e))[:100]}"
-    return f"line {job_line} has the job with this id"
+        return f"its payload is not JSON: {printable(str(e))[:100]}"
+    return f"line {job_line} has a job with the same id"

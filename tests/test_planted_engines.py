@@ -1,4 +1,4 @@
-"""The contract's tests find every planted bug, and `Queue.open` finds the engine of a URL."""
+"""The contract's tests find every planted bug, and `open_queue` finds the queue of a URL."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import threading
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+import planted_engines
 import pytest
 from helpers import NOW, PROJECT, job, python
 
-from contract import planted_engines
 from dbbasic_queue import Handler, NotAQueue, Queue, Worker, open_queue
 from dbbasic_queue.engines import protocol
 from dbbasic_queue.testing import Clock
@@ -33,7 +33,7 @@ def test_the_contract_catches_every_planted_bug_and_passes_the_engine_without_on
                 sys.executable,
                 "-m",
                 "pytest",
-                "tests/contract/planted_engines.py",
+                "tests/planted_engines.py",
                 "-q",
                 "--tb=no",
                 "-rA",
@@ -91,7 +91,7 @@ def test_a_queue_in_memory_has_a_history_too() -> None:
         assert queue.metrics()["types"]["greet"]["attempts"] == {"completed": 1}
 
 
-# --- Queue.open
+# --- open_queue
 
 
 @pytest.mark.parametrize(
@@ -131,9 +131,9 @@ def test_a_path_object_is_never_a_url(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         ("redis://user:secret@host/0", "scheme 'redis': must be file or memory .*write ./redis:"),
         ("data:x.tsv", "unknown URL scheme 'data'"),
-        ("file://other/queue.tsv", "machine 'other'"),
-        ("file:", "names no file"),
-        ("file://localhost", "names no file"),
+        ("file://other/queue.tsv", "must be a file on this machine, not on 'other'"),
+        ("file:", "must name a file"),
+        ("file://localhost", "must name a file"),
     ],
 )
 def test_a_url_without_an_engine_is_refused_and_no_password_is_shown(url: str, text: str) -> None:
@@ -168,7 +168,7 @@ with Queue("memory:") as queue:
             try:
                 call()
             except StoreError as e:
-                assert "has but a copy" in str(e)
+                assert "has only a copy" in str(e)
             else:
                 os._exit(1)
         queue.close()
@@ -184,7 +184,7 @@ def test_a_handler_in_a_process_of_its_own_is_told_that_its_jobs_would_be_lost()
         job_id = queue.enqueue("greet", {})
         handler = Handler(lambda _: queue.enqueue("other", {}), timeout=60)
         assert queue.process_jobs({"greet": handler}, 1)["failed"] == 1
-        assert "has but a copy" in job(queue, job_id)["error"]
+        assert "has only a copy" in job(queue, job_id)["error"]
         assert queue.counts()["pending"] == 0
 
 

@@ -10,17 +10,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-
 from contract.conftest import Opener, clock, queue
 from contract.test_enqueueing import TestEnqueueing
 from contract.test_maintenance import TestMaintenance
 from contract.test_outcomes import TestOutcomes
 from contract.test_passes import TestPasses
 from contract.test_sharing import TestArchiving, TestSharing
+
 from dbbasic_queue import Queue
 from dbbasic_queue.errors import DuplicateJob
 from dbbasic_queue.model import states
-from dbbasic_queue.store.memory import Kept, MemoryClaims, MemoryStore
+from dbbasic_queue.store.memory import MemoryStore
+from dbbasic_queue.store.memory_claims import MemoryClaims, MemoryJob
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -141,14 +142,14 @@ class RunsWhatIsCancelled(Planted):
     class memory(MemoryStore):
         def cancel(self, job_id: str) -> bool:
             with self.lock:
-                row = self.kept.get(job_id)
+                row = self.jobs.get(job_id)
                 return row is not None and row.state.status == states.PENDING
 
 
 class CancelsWhatIsBeingRun(Planted):
     class memory(MemoryStore):
         def cancel(self, job_id: str) -> bool:
-            row = self.kept.get(job_id)
+            row = self.jobs.get(job_id)
             if row is None or row.state.status not in (states.PENDING, states.PROCESSING):
                 return False
             row.state = states.State(states.CANCELLED, row.state.created_at, 0, 0, "", "")
@@ -162,7 +163,7 @@ class RunsWhatItAddedItself(Planted):
         def _look(self) -> bool:
             self.looks += 1
             if self.looks < 5:
-                self._last = self.store.added
+                self._last_number = self.store.last_number
             return super()._look()
 
 
@@ -183,20 +184,21 @@ class RecordsOutcomesAtTheEnd(Planted):
 
 class RunsWhatIsPaused(Planted):
     class claims(MemoryClaims):
-        def _is_due(self, row: Kept) -> bool:
-            with self.store.lock:
-                paused = self.store.paused()
-                self.store.resume(None)
+        def _is_due(self, job: MemoryJob) -> bool:
+            store = cast("MemoryStore", self.store)
+            with store.lock:
+                paused = store.paused()
+                store.resume(None)
                 try:
-                    return super()._is_due(row)
+                    return super()._is_due(job)
                 finally:
                     for job_type in paused:
-                        self.store.pause(job_type)
+                        store.pause(job_type)
 
 
 class KnowsNoLimit(Planted):
     class claims(MemoryClaims):
-        def _has_room(self, job_type: str, room: dict[str, int]) -> bool:
+        def _use_remaining(self, job_type: str, remaining: dict[str, int]) -> bool:
             return True
 
 
@@ -233,12 +235,48 @@ class WaitsForNothing(Planted):
         return self.get_job(job_id)
 
 
+class WaitsForAJobThatIsNotThere(Planted):
+    def wait(self, job_id: str, timeout: Any) -> Any:
+        return super().wait(job_id, timeout) if self.get_job(job_id) else None
+
+
+class MakesNothingDue(Planted):
+    class memory(MemoryStore):
+        def run_now(self, job_id: str, now: float) -> bool:
+            row = self.jobs.get(job_id)
+            return row is not None and row.state.status == states.PENDING
+
+
+class MakesDueWhatIsDone(Planted):
+    class memory(MemoryStore):
+        def run_now(self, job_id: str, now: float) -> bool:
+            row = self.jobs.get(job_id)
+            if row is not None:
+                row.state.run_at = int(now)
+            return row is not None
+
+
+class SendsACancelledReminderToday(Planted):
+    def requeue(self, job_id: str, run_at: Any = None) -> bool:
+        return super().requeue(job_id, 0 if run_at is None else run_at)
+
+
+class RequeuesForNowAlways(Planted):
+    def requeue(self, job_id: str, run_at: Any = None) -> bool:
+        return super().requeue(job_id, run_at) and (run_at is None or self.run_now(job_id))
+
+
+class ForgetsThatAllArePaused(Planted):
+    def paused(self) -> frozenset[str]:
+        return super().paused() - {"*"}
+
+
 class RequeuesWithItsAttempts(Planted):
     class memory(MemoryStore):
         def requeue(self, now: float, **which: Any) -> int:
             before = {row.id: row.state.attempts for row in self.rows()}
             requeued = super().requeue(now, **which)
-            for row in self.kept.values():
+            for row in self.jobs.values():
                 if row.state.status == states.PENDING:
                     row.state.attempts = before[row.id]
             return requeued
@@ -250,7 +288,7 @@ class RemovesWhatIsBeingRun(Planted):
             removed = super().remove(unwanted, archive)
             for row in list(self.rows()):
                 if unwanted(row):
-                    del self.kept[row.id]
+                    del self.jobs[row.id]
                     removed += 1
             return removed
 
@@ -264,7 +302,7 @@ class PurgesTheYoung(Planted):
 class ListsWhatComesMeanwhile(Planted):
     class memory(MemoryStore):
         def rows(self, unreadable: list[int] | None = None) -> Iterator[Row]:
-            for job_id in list(self.kept):
+            for job_id in list(self.jobs):
                 row = self.find(job_id)
                 if row is not None:
                     yield row
@@ -300,6 +338,14 @@ CAUGHT: dict[type[Planted], str] = {
     TriesOnceMore: ("a_job_that_fails_is_tried_again_after_its_backoff_until_no_attempt_is_left"),
     KeepsTheOldError: "a_job_that_succeeds_in_the_end_has_no_error_left",
     WaitsForNothing: "wait_returns_a_finished_job_and_none_when_the_time_is_up",
+    WaitsForAJobThatIsNotThere: "wait_returns_a_finished_job_and_none_when_the_time_is_up",
+    MakesNothingDue: "a_pending_job_can_be_made_due_now",
+    MakesDueWhatIsDone: "run_now_is_false_for_a_job_that_is_not_pending_and_an_error_for_none",
+    SendsACancelledReminderToday: (
+        "a_failed_or_cancelled_job_can_be_requeued_and_runs_as_if_it_were_new"
+    ),
+    RequeuesForNowAlways: "a_requeued_job_is_due_when_its_run_at_says",
+    ForgetsThatAllArePaused: "paused_returns_the_paused_types_and_a_star_for_all",
     RequeuesWithItsAttempts: (
         "a_failed_or_cancelled_job_can_be_requeued_and_runs_as_if_it_were_new"
     ),

@@ -1,0 +1,161 @@
+"""Makes the jobs of dead passes pending again, and corrects what a wrong clock has set.
+
+A `processing` job is recovered if no live pass lists its attempt. If the dead pass had started it,
+the attempt counts; if not, it is returned.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from dbbasic_queue.model import states
+from dbbasic_queue.model.records import encode_state
+from dbbasic_queue.store import clocks
+from dbbasic_queue.store.claiming import slots
+from dbbasic_queue.store.claiming.slots import Slot, open_slot, read_claims
+from dbbasic_queue.store.disk.lock import try_lock, unlock
+from dbbasic_queue.store.disk.openfile import OpenFile
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container
+
+    from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.store.protocol import Terms
+    from dbbasic_queue.store.writing.queue_files import QueueFiles
+
+_SURVEY_SECONDS = 1.0
+
+
+class Recovery:
+    """Recovers jobs for one pass, and counts them until the pass reports them."""
+
+    def __init__(self, store: QueueFiles, terms: Terms) -> None:
+        self._store = store
+        self._terms = terms
+        self._recovered = 0
+        self._interrupted: list[Row] = []
+        self._pulled_in = 0
+        self._next_survey_at = 0.0  # on the monotonic clock
+
+    def is_needed(self, now: float) -> bool:
+        """Return whether to look for dead passes, or to correct times or a torn row.
+
+        While jobs are processing, dead passes are looked for once a second.
+        """
+        view = self._store.view
+        return bool(
+            (view.processing and time.monotonic() >= self._next_survey_at)
+            or view.latest_created > now + states.CLOCK_TOLERANCE_SECONDS
+            or view.has_torn_row()
+        )
+
+    def run(self, now: float, slot: Slot, held: Container[bytes]) -> None:
+        """Recover the jobs of dead passes. Call it under the lock, after reading what is new.
+
+        `slot` is the pass's own, and `held` contains the ids of the jobs that it runs. A job that
+        was started counts by its handler's limit. If only another pass has that handler, the job is
+        left to that pass.
+        """
+        self._next_survey_at = time.monotonic() + _SURVEY_SECONDS
+        view = self._store.view
+        rows = {row.id: row for n in sorted(view.processing) if (row := view.row(n))}
+
+        def is_open(job_id: str, attempt: int) -> bool:
+            return job_id in rows and rows[job_id].state.attempts == attempt
+
+        survey = Survey(self._store.path, slot, is_open)
+        try:
+            self._change_all(survey, rows, held, now)
+            survey.clear()
+        finally:
+            survey.release()
+
+    def _change_all(
+        self, survey: Survey, rows: dict[str, Row], held: Container[bytes], now: float
+    ) -> None:
+        view = self._store.view
+        changes = clocks.enqueued_ahead(view, now)
+        self._pulled_in += len(changes)
+        changes += clocks.retries_ahead(view, now, self._terms.longest_wait)
+        for row in rows.values():
+            claim = (row.id, row.state.attempts)
+            if claim in survey.alive or row.id.encode() in held:
+                continue
+            if claim in survey.not_started and claim not in survey.started:
+                state = states.unclaim(row.state)
+            elif not self._terms.wants(row.type):
+                continue
+            else:
+                state = states.recover(row.state, self._terms.limit(row.type), now)
+                self._interrupted.append(row)
+            assert state is not None
+            row.state = state
+            changes.append((row.id.encode(), encode_state(state)))
+            self._recovered += 1
+        if changes:
+            self._store.change(changes)
+
+    def take_recovered(self) -> tuple[int, list[Row]]:
+        """Return how many jobs were recovered since the last call, and the started ones."""
+        taken = self._recovered, self._interrupted
+        self._recovered, self._interrupted = 0, []
+        return taken
+
+    def take_pulled_in(self) -> int:
+        """Return how many jobs became due since the last call because a clock had been ahead."""
+        taken, self._pulled_in = self._pulled_in, 0
+        return taken
+
+
+class Survey:
+    """What the slots list. Make it under the queue's lock, so that every list is complete.
+
+    `alive`       the claims of the other live passes
+    `started`     the claims that dead passes may have started: the first `parallel` of each
+    `not_started` the other claims of dead passes
+    """
+
+    def __init__(self, queue: str, own: Slot, is_open: Callable[[str, int], bool]) -> None:
+        self.alive: set[tuple[str, int]] = set()
+        self.started: set[tuple[str, int]] = set()
+        self.not_started: set[tuple[str, int]] = set()
+        self._is_open = is_open
+        self._dead: list[OpenFile] = []
+        self._add_dead(*read_claims(own.file))
+        try:
+            for number in range(1, slots.SLOTS + 1):
+                file = open_slot(queue, number, os.O_RDWR)
+                if file is not None and file.identity != own.file.identity:
+                    self._read(file)
+        except BaseException:
+            self.release()
+            raise
+
+    def _read(self, file: OpenFile) -> None:
+        if not try_lock(file.fd):
+            self.alive.update(read_claims(file)[0])
+            return
+        self._dead.append(file)  # locked until it is cleared
+        claims, parallel = read_claims(file)
+        if claims:
+            self._add_dead(claims, parallel)
+        else:
+            self._dead.pop()
+            unlock(file)
+
+    def _add_dead(self, claims: list[tuple[str, int]], parallel: int) -> None:
+        still_open = [claim for claim in claims if self._is_open(*claim)]
+        self.started.update(still_open[:parallel])
+        self.not_started.update(still_open[parallel:])
+
+    def clear(self) -> None:
+        """Empty the lists of dead passes: their jobs were recovered, and that is on the disk."""
+        for file in self._dead:
+            os.ftruncate(file.fd, 0)
+
+    def release(self) -> None:
+        """Release the slots of dead passes, whether or not their jobs were recovered."""
+        while self._dead:
+            unlock(self._dead.pop())

@@ -1,0 +1,232 @@
+"""Claims jobs that are in memory: what a pass asks of `Claims`, over the jobs of a `MemoryStore`.
+
+A state is never altered, only replaced. An outcome is accepted only while the job's state is the
+object that its claim made.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dbbasic_queue.model import states
+from dbbasic_queue.model.checks import ALL
+from dbbasic_queue.model.jsontext import decode_json
+from dbbasic_queue.model.rows import Row
+from dbbasic_queue.store.history import Attempt
+from dbbasic_queue.store.protocol import Claim
+
+if TYPE_CHECKING:
+    import threading
+    from collections import deque
+    from typing import Protocol
+
+    from dbbasic_queue.store.protocol import History, Terms
+
+    class Jobs(Protocol):
+        """The part of `MemoryStore` that claims use."""
+
+        jobs: dict[str, MemoryJob]
+        last_number: int
+        finished: deque[Attempt]
+
+        @property
+        def lock(self) -> threading.RLock:
+            """Hold this to read or change."""
+
+        def paused(self) -> frozenset[str]:
+            """Return the paused types."""
+
+
+class MemoryJob(Row):
+    """A job in memory; `number` is its place in the order of enqueueing."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, row: Row, number: int) -> None:
+        super().__init__(row.id, row.type, row.payload, row.state)
+        self.number = number
+
+    def copy(self) -> Row:
+        """Return a row that the caller may alter."""
+        return Row(self.id, self.type, self.payload, self.state)
+
+
+class MemoryHistory:
+    """Receives the finished attempts of a pass."""
+
+    def __init__(self, store: Jobs) -> None:
+        self._store = store
+
+    def note(
+        self,
+        row: Row,
+        outcome: str,
+        error: str,
+        ended_at: float,
+        seconds: float | None,
+        traceback: str = "",
+    ) -> None:
+        """Add a finished attempt."""
+        state = row.state
+        due_at = max(state.run_at, state.created_at)
+        columns = (row.id, row.type, state.attempts, outcome, due_at, ended_at)
+        duration = "" if seconds is None else seconds
+        self._store.finished.append(
+            Attempt("\t".join(map(str, (*columns, duration, error, traceback))) + "\n")
+        )
+
+    def flush(self) -> None:
+        """Do nothing: every row is there at once."""
+
+    def take_error(self) -> None:
+        """Return None: no row is ever lost."""
+
+
+class MemoryClaims:
+    """The jobs that one pass has claimed, of those in memory."""
+
+    def __init__(self, store: Jobs, terms: Terms, now: float, parallel: int) -> None:
+        """Correct what a clock that was ahead has set, and find the due jobs."""
+        self.store = store
+        self.terms = terms
+        self.parallel = parallel
+        self.history: History = MemoryHistory(store)
+        self._pulled_in = 0
+        self._held: dict[str, tuple[MemoryJob, states.State]] = {}
+        with store.lock:
+            for job in store.jobs.values():
+                if pulled_in := states.pull_in(job.state, now):
+                    job.state = pulled_in
+                    self._pulled_in += 1
+                if job.state.status != states.PENDING or not job.state.attempts:
+                    continue
+                longest = terms.longest_wait(job.type, job.state.attempts)
+                job.state = states.clamp(job.state, states.later(now, longest)) or job.state
+            self.find_due(now)
+
+    def slot_fd(self) -> int:
+        """Return -1: there is no slot."""
+        return -1
+
+    def take_recovered(self) -> tuple[int, list[Row]]:
+        """Return nothing: a pass and its jobs are in the same process."""
+        return 0, []
+
+    def take_pulled_in(self) -> int:
+        """Return how many jobs became due because a clock had been ahead; once."""
+        taken, self._pulled_in = self._pulled_in, 0
+        return taken
+
+    def find_due(self, now: float) -> bool:
+        """Look for jobs that are due at `now`; False if there are none."""
+        with self.store.lock:
+            self.started_at = now
+            self._last_number = self.store.last_number  # jobs that are added later must wait
+            self._put_back: set[str] = set()
+            return self._look()
+
+    def _look(self) -> bool:
+        """Find the jobs that this pass may claim; the next one is last."""
+        self._due = sorted(
+            (job for job in self.store.jobs.values() if self._is_due(job)),
+            key=lambda job: (job.state.run_at, job.number),
+            reverse=True,
+        )
+        return bool(self._due)
+
+    def _is_due(self, job: MemoryJob) -> bool:
+        return (
+            job.state.status == states.PENDING
+            and job.state.run_at <= self.started_at
+            and job.number <= self._last_number
+            and job.id not in self._put_back
+            and self.terms.wants(job.type)
+            and self.store.paused().isdisjoint((job.type, ALL))
+        )
+
+    def claim(self, most: int) -> list[Claim]:
+        """Claim up to `most` due jobs, earliest `run_at` first."""
+        with self.store.lock:
+            return self._claim(most) or (self._claim(most) if self._look() else [])
+
+    def _claim(self, most: int) -> list[Claim]:
+        claims: list[Claim] = []
+        waiting: list[MemoryJob] = []
+        remaining: dict[str, int] = {}
+        while self._due and len(claims) < most:
+            job = self._due.pop()
+            if not self._is_due(job) or self.store.jobs.get(job.id) is not job:
+                continue  # it has just been cancelled, removed, paused or claimed by another pass
+            if not self._use_remaining(job.type, remaining):
+                waiting.append(job)
+                continue
+            state = states.claim(job.state)
+            assert state is not None
+            job.state = state
+            self._held[job.id] = job, state
+            claims.append(Claim(job.copy(), decode_json(job.payload), 0))
+        self._due += reversed(waiting)
+        return claims
+
+    def _use_remaining(self, job_type: str, remaining: dict[str, int]) -> bool:
+        """Count a job towards its type's concurrency; False if that is reached.
+
+        `remaining` is how many more jobs of a type may be claimed, for the types counted so far.
+        """
+        if job_type not in self.terms.concurrency:
+            return True
+        if job_type not in remaining:
+            processing = sum(
+                job.state.status == states.PROCESSING and job.type == job_type
+                for job in self.store.jobs.values()
+            )
+            remaining[job_type] = min(self.terms.concurrency[job_type] - processing, self.parallel)
+        remaining[job_type] -= 1
+        return remaining[job_type] >= 0
+
+    def record(self, claim: Claim, state: states.State) -> states.State | None:
+        """Record an outcome; None, and nothing recorded, if a newer attempt has started."""
+        with self.store.lock:
+            job, claimed = self._held.pop(claim.row.id)
+            if job.state is not claimed:
+                return None
+            job.state = state
+            if state.status == states.PENDING:
+                self._put_back.add(job.id)
+            return state
+
+    def record_all(self, ended: list[tuple[Claim, states.State]]) -> list[states.State | None]:
+        """Record several outcomes."""
+        return [self.record(claim, state) for claim, state in ended]
+
+    def unclaim(self, claims: list[Claim], error: str = "") -> None:
+        """Make claimed jobs pending again, their attempts not counted."""
+        with self.store.lock:
+            for claim in claims:
+                job, claimed = self._held.pop(claim.row.id)
+                if job.state is claimed:
+                    job.state = states.unclaim(claimed, error) or claimed
+
+    def is_published(self) -> bool:
+        """Return True: every change is visible at once."""
+        return True
+
+    def publish(self) -> None:
+        """Do nothing: every change is visible at once."""
+
+    def idle(self) -> None:
+        """Do nothing."""
+
+    def check_slot(self) -> None:
+        """Do nothing: there is no slot that could be lost."""
+
+    def finish(self) -> None:
+        """End the pass."""
+
+    def abandon(self) -> None:
+        """End the pass after an error: make the claimed jobs pending again."""
+        with self.store.lock:
+            for job, claimed in self._held.values():
+                if job.state is claimed:
+                    job.state = states.unclaim(claimed) or claimed
+            self._held.clear()
