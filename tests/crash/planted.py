@@ -364,7 +364,7 @@ MUTANTS = (
         "            status = os.lstat(self.path)\n",
         "            status = os.fstat(self.fd)\n",
         (
-            STORE + "::test_what_another_process_adds_changes_and_folds_is_noticed",
+            STORE + "::test_a_queue_notices_what_another_process_adds_changes_and_folds",
             kill("overlapping"),
         ),
     ),
@@ -382,14 +382,14 @@ MUTANTS = (
         "store/reading/tail.py",
         "content[max(min(start, size - _ANCHOR_BYTES), size - _MAX_ANCHOR_BYTES, 0) :]",
         "content[max(size - _ANCHOR_BYTES, 0) :]",
-        (STORE + "::test_a_job_enqueued_in_the_place_of_one_that_was_taken_back_is_seen_by_all",),
+        (STORE + "::test_a_job_enqueued_right_after_one_that_was_undone_is_seen_by_all",),
     ),
     Mutant(
         "a change that is gone stays known",
         "store/reading/replaced.py",
         "        if before == after and not touched_here:\n",
         "        if before == after:\n",
-        ("tests/store/test_view.py::test_a_change_that_was_taken_back_is_not_known_after_a_fold",),
+        ("tests/store/test_view.py::test_a_change_that_was_undone_is_forgotten_after_a_fold",),
     ),
     Mutant(
         "a file that was edited is taken for what was read",
@@ -411,7 +411,7 @@ MUTANTS = (
         "    for file in list(_to_close_after_fork):\n",
         "    for file in list(_to_close_after_fork):\n"
         "        if file.fd >= 0:\n            fcntl.flock(file.fd, fcntl.LOCK_UN)\n",
-        (STORE + "::test_a_child_never_unlocks_what_its_parent_holds", CONTENTION),
+        (STORE + "::test_a_child_never_releases_its_parents_lock", CONTENTION),
     ),
     Mutant(
         "a forked child keeps the locks",
@@ -419,7 +419,7 @@ MUTANTS = (
         "    for file in list(_to_close_after_fork):\n        file.close()\n",
         "    for file in list(_to_close_after_fork):\n        file.fd < 0 or os.dup(file.fd)\n",
         (
-            STORE + "::test_a_child_that_outlives_its_pass_keeps_no_slot",
+            STORE + "::test_a_child_that_outlives_its_pass_does_not_hold_a_slot",
             "tests/system/test_kill.py",
         ),
     ),
@@ -428,7 +428,7 @@ MUTANTS = (
         "forks.py",
         "    if os.getpid() != process:\n        with",
         "    if False:\n        with",
-        (FORKS + "::test_processes_forked_in_c_share_no_lock_lose_nothing_and_give_no_id_twice",),
+        (FORKS + "::test_processes_forked_in_c_share_a_queue_lose_no_job_and_use_no_id_twice",),
     ),
     Mutant(
         "a lock file is opened next to a fork",
@@ -449,21 +449,21 @@ MUTANTS = (
         "lazy.py",
         "forks.in_child(_forget_half_imported)\n",
         "",
-        (FORKS + "::test_a_child_forked_while_another_thread_imports_works_and_nothing_waits",),
+        (FORKS + "::test_a_child_forked_while_another_thread_imports_works_without_waiting",),
     ),
     Mutant(
         "a descriptor is not compared before it is used",
         "store/disk/openfile.py",
         "            if os.lseek(self.fd, 0, _SEEK_CUR) == self.offset:\n",
         "            if True:\n",
-        (FORKS + "::test_a_program_that_closes_all_descriptors_gets_no_row_into_its_files",),
+        (FORKS + "::test_a_program_that_closes_all_descriptors_finds_no_rows_in_its_own_files",),
     ),
     Mutant(
         "a pass that has lost its slot goes on",
         "passes/executor.py",
         "        self._claims.check_slot()\n",
         "",
-        (FORKS + "::test_a_batch_is_not_run_on_after_one_of_its_jobs_has_closed_the_slot",),
+        (FORKS + "::test_a_batch_stops_after_one_of_its_jobs_has_closed_the_slot",),
     ),
     Mutant(
         "signals are not held back during a fork",
@@ -519,7 +519,7 @@ MUTANTS = (
         "store/disk/files.py",
         "            os.ftruncate(file.fd, size)\n        except OSError:\n            consequence",
         "            pass\n        except OSError:\n            consequence",
-        (STORE + "::test_a_bulk_that_finds_room_for_a_part_only_leaves_no_row_of_it",),
+        (STORE + "::test_jobs_that_only_partly_fit_on_the_disk_leave_no_rows",),
     ),
     Mutant(
         "a failed sync not taken back",
@@ -535,7 +535,7 @@ MUTANTS = (
         "        if False:\n",
         (
             CONTENTION
-            + "::test_an_outcome_that_cannot_be_synced_stays_where_others_have_gone_on_from_it",
+            + "::test_an_outcome_that_cannot_be_synced_stays_if_others_have_written_after_it",
         ),
     ),
     Mutant(
@@ -844,7 +844,7 @@ MUTANTS = (
         "                    return\n",
         (
             STORE
-            + "::test_a_line_that_is_too_long_for_a_row_hides_no_job_and_is_not_held_in_memory",
+            + "::test_a_line_that_is_too_long_for_a_row_hides_no_job_and_is_not_loaded_into_memory",
         ),
     ),
     Mutant(
@@ -852,14 +852,14 @@ MUTANTS = (
         "store/writing/queue_files.py",
         "        if self.view.has_torn_row():\n",
         "        if False:\n",
-        (STORE + "::test_a_row_that_an_editor_left_without_a_line_end_is_run",),
+        (STORE + "::test_a_row_that_an_editor_saved_without_a_line_end_is_run",),
     ),
     Mutant(
         "two long rows that end alike are taken for one",
         "store/reading/tail.py",
         "        if self._head and not self._begins_as_read():\n",
         "        if False:\n",
-        (STORE + "::test_a_job_enqueued_in_the_place_of_one_that_was_taken_back_is_seen_by_all",),
+        (STORE + "::test_a_job_enqueued_right_after_one_that_was_undone_is_seen_by_all",),
     ),
     Mutant(
         "pipes left open in forked children",
@@ -908,6 +908,6 @@ MUTANTS = (
         "store/writing/rewrites.py",
         "        files.replace(None, found, keep=True)\n",
         "        files.replace(None, found)\n",
-        (STORE + "::test_what_is_not_a_job_is_moved_away_when_asked_and_the_jobs_stay",),
+        (STORE + "::test_remove_unreadable_moves_invalid_lines_away_and_keeps_the_jobs",),
     ),
 )
