@@ -21,7 +21,7 @@ POWER = "tests/crash/test_power_loss.py"
 STORE = "tests/store/test_textfile.py"
 WORKER = "tests/passes/test_passes.py"
 TIMEOUT = "tests/passes/test_time_limit.py"
-NOT_STARTED = "test_a_job_that_no_process_can_be_started_for_is_put_back_and_not_charged"
+NOT_STARTED = "test_a_job_whose_process_cannot_be_started_is_returned_with_its_attempt"
 TRAPS = "tests/test_pitfalls.py"
 ROWS = "tests/model/test_rows.py"
 QUEUE = "tests/test_jobqueue.py"
@@ -32,7 +32,7 @@ SIGNALS = "tests/passes/test_signals.py"
 UPGRADE = "tests/system/test_upgrade.py"
 CHOICE = "tests/store/test_choice.py"
 WORKERS = "tests/passes/test_several_workers.py"
-LOOP = WORKERS + "::test_what_a_coroutine_does_to_the_loop_is_its_own_error_and_no_other_jobs"
+LOOP = WORKERS + "::test_a_coroutine_that_disturbs_the_event_loop_does_not_affect_other_jobs"
 
 
 def kill(workload: str) -> str:
@@ -115,14 +115,17 @@ MUTANTS = (
         "passes/concurrent.py",
         "        return e\n",
         "        raise\n",
-        (WORKERS + "::test_a_refused_claim_lets_the_running_coroutines_finish_and_be_recorded",),
+        (WORKERS + "::test_running_coroutines_finish_and_are_recorded_after_a_failed_claim",),
     ),
     Mutant(
         "a coroutine that has ended stays in the slot's list",
         "passes/concurrent.py",
         "                self._claims.unclaim([])  # the list must match the running jobs\n",
         "                pass\n",
-        (WORKERS + "::test_a_job_that_was_put_off_leaves_the_list_while_another_coroutine_runs",),
+        (
+            WORKERS
+            + "::test_a_delayed_job_is_removed_from_the_slot_file_while_another_coroutine_runs",
+        ),
     ),
     Mutant(
         "a second stop interrupts the job",
@@ -302,7 +305,7 @@ MUTANTS = (
         "        return state == claim.state\n",
         "        return True\n",
         (
-            WORKER + "::test_the_outcome_of_an_attempt_that_is_no_longer_current_is_not_recorded",
+            WORKER + "::test_the_outcome_of_an_outdated_attempt_is_not_recorded",
             TRAPS,
             CONTENTION,
         ),
@@ -374,7 +377,7 @@ MUTANTS = (
         " or row.id.encode() in held:\n",
         ":\n",
         (
-            "tests/passes/test_several_workers.py::test_a_pass_of_coroutines_that_lingers_does_not_recover_its_own_jobs",
+            "tests/passes/test_several_workers.py::test_a_lingering_pass_of_coroutines_does_not_recover_its_own_jobs",
         ),
     ),
     Mutant(
@@ -470,7 +473,7 @@ MUTANTS = (
         "passes/signals.py",
         "    if _receiving:\n        ours",
         "    if False:\n        ours",
-        (SIGNALS + "::test_a_process_that_a_handler_has_just_forked_ends_by_sigterm",),
+        (SIGNALS + "::test_a_process_that_a_handler_has_just_forked_is_ended_by_sigterm",),
     ),
     Mutant(
         "a Python function unlocks",
@@ -551,7 +554,8 @@ MUTANTS = (
         "    return escape(message if type(error) in (Exception, Fail) else",
         "    return (message if type(error) in (Exception, Fail) else",
         (
-            WORKER + "::test_whatever_a_handler_raises_is_one_line_of_the_file_and_stops_nobody",
+            WORKER
+            + "::test_any_exception_of_a_handler_is_one_line_in_the_file_and_the_pass_goes_on",
             kill("passes"),
         ),
     ),
@@ -582,7 +586,7 @@ MUTANTS = (
         '            return "completed", states.complete(state, "", error), ""\n',
         '            return "retried", states.retry(state, error, 0), ""\n',
         (
-            WORKER + "::test_a_job_whose_result_is_no_json_is_completed_and_never_run_again",
+            WORKER + "::test_a_job_whose_result_is_not_json_is_completed_and_never_run_again",
             kill("passes"),
         ),
     ),
@@ -758,7 +762,7 @@ MUTANTS = (
         "            claim = self._candidate(number, remaining)\n",
         "            claim = self._candidate(number, remaining)\n"
         "            size += len(view.line(number))\n",
-        (WORKER + "::test_payloads_that_are_not_json_leave_room_for_the_jobs_behind_them",),
+        (WORKER + "::test_payloads_that_are_not_json_leave_room_for_the_jobs_after_them",),
     ),
     Mutant(
         "an unclosed string is searched again from each quote",
@@ -866,28 +870,31 @@ MUTANTS = (
         "passes/forked.py",
         '    for fd in _pipes.difference(getattr(_kept, "fds", ())):\n',
         "    for fd in ():\n",
-        (TIMEOUT + "::test_a_process_that_the_program_forks_inherits_no_pipe_of_a_job",),
+        (TIMEOUT + "::test_a_process_that_the_program_forks_inherits_no_pipes_of_a_job",),
     ),
     Mutant(
         "a guardian does not hold the slot's lock",
         "passes/time_limit.py",
         "                keep=(leash, report, held),\n",
         "                keep=(leash, report),\n",
-        (TIMEOUT + "::test_the_job_of_a_dead_pass_is_not_run_again_while_it_still_runs",),
+        (TIMEOUT + "::test_a_job_of_a_dead_pass_is_not_run_again_while_it_still_runs",),
     ),
     Mutant(
         "a guardian asks nothing but its leash",
         "passes/guardian.py",
         "        if leash in ready or os.getppid() != this_pass:\n",
         "        if leash in ready:\n",
-        (TIMEOUT + "::test_the_job_ends_with_its_pass_whatever_else_the_program_has_forked",),
+        (
+            TIMEOUT
+            + "::test_the_job_ends_with_its_pass_even_if_the_program_has_forked_other_processes",
+        ),
     ),
     Mutant(
         "what a killed guardian leaves lives on",
         "passes/time_limit.py",
         "        _kill_session(self.pid)\n",
         "        pass\n",
-        (TIMEOUT + "::test_the_job_does_not_go_on_unnoticed_when_its_guardian_is_killed",),
+        (TIMEOUT + "::test_the_job_is_killed_with_its_guardian",),
     ),
     Mutant(
         "a refused fork is charged",
@@ -901,7 +908,7 @@ MUTANTS = (
         "passes/attempt.py",
         "            if e.by_end_signal and self._is_asked_to_end_too():\n",
         "            if False:\n",
-        (TIMEOUT + "::test_a_job_is_given_back_if_sigterm_goes_to_all_processes_of_its_service",),
+        (TIMEOUT + "::test_a_job_is_returned_if_sigterm_goes_to_all_processes_of_its_service",),
     ),
     Mutant(
         "what is removed as unreadable is not kept",
