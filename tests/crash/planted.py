@@ -21,7 +21,7 @@ POWER = "tests/crash/test_power_loss.py"
 STORE = "tests/store/test_textfile.py"
 WORKER = "tests/passes/test_passes.py"
 TIMEOUT = "tests/passes/test_time_limit.py"
-NOT_STARTED = "test_a_job_that_no_process_can_be_started_for_is_put_back_and_not_charged"
+NOT_STARTED = "test_a_job_whose_process_cannot_be_started_is_returned_with_its_attempt"
 TRAPS = "tests/test_pitfalls.py"
 ROWS = "tests/model/test_rows.py"
 QUEUE = "tests/test_jobqueue.py"
@@ -32,7 +32,7 @@ SIGNALS = "tests/passes/test_signals.py"
 UPGRADE = "tests/system/test_upgrade.py"
 CHOICE = "tests/store/test_choice.py"
 WORKERS = "tests/passes/test_several_workers.py"
-LOOP = WORKERS + "::test_what_a_coroutine_does_to_the_loop_is_its_own_error_and_no_other_jobs"
+LOOP = WORKERS + "::test_a_coroutine_that_disturbs_the_event_loop_does_not_affect_other_jobs"
 
 
 def kill(workload: str) -> str:
@@ -115,14 +115,17 @@ MUTANTS = (
         "passes/concurrent.py",
         "        return e\n",
         "        raise\n",
-        (WORKERS + "::test_a_refused_claim_lets_the_running_coroutines_finish_and_be_recorded",),
+        (WORKERS + "::test_running_coroutines_finish_and_are_recorded_after_a_failed_claim",),
     ),
     Mutant(
         "a coroutine that has ended stays in the slot's list",
         "passes/concurrent.py",
         "                self._claims.unclaim([])  # the list must match the running jobs\n",
         "                pass\n",
-        (WORKERS + "::test_a_job_that_was_put_off_leaves_the_list_while_another_coroutine_runs",),
+        (
+            WORKERS
+            + "::test_a_delayed_job_is_removed_from_the_slot_file_while_another_coroutine_runs",
+        ),
     ),
     Mutant(
         "a second stop interrupts the job",
@@ -302,7 +305,7 @@ MUTANTS = (
         "        return state == claim.state\n",
         "        return True\n",
         (
-            WORKER + "::test_the_outcome_of_an_attempt_that_is_no_longer_current_is_not_recorded",
+            WORKER + "::test_the_outcome_of_an_outdated_attempt_is_not_recorded",
             TRAPS,
             CONTENTION,
         ),
@@ -364,7 +367,7 @@ MUTANTS = (
         "            status = os.lstat(self.path)\n",
         "            status = os.fstat(self.fd)\n",
         (
-            STORE + "::test_what_another_process_adds_changes_and_folds_is_noticed",
+            STORE + "::test_a_queue_notices_what_another_process_adds_changes_and_folds",
             kill("overlapping"),
         ),
     ),
@@ -374,7 +377,7 @@ MUTANTS = (
         " or row.id.encode() in held:\n",
         ":\n",
         (
-            "tests/passes/test_several_workers.py::test_a_pass_of_coroutines_that_lingers_does_not_recover_its_own_jobs",
+            "tests/passes/test_several_workers.py::test_a_lingering_pass_of_coroutines_does_not_recover_its_own_jobs",
         ),
     ),
     Mutant(
@@ -382,14 +385,14 @@ MUTANTS = (
         "store/reading/tail.py",
         "content[max(min(start, size - _ANCHOR_BYTES), size - _MAX_ANCHOR_BYTES, 0) :]",
         "content[max(size - _ANCHOR_BYTES, 0) :]",
-        (STORE + "::test_a_job_enqueued_in_the_place_of_one_that_was_taken_back_is_seen_by_all",),
+        (STORE + "::test_a_job_enqueued_right_after_one_that_was_undone_is_seen_by_all",),
     ),
     Mutant(
         "a change that is gone stays known",
         "store/reading/replaced.py",
         "        if before == after and not touched_here:\n",
         "        if before == after:\n",
-        ("tests/store/test_view.py::test_a_change_that_was_taken_back_is_not_known_after_a_fold",),
+        ("tests/store/test_view.py::test_a_change_that_was_undone_is_forgotten_after_a_fold",),
     ),
     Mutant(
         "a file that was edited is taken for what was read",
@@ -411,7 +414,7 @@ MUTANTS = (
         "    for file in list(_to_close_after_fork):\n",
         "    for file in list(_to_close_after_fork):\n"
         "        if file.fd >= 0:\n            fcntl.flock(file.fd, fcntl.LOCK_UN)\n",
-        (STORE + "::test_a_child_never_unlocks_what_its_parent_holds", CONTENTION),
+        (STORE + "::test_a_child_never_releases_its_parents_lock", CONTENTION),
     ),
     Mutant(
         "a forked child keeps the locks",
@@ -419,7 +422,7 @@ MUTANTS = (
         "    for file in list(_to_close_after_fork):\n        file.close()\n",
         "    for file in list(_to_close_after_fork):\n        file.fd < 0 or os.dup(file.fd)\n",
         (
-            STORE + "::test_a_child_that_outlives_its_pass_keeps_no_slot",
+            STORE + "::test_a_child_that_outlives_its_pass_does_not_hold_a_slot",
             "tests/system/test_kill.py",
         ),
     ),
@@ -428,7 +431,7 @@ MUTANTS = (
         "forks.py",
         "    if os.getpid() != process:\n        with",
         "    if False:\n        with",
-        (FORKS + "::test_processes_forked_in_c_share_no_lock_lose_nothing_and_give_no_id_twice",),
+        (FORKS + "::test_processes_forked_in_c_share_a_queue_lose_no_job_and_use_no_id_twice",),
     ),
     Mutant(
         "a lock file is opened next to a fork",
@@ -449,28 +452,28 @@ MUTANTS = (
         "lazy.py",
         "forks.in_child(_forget_half_imported)\n",
         "",
-        (FORKS + "::test_a_child_forked_while_another_thread_imports_works_and_nothing_waits",),
+        (FORKS + "::test_a_child_forked_while_another_thread_imports_works_without_waiting",),
     ),
     Mutant(
         "a descriptor is not compared before it is used",
         "store/disk/openfile.py",
         "            if os.lseek(self.fd, 0, _SEEK_CUR) == self.offset:\n",
         "            if True:\n",
-        (FORKS + "::test_a_program_that_closes_all_descriptors_gets_no_row_into_its_files",),
+        (FORKS + "::test_a_program_that_closes_all_descriptors_finds_no_rows_in_its_own_files",),
     ),
     Mutant(
         "a pass that has lost its slot goes on",
         "passes/executor.py",
         "        self._claims.check_slot()\n",
         "",
-        (FORKS + "::test_a_batch_is_not_run_on_after_one_of_its_jobs_has_closed_the_slot",),
+        (FORKS + "::test_a_batch_stops_after_one_of_its_jobs_has_closed_the_slot",),
     ),
     Mutant(
         "signals are not held back during a fork",
         "passes/signals.py",
         "    if _receiving:\n        ours",
         "    if False:\n        ours",
-        (SIGNALS + "::test_a_process_that_a_handler_has_just_forked_ends_by_sigterm",),
+        (SIGNALS + "::test_a_process_that_a_handler_has_just_forked_is_ended_by_sigterm",),
     ),
     Mutant(
         "a Python function unlocks",
@@ -519,7 +522,7 @@ MUTANTS = (
         "store/disk/files.py",
         "            os.ftruncate(file.fd, size)\n        except OSError:\n            consequence",
         "            pass\n        except OSError:\n            consequence",
-        (STORE + "::test_a_bulk_that_finds_room_for_a_part_only_leaves_no_row_of_it",),
+        (STORE + "::test_jobs_that_only_partly_fit_on_the_disk_leave_no_rows",),
     ),
     Mutant(
         "a failed sync not taken back",
@@ -535,7 +538,7 @@ MUTANTS = (
         "        if False:\n",
         (
             CONTENTION
-            + "::test_an_outcome_that_cannot_be_synced_stays_where_others_have_gone_on_from_it",
+            + "::test_an_outcome_that_cannot_be_synced_stays_if_others_have_written_after_it",
         ),
     ),
     Mutant(
@@ -551,7 +554,8 @@ MUTANTS = (
         "    return escape(message if type(error) in (Exception, Fail) else",
         "    return (message if type(error) in (Exception, Fail) else",
         (
-            WORKER + "::test_whatever_a_handler_raises_is_one_line_of_the_file_and_stops_nobody",
+            WORKER
+            + "::test_any_exception_of_a_handler_is_one_line_in_the_file_and_the_pass_goes_on",
             kill("passes"),
         ),
     ),
@@ -582,7 +586,7 @@ MUTANTS = (
         '            return "completed", states.complete(state, "", error), ""\n',
         '            return "retried", states.retry(state, error, 0), ""\n',
         (
-            WORKER + "::test_a_job_whose_result_is_no_json_is_completed_and_never_run_again",
+            WORKER + "::test_a_job_whose_result_is_not_json_is_completed_and_never_run_again",
             kill("passes"),
         ),
     ),
@@ -758,7 +762,7 @@ MUTANTS = (
         "            claim = self._candidate(number, remaining)\n",
         "            claim = self._candidate(number, remaining)\n"
         "            size += len(view.line(number))\n",
-        (WORKER + "::test_payloads_that_are_not_json_leave_room_for_the_jobs_behind_them",),
+        (WORKER + "::test_payloads_that_are_not_json_leave_room_for_the_jobs_after_them",),
     ),
     Mutant(
         "an unclosed string is searched again from each quote",
@@ -844,7 +848,7 @@ MUTANTS = (
         "                    return\n",
         (
             STORE
-            + "::test_a_line_that_is_too_long_for_a_row_hides_no_job_and_is_not_held_in_memory",
+            + "::test_a_line_that_is_too_long_for_a_row_hides_no_job_and_is_not_loaded_into_memory",
         ),
     ),
     Mutant(
@@ -852,42 +856,45 @@ MUTANTS = (
         "store/writing/queue_files.py",
         "        if self.view.has_torn_row():\n",
         "        if False:\n",
-        (STORE + "::test_a_row_that_an_editor_left_without_a_line_end_is_run",),
+        (STORE + "::test_a_row_that_an_editor_saved_without_a_line_end_is_run",),
     ),
     Mutant(
         "two long rows that end alike are taken for one",
         "store/reading/tail.py",
         "        if self._head and not self._begins_as_read():\n",
         "        if False:\n",
-        (STORE + "::test_a_job_enqueued_in_the_place_of_one_that_was_taken_back_is_seen_by_all",),
+        (STORE + "::test_a_job_enqueued_right_after_one_that_was_undone_is_seen_by_all",),
     ),
     Mutant(
         "pipes left open in forked children",
         "passes/forked.py",
         '    for fd in _pipes.difference(getattr(_kept, "fds", ())):\n',
         "    for fd in ():\n",
-        (TIMEOUT + "::test_a_process_that_the_program_forks_inherits_no_pipe_of_a_job",),
+        (TIMEOUT + "::test_a_process_that_the_program_forks_inherits_no_pipes_of_a_job",),
     ),
     Mutant(
         "a guardian does not hold the slot's lock",
         "passes/time_limit.py",
         "                keep=(leash, report, held),\n",
         "                keep=(leash, report),\n",
-        (TIMEOUT + "::test_the_job_of_a_dead_pass_is_not_run_again_while_it_still_runs",),
+        (TIMEOUT + "::test_a_job_of_a_dead_pass_is_not_run_again_while_it_still_runs",),
     ),
     Mutant(
         "a guardian asks nothing but its leash",
         "passes/guardian.py",
         "        if leash in ready or os.getppid() != this_pass:\n",
         "        if leash in ready:\n",
-        (TIMEOUT + "::test_the_job_ends_with_its_pass_whatever_else_the_program_has_forked",),
+        (
+            TIMEOUT
+            + "::test_the_job_ends_with_its_pass_even_if_the_program_has_forked_other_processes",
+        ),
     ),
     Mutant(
         "what a killed guardian leaves lives on",
         "passes/time_limit.py",
         "        _kill_session(self.pid)\n",
         "        pass\n",
-        (TIMEOUT + "::test_the_job_does_not_go_on_unnoticed_when_its_guardian_is_killed",),
+        (TIMEOUT + "::test_the_job_is_killed_with_its_guardian",),
     ),
     Mutant(
         "a refused fork is charged",
@@ -901,13 +908,13 @@ MUTANTS = (
         "passes/attempt.py",
         "            if e.by_end_signal and self._is_asked_to_end_too():\n",
         "            if False:\n",
-        (TIMEOUT + "::test_a_job_is_given_back_if_sigterm_goes_to_all_processes_of_its_service",),
+        (TIMEOUT + "::test_a_job_is_returned_if_sigterm_goes_to_all_processes_of_its_service",),
     ),
     Mutant(
         "what is removed as unreadable is not kept",
         "store/writing/rewrites.py",
         "        files.replace(None, found, keep=True)\n",
         "        files.replace(None, found)\n",
-        (STORE + "::test_what_is_not_a_job_is_moved_away_when_asked_and_the_jobs_stay",),
+        (STORE + "::test_remove_unreadable_moves_invalid_lines_away_and_keeps_the_jobs",),
     ),
 )

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from attack import Attack, scratch, patch_constant, trace_of
+from attack import Attack, patch_constant, scratch, trace_of
 from bench import Bench
 from checks import check_errors
 from shim import PRESENT_IN, Call, Plan, changes

@@ -42,7 +42,7 @@ def test_the_docs_name_each_planted_bug_once() -> None:
 
 
 def test_a_test_that_sets_a_constant_fails_if_the_constant_is_gone() -> None:
-    """`monkeypatch.setattr`, `patch` and `patch_constant` do; an assignment would change nothing."""
+    """`monkeypatch.setattr`, `patch` and `patch_constant` raise; an assignment would do nothing."""
     silent = re.compile(
         r"^\s*(?:\w+\.)+(?!QUEUE_FILE)_?[A-Z][A-Z_]+ = |\bvars\(.+\)\[.+\] = ", re.MULTILINE
     )
