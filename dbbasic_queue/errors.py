@@ -1,97 +1,109 @@
-"""Every exception that is raised on purpose.
+"""Every exception that is raised on purpose, and the advice for errors of the system.
 
-All are `QueueError`; each is also the built-in exception that a caller would expect, so that
-`except ValueError` and `except OSError` go on working.
+All are `QueueError`. Each is also the built-in exception that a caller would expect, so
+`except ValueError` and `except OSError` catch them, too.
 """
 
 from __future__ import annotations
 
 import errno
 
-_LIMITS = {
-    errno.EAGAIN: "too many processes and threads: raise ulimit -u, or the container's pids.max",
-    errno.ENOMEM: "too little memory: add some, or run fewer processes",
-    errno.EMFILE: "this process has too many open files: raise ulimit -n",
-    errno.ENFILE: "the machine has too many open files: raise fs.file-max",
-}
-
 
 class QueueError(Exception):
-    """The base of all errors of this package."""
+    """The base class of all errors of this package."""
 
 
 class InvalidJob(QueueError, ValueError):
-    """Raised if a job's type, payload, `run_at` or id is refused; nothing has been written."""
+    """Raised for an invalid job type, payload, `run_at` or job id. Nothing was written."""
 
 
 class DuplicateJob(InvalidJob):
-    """Raised if the caller's own `job_id` is in the queue already; nothing has been written."""
+    """Raised if the `job_id` that the caller has chosen is already in use. Nothing was written."""
 
 
 class InvalidArgument(QueueError, ValueError):
-    """Raised if any other argument is invalid, such as a timeout or a status; nothing was done."""
+    """Raised for any other invalid argument, such as a timeout or a status. Nothing was done."""
 
 
 class JobNotFound(QueueError, LookupError):
-    """Raised by calls that need a job if no job has the id; nothing was done."""
+    """Raised by calls that need an existing job if no job has the id. Nothing was done."""
 
 
 class InvalidHandlers(QueueError, TypeError):
-    """Raised if `process_jobs` is given handlers or limits that cannot work; nothing has run."""
+    """Raised for handlers or limits that can't work. No job was started."""
 
 
 class QueueBusy(QueueError, OSError):
-    """Raised if the lock stays taken for a minute, or if all pass slots are held."""
+    """Raised if the lock stays held for a minute, or if all 64 slots for passes are held."""
 
 
 class NotAQueue(QueueError, OSError):
-    """Raised if a file or directory is not one that the queue may use; it has not been touched.
+    """Raised for a file or directory that can't be used as a queue. It was left untouched.
 
     Also raised for a URL with an unknown scheme.
     """
 
 
 class QueueDamaged(NotAQueue):
-    """Raised if a file of the queue has been damaged beyond reading; it has not been touched.
+    """Raised if a file of the queue is too damaged to be read. It was left untouched.
 
-    A damaged line is no reason: it is kept, reported and passed over.
+    An invalid line doesn't raise: it is kept, reported and skipped.
     """
 
 
 class StoreError(QueueError, OSError):
     """Raised if the system refuses a read or a write; `errno` and `filename` are the system's.
 
-    The message says what has become of the change: it is not in the queue unless it says so.
+    The message states what happened to the change. Unless it says otherwise, the change isn't in
+    the queue.
     """
+
+
+_NO_PERMISSION = (
+    "this user has no permission: add it to the group of the directory, or run as its owner"
+)
+_TOO_MANY_FILES = {
+    errno.EMFILE: "this process has too many open files: raise ulimit -n",
+    errno.ENFILE: "the machine has too many open files: raise fs.file-max",
+}
+_FILE_ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EDQUOT: "the disk quota is used up: free some space",
+    errno.EACCES: _NO_PERMISSION,
+    errno.EPERM: _NO_PERMISSION,
+    errno.EBUSY: "is this file a mount point, as in a container? Mount its directory instead",
+    errno.EROFS: "the file system is mounted read-only: make it writable",
+    errno.EIO: "the disk reports an error: check dmesg and the disk's health",
+    **_TOO_MANY_FILES,
+    **dict.fromkeys(
+        (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP),
+        "does this file system, such as NFS or FUSE, support flock? Put the queue on a local one",
+    ),
+}
+_PROCESS_ADVICE = {
+    errno.EAGAIN: "too many processes and threads: raise ulimit -u, or the container's pids.max",
+    errno.ENOMEM: "not enough memory: add some, or run fewer processes",
+    **_TOO_MANY_FILES,
+}
+
+
+def store_error(e: OSError, path: str, consequence: str) -> StoreError:
+    """Return the error to raise if the system refuses a read or a write of a file.
+
+    `consequence` is what happened to the change, such as "nothing was added".
+
+    >>> print(store_error(OSError(errno.ENOSPC, "No space left"), "queue.tsv", "nothing was added"))
+    [Errno 28] No space left (nothing was added; the disk is full: free some space): 'queue.tsv'
+    """
+    advice = _FILE_ADVICE.get(e.errno or 0)
+    details = f"{consequence}; {advice}" if advice else consequence
+    return StoreError(e.errno, f"{e.strerror or e} ({details})", path)
 
 
 def not_started(what: str, error: BaseException) -> StoreError:
     """Return the error to raise if the system refuses a thread, a process or a pipe."""
     number = getattr(error, "errno", None) or errno.EAGAIN
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    advice = _LIMITS.get(number, "see the system's message")
-    return StoreError(number, f"{what} could not be started: {reason} ({advice})")
-
-
-_ADVICE = {
-    errno.ENOSPC: "the disk is full: free some space",
-    errno.EDQUOT: "the disk quota is used up: free some space",
-    errno.EACCES: "this user may not: give it the directory's group, or run as its owner",
-    errno.EPERM: "this user may not: give it the directory's group, or run as its owner",
-    errno.EBUSY: "is the file mounted by itself, as into a container? mount its directory",
-    errno.EROFS: "the file system is mounted read-only: remount it",
-    errno.EIO: "the disk reports an error: look at dmesg, and at the disk's health",
-    errno.EMFILE: "this process has too many open files: see ulimit -n",
-    errno.ENFILE: "the machine has too many open files: see fs.file-max",
-    **dict.fromkeys(
-        (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP),
-        "does this file system, such as NFS or FUSE, support flock? Put the queue on a local one",
-    ),
-}
-
-
-def store_error(e: OSError, path: str, consequence: str) -> StoreError:
-    """Return the system's error with the file's name, what became of the change, what to do."""
-    advice = _ADVICE.get(e.errno or 0, "see the system's message")
-    text = f"{e.strerror or e} ({consequence}; {advice})"
-    return StoreError(e.errno, text, path)
+    advice = _PROCESS_ADVICE.get(number)
+    details = f" ({advice})" if advice else ""
+    return StoreError(number, f"{what} could not be started: {reason}{details}")

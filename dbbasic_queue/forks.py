@@ -1,7 +1,7 @@
-"""What a forked child must forget, whether or not the fork ran Python's hooks.
+"""Makes a forked child forget its parent's state, whether or not the fork ran Python's hooks.
 
-uWSGI forks in C, and so may any extension: then no hook runs. So the process id is compared
-whenever a lock is about to be acquired.
+uWSGI forks in C, and so may any extension: then no hook runs. So the process id is compared before
+a lock is acquired.
 
 A lock that a before-fork hook waits for is never held while a module is imported, nor while code
 of the program runs. Otherwise a fork could wait for an import, and the import for the fork.
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     R = TypeVar("R")
 
 process = os.getpid()
-"""The process that the package's state belongs to."""
+"""The id of the process that the package's state belongs to."""
 
 opening = threading.RLock()
 """Held while a file that will be locked is opened and registered, and during each fork: a child
-that gets the file unregistered would keep its lock. Reentrant, for signal handlers may fork."""
+that inherits it unregistered would keep its lock. Reentrant, because signal handlers may fork."""
 
 _forget: list[Callable[[], None]] = []
 _forgetting = threading.Lock()
 
 
 def in_child(forget: Callable[[], None]) -> None:
-    """Have a forked child call a function that makes it forget what belongs to its parent.
+    """Register a function that makes a forked child forget its parent's state.
 
-    A second call of the function must do no harm.
+    It may be called more than once in a child.
     """
     _forget.append(forget)
 
 
 def notice() -> None:
-    """Forget what belongs to the parent if this process was forked without hooks."""
+    """Forget the parent's state if this process was forked without hooks."""
     if os.getpid() != process:
         with _forgetting:
             if os.getpid() != process:
@@ -48,16 +48,16 @@ def notice() -> None:
 
 
 def while_opening(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a function while no fork is made; return what it returns."""
+    """Call a function with forks held back; return what it returns."""
     lock = opening
     try:
         lock.acquire()  # not in a `with`: see QueueLock
         return function(*args, **kwargs)
     finally:
-        try:  # noqa: SIM105 - a call would be a place where a signal handler may raise
+        try:  # noqa: SIM105 - a signal handler could raise in the call
             lock.release()
         except RuntimeError:
-            pass  # one raised before it was acquired
+            pass  # a signal handler has raised before it was acquired
 
 
 def _before() -> None:

@@ -34,6 +34,10 @@ class Delay(Exception):
         self.when = when
         self.reason = reason
 
+    def __repr__(self) -> str:
+        reason = f", {self.reason!r}" if self.reason else ""
+        return f"{type(self).__name__}({self.when!r}{reason})"
+
 
 class Fail(Exception):
     """Raised by a handler whose job can't succeed: it is `failed` now, without further attempts."""

@@ -1,11 +1,11 @@
 """Modules that an idle pass doesn't need are imported on first use.
 
-Python itself waits for an import that another thread has started. Two cases it leaves open:
+If another thread is importing the module, Python waits for it. Two cases need more than that:
 
-- A signal handler that uses the queue while its own thread imports finds a half-imported module.
-  So the main thread, where signal handlers run, lets another thread import, and waits.
-- A child that is forked while another thread imports inherits the half-imported module and its
-  import lock, and waits for ever when it imports the module. So the child forgets both.
+- If a signal handler uses the queue while its own thread is importing, it finds a half-imported
+  module. So the main thread, where signal handlers run, lets another thread import, and waits.
+- A child that is forked while another thread is importing inherits the half-imported module and
+  its import lock, and would wait forever when it imports the module. So the child forgets both.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 _IMPORTING = "<frozen importlib._bootstrap>"
 
 _loaded: dict[Callable[[], Any], Any] = {}
 _importing: set[int] = set()
-"""The threads that import for `load` now."""
+"""The threads that are importing for `load`, by their idents."""
 
 
 def load(imports: Callable[[], T]) -> T:
-    """Return what a function of a module returns that imports others, and is called only once.
+    """Call a function that imports modules, only once, and return what it returned.
 
-    Raises QueueError if the same thread is importing for `load` already: the caller is a signal
-    handler, or a finalizer.
+    Raises QueueError if this thread is already importing for `load`: the caller is a signal
+    handler or a finalizer.
     """
     loaded: T
     if imports in _loaded:
@@ -55,8 +55,8 @@ def _load(imports: Callable[[], object]) -> None:
     me = threading.get_ident()
     if me in _importing:
         raise QueueError(
-            "called by a signal handler, or a finalizer such as __del__, while this thread is "
-            "importing what the queue needs: nothing was done (call it after that)"
+            "called from a signal handler, or a finalizer such as __del__, while this thread was "
+            "importing a module of the queue: nothing was done (call it again later)"
         )
     try:
         _importing.add(me)
@@ -70,7 +70,7 @@ def _in_main_thread() -> bool:
 
 
 def _inside_an_import() -> bool:
-    """Tell whether this thread imports a module, for which another thread might have to wait."""
+    """Return whether this thread is importing: another thread may have to wait for the module."""
     frame = sys._getframe()
     while frame.f_back is not None:
         if frame.f_code.co_filename == _IMPORTING:
@@ -82,7 +82,7 @@ def _inside_an_import() -> bool:
 def _in_another_thread(work: Callable[[], None]) -> None:
     """Wait until another thread has done the work; do nothing if no thread can be started.
 
-    `threading.Thread` has locks of its own, which the code that a signal has interrupted may hold.
+    `threading.Thread` has locks of its own, which the interrupted code may hold.
     """
     done = _thread.allocate_lock()
     done.acquire()
@@ -91,7 +91,7 @@ def _in_another_thread(work: Callable[[], None]) -> None:
     def do() -> None:
         try:
             work()
-        except BaseException:  # noqa: BLE001, S110 - the caller tries it itself, and meets the same
+        except BaseException:  # noqa: BLE001, S110 - the caller tries again, and gets the error itself
             pass
         finally:
             done.release()
@@ -100,7 +100,7 @@ def _in_another_thread(work: Callable[[], None]) -> None:
         _thread.start_new_thread(do, ())
     except RuntimeError:
         return
-    while not done.acquire(timeout=_LOOK_SECONDS) and os.getpid() == me:
+    while not done.acquire(timeout=_POLL_SECONDS) and os.getpid() == me:
         pass  # a signal handler may fork and return in the child, which has no such thread
 
 

@@ -66,6 +66,10 @@ class Pickles:
         path = os.fspath(key_file)
         _check_place(path, (default_queue() if queue is None else queue).path)
         self._key = _read_key(path)
+        self._key_file = path
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} under the key in {self._key_file}>"
 
     def payload(self, job_type: str, value: object) -> dict[str, str]:
         """Return the payload for a job of this type; a job of another type can't use it.

@@ -68,7 +68,7 @@ def _location() -> str:
         return os.path.abspath(os.fspath(path))
     url, value = os.environ.get(_URL), os.environ.get(_FILE)
     if url and value:
-        raise NotAQueue(f"both {_URL} ({url!r}) and {_FILE} ({value!r}) are set: unset one of them")
+        raise NotAQueue(f"both {_URL} and {_FILE} ({value!r}) are set: unset one of them")
     if url and scheme_of(url) != "file":
         return url
     if url:

@@ -30,6 +30,9 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.now!r})"
+
     def move(self, seconds: float) -> None:
         """Move the clock forward by that many seconds, or back by a negative number."""
         self.now += seconds

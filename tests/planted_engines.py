@@ -235,6 +235,42 @@ class WaitsForNothing(Planted):
         return self.get_job(job_id)
 
 
+class WaitsForAJobThatIsNotThere(Planted):
+    def wait(self, job_id: str, timeout: Any) -> Any:
+        return super().wait(job_id, timeout) if self.get_job(job_id) else None
+
+
+class MakesNothingDue(Planted):
+    class memory(MemoryStore):
+        def run_now(self, job_id: str, now: float) -> bool:
+            row = self.jobs.get(job_id)
+            return row is not None and row.state.status == states.PENDING
+
+
+class MakesDueWhatIsDone(Planted):
+    class memory(MemoryStore):
+        def run_now(self, job_id: str, now: float) -> bool:
+            row = self.jobs.get(job_id)
+            if row is not None:
+                row.state.run_at = int(now)
+            return row is not None
+
+
+class SendsACancelledReminderToday(Planted):
+    def requeue(self, job_id: str, run_at: Any = None) -> bool:
+        return super().requeue(job_id, 0 if run_at is None else run_at)
+
+
+class RequeuesForNowAlways(Planted):
+    def requeue(self, job_id: str, run_at: Any = None) -> bool:
+        return super().requeue(job_id, run_at) and (run_at is None or self.run_now(job_id))
+
+
+class ForgetsThatAllArePaused(Planted):
+    def paused(self) -> frozenset[str]:
+        return super().paused() - {"*"}
+
+
 class RequeuesWithItsAttempts(Planted):
     class memory(MemoryStore):
         def requeue(self, now: float, **which: Any) -> int:
@@ -302,6 +338,14 @@ CAUGHT: dict[type[Planted], str] = {
     TriesOnceMore: ("a_job_that_fails_is_tried_again_after_its_backoff_until_no_attempt_is_left"),
     KeepsTheOldError: "a_job_that_succeeds_in_the_end_has_no_error_left",
     WaitsForNothing: "wait_returns_a_finished_job_and_none_when_the_time_is_up",
+    WaitsForAJobThatIsNotThere: "wait_returns_a_finished_job_and_none_when_the_time_is_up",
+    MakesNothingDue: "a_pending_job_can_be_made_due_now",
+    MakesDueWhatIsDone: "run_now_is_false_for_a_job_that_is_not_pending_and_an_error_for_none",
+    SendsACancelledReminderToday: (
+        "a_failed_or_cancelled_job_can_be_requeued_and_runs_as_if_it_were_new"
+    ),
+    RequeuesForNowAlways: "a_requeued_job_is_due_when_its_run_at_says",
+    ForgetsThatAllArePaused: "paused_returns_the_paused_types_and_a_star_for_all",
     RequeuesWithItsAttempts: (
         "a_failed_or_cancelled_job_can_be_requeued_and_runs_as_if_it_were_new"
     ),

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import stat
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,7 @@ def test_a_dead_passs_jobs_that_were_not_started_are_given_back_whatever_their_t
 ) -> None:
     ids = queue.enqueue_many("other", range(3))
     terms = Terms(lambda _: 1, lambda _, attempt: 60, lambda _: True)
-    dead = Claims(store_of(queue), terms, clock())
+    dead = Claims(store_of(queue).files, terms, clock())
     dead.claim(8)
     dead.abandon()
     with Queue(path, clock=clock) as mine:
@@ -142,6 +143,13 @@ def test_a_lingering_pass_runs_what_is_enqueued_and_what_becomes_due_at_its_next
     assert done == NONE | {"completed": 2}
     assert [payload for payload, _ in ran] == ["new", "later"]
     assert [at for _, at in ran] == pytest.approx([0.35, 2], abs=0.11)
+    assert 4.9 < night.seconds < 5.2
+
+
+def test_a_linger_may_be_a_timedelta(queue: Queue, night: Night) -> None:
+    queue.enqueue("greet", {}, NOW + 2)
+    done = queue.process_jobs({"greet": len}, linger=timedelta(seconds=5))
+    assert done == NONE | {"completed": 1}
     assert 4.9 < night.seconds < 5.2
 
 
@@ -278,7 +286,7 @@ def test_a_job_that_comes_between_a_passes_beginning_and_its_first_look_is_picke
     """It was not there when the pass began, so it is not due; but it must be at the next look."""
     queue.cancel_job("create the files")
     terms = Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True)
-    claims = Claims(store_of(queue), terms, NOW)
+    claims = Claims(store_of(queue).files, terms, NOW)
     queue.enqueue("greet", {})
     assert claims.claim(1) == []
     assert claims.find_due(NOW)
@@ -312,7 +320,7 @@ def test_run_until_complete_waits_for_what_another_pass_is_running(
     job_id = queue.enqueue("greet", {})
     terms = Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True)
     with Queue(path, clock=night.clock) as other:
-        elsewhere = Claims(store_of(other), terms, NOW)
+        elsewhere = Claims(store_of(other).files, terms, NOW)
         (claim,) = elsewhere.claim(1)
 
         def end() -> None:
@@ -423,6 +431,25 @@ def test_wait_raises_at_once_if_there_is_no_such_job(queue: Queue, job_id: str) 
         asyncio.run(queue.await_job(job_id, 1000))
 
 
+@pytest.mark.parametrize("timeout", [0.02, timedelta(seconds=0.02), timedelta(seconds=-1)])
+def test_a_timeout_is_seconds_or_a_timedelta(queue: Queue, timeout: Any) -> None:
+    job_id = queue.enqueue("greet", {})
+    assert queue.wait(job_id, timeout) is None
+    assert asyncio.run(queue.await_job(job_id, timeout)) is None
+    queue.cancel_job(job_id)
+    assert queue.wait(job_id, timeout) == asyncio.run(queue.await_job(job_id, timeout))
+    assert queue.wait(job_id, timeout=timeout) == queue.get_job(job_id)
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), "1", True, None])
+def test_an_invalid_timeout_is_an_error(queue: Queue, timeout: Any) -> None:
+    job_id = queue.enqueue("greet", {})
+    with pytest.raises(InvalidArgument, match=r"invalid timeout .*: must be seconds"):
+        queue.wait(job_id, timeout)
+    with pytest.raises(InvalidArgument, match="invalid timeout"):
+        asyncio.run(queue.await_job(job_id, timeout))
+
+
 def test_wait_sees_what_another_process_does(programs: Programs, tmp_path: Path) -> None:
     with Queue(tmp_path / "data/queue.tsv") as queue:
         job_id = queue.enqueue("greet", "ada")
@@ -467,6 +494,64 @@ def test_only_failed_and_cancelled_jobs_can_be_requeued_and_a_cancelled_one_keep
     again = before | {"status": PENDING, "attempts": "0", "error": "", "run_at": due}
     assert row(path, "x") == (again if legal else before)
     assert queue.requeue("x") is False
+
+
+@pytest.mark.parametrize("status", [FAILED, CANCELLED])
+def test_a_requeued_job_may_be_given_a_new_run_at(queue: Queue, path: Path, status: str) -> None:
+    for job_id in ("a", "b", "c"):
+        add_lines(path, line(job_id, status=status, attempts=3, error="no", run_at=7))
+    assert queue.requeue("a", NOW + 60)
+    assert queue.requeue("b", run_at=datetime.fromtimestamp(NOW + 59.5, UTC))
+    assert queue.requeue("c", run_at=0)
+    found = [row(path, job_id) for job_id in ("a", "b", "c")]
+    assert [columns["run_at"] for columns in found] == [str(NOW + 60), str(NOW + 60), str(NOW)]
+    assert {(columns["status"], columns["attempts"]) for columns in found} == {(PENDING, "0")}
+
+
+def test_a_cancelled_reminder_that_is_requeued_is_not_sent_before_its_time(
+    queue: Queue, clock: Clock
+) -> None:
+    queue.enqueue("remind", {}, NOW + DAY, job_id="tomorrow")
+    assert queue.cancel_job("tomorrow") and queue.requeue("tomorrow")
+    assert queue.process_jobs({"remind": len}) == NONE
+    clock.now += DAY
+    assert queue.process_jobs({"remind": len}) == NONE | {"completed": 1}
+
+
+# --- run_now
+
+
+def test_a_job_that_is_made_due_now_is_so_in_the_file(queue: Queue, path: Path) -> None:
+    job_id = queue.enqueue("greet", {}, NOW + DAY)
+    before = row(path, job_id)
+    assert queue.run_now(job_id) is True
+    assert row(path, job_id) == before | {"run_at": str(NOW)}
+    assert queue.process_jobs({"greet": len}) == NONE | {"completed": 1}
+    assert queue.run_now(job_id) is False
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_only_a_pending_job_can_be_made_due_now(queue: Queue, path: Path, status: str) -> None:
+    add_lines(path, line("x", status=status, attempts=2, error="no", run_at=NOW + 60))
+    before = row(path, "x")
+    assert queue.run_now("x") is (status == PENDING)
+    assert row(path, "x") == (before | {"run_at": str(NOW)} if status == PENDING else before)
+
+
+@pytest.mark.parametrize("job_id", ["unknown", "no id at all", "", None])
+def test_run_now_is_an_error_if_there_is_no_such_job(queue: Queue, path: Path, job_id: Any) -> None:
+    with pytest.raises(JobNotFound, match=f"unknown job_id {job_id!r}: {path} has no such job"):
+        queue.run_now(job_id)
+    assert not path.exists()
+
+
+def test_a_lingering_pass_runs_a_job_that_is_made_due_now(
+    queue: Queue, path: Path, night: Night
+) -> None:
+    job_id = queue.enqueue("greet", {}, NOW + DAY)
+    with Queue(path, clock=night.clock) as other:
+        night.at[20] = lambda: other.run_now(job_id)
+        assert queue.process_jobs({"greet": len}, linger=5) == NONE | {"completed": 1}
 
 
 @pytest.mark.parametrize("job_id", ["unknown", "no id at all", "", None])
@@ -523,7 +608,13 @@ def test_a_job_that_was_to_go_before_all_others_is_not_purged_before_its_time(
     assert queue.purge(60) == 1
 
 
-@pytest.mark.parametrize("older_than", [-1, float("nan"), "1", None, True])
+def test_an_age_may_be_a_timedelta(full: Queue) -> None:
+    assert full.purge(timedelta(days=10, seconds=1)) == 0
+    assert full.purge(timedelta(days=1), FAILED) == 2
+    assert full.purge(timedelta(0)) == 10
+
+
+@pytest.mark.parametrize("older_than", [-1, float("nan"), "1", None, True, timedelta(days=-1)])
 def test_an_invalid_age_is_an_error(full: Queue, older_than: Any) -> None:
     with pytest.raises(InvalidArgument, match="invalid older_than"):
         full.purge(older_than)
@@ -567,9 +658,9 @@ def test_a_purged_id_can_be_enqueued_again_and_runs(
             path.with_name("other").write_bytes(path.read_bytes())
             queue.enqueue("greet", 1, job_id="y")
             with held(store_of(queue).lock):  # a cancel whose fold has to wait
-                store_of(queue).read_new()
+                store_of(queue).files.read_new()
                 state = b"cancelled\t%d\t%d\t0\tno\t" % (NOW, NOW)
-                store_of(queue).change([(b"y", state)])
+                store_of(queue).files.change([(b"y", state)])
             assert beside(path, "journal").stat().st_size > 0
         assert job(reader, "x")["result"] == "first"
         clock.now += 5
@@ -619,7 +710,7 @@ def test_a_requeued_job_that_another_pass_loses_is_recovered_while_its_first_pas
     def lose() -> None:
         with Queue(path, clock=night.clock) as other:
             assert other.requeue(job_id)
-            dead = Claims(store_of(other), terms, night.clock())
+            dead = Claims(store_of(other).files, terms, night.clock())
             assert len(dead.claim(1)) == 1
             dead.abandon()
         with Queue(path, clock=night.clock) as third:

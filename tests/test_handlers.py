@@ -85,7 +85,34 @@ def test_a_factor_under_one_is_refused() -> None:
         Backoff(factor=0.5)
 
 
+def test_first_and_cap_are_seconds_or_a_timedelta() -> None:
+    made = Backoff(first=timedelta(minutes=2), factor=3, cap=timedelta(minutes=10))
+    assert [made.seconds(attempt) for attempt in (1, 2, 3)] == [120, 360, 600]
+    for wrong in (timedelta(seconds=-1), timedelta.max):
+        with pytest.raises(InvalidHandlers, match="invalid first"):
+            Backoff(first=wrong)
+        with pytest.raises(InvalidHandlers, match="invalid cap"):
+            Backoff(cap=wrong)
+    with pytest.raises(InvalidHandlers, match="invalid factor"):
+        Backoff(factor=timedelta(2))  # type: ignore[arg-type]
+
+
 # --- policies
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), True, "30", timedelta(0), timedelta(-1)])
+def test_a_handlers_invalid_timeout_is_an_error(value: Any) -> None:
+    rule = "must be seconds or a timedelta, more than 0"
+    with pytest.raises(InvalidHandlers, match=f"invalid timeout .*: {rule}"):
+        Handler(print, timeout=value)
+
+
+def test_a_handlers_timeout_may_be_a_timedelta(queue: Queue) -> None:
+    assert Handler(print, timeout=timedelta(minutes=1)).timeout == 60
+    job_id = queue.enqueue("greet", {})
+    slow = Handler(lambda _: time.sleep(60), timeout=timedelta(seconds=0.1))
+    assert queue.process_jobs({"greet": slow}) == NONE | {"retried": 1}
+    assert job(queue, job_id)["error"].startswith("timed out after 0.1 s")
 
 
 @pytest.mark.parametrize(
@@ -265,6 +292,14 @@ def test_a_delay_may_be_an_instant(queue: Queue) -> None:
     assert queue.process_jobs({"greet": raising(Delay(instant))}) == NONE | {"delayed": 1}
     found = job(queue, job_id)
     assert (found["run_at"], found["error"]) == (NOW + 91, "delayed")
+
+
+def test_a_delay_may_be_a_timedelta(queue: Queue) -> None:
+    job_id = queue.enqueue("greet", {})
+    delay = Delay(timedelta(minutes=1, seconds=0.5), "on hold")
+    assert queue.process_jobs({"greet": raising(delay)}) == NONE | {"delayed": 1}
+    found = job(queue, job_id)
+    assert (found["run_at"], found["error"]) == (NOW + 61, "delayed: on hold")
 
 
 PAST = datetime(2001, 1, 1, tzinfo=UTC)

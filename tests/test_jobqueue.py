@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
+import pydoc
 import threading
 from collections import UserDict
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -16,14 +18,27 @@ from helpers import HEADER, NOW, Clock, add_lines, beside, job, line, python, ro
 
 import dbbasic_queue
 from dbbasic_queue import (
+    Backoff,
+    Delay,
     DuplicateJob,
+    Fail,
+    Handler,
+    Handlers,
+    InvalidArgument,
+    InvalidHandlers,
     InvalidJob,
+    Job,
+    JobNotFound,
     NotAQueue,
     Queue,
     QueueBusy,
+    QueueDamaged,
     QueueError,
     StoreError,
+    Worker,
     default_queue,
+    open_queue,
+    testing,
 )
 
 if TYPE_CHECKING:
@@ -130,11 +145,11 @@ def nested(depth: int) -> Any:
     return value
 
 
-AWARE = "use datetime.now(timezone.utc) or .astimezone()"
-SECONDS = "give Unix seconds (int or float) or an aware datetime"
-BOUNDS = "it must lie between 0 and 253402300799"
+AWARE = "must have a time zone (use datetime.now(timezone.utc) or .astimezone())"
+SECONDS = "must be Unix seconds (int or float) or a datetime with a time zone"
+BOUNDS = "must be between 0 and 253402300799"
 NUMBER = "give None or a str instead of NaN or infinity"
-LARGE = "keep what is large in a file and give the file's name"
+LARGE = "store large data in a file, and pass the file's name"
 DEEP = "nested more than 100 deep"
 ID = "must be 1 to 64 characters from A-Z a-z 0-9 . _ -"
 TYPE = "must be 1 to 100 characters from A-Z a-z 0-9 _ . : -"
@@ -166,7 +181,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"payload": nested(101)}, "invalid payload", DEEP),
     ({"payload": nested(100_000)}, "invalid payload", DEEP),
     ({"payload": 10**5000}, "4300", "give the number as a str"),
-    ({"payload": "x" * 1_048_575}, "takes 1048577 bytes, and 1048576 are allowed", LARGE),
+    ({"payload": "x" * 1_048_575}, "takes 1048577 bytes, and at most 1048576 are allowed", LARGE),
     ({"payload": "é" * 600_000}, "it takes 1200002 bytes", LARGE),
     ({"job_type": ""}, "job type ''", TYPE),
     ({"job_type": "a b"}, "job type 'a b'", TYPE),
@@ -254,16 +269,26 @@ def test_the_largest_payload_and_the_deepest_are_taken(queue: Queue) -> None:
 def test_the_largest_payload_can_be_set(path: Path) -> None:
     with Queue(path, max_payload=10) as queue:
         queue.enqueue("greet", "12345678")
-        with pytest.raises(InvalidJob, match="it takes 11 bytes, and 10 are allowed"):
+        with pytest.raises(InvalidJob, match="it takes 11 bytes, and at most 10 are allowed"):
             queue.enqueue("greet", "123456789")
 
 
 def test_the_errors_are_what_a_caller_would_expect() -> None:
     assert issubclass(InvalidJob, (QueueError, ValueError))
     assert issubclass(DuplicateJob, InvalidJob)
-    for error in (NotAQueue, StoreError, QueueBusy):
+    builtin: dict[type[QueueError], type[Exception]] = {
+        InvalidJob: ValueError,
+        InvalidArgument: ValueError,
+        InvalidHandlers: TypeError,
+        JobNotFound: LookupError,
+        NotAQueue: OSError,
+        QueueBusy: OSError,
+        QueueDamaged: NotAQueue,
+        StoreError: OSError,
+    }
+    for error, base in builtin.items():
         assert issubclass(error, QueueError)
-        assert issubclass(error, OSError)
+        assert issubclass(error, base)
 
 
 # --- an id of the caller's own
@@ -286,7 +311,7 @@ def test_an_id_that_is_there_is_refused_whatever_became_of_its_job(
     before = path.read_bytes()
     for job_id in ("pending", "cancelled", "completed", "failed"):
         assert job(queue, job_id)["status"] == job_id
-        with pytest.raises(DuplicateJob, match=rf"job_id '{job_id}' is refused: .*get_job shows"):
+        with pytest.raises(DuplicateJob, match=rf"'{job_id}' is already .*get_job shows"):
             queue.enqueue("greet", {}, job_id=job_id)
     assert path.read_bytes() == before
 
@@ -506,6 +531,33 @@ def test_counts_name_all_five_statuses_and_agree_with_the_file(queue: Queue, pat
     assert queue.counts() == {name: statuses.count(name) for name in NONE}
 
 
+# --- durations
+
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.mark.parametrize("window", [HOUR, timedelta(seconds=0.5), 3600, 0.5])
+def test_a_window_is_seconds_or_a_timedelta(queue: Queue, tmp_path: Path, window: Any) -> None:
+    queue.enqueue("greet", {})
+    queue.process_jobs({"greet": lambda _: None})
+    by_seconds = window.total_seconds() if isinstance(window, timedelta) else window
+    assert queue.metrics(window) == queue.metrics(by_seconds)
+    queue.write_metrics(tmp_path / "a.prom", window)
+    queue.write_metrics(tmp_path / "b.prom", window=by_seconds)
+    assert (tmp_path / "a.prom").read_text() == (tmp_path / "b.prom").read_text()
+
+
+@pytest.mark.parametrize("value", [0, -1, math.nan, True, "1h", None, -HOUR], ids=repr)
+def test_an_invalid_window_is_an_error(queue: Queue, tmp_path: Path, value: Any) -> None:
+    rule = "must be seconds or a timedelta, more than 0"
+    with pytest.raises(InvalidArgument, match=f"invalid window .*: {rule}"):
+        queue.metrics(value)
+    with pytest.raises(InvalidArgument, match="invalid window"):
+        queue.write_metrics(tmp_path / "a.prom", value)
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- where the queue is
 
 
@@ -660,7 +712,7 @@ def test_the_environment_is_read_at_each_call_and_not_at_the_import(
         monkeypatch.setenv("DBBASIC_QUEUE_FILE", name)
         dbbasic_queue.enqueue("greet", {})
         assert len(rows(tmp_path / name)) == 1
-        assert name == dbbasic_queue.queue.QUEUE_FILE
+        assert str(tmp_path / name) == dbbasic_queue.queue.QUEUE_FILE
 
 
 def test_a_queue_file_that_the_program_has_set_wins_over_the_environment_until_it_is_put_back(
@@ -675,16 +727,166 @@ def test_a_queue_file_that_the_program_has_set_wins_over_the_environment_until_i
     assert dbbasic_queue.queue.default_queue().path == str(tmp_path / "other.tsv")
 
 
-@pytest.mark.parametrize("value", ["memory:", "memory:x", "redis://host/0", "file://host/q.tsv"])
-def test_the_environment_may_name_nothing_but_a_file(tmp_path: Path, value: str) -> None:
+@pytest.mark.parametrize(
+    ("value", "way_out"),
+    [
+        ("memory:", "unknown URL scheme 'memory': must be a path or file:PATH"),
+        ("memory:x", "write ./memory:..."),
+        ("redis://user:secret@host/0", "unknown URL scheme 'redis': must be a path or file:PATH"),
+        ("file://host/q.tsv", "it names the machine 'host'"),
+        ("file:", "it names no file"),
+    ],
+)
+def test_dbbasic_queue_file_may_name_nothing_but_a_file(
+    tmp_path: Path, value: str, way_out: str
+) -> None:
     code = (
         "import dbbasic_queue as q\ntry: q.enqueue('greet', {})\nexcept q.NotAQueue as e: print(e)"
     )
     done = python(code, cwd=tmp_path, env={"DBBASIC_QUEUE_FILE": value})
     assert done.stderr == ""
-    assert repr(value) in done.stdout
-    assert "DBBASIC_QUEUE_FILE" in done.stdout or "host" in done.stdout
+    assert done.stdout.startswith("invalid DBBASIC_QUEUE_FILE")
+    assert way_out in done.stdout
+    assert "secret" not in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "file"),
+    [
+        ("jobs.tsv", "jobs.tsv"),
+        ("file:a%20b.tsv", "a b.tsv"),
+        ("~/jobs.tsv", "home/jobs.tsv"),
+        ("file:///{tmp}/jobs.tsv", "jobs.tsv"),
+    ],
+)
+def test_dbbasic_queue_url_may_name_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, file: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DBBASIC_QUEUE_URL", url.format(tmp=str(tmp_path)[1:]))
+    job_id = dbbasic_queue.enqueue("greet", {})
+    assert str(tmp_path / file) == default_queue().path == dbbasic_queue.queue.QUEUE_FILE
+    assert [columns[0] for columns in rows(tmp_path / file)] == [job_id]
+
+
+def test_dbbasic_queue_url_may_name_a_queue_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DBBASIC_QUEUE_URL", "memory:")
+    job_id = dbbasic_queue.enqueue("greet", "ada")
+    assert dbbasic_queue.process_jobs({"greet": str.upper})["completed"] == 1
+    found = dbbasic_queue.get_job(job_id)
+    assert found is not None and found["result"] == "ADA"
+    assert default_queue().path == dbbasic_queue.queue.QUEUE_FILE == "memory:"
+    monkeypatch.setenv("DBBASIC_QUEUE_URL", "memory:test_queue")
+    assert dbbasic_queue.get_job(job_id) is None
+    assert open_queue("memory:test_queue").store is default_queue().store
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dbbasic_queue_url_of_another_kind_is_an_error_that_shows_no_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DBBASIC_QUEUE_URL", "amqp://user:secret@host/0")
+    with pytest.raises(NotAQueue, match="unknown URL scheme 'amqp'") as refusal:
+        dbbasic_queue.enqueue("greet", {})
+    assert "secret" not in str(refusal.value)
+
+
+def test_both_variables_set_is_an_error_unless_the_program_has_set_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DBBASIC_QUEUE_FILE", "jobs.tsv")
+    monkeypatch.setenv("DBBASIC_QUEUE_URL", "redis://user:secret@host/0")
+    for call in (default_queue, lambda: dbbasic_queue.enqueue("greet", {})):
+        with pytest.raises(NotAQueue, match="both DBBASIC_QUEUE_URL and DBBASIC_QUEUE_FILE") as e:
+            call()
+        assert "unset one of them" in str(e.value)
+        assert "secret" not in str(e.value)
+    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setitem(vars(dbbasic_queue.queue), "QUEUE_FILE", "own.tsv")
+        assert default_queue().path == str(tmp_path / "own.tsv")
+    monkeypatch.setenv("DBBASIC_QUEUE_URL", "")  # an empty variable counts as unset
+    assert default_queue().path == str(tmp_path / "jobs.tsv")
+
+
+# --- the public names
+
+
+SHORTCUTS = ("enqueue", "enqueue_many", "aenqueue", "get_job", "cancel_job", "process_jobs")
+
+
+def test_the_module_functions_are_these_and_all_else_is_a_method() -> None:
+    functions = {name for name, value in vars(dbbasic_queue).items() if inspect.isfunction(value)}
+    assert {name for name in functions if not name.startswith("_")} == {
+        *SHORTCUTS,
+        "default_queue",
+        "open_queue",
+    }
+    assert all(hasattr(dbbasic_queue, name) for name in dbbasic_queue.__all__)
+
+
+@pytest.mark.parametrize("name", SHORTCUTS)
+def test_a_module_function_has_the_signature_of_the_queues_method(name: str) -> None:
+    function, method = getattr(dbbasic_queue, name), getattr(Queue, name)
+    _self, *parameters = inspect.signature(method).parameters.values()
+    signature = inspect.signature(function)
+    assert list(signature.parameters.values()) == parameters
+    assert signature.return_annotation == inspect.signature(method).return_annotation
+    assert inspect.iscoroutinefunction(function) is inspect.iscoroutinefunction(method)
+
+
+def test_help_shows_the_signature_and_what_a_call_does() -> None:
+    text = pydoc.plain(pydoc.render_doc(dbbasic_queue.enqueue))
+    assert "enqueue(job_type: " in text and "run_at: " in text and "job_id: " in text
+    assert "Add one job to the default queue" in text and "Raises InvalidJob" in text
+    assert inspect.iscoroutinefunction(dbbasic_queue.aenqueue)
+
+
+@pytest.mark.parametrize("name", dbbasic_queue.__all__)
+def test_every_public_name_has_a_docstring(name: str) -> None:
+    assert inspect.getdoc(getattr(dbbasic_queue, name))
+
+
+def test_public_objects_say_what_they_are(tmp_path: Path) -> None:
+    def send(_: Any) -> None: ...
+
+    queue = Queue(tmp_path / "queue.tsv")
+    jobs = Handlers()
+    assert repr(jobs) == "<Handlers (none)>"
+    jobs.handler("mail:send", max_attempts=5)(send)
+    jobs.handler(len)
+    handler = Handler(send, backoff=Backoff(first=5), timeout=30, concurrency=2)
+    name = send.__qualname__
+    assert repr(queue) == f"<Queue {tmp_path}/queue.tsv>"
+    assert repr(open_queue("memory:x")) == "<Queue memory:x>"
+    assert repr(jobs) == "<Handlers mail:send, len>"
+    assert repr(jobs["mail:send"]) == f"<Registered {name}, max_attempts=5>"
+    backoff = "Backoff(first=5, factor=2, jitter=0)"
+    assert repr(handler) == f"<Handler {name}, backoff={backoff}, timeout=30, concurrency=2>"
+    capped = Backoff(first=timedelta(seconds=30), factor=3, cap=timedelta(hours=1), jitter=0.1)
+    assert repr(capped) == "Backoff(first=30.0, factor=3, cap=3600.0, jitter=0.1)"
+    assert repr(Delay(60)) == "Delay(60)"
+    assert repr(Delay(timedelta(hours=1), "on hold")) == (
+        "Delay(datetime.timedelta(seconds=3600), 'on hold')"
+    )
+    assert repr(Fail("no such user")) == "Fail('no such user')"
+    worker = Worker(queue, jobs)
+    assert repr(worker) == f"<Worker of {queue.path}: idle>"
+    assert repr(testing.Clock(NOW)) == f"Clock({NOW})"
+    seen: list[str] = []
+
+    def look(_: Any, job: Job) -> None:
+        seen.append(repr(job))
+
+    job_id = queue.enqueue("look", {})
+    queue.process_jobs({"look": look})
+    assert seen == [f"<Job {job_id}: look, attempt 1>"]
 
 
 # --- a file that is none of ours

@@ -419,7 +419,7 @@ def test_an_outcome_of_an_old_attempt_does_not_overwrite_the_current_one(
 ) -> None:
     job_id = queue.enqueue("greet", {})
     terms = Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True)
-    old = Claims(store_of(queue), terms, clock())
+    old = Claims(store_of(queue).files, terms, clock())
     (claim,) = old.claim(1)
     beside(path, "pass.1").unlink()  # it is taken for dead, and wakes up later
     with Queue(path, clock=clock) as other:

@@ -1,4 +1,4 @@
-"""The contract's tests find every planted bug, and `Queue.open` finds the engine of a URL."""
+"""The contract's tests find every planted bug, and `open_queue` finds the queue of a URL."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_queue_in_memory_has_a_history_too() -> None:
         assert queue.metrics()["types"]["greet"]["attempts"] == {"completed": 1}
 
 
-# --- Queue.open
+# --- open_queue
 
 
 @pytest.mark.parametrize(

@@ -370,11 +370,30 @@ def test_a_copy_of_a_queue_has_its_settings(tmp_path: Path) -> None:
         assert job(given, copy.enqueue("greet", 1))["created_at"] == NOW
 
 
+def test_a_copy_of_a_store_opens_the_same_file(tmp_path: Path) -> None:
+    with Queue(tmp_path / "queue.tsv", fsync=False) as queue:
+        job_id = queue.enqueue("greet", "ada")
+        copy = pickle.loads(pickle.dumps(queue.store))
+        found = copy.find(job_id)
+        assert copy is not queue.store
+        assert (type(copy), copy.path, copy.fsync) == (type(queue.store), queue.path, False)
+        assert found is not None and found.payload == '"ada"'
+        assert copy.cancel(job_id)
+        copy.close()
+        assert job(queue, job_id)["status"] == "cancelled"
+
+
+@pytest.mark.parametrize("url", ["memory:", "memory:test_registry"])
+def test_a_store_in_memory_cannot_be_pickled(url: str) -> None:
+    queue = open_queue(url)
+    for given in (queue, queue.store, Handlers(queue=queue)):
+        with pytest.raises(QueueError, match="its jobs are in the memory of this process"):
+            pickle.dumps(given)
+
+
 def test_what_cannot_be_pickled_says_why(tmp_path: Path) -> None:
     with pytest.raises(QueueError, match=r"cannot pickle the queue .* is a lambda or an inner"):
         pickle.dumps(Queue(tmp_path / "queue.tsv", clock=lambda: NOW))
-    with pytest.raises(QueueError, match="its jobs are in the memory of this process"):
-        pickle.dumps(open_queue("memory:"))
 
 
 # --- functions that no pass could call

@@ -1,4 +1,4 @@
-"""What a job's id, type and times may be, and the errors that say so."""
+"""Which values are valid for a job's id, type and times; raises for all others."""
 
 from __future__ import annotations
 
@@ -15,30 +15,37 @@ if TYPE_CHECKING:
 IN_AN_ID = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
 _IN_A_TYPE = IN_AN_ID + ":"
 
+ALL = "*"
+"""Stands for all types in a list of paused ones. It can't be a type."""
+
 
 def is_id(job_id: object) -> bool:
-    """Tell whether a job can have this id."""
+    """Return whether a job can have this id.
+
+    >>> is_id("report-2027.01"), is_id("a b"), is_id("")
+    (True, False, False)
+    """
     if not isinstance(job_id, str) or not 0 < len(job_id) <= 64:
         return False
     return (job_id.isalnum() and job_id.isascii()) or not job_id.strip(IN_AN_ID)  # strip is slower
 
 
 def check_id(job_id: str) -> str:
-    """Return a new job's id as a plain str; raises InvalidJob if it cannot be one.
+    """Return a new job's id as a plain str; raises InvalidJob if it isn't valid.
 
-    A job that is in the file already may have an id that begins with "-".
+    Jobs that are already in the file may have an id that begins with "-".
     """
     if not is_id(job_id) or job_id[0] == "-":
         raise InvalidJob(
             f"invalid job_id {_shown(job_id)}: must be 1 to 64 characters from A-Z a-z 0-9 . _ - "
-            'and must not begin with "-", which a shell command would take for an option'
+            'and must not begin with "-" (a command would read it as an option)'
         )
     return job_id if type(job_id) is str else _plain(job_id)
 
 
 def check_type(job_type: object) -> str:
-    """Return `job_type` as a plain str; raises InvalidJob if it cannot name a handler."""
-    if (  # quick, and true of most types; the full rule takes five times as long
+    """Return `job_type` as a plain str; raises InvalidJob if it isn't valid."""
+    if (  # quick, and true for most types; the full rule takes five times as long
         type(job_type) is str
         and job_type.isidentifier()
         and job_type.isascii()
@@ -54,12 +61,18 @@ def check_type(job_type: object) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return the characters of a str, also of an Enum that formats as its name."""
+    """Return the characters of a str; `str()` of an Enum would return its name."""
     return str.__str__(text)
 
 
 def check_instant(instant: object, name: str = "run_at") -> int:
-    """Return an instant in whole Unix seconds, rounded up; raises InvalidJob where it is none."""
+    """Return an instant in whole Unix seconds, rounded up; raises InvalidJob if it isn't valid.
+
+    `instant` is Unix seconds, or a datetime with a time zone. `name` is for the error.
+
+    >>> check_instant(1000.2)
+    1001
+    """
     if type(instant) is int:
         seconds: float = instant
     elif isinstance(instant, (int, float)) and not isinstance(instant, bool):
@@ -68,7 +81,7 @@ def check_instant(instant: object, name: str = "run_at") -> int:
         seconds = _from_datetime(instant, name)
     if not 0 <= seconds <= LATEST:  # false for NaN too
         raise InvalidJob(
-            f"{name} {_shown(instant)} is refused: it must lie between 0 and {LATEST} "
+            f"invalid {name} {_shown(instant)}: must be between 0 and {LATEST} "
             "(Unix seconds; 1970 to 9999)"
         )
     return math.ceil(seconds)
@@ -81,9 +94,14 @@ def check_seconds(
     above: float | None = None,
     error: type[Exception] = InvalidArgument,
 ) -> float:
-    """Return a duration, seconds or a `timedelta`, in seconds; infinity is allowed, NaN isn't.
+    """Return a duration in seconds; infinity is allowed, NaN isn't.
 
-    Raises `error` unless it is 0 or more, or, if given, more than `above`.
+    `seconds` is a number, or a `timedelta`. Raises `error` unless it is 0 or more; if `above` is
+    given, unless it is more than that. `name` is for the error.
+
+    >>> from datetime import timedelta
+    >>> check_seconds(timedelta(minutes=2), "timeout")
+    120.0
     """
     total = getattr(seconds, "total_seconds", None)
     number = seconds if total is None else total()
@@ -119,21 +137,22 @@ def _from_datetime(instant: object, name: str) -> float:
 
     if not isinstance(instant, datetime):
         raise InvalidJob(
-            f"{name} {_shown(instant)} is refused: give Unix seconds (int or float) or an aware "
-            "datetime"
+            f"invalid {name} {_shown(instant)}: must be Unix seconds (int or float) or a datetime "
+            "with a time zone"
         )
     if instant.utcoffset() is None:
         raise InvalidJob(
-            f"{name} {_shown(instant)} is refused: it has no time zone; "
-            "use datetime.now(timezone.utc) or .astimezone()"
+            f"invalid {name} {_shown(instant)}: must have a time zone "
+            "(use datetime.now(timezone.utc) or .astimezone())"
         )
     return instant.timestamp()
 
 
 def _shown(value: object) -> str:
+    """Return a value for an error: on one line, and at most 80 characters of it."""
     try:
         text = repr(value)
-    except Exception as e:  # noqa: BLE001 - an int of 5,000 digits, or whatever a class does
+    except Exception as e:  # noqa: BLE001 - an int of 5,000 digits, or anything that a class may raise
         text = f"<{type(value).__name__}: {type(e).__name__}>"
     return escape(text if len(text) <= 80 else text[:77] + "...")
 
@@ -142,6 +161,3 @@ def check_count(count: object, name: str) -> None:
     """Raise InvalidHandlers unless it is an int of 1 or more."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InvalidHandlers(f"invalid {name} {count!r}: must be an int of 1 or more")
-
-
-ALL = "*"

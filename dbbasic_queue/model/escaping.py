@@ -1,8 +1,8 @@
-r"""What a value looks like on one line: free text escaped, JSON strict and without controls: pure.
+r"""Free text on one line: without tabs, line ends and control characters.
 
-Free text is escaped as PostgreSQL's COPY does it (`\t \n \r \\`,
-https://www.postgresql.org/docs/current/sql-copy.html), every other control, format, surrogate and
-line-separator character as `\xNN`, `\uNNNN` or `\UNNNNNNNN`; in JSON, as JSON's `\uNNNN`.
+`\t`, `\n`, `\r` and `\\` are escaped like in PostgreSQL's COPY
+(https://www.postgresql.org/docs/current/sql-copy.html); every other control, format, surrogate or
+line-separator character is `\xNN`, `\uNNNN` or `\UNNNNNNNN`.
 """
 
 from __future__ import annotations
@@ -15,23 +15,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_ERROR = 500
+"""How many characters of an error are kept."""
 
 _ESCAPE = r"(?s)\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|(.))"
 _SHORT = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"}
 _LONG = {"t": "\t", "n": "\n", "r": "\r"}
 
-# -- free text ---------------------------------------------------------------------------------
-
 
 def is_unsafe(character: str) -> bool:
-    """Tell whether a character may not stand in the file as it is."""
+    """Return whether a character must be escaped in the file."""
     from unicodedata import category
 
     return category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def numbered(character: str) -> str:
-    """Return a character as its escape by number."""
+    r"""Return the escape of a character by its number.
+
+    >>> numbered("\x1b") == r"\x1b", numbered("\u2028") == r"\u2028"
+    (True, True)
+    """
     code = ord(character)
     if code <= 0xFF:
         return f"\\x{code:02x}"
@@ -39,7 +42,7 @@ def numbered(character: str) -> str:
 
 
 def escape(text: str) -> str:
-    r"""Return `text` as the file holds it: one line, no tab, no control character.
+    r"""Return `text` as it is in the file: one line, no tab, no control character.
 
     >>> print(escape("no\tsuch\nuser \x1b[31m C:\\tmp"))
     no\tsuch\nuser \x1b[31m C:\\tmp
@@ -52,7 +55,7 @@ def escape(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return text that a file held as it is, but for what makes a line or drives a terminal.
+    r"""Return text for a terminal: everything is escaped that `escape` escapes, except backslashes.
 
     >>> print(printable("\\ stays, \x1b[31m doesn't"))
     \ stays, \x1b[31m doesn't
@@ -63,7 +66,7 @@ def printable(text: str) -> str:
 
 
 def unescape(text: str) -> str:
-    r"""Return what `escape` was given; a backslash that begins no escape stands for itself.
+    r"""Return the text that `escape` has escaped. A backslash before anything else is kept.
 
     >>> unescape(escape("a\tb\\n\u2028")) == "a\tb\\n\u2028"
     True
@@ -85,6 +88,3 @@ def _sub() -> Callable[[str, Callable[[re.Match[str]], str], str], str]:
     import re
 
     return re.sub
-
-
-# -- JSON --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Payloads and results: strict JSON on one line, without control characters."""
+"""Payloads and results as text: strict JSON on one line, without control characters."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_PAYLOAD = 1_048_576
+"""How many bytes a payload may have by default."""
+
 LARGEST_PAYLOAD = 1 << 25
-"""The most bytes that a queue may allow for a payload: a row has to hold it and a result."""
+"""How many bytes a queue can allow for a payload: a row must hold it and a result of that size."""
 
 
 def _load_json() -> None:
@@ -36,21 +38,29 @@ def _first_from_json(text: str) -> Any:
     return _from_json(text)
 
 
-# The first value loads `json`, which takes longer than an idle pass; the next ones do not ask.
+# The first value imports `json`, which takes longer than an idle pass. Later ones don't check.
 _to_json: Callable[[object], str] = _first_to_json
 _from_json: Callable[[str], Any] = _first_from_json
 
 
 def _numbered_in_json(character: str) -> str:
+    r"""Return the JSON escape of a character by its number.
+
+    >>> _numbered_in_json("\x7f") == r"\u007f"
+    True
+    """
     units = character.encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
 
 
 def encode_json(value: object, limit: int) -> str:
-    """Return `value` as strict JSON on one line, at most `limit` bytes of UTF-8.
+    r"""Return `value` as strict JSON on one line, at most `limit` bytes of UTF-8.
 
-    Raises ValueError, in words that continue "invalid payload: ...", if it is not JSON (NaN,
-    infinity and dict keys other than str are not), is nested over 100 deep, or is too long.
+    Raises ValueError if it isn't JSON (NaN, infinity and a dict key that isn't a str aren't), is
+    nested more than 100 deep, or is too long. The message continues "invalid payload: ...".
+
+    >>> encode_json({"to": "ada\x1b"}, 100) == r'{"to": "ada\u001b"}'
+    True
     """
     text = _to_json(value)
     if not text.isascii():
@@ -65,12 +75,16 @@ def encode_json(value: object, limit: int) -> str:
         size = len(text)
     if size > limit:
         raise ValueError(
-            f"it takes {size} bytes, and {limit} are allowed (keep what is large in a file and "
-            "give the file's name)"
+            f"it takes {size} bytes, and at most {limit} are allowed (store large data in a file, "
+            "and pass the file's name)"
         )
     return text
 
 
 def decode_json(text: str) -> Any:
-    """Return the value of strict JSON text; raises ValueError where it is not that."""
+    """Return the value of strict JSON text; raises ValueError if it isn't that.
+
+    >>> decode_json('{"n": 1}')
+    {'n': 1}
+    """
     return _from_json(text)

@@ -1,6 +1,8 @@
-"""The state of a job as text, and a change of it as one line of the journal.
+"""A job's state as text, and a record: one line of the journal, which gives a job a new state.
 
-id              status created_at run_at attempts error result crc32    queue.tsv.journal
+A record is a row without type and payload, and with a checksum:
+
+    id status created_at run_at attempts error result crc32
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def encode_state(state: State) -> bytes:
-    """Return the last six columns of a row as they stand in the file."""
+    """Return the last six columns of a row as in the file."""
     return (
         f"{state.status}\t{state.created_at}\t{state.run_at}\t{state.attempts}"
         f"\t{state.error}\t{state.result}"
@@ -26,25 +28,36 @@ def encode_state(state: State) -> bytes:
 
 
 def decode_state(state: bytes) -> State:
-    """Return the state that `encode_state` wrote."""
+    """Return the state that `encode_state` has encoded."""
     status, created_at, run_at, attempts, error, result = state.decode().split("\t")
     return State(status, int(created_at), int(run_at), int(attempts), error, result)
 
 
 def with_state(line: bytes, state: bytes) -> bytes:
-    """Return a row's line with `state` in the place of what follows its payload."""
+    r"""Return a row's line with `state` after its payload.
+
+    >>> with_state(b"a\tgreet\t{}\tpending\t5\t7\t0\t\t", b"cancelled\t5\t7\t0\t\t")
+    b'a\tgreet\t{}\tcancelled\t5\t7\t0\t\t'
+    """
     job_id, job_type, payload, _ = line.split(b"\t", 3)
     return b"\t".join((job_id, job_type, payload, state))
 
 
 def encode_record(job_id: bytes, state: bytes) -> bytes:
-    """Return the journal's line, with its end, that gives the job a new state."""
+    r"""Return the record, with its line end, that gives the job this state.
+
+    >>> encode_record(b"a", b"cancelled\t5\t7\t0\t\t")
+    b'a\tcancelled\t5\t7\t0\t\t\t04ae72ce\n'
+    """
     body = job_id + b"\t" + state
     return b"%b\t%08x\n" % (body, crc32(body))
 
 
 def decode_record(line: bytes) -> tuple[bytes, bytes] | None:
-    """Return the job's id and state, or None where the line is torn, damaged or forged."""
+    """Return the job's id and state; None if the line is torn, damaged or forged.
+
+    `line` is without its end.
+    """
     body, _, checksum = line.rpartition(b"\t")
     if b"%08x" % crc32(body) != checksum or (not body.isascii() and is_binary(body)):
         return None
@@ -67,5 +80,5 @@ def _compile() -> Callable[[bytes], re.Pattern[bytes]]:
     return re.compile
 
 
-# A pattern takes two thirds of the time of a split; `re` is loaded with the first record.
+# Matching a pattern takes two thirds of the time of a split. The first record imports `re`.
 _matches_state: Callable[[bytes], object] = _first_matches_state

@@ -1,13 +1,10 @@
-"""A job <-> one line of text, and a change <-> one line of the journal: pure.
+"""A row: one job as one line of the queue's file.
 
-A row has nine columns; a change is a row without its type and payload, and with a checksum:
+    id type payload status created_at run_at attempts error result
 
-    id type payload status created_at run_at attempts error result          queue.tsv
-    id              status created_at run_at attempts error result crc32    queue.tsv.journal
-
-Writing is strict, reading is lenient: a line that another program or an older version left is
-read if its meaning is plain, else it is no job. Whatever is written is one line of nine columns
-without a control character: `text` sees to that.
+Writing is strict: a row is one line of nine columns, separated by tabs, without control characters.
+Reading is lenient: a line from another program or an older version is a job if its meaning is
+clear.
 """
 
 from __future__ import annotations
@@ -17,18 +14,14 @@ from dbbasic_queue.model.escaping import is_unsafe, numbered
 from dbbasic_queue.model.jsontext import decode_json
 from dbbasic_queue.model.states import STATUSES, State
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    pass
-
 HEADER = b"id\ttype\tpayload\tstatus\tcreated_at\trun_at\tattempts\terror\tresult\n"
 
-LONGEST_ROW = (1 << 26) + (1 << 16)
-"""Bytes of a line, without its end, that can be a row: a payload and a result of 32 MiB each."""
+LONGEST_ROW_BYTES = (1 << 26) + (1 << 16)
+"""The most bytes of a row, without its end: a payload and a result of 32 MiB each, and the rest."""
 
 
 class Row:
-    """One job as its line says it; `payload` is JSON text."""
+    """A job as its line has it; `payload` is JSON text."""
 
     __slots__ = ("id", "payload", "state", "type")
 
@@ -39,21 +32,22 @@ class Row:
         self.state = state
 
 
-# -- rows --------------------------------------------------------------------------------------
-
-
 def new_row(job_id: str, job_type: str, payload: str, now: int, run_at: int) -> str:
-    """Return the line, with its end, of a job that nobody has started."""
+    r"""Return the line, with its end, of a new job.
+
+    >>> new_row("a", "greet", "{}", 5, 7)
+    'a\tgreet\t{}\tpending\t5\t7\t0\t\t\n'
+    """
     return f"{job_id}\t{job_type}\t{payload}\tpending\t{now}\t{run_at}\t0\t\t\n"
 
 
 def is_header(line: bytes) -> bool:
-    """Tell whether a first line (without its end) is the header, a BOM and a CR read over."""
+    """Return whether a first line, without its end, is the header. A BOM and a CR are ignored."""
     return line.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\r") == HEADER[:-1]
 
 
 def is_binary(line: bytes) -> bool:
-    """Tell whether a line keeps `grep` from treating the file as text: a NUL, or no UTF-8.
+    """Return whether a line makes `grep` treat the file as binary: it has a NUL, or isn't UTF-8.
 
     >>> is_binary(b"a\\tb"), is_binary(b"a\\0b"), is_binary(b"a\\xff")
     (False, True, True)
@@ -68,19 +62,25 @@ def is_binary(line: bytes) -> bool:
 
 
 def parse_row(line: bytes) -> Row | None:
-    """Return the job that a line (without its end) holds, or None where it is no job.
+    r"""Return the job on a line, given without its end, or None if it isn't a job.
 
-    Read over: a CR at the end; missing columns after `attempts` (a line that ends earlier may be
-    torn within `run_at`, and would run early); tabs inside the error, as
-    dbbasic-queue 1.0.0 left them (then the last column is the result); a fractional instant.
-    The payload's JSON is not looked at.
+    Accepted are also a CR at the end; missing columns after `attempts` (a line that ends earlier
+    may be torn within `run_at`, and would run too early); tabs in the error, which dbbasic-queue
+    1.0.0 didn't escape (the last column is the result); a fractional instant, which is rounded up.
+    The payload isn't checked.
+
+    >>> row = parse_row(b"a\tgreet\t{}\tpending\t5\t6.5\t0")
+    >>> row.type, row.state.status, row.state.run_at
+    ('greet', 'pending', 7)
+    >>> parse_row(b"a\tgreet\t{}\tpending\t5\t6") is None
+    True
     """
     try:
         text = line.decode()
     except UnicodeDecodeError:
         return None
     is_ascii = text.isascii()
-    columns = text.removesuffix("\r").split("\t", 9)  # a line may be nothing but tabs
+    columns = text.removesuffix("\r").split("\t", 9)  # no more: a line may be nothing but tabs
     if len(columns) != 9:
         if len(columns) < 7:
             return None
@@ -105,7 +105,7 @@ def parse_row(line: bytes) -> Row | None:
 
 
 def has_json(row: Row) -> bool:
-    """Tell whether the payload is JSON, without which a row isn't a job."""
+    """Return whether the payload is JSON; otherwise the row isn't a job."""
     try:
         decode_json(row.payload or "{}")
     except ValueError:
@@ -118,7 +118,11 @@ def _is_attempts(text: str) -> bool:
 
 
 def parse_instant(text: str) -> int | None:
-    """Return the whole seconds, rounded up, of up to 12 digits and perhaps a fraction; or None."""
+    """Return seconds, rounded up, of up to 12 digits and perhaps a fraction; or None.
+
+    >>> parse_instant("7"), parse_instant("6.5"), parse_instant("soon")
+    (7, 7, None)
+    """
     if len(text) <= 12 and text.isdigit() and text.isascii():
         return int(text)
     whole, dot, fraction = text.partition(".")
@@ -133,10 +137,7 @@ def parse_instant(text: str) -> int | None:
 
 
 def _printable(error: str) -> str:
-    """Return an error that another program left, its backslashes its own, without controls."""
+    """Return an error that another program wrote, with its control characters escaped."""
     if error.isprintable():
         return error
     return "".join(numbered(c) if is_unsafe(c) else c for c in error)
-
-
-# -- states and journal records ----------------------------------------------------------------

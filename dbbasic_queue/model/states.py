@@ -1,20 +1,21 @@
-"""A job's statuses, the legal changes between them, and the backoff: no clock, no disk.
+"""A job's statuses, the legal changes between them, and the backoff. No clock, no I/O.
 
             enqueue
                |          cancel
             pending ----------------------> cancelled
                |  ^
                |  |-- error, attempts left: run_at = now + backoff
-         claim |  |-- given back not_started, or stopped: due at once, the attempt returned
-               |  |-- its handler raised Delay: due when that says, the attempt returned
-   attempts +1 |  |-- its pass died: due at once, after the others; failed if no attempt is left
+         claim |  |-- not started, or stopped: due as before, the attempt returned
+               |  |-- its handler raised Delay: due at that time, the attempt returned
+   attempts +1 |  |-- its pass died: due at once, run after all others; failed if no attempt is left
                v  |
            processing --- error, no attempt left ---> failed
                |
            completed
 
-Every function here takes a state and returns the next one, or None where the change is not legal;
-so a recorded outcome, which no function starts from, is final.
+Every change is a function that takes a state and returns the next one, or None if the change isn't
+legal. None of them starts from a completed job, and only `requeue` from a failed or cancelled one:
+a recorded outcome is final, unless someone requeues the job.
 """
 
 from __future__ import annotations
@@ -34,25 +35,25 @@ FINISHED = (COMPLETED, FAILED, CANCELLED)
 STATUSES = (PENDING, PROCESSING, COMPLETED, FAILED, CANCELLED)
 
 DELAYED = "delayed"
-"""How the error of a job begins that its handler has put off."""
+"""The error of a job that its handler has delayed begins with this."""
 
 DIED = "worker died in attempt"
-"""How the error of a job begins whose pass died while it ran."""
+"""The error of a job whose pass died while it ran begins with this."""
 
-MOST_ATTEMPTS = 999_999_999
-"""The count of attempts stays there: the file's readers take nine digits."""
+HIGHEST_ATTEMPT = 999_999_999
+"""Attempts aren't counted above this: a reader of the file accepts nine digits."""
 
-CLOCK_TOLERANCE = 60
+CLOCK_TOLERANCE_SECONDS = 60
 """Seconds by which the clocks of two processes may differ."""
 
 LATEST = 253_402_300_799
-"""The last instant that a job may carry: 9999-12-31T23:59:59Z, in Unix seconds."""
+"""The last instant that a job may have: 9999-12-31T23:59:59Z, in Unix seconds."""
 
 
 class State:
-    """What may change in a job: the columns after its payload.
+    """What can change in a job: the columns after its payload.
 
-    `error` and `result` are in the file's own text: escaped, and JSON.
+    `error` and `result` are text as in the file: the error escaped, the result JSON.
     """
 
     __slots__ = ("attempts", "created_at", "error", "result", "run_at", "status")
@@ -74,54 +75,58 @@ def backoff(attempt: int) -> int:
     >>> [backoff(n) for n in (1, 2, 3)]
     [120, 240, 480]
 
-    The wait ends by `LATEST` whatever the attempt, so no number here can overflow.
+    It is at most `LATEST`, whatever the attempt.
     """
     return min(60 << min(attempt, 40), LATEST)
 
 
 def later(now: float, seconds: float) -> int:
-    """Return the first whole second that is not before `now + seconds`, at most `LATEST`."""
+    """Return the first whole second that is not before `now + seconds`, at most `LATEST`.
+
+    >>> later(1000.5, 120)
+    1121
+    """
     return min(math.ceil(now + seconds), LATEST)
 
 
 def claim(state: State) -> State | None:
-    """A pass takes the job: the attempt is counted now, so that a job that kills counts too."""
+    """Start an attempt. It is counted now, so an attempt that kills its worker is counted, too."""
     if state.status != PENDING:
         return None
-    attempts = min(state.attempts + 1, MOST_ATTEMPTS)
+    attempts = min(state.attempts + 1, HIGHEST_ATTEMPT)
     return State(PROCESSING, state.created_at, state.run_at, attempts, state.error, "")
 
 
 def complete(state: State, result: str, error: str = "") -> State | None:
-    """The handler returned; `error` says why its result could not be kept, if it could not."""
+    """The handler returned. `error` is the reason if its result could not be kept."""
     if state.status != PROCESSING:
         return None
     return State(COMPLETED, state.created_at, state.run_at, state.attempts, error, result)
 
 
 def without_result(state: State, error: str) -> State | None:
-    """The same outcome, where its result cannot be kept; None where it has none."""
+    """Return the same outcome with an error instead of its result; None if it has no result."""
     if not state.result:
         return None
     return State(state.status, state.created_at, state.run_at, state.attempts, error, "")
 
 
 def fail(state: State, error: str) -> State | None:
-    """The handler raised, and no attempt is left, or none would help."""
+    """The handler raised, and no attempt is left, or another attempt can't help."""
     if state.status != PROCESSING:
         return None
     return State(FAILED, state.created_at, state.run_at, state.attempts, error, "")
 
 
 def retry(state: State, error: str, run_at: int) -> State | None:
-    """The handler raised, and attempts are left: again after the backoff."""
+    """The handler raised, and attempts are left: run again at `run_at`, after the backoff."""
     if state.status != PROCESSING:
         return None
     return State(PENDING, state.created_at, run_at, state.attempts, error, "")
 
 
 def delay(state: State, reason: str, run_at: int) -> State | None:
-    """The handler asked for a later time: the attempt is returned."""
+    """The handler asked to be run at a later time: the attempt isn't counted."""
     if state.status != PROCESSING:
         return None
     error = f"{DELAYED}: {reason}" if reason else DELAYED
@@ -129,7 +134,7 @@ def delay(state: State, reason: str, run_at: int) -> State | None:
 
 
 def unclaim(state: State, error: str = "") -> State | None:
-    """The pass stops, or has not started the job: pending as before, the attempt returned."""
+    """The pass stops, or hasn't started the job: pending as before, the attempt isn't counted."""
     if state.status != PROCESSING:
         return None
     attempts = max(state.attempts - 1, 0)
@@ -137,7 +142,7 @@ def unclaim(state: State, error: str = "") -> State | None:
 
 
 def recover(state: State, max_attempts: int, now: float) -> State | None:
-    """The pass that had the job is dead: due at once, or failed when no attempt is left."""
+    """The pass that ran the job is dead: the job is due now, or failed if no attempt is left."""
     if state.status != PROCESSING:
         return None
     error = f"{DIED} {state.attempts}"
@@ -148,33 +153,35 @@ def recover(state: State, max_attempts: int, now: float) -> State | None:
 
 
 def may_kill(state: State) -> bool:
-    """Tell whether the job's last attempt ended with its pass: the job may have killed it."""
+    """Return whether the last attempt ended because its pass died: the job may have killed it."""
     return state.error.startswith(DIED)
 
 
 def clamp(state: State, latest: int) -> State | None:
-    """A retry that waits longer than its backoff explains was set by a clock that ran ahead."""
-    run_at = latest
-    if state.status != PENDING or state.attempts == 0 or state.run_at <= run_at:
+    """Make a retry due at `latest` if it lies further ahead than its backoff allows.
+
+    The clock must have been wrong when it was set.
+    """
+    if state.status != PENDING or state.attempts == 0 or state.run_at <= latest:
         return None
     if state.error.startswith(DELAYED):
-        return None  # its handler's own wish
-    return State(PENDING, state.created_at, run_at, state.attempts, state.error, "")
+        return None  # its handler asked for that time
+    return State(PENDING, state.created_at, latest, state.attempts, state.error, "")
 
 
 def pull_in(state: State, now: float) -> State | None:
-    """Due now: the job was meant for then, and enqueued while the clock ran ahead."""
+    """Make a job due now that was meant to be due at once, but was enqueued by a clock ahead."""
     if state.status != PENDING or state.attempts or state.run_at > state.created_at + 1:
         return None
-    if state.created_at <= now + CLOCK_TOLERANCE:
+    if state.created_at <= now + CLOCK_TOLERANCE_SECONDS:
         return None
     return State(PENDING, int(now), int(now), 0, state.error, "")
 
 
 def requeue(state: State, now: float, run_at: int | None = None) -> State | None:
-    """A person wants a failed or cancelled job to run again, as if it were new.
+    """Run a failed or cancelled job again, as if it were new.
 
-    By default a failed job is due now, and a cancelled one when it was due before: a reminder for
+    By default a failed job is due now, and a cancelled one at its old `run_at`: a reminder for
     tomorrow isn't sent today.
     """
     if state.status not in (FAILED, CANCELLED):
@@ -185,7 +192,7 @@ def requeue(state: State, now: float, run_at: int | None = None) -> State | None
 
 
 def run_now(state: State, now: float) -> State | None:
-    """A person wants a pending job to run now: it becomes due, unless it already is."""
+    """Make a pending job due now, unless it already is."""
     if state.status != PENDING:
         return None
     run_at = min(state.run_at, int(now))
@@ -193,7 +200,7 @@ def run_now(state: State, now: float) -> State | None:
 
 
 def cancel(state: State) -> State | None:
-    """A person or program withdraws a job that nobody has started."""
+    """Cancel a job that hasn't been started."""
     if state.status != PENDING:
         return None
     return State(CANCELLED, state.created_at, state.run_at, state.attempts, "Cancelled by user", "")

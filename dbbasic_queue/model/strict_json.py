@@ -1,6 +1,6 @@
-"""JSON as the file holds it: no NaN, no infinity, and bounded in its depth: pure.
+"""Strict JSON: no NaN, no infinity, no keys other than text, and not nested more than 100 deep.
 
-It is loaded with the first value: `json`, and `re` with it, take longer than an idle pass.
+Imported with the first value: importing `json` and `re` takes longer than an idle pass.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 100
 
-# Both take time in proportion to the text, whatever it is. An unclosed string ends with the text,
-# so a failed match never sends the search back to each quote inside it.
+# Both take time in proportion to the text's length, whatever the text is. A string without an end
+# matches to the end of the text; otherwise the search would start again at each quote inside it.
 _STRING = re.compile(r'(?s)"[^"\\]*(?:\\.[^"\\]*)*\\?(?:"|\Z)')
-_LONG_NUMBER = re.compile(r"(?<![0-9])[0-9]{4301}")  # Python's own limit for an int from text
+_LONG_NUMBER = re.compile(r"(?<![0-9])[0-9]{4301}")  # Python's own limit is 4,300 digits
 
 
 def _refuse_constant(name: str) -> Any:
@@ -55,10 +55,10 @@ _scan_once: Callable[[str, int], tuple[Any, int]] = _decoder.scan_once
 
 
 def _made_once() -> Callable[[object, int], Iterable[str]]:
-    """Return what `_encoder.encode` makes again at each call, which takes longer than its work.
+    """Return what `_encoder.encode` creates at each call, which takes longer than the encoding.
 
-    It does not look for circles: it raises there. Where this Python has no such thing,
-    `_encoder.encode` itself.
+    It doesn't look for circular references, but raises RecursionError. If this Python doesn't have
+    it, return `_encoder.encode` itself.
     """
     make: Any = getattr(encoder, "c_make_encoder", None)
     try:
@@ -83,15 +83,18 @@ _encode_once = _made_once()
 def to_json(value: object) -> str:
     """Return a value as JSON text.
 
-    Raises ValueError, which says what to do, for a value that is not JSON or is nested too deep.
+    Raises ValueError, with a way out, if the value isn't JSON or is nested too deep.
+
+    >>> to_json({"to": ["ada", 1.5, None]})
+    '{"to": ["ada", 1.5, null]}'
     """
     try:
         text = "".join(_encode_once(value, 0))
-    except Exception:  # noqa: BLE001 - what is wrong is said below
-        text = _encode_or_refuse(value)
+    except Exception:  # noqa: BLE001 - the call below raises what is wrong
+        text = _encode_or_explain(value)
     if len(text) > MAX_DEPTH:
         _check_bounds(text)
-    if value.__class__ is dict and "{" not in text[1:]:  # the one dict, as in most payloads
+    if value.__class__ is dict and "{" not in text[1:]:  # the only dict, as in most payloads
         for key in value:
             if key.__class__ is not str:
                 _check_keys(value)
@@ -115,10 +118,11 @@ def _check_keys(value: object) -> None:
 
 
 def _wrong_key(name: str) -> str:
-    return f"a dict has a key of type {name}, and JSON keys are text (convert it with str())"
+    return f"a dict has a key of type {name}, but JSON keys must be str (convert it with str())"
 
 
-def _encode_or_refuse(value: object) -> str:
+def _encode_or_explain(value: object) -> str:
+    """Return a value as JSON text; raises ValueError, with a way out."""
     try:
         return _encoder.encode(value)
     except RecursionError:
@@ -134,7 +138,7 @@ def _encode_or_refuse(value: object) -> str:
 
 
 def from_json(text: str) -> Any:
-    """Return the value of JSON text; raises ValueError where it is none, or nested too deep."""
+    """Return the value of JSON text; raises ValueError if it isn't JSON, or is nested too deep."""
     if len(text) > MAX_DEPTH:
         _check_bounds(text)
     try:
@@ -142,7 +146,9 @@ def from_json(text: str) -> Any:
             value, end = _scan_once(text, 0)
         except StopIteration:
             end = -1
-        return value if end == len(text) else _decoder.decode(text)  # space around it, or an error
+        if end == len(text):
+            return value
+        return _decoder.decode(text)  # it has spaces around it, or isn't JSON
     except RecursionError:
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from None
 

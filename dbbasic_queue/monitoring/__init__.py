@@ -1,1 +1,1 @@
-"""How a queue is watched."""
+"""How a queue is watched: status, counts, metrics."""

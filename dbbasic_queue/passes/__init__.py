@@ -1,1 +1,1 @@
-"""How jobs are run."""
+"""How jobs are run: one after another, several at once, or in several processes."""

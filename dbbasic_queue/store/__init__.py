@@ -1,5 +1,6 @@
-"""The only code that touches the queue's files: open, lock, append, read, fold.
+"""Where jobs are kept on one machine: in text files, or in the memory of a process.
 
-`store.py` is the door; what it uses, top to bottom: `slots` (who is alive), `fold` (journal into
-file), `view` (what file and journal say), `lock` (who may write), `files` (how a file is opened).
+`protocol` says what a store must do; `textfile` and `memory` are the stores. For text files, from
+top to bottom: `claiming` (what a pass holds), `writing` (how the files change), `reading` (what the
+files say), `disk` (how a file is opened, locked and synced).
 """

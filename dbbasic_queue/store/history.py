@@ -19,7 +19,8 @@ import time
 
 from dbbasic_queue.model.escaping import escape, unescape
 from dbbasic_queue.model.states import LATEST
-from dbbasic_queue.store.disk.files import OpenFile, open_file, open_or_create, unstable_inodes
+from dbbasic_queue.store.disk.files import open_file, open_or_create, unstable_inodes
+from dbbasic_queue.store.disk.openfile import OpenFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -287,11 +288,15 @@ def _lines(file: OpenFile) -> Iterator[bytes]:
 def _files(path: str) -> list[OpenFile]:
     """Return the older and the current file, without those that don't exist."""
     for _ in range(_TRIES):
+        place = path
         current = open_file(path, os.O_RDONLY)
-        if current is None:
-            path = _old(path) if os.path.lexists(_old(path)) else path
-            current = open_file(path, os.O_RDONLY)
-        older = open_file(path + ".1", os.O_RDONLY)
+        if current is None and os.path.lexists(_old(path)):
+            place = _old(path)
+            current = open_file(place, os.O_RDONLY)
+            if current is None:
+                continue  # a pass has just taken it over
+        # The older file is the first that is taken over.
+        older = open_file(place + ".1", os.O_RDONLY) or open_file(path + ".1", os.O_RDONLY)
         if current is None or current.is_at_path():  # otherwise it was just rotated
             return [file for file in (older, current) if file is not None]
     raise unstable_inodes(path)

@@ -79,7 +79,7 @@ class MemoryStore:
         with self.lock:
             if own_id in self.jobs:
                 raise DuplicateJob(
-                    f"invalid job_id {own_id!r}: must be new, and that job is in the queue already "
+                    f"job_id {own_id!r} is already in the queue "
                     "(get_job shows it; choose another id, or purge the old job first)"
                 )
             for row in parsed:

@@ -210,8 +210,7 @@ def test_the_environments_queue_may_be_a_url(tmp_path: Path) -> None:
     [
         (
             {"DBBASIC_QUEUE_URL": "file:a.tsv", "DBBASIC_QUEUE_FILE": "b.tsv"},
-            "both DBBASIC_QUEUE_URL ('file:a.tsv') and DBBASIC_QUEUE_FILE ('b.tsv') are set: "
-            "unset one of them",
+            "both DBBASIC_QUEUE_URL and DBBASIC_QUEUE_FILE ('b.tsv') are set: unset one of them",
         ),
         ({"DBBASIC_QUEUE_FILE": "memory:"}, "invalid DBBASIC_QUEUE_FILE: unknown URL scheme"),
         ({"DBBASIC_QUEUE_URL": "nowhere://host/0"}, "unknown URL scheme 'nowhere': must be file"),
@@ -251,9 +250,7 @@ def test_a_job_may_be_enqueued_for_later_under_an_id_of_its_own_once(tmp_path: P
     job = Queue(tmp_path / "data/queue.tsv").get_job("report-1")
     assert job is not None
     assert (job["payload"], job["run_at"]) == ({}, 4_000_000_001)
-    assert "'report-1' is refused: that job is in the queue already" in refused(
-        *arguments, cwd=tmp_path
-    )
+    assert "job_id 'report-1' is already in the queue" in refused(*arguments, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("payload", ["{to: ada}", "ada", "NaN", "", "{} {}"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +16,7 @@ from contract.conftest import (
     job,
     raises,
 )
-from dbbasic_queue import Fail, InvalidArgument
+from dbbasic_queue import Fail, InvalidArgument, InvalidJob, JobNotFound
 from dbbasic_queue.testing import Clock
 
 if TYPE_CHECKING:
@@ -70,6 +71,86 @@ class TestMaintenance:
         assert full.process_jobs({"a": raises()}, 1, skip_unknown=True) == NONE | {"completed": 4}
         assert job(full, "failed-old-a")["result"] == "done"
 
+    @pytest.mark.parametrize("status", ["failed", "cancelled"])
+    @pytest.mark.parametrize(
+        ("run_at", "due"),
+        [
+            (NOW + 60, NOW + 60),
+            (NOW + 59.5, NOW + 60),
+            (1, 1),
+            (0, NOW),
+            (datetime.fromtimestamp(NOW + 60, UTC), NOW + 60),
+        ],
+    )
+    def test_a_requeued_job_is_due_when_its_run_at_says(
+        self, full: Engine, clock: Clock, status: str, run_at: Any, due: int
+    ) -> None:
+        assert full.requeue(f"{status}-old-a", run_at) is True
+        assert full.requeue(f"{status}-old-b", run_at=run_at) is True
+        assert job(full, f"{status}-old-a")["run_at"] == due
+        assert job(full, f"{status}-old-b")["run_at"] == due
+        is_due = due <= NOW
+        full.process_jobs({"a": raises()}, skip_unknown=True)
+        assert job(full, f"{status}-old-a")["status"] == ("completed" if is_due else "pending")
+        clock.now = max(NOW, due)
+        full.process_jobs({"a": raises(), "b": raises()})
+        assert job(full, f"{status}-old-b")["result"] == "done"
+
+    @pytest.mark.parametrize("run_at", [-1, math.nan, "1", True, datetime(2027, 1, 15)], ids=repr)
+    def test_an_invalid_run_at_is_an_error_and_requeues_nothing(
+        self, full: Engine, run_at: Any
+    ) -> None:
+        before = job(full, "failed-old-a")
+        with pytest.raises(InvalidJob, match="invalid run_at"):
+            full.requeue("failed-old-a", run_at)
+        assert job(full, "failed-old-a") == before
+
+    def test_a_pending_job_can_be_made_due_now(self, queue: Engine, clock: Clock) -> None:
+        later = queue.enqueue("greet", {}, NOW + DAY)
+        clock.move(5)
+        due = queue.enqueue("greet", {}, NOW + 1)
+        before = {job_id: job(queue, job_id) for job_id in (later, due)}
+        assert queue.run_now(later) is True
+        assert queue.run_now(due) is True
+        assert job(queue, later) == before[later] | {"run_at": NOW + 5}
+        assert job(queue, due) == before[due]  # it keeps its place
+        assert queue.process_jobs({"greet": raises()}) == NONE | {"completed": 2}
+
+    def test_a_retry_that_is_made_due_now_keeps_its_attempts_and_its_error(
+        self, queue: Engine
+    ) -> None:
+        job_id = queue.enqueue("greet", {})
+        queue.process_jobs({"greet": raises(ValueError("no"))})
+        before = job(queue, job_id)
+        assert queue.run_now(job_id) is True
+        assert job(queue, job_id) == before | {"run_at": NOW}
+        assert queue.process_jobs({"greet": raises()}) == NONE | {"completed": 1}
+        assert job(queue, job_id)["attempts"] == 2
+
+    def test_run_now_is_false_for_a_job_that_is_not_pending_and_an_error_for_none(
+        self, full: Engine
+    ) -> None:
+        def handler(_: Any) -> bool:
+            return full.run_now("mine")
+
+        full.enqueue("mine", {}, NOW - 5, job_id="mine")
+        full.process_jobs({"mine": handler}, skip_unknown=True)
+        assert job(full, "mine")["result"] is False
+        before = list(full.jobs())
+        for job_id in ("completed-old-a", "failed-old-a", "cancelled-old-a"):
+            assert full.run_now(job_id) is False
+        with pytest.raises(JobNotFound, match="unknown job_id 'unknown'"):
+            full.run_now("unknown")
+        assert list(full.jobs()) == before
+
+    def test_a_paused_job_that_is_made_due_now_still_waits(self, queue: Engine) -> None:
+        job_id = queue.enqueue("greet", {}, NOW + DAY)
+        queue.pause("greet")
+        assert queue.run_now(job_id) is True
+        assert queue.process_jobs({"greet": raises()}) == NONE
+        queue.resume("greet")
+        assert queue.process_jobs({"greet": raises()}) == NONE | {"completed": 1}
+
     def test_no_other_job_can_be_requeued(self, full: Engine) -> None:
         for job_id in ("pending-old-a", "completed-old-a", "unknown"):
             before = full.get_job(job_id)
@@ -96,13 +177,16 @@ class TestMaintenance:
         assert full.remove_type("b") == full.remove_type("unknown") == 0
 
     @pytest.mark.parametrize("status", [None, "completed", "failed", "cancelled"])
-    def test_purge_takes_old_finished_jobs_out(self, full: Engine, status: Any) -> None:
+    @pytest.mark.parametrize("older_than", [DAY, timedelta(days=1)])
+    def test_purge_takes_old_finished_jobs_out(
+        self, full: Engine, status: Any, older_than: Any
+    ) -> None:
         before = self.ids(full)
         statuses = [status] if status else ["completed", "failed", "cancelled"]
         gone = {f"{status}-old-{job_type}" for status in statuses for job_type in "ab"}
-        assert full.purge(DAY, status) == len(gone)
+        assert full.purge(older_than, status) == len(gone)
         assert before - self.ids(full) == gone
-        assert (full.purge(DAY, status), full.purge(0, status)) == (0, len(gone))
+        assert (full.purge(older_than, status), full.purge(0, status)) == (0, len(gone))
         assert full.counts()["pending"] == 4
 
     @pytest.mark.parametrize(

@@ -263,6 +263,21 @@ class TestPasses:
             queue.process_jobs({"greet": raises()}, linger=linger)
         assert job(queue, job_id) == before
 
+    # --- paused
+
+    def test_paused_returns_the_paused_types_and_a_star_for_all(self, queue: Engine) -> None:
+        assert queue.paused() == frozenset()
+        queue.pause("b")
+        queue.pause("a")
+        queue.pause()
+        found = queue.paused()
+        assert found == {"a", "b", "*"}
+        assert type(found) is frozenset
+        queue.resume("b")
+        assert queue.paused() == {"a", "*"}
+        queue.resume()
+        assert queue.paused() == frozenset()
+
     # --- staying, waiting
 
     @pytest.mark.parametrize("linger", [0.3, timedelta(seconds=0.3)])
@@ -326,6 +341,16 @@ class TestPasses:
         job_id = queue.enqueue("greet", {})
         with pytest.raises(InvalidArgument, match="invalid timeout"):
             queue.wait(job_id, timeout)
+
+    def test_wait_raises_when_the_job_is_removed_while_it_waits(self, queue: Engine) -> None:
+        job_id = queue.enqueue("greet", {})
+        removing = threading.Timer(0.05, queue.remove_type, ["greet"])
+        removing.start()
+        try:
+            with pytest.raises(JobNotFound):
+                queue.wait(job_id, 60)
+        finally:
+            removing.join()
 
     def test_wait_sees_what_a_pass_does_meanwhile(self, queue: Engine) -> None:
         job_id = queue.enqueue("greet", {})

@@ -141,7 +141,7 @@ _RESULTS = {
 
 
 _OWNS_UP = re.compile(r"were added and may run|may have been (added|made)|the change was made")
-"""What an exception may say whose change could not be taken back."""
+"""What an exception may say whose change could not be undone."""
 
 
 def check_errors(

@@ -85,15 +85,15 @@ MUTANTS = (
     Mutant(
         "no sync on enqueue",
         "store/textfile.py",
-        "    sync(file.fd)\n            except OSError as e:\n                self._rows",
-        "    pass\n            except OSError as e:\n                self._rows",
+        "            self.files.rows.sync_added(file, size, content)\n",
+        "            pass\n",
         (POWER,),
     ),
     Mutant(
         "no sync of the journal",
-        "store/textfile.py",
-        "    sync(file.fd)\n            except OSError as e:\n                consequence",
-        "    pass\n            except OSError as e:\n                consequence",
+        "store/writing/appends.py",
+        "        if self.fsync:\n            if last:\n",
+        "        if False:\n            if last:\n",
         (POWER,),
     ),
     Mutant(
@@ -165,7 +165,8 @@ MUTANTS = (
         "journal cut before the rename",
         "store/writing/fold.py",
         "        os.rename(new.path, view.path)\n",
-        "        if journal is not None:\n            os.ftruncate(journal.fd, 0)\n"
+        "        if view.journal.file is not None:\n"
+        "            os.ftruncate(view.journal.file.fd, 0)\n"
         "        os.rename(new.path, view.path)\n",
         (kill("passes"), POWER),
     ),
@@ -196,8 +197,8 @@ MUTANTS = (
     ),
     Mutant(
         "torn tail of the journal not ended",
-        "store/textfile.py",
-        '            append(self._journal_for_append(), journal.size(), b"\\n")\n',
+        "store/writing/appends.py",
+        '            append(self.current(), journal.size(), b"\\n")\n',
         "            pass\n",
         (TORN_RECORDS, kill("overlapping")),
     ),
@@ -246,7 +247,7 @@ MUTANTS = (
     Mutant(
         "attempt not counted at the claim",
         "model/states.py",
-        "    attempts = min(state.attempts + 1, MOST_ATTEMPTS)\n",
+        "    attempts = min(state.attempts + 1, HIGHEST_ATTEMPT)\n",
         "    attempts = state.attempts\n",
         (kill("passes"),),
     ),
@@ -315,7 +316,7 @@ MUTANTS = (
     ),
     Mutant(
         "nobody reads what is new before a change",
-        "store/textfile.py",
+        "store/writing/queue_files.py",
         "        if (view.whole and view.journal.is_current()) or view.follow_journal():\n"
         "            return\n",
         "        return\n",
@@ -324,7 +325,7 @@ MUTANTS = (
     Mutant(
         "lock not taken",
         "store/disk/lock.py",
-        "        fcntl.flock(fd, _TRY)\n",
+        "        fcntl.flock(fd, _LOCK_NOW)\n",
         "        pass\n",
         (CONTENTION,),
     ),
@@ -337,29 +338,29 @@ MUTANTS = (
     ),
     Mutant(
         "a deleted lock file is locked as long as it is open",
-        "store/disk/files.py",
+        "store/disk/openfile.py",
         "            status[_NAMES] == self._names\n"
-        "            and status.st_ctime_ns == self._changed\n",
+        "            and status.st_ctime_ns == self._names_changed_ns\n",
         "            True\n",
         ("tests/test_pitfalls.py",),
     ),
     Mutant(
         "a file of a new directory is opened under the old lock",
-        "store/textfile.py",
+        "store/writing/appends.py",
         "        if not self.lock.path_checked:\n",
         "        if False:\n",
         ("tests/test_pitfalls.py",),
     ),
     Mutant(
         "another descriptor of the lock file is taken for the queue's",
-        "store/disk/files.py",
-        "            and _newest[self.fd] == self._own\n",
+        "store/disk/openfile.py",
+        "            and _last_mark[self.fd] == self._mark\n",
         "",
         ("tests/test_pitfalls.py",),
     ),
     Mutant(
         "cached file's path not checked again",
-        "store/disk/files.py",
+        "store/disk/openfile.py",
         "            status = os.lstat(self.path)\n",
         "            status = os.fstat(self.fd)\n",
         (
@@ -406,7 +407,7 @@ MUTANTS = (
     ),
     Mutant(
         "unlock in a forked child",
-        "store/disk/files.py",
+        "store/disk/openfile.py",
         "    for file in list(_to_close_after_fork):\n",
         "    for file in list(_to_close_after_fork):\n"
         "        if file.fd >= 0:\n            fcntl.flock(file.fd, fcntl.LOCK_UN)\n",
@@ -414,7 +415,7 @@ MUTANTS = (
     ),
     Mutant(
         "a forked child keeps the locks",
-        "store/disk/files.py",
+        "store/disk/openfile.py",
         "    for file in list(_to_close_after_fork):\n        file.close()\n",
         "    for file in list(_to_close_after_fork):\n        file.fd < 0 or os.dup(file.fd)\n",
         (
@@ -431,7 +432,7 @@ MUTANTS = (
     ),
     Mutant(
         "a lock file is opened next to a fork",
-        "store/disk/files.py",
+        "store/disk/openfile.py",
         "    return forks.while_opening(_open_and_register, path, flags)\n",
         "    return _open_and_register(path, flags)\n",
         (FORKS + "::test_a_fork_while_another_thread_opens_a_lock_file_gives_the_child_no_copy",),
@@ -452,7 +453,7 @@ MUTANTS = (
     ),
     Mutant(
         "a descriptor is not compared before it is used",
-        "store/disk/files.py",
+        "store/disk/openfile.py",
         "            if os.lseek(self.fd, 0, _SEEK_CUR) == self.offset:\n",
         "            if True:\n",
         (FORKS + "::test_a_program_that_closes_all_descriptors_gets_no_row_into_its_files",),
@@ -487,9 +488,9 @@ MUTANTS = (
     ),
     Mutant(
         "fold drops the rows added since",
-        "store/textfile.py",
-        "which then is a line like another\n        self.view.refresh()\n",
-        "which then is a line like another\n        self.view.loaded or self.view.refresh()\n",
+        "store/writing/queue_files.py",
+        "ends a torn last line\n        self.view.refresh()\n",
+        "ends a torn last line\n        self.view.loaded or self.view.refresh()\n",
         (CONTENTION,),
     ),
     Mutant(
@@ -501,15 +502,15 @@ MUTANTS = (
     ),
     Mutant(
         "rows appended to a file that was replaced are dropped",
-        "store/textfile.py",
-        "            if added.size() > added.end:\n                found",
+        "store/writing/rescue.py",
+        "            if replaced.size() > replaced.end:\n                found",
         "            if False:\n                found",
         (UPGRADE,),
     ),
     Mutant(
         "rows appended to a file that was replaced are added twice",
-        "store/textfile.py",
-        "                    added.go_on_from(found)\n",
+        "store/writing/rescue.py",
+        "                    replaced.go_on_from(found)\n",
         "",
         (UPGRADE,),
     ),
@@ -522,14 +523,14 @@ MUTANTS = (
     ),
     Mutant(
         "a failed sync not taken back",
-        "store/textfile.py",
+        "store/writing/appends.py",
         "        os.ftruncate(file.fd, start)\n        return True\n",
         "        return True\n",
         (errors("application"),),
     ),
     Mutant(
         "what others have written behind a failed sync is cut off",
-        "store/textfile.py",
+        "store/writing/appends.py",
         "        if not file.is_ours() or os.pread(file.fd, len(content) + 1, start) != content:\n",
         "        if False:\n",
         (
@@ -539,7 +540,7 @@ MUTANTS = (
     ),
     Mutant(
         "a failed fold spoils the change",
-        "store/textfile.py",
+        "store/writing/queue_files.py",
         "        except OSError as e:\n            return e\n        return None\n",
         "        except ValueError:\n            return None\n        return None\n",
         (errors("application"),),
@@ -594,16 +595,16 @@ MUTANTS = (
     ),
     Mutant(
         "a rewrite does not fold first",
-        "store/textfile.py",
-        "            self._fold_and_sync_cut()\n        except StoreError",
+        "store/writing/rewrites.py",
+        "            self.files.fold_and_sync_cut()\n        except StoreError",
         "            pass\n        except StoreError",
         (kill("requeue"), kill("purge")),
     ),
     Mutant(
         "several jobs requeued by an append",
-        "store/textfile.py",
-        "            self.view.apply(key, state)\n        self._replace(None)\n",
-        "            self.change([(key, state)])\n",
+        "store/writing/rewrites.py",
+        "            self.view.apply(key, state)\n        self.files.replace(None)\n",
+        "            self.files.change([(key, state)])\n",
         (kill("requeue"),),
     ),
     Mutant(
@@ -636,27 +637,28 @@ MUTANTS = (
     ),
     Mutant(
         "purge whose cut is not on the disk",
-        "store/textfile.py",
+        "store/writing/appends.py",
         "        if self.fsync and self.view.journal.file:\n",
         "        if False:\n",
         (power("purges", "free"),),
     ),
     Mutant(
         "purge takes what is being run",
-        "store/textfile.py",
-        "            if row.state.status == PROCESSING or not unwanted(row):\n",
-        "            if not unwanted(row):\n",
+        "store/writing/rewrites.py",
+        "        if row.state.status == PROCESSING or not self.unwanted(row):\n",
+        "        if not self.unwanted(row):\n",
         (kill("purge"),),
     ),
     Mutant(
         "rows leave before they are archived",
-        "store/textfile.py",
-        "        return self._rewrite(line_of, self._leave, put_away if archive else None)\n",
-        "        def leave(lines: dict[int, bytes]) -> None:\n"
-        "            self._leave(lines)\n"
-        "            if archive is not None:\n"
-        "                put_away(lines)\n\n"
-        "        return self._rewrite(line_of, leave)\n",
+        "store/writing/rewrites.py",
+        "        self._archive(picked)\n\n"
+        "    def apply(self, picked: dict[int, bytes]) -> None:\n"
+        "        self._leave_out(picked, None)\n",
+        "        pass\n\n"
+        "    def apply(self, picked: dict[int, bytes]) -> None:\n"
+        "        self._leave_out(picked, None)\n"
+        "        self._archive(picked)\n",
         (kill("purge"),),
     ),
     Mutant(
@@ -704,13 +706,13 @@ MUTANTS = (
     Mutant(
         "a part that is left of a write is denied",
         "store/disk/files.py",
-        '"a part may have been added, and could not be taken back"',
+        '"a part may have been added, and could not be cut off again"',
         '"nothing was added"',
         (pairs("application"),),
     ),
     Mutant(
         "a change that is left is denied",
-        "store/textfile.py",
+        "store/writing/appends.py",
         '"the change was made, but may not survive a power cut"',
         '"nothing was changed"',
         (pairs("application"),),
@@ -809,7 +811,7 @@ MUTANTS = (
     ),
     Mutant(
         "a directory that was there is created again",
-        "store/textfile.py",
+        "store/writing/queue_files.py",
         "    if known:\n",
         "    if False:\n",
         ("tests/system/test_permissions.py",),
@@ -847,7 +849,7 @@ MUTANTS = (
     ),
     Mutant(
         "a row without a line end is left alone",
-        "store/textfile.py",
+        "store/writing/queue_files.py",
         "        if self.view.has_torn_row():\n",
         "        if False:\n",
         (STORE + "::test_a_row_that_an_editor_left_without_a_line_end_is_run",),
@@ -903,9 +905,9 @@ MUTANTS = (
     ),
     Mutant(
         "what is removed as unreadable is not kept",
-        "store/textfile.py",
-        "            self._replace(None, found, keep=True)\n",
-        "            self._replace(None, found)\n",
+        "store/writing/rewrites.py",
+        "        files.replace(None, found, keep=True)\n",
+        "        files.replace(None, found)\n",
         (STORE + "::test_what_is_not_a_job_is_moved_away_when_asked_and_the_jobs_stay",),
     ),
 )

@@ -13,8 +13,8 @@ from power import Killed, Recorder
 
 from dbbasic_queue import Backoff, Delay, Fail, Handler, Queue
 from dbbasic_queue.passes.ticker import Ticker
-from dbbasic_queue.store.disk import files
-from dbbasic_queue.store.textfile import TextFileStore
+from dbbasic_queue.store.disk import openfile
+from dbbasic_queue.store.writing.queue_files import QueueFiles
 
 NOW = 1_700_000_000
 MONTH = 30 * 86_400
@@ -181,7 +181,7 @@ class Session:
         """Run what ends with this process's death, and go on as another process."""
         with pytest.raises(Killed):
             act()
-        for file in list(files._to_close_after_fork):  # the slot's lock goes with its process
+        for file in list(openfile._to_close_after_fork):  # the slot's lock goes with its process
             file.close()
         self.queue.close()
         self.recorder.calls_until_death = None
@@ -257,8 +257,8 @@ def kills(s: Session) -> None:
 
 def journal_only(s: Session) -> None:
     """As in a long queue: what has happened is in the journal alone until the pass ends."""
-    assert hasattr(TextFileStore, "is_fold_cheap")
-    with patch.object(TextFileStore, "is_fold_cheap", lambda *_: False):
+    assert hasattr(QueueFiles, "is_fold_cheap")
+    with patch.object(QueueFiles, "is_fold_cheap", lambda *_: False):
         s.enqueue("ok", text="abc" * 600)
         s.enqueue_many("fail", 2)
         s.enqueue("nest")
@@ -313,7 +313,7 @@ def requeues(s: Session) -> None:
     s.enqueue_many("give up", 2, text="r" * 300)
     s.enqueue_many("ok", 2)
     waiting = s.enqueue("ok", run_at=NOW + MONTH)
-    with patch.object(TextFileStore, "is_fold_cheap", lambda *_: False):
+    with patch.object(QueueFiles, "is_fold_cheap", lambda *_: False):
         s.run_pass()
         s.cancel(waiting)
         s.now += 60
@@ -332,7 +332,7 @@ def requeues(s: Session) -> None:
 
 def purges(s: Session) -> None:
     """What is finished leaves, into an archive or for good, and ids come back."""
-    with patch.object(TextFileStore, "is_fold_cheap", lambda *_: False):
+    with patch.object(QueueFiles, "is_fold_cheap", lambda *_: False):
         for n in range(4):
             s.enqueue("ok", job_id=f"own.{n}", text="p" * 200)
         waiting = s.enqueue("ok", run_at=NOW + 10)

@@ -263,7 +263,7 @@ def _raise(error: int, where: Any) -> NoReturn:
     raise OSError(error, os.strerror(error))
 
 
-_COMPARING = ("is_ours", "is_untouched", "mark")
+_COMPARING = ("is_ours", "is_untouched", "set_mark")
 _AROUND = {("dbbasic_queue.store.disk.lock", name) for name in ("run", "read", "call")}
 
 

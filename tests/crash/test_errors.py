@@ -22,7 +22,7 @@ from test_kill_sweep import LONG
 from workloads import WORKLOADS
 
 from dbbasic_queue import Queue, StoreError
-from dbbasic_queue.store.textfile import TextFileStore
+from dbbasic_queue.store.writing.queue_files import QueueFiles
 
 
 @pytest.mark.sweep("errors", 1 if LONG else 23)
@@ -242,7 +242,7 @@ def test_an_outcome_refused_twice_takes_back_no_change_that_was_acknowledged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """First the sync finds the disk full, and then, after room was made, the write does."""
-    monkeypatch.setattr(TextFileStore, "is_fold_cheap", lambda *_: False)  # as in a long queue
+    monkeypatch.setattr(QueueFiles, "is_fold_cheap", lambda *_: False)  # as in a long queue
     queue = Queue(tmp_path / "data" / "queue.tsv")
     kept = queue.enqueue("work", {}, run_at=time.time() + 9999)
     queue.enqueue_many("work", [1, 2, 3])
@@ -276,9 +276,7 @@ def test_an_outcome_refused_twice_takes_back_no_change_that_was_acknowledged(
 def test_a_purge_on_a_full_disk_needs_room_for_the_rows_that_stay_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        TextFileStore, "is_fold_cheap", lambda *_: False
-    )  # so the journal has records
+    monkeypatch.setattr(QueueFiles, "is_fold_cheap", lambda *_: False)  # so the journal has records
     with small_disk(tmp_path / "disk") as place:
         queue = Queue(place / "data" / "queue.tsv", clock=lambda: 1000)
         queue.enqueue_many("work", range(200))

@@ -917,7 +917,7 @@ def test_the_dead_passs_jobs_that_were_not_started_keep_their_attempts(
 ) -> None:
     ids = queue.enqueue_many("greet", range(3))
     terms = Terms(lambda _: 1, lambda _, attempt: 60, lambda _: True)
-    dead = Claims(store_of(queue), terms, clock())
+    dead = Claims(store_of(queue).files, terms, clock())
     assert [claim.row.id for claim in dead.claim(8)] == ids
     dead.abandon()
     with Queue(path, clock=clock) as other:

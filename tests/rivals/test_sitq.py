@@ -105,7 +105,7 @@ def test_a_task_with_an_eta_waits_for_it(queue: Queue, clock: Clock) -> None:
     clock.now += 1
     assert queue.process_jobs({"report": str})["completed"] == 1
     assert job(queue, job_id)["run_at"] == NOW + 3
-    with pytest.raises(InvalidJob, match="no time zone"):
+    with pytest.raises(InvalidJob, match="must have a time zone"):
         queue.enqueue("report", {}, run_at=datetime(2030, 1, 1))
 
 

@@ -16,7 +16,7 @@ from dbbasic_queue.store.disk import files
 from dbbasic_queue.store.writing import archive as archives
 
 if TYPE_CHECKING:
-    from dbbasic_queue.store.disk.files import OpenFile
+    from dbbasic_queue.store.disk.openfile import OpenFile
 
 OLD = 5
 """How many finished jobs each queue of these tests has."""
@@ -71,7 +71,7 @@ def test_purges_of_two_queues_into_one_archive_do_not_cut_off_each_others_rows(
     add_lines(tmp_path / "other.tsv", *finished("other"))
     other = Queue(tmp_path / "other.tsv", clock=lambda: NOW)
     real = os.write
-    monkeypatch.setattr(archives, "PATIENCE", 0)
+    monkeypatch.setattr(archives, "PATIENCE_SECONDS", 0)
     met: list[QueueBusy] = []
 
     def write(fd: int, content: bytes) -> int:

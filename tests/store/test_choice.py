@@ -115,7 +115,8 @@ def test_a_fold_after_rows_were_archived_makes_none_of_them_come_twice(
 def test_jobs_added_and_changed_while_a_removal_reads_the_queue_are_removed_too(
     queue: Queue, other: Queue, meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(other.store, "is_fold_cheap", lambda *_: False)  # as in a long queue
+    files = store_of(other).files  # as in a long queue:
+    monkeypatch.setattr(files, "is_fold_cheap", lambda *_: False)
     queue.enqueue_many("greet", range(3))
     queue.enqueue("other", {})
 
@@ -142,7 +143,7 @@ def test_a_job_that_fails_while_a_requeue_reads_the_queue_is_requeued_too(
 def test_a_job_that_is_requeued_while_a_requeue_of_all_reads_the_queue_is_not_counted(
     queue: Queue, other: Queue, meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(other.store, "is_fold_cheap", lambda *_: False)
+    monkeypatch.setattr(store_of(other).files, "is_fold_cheap", lambda *_: False)
     meanwhile(lambda: other.requeue("b"))
     assert queue.requeue_failed() == 2
     assert queue.counts()["pending"] == 3
@@ -170,7 +171,7 @@ def test_a_long_queue_is_read_while_others_have_the_lock(
     queue: Queue, other: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first call with an id of the caller's own reads the whole file."""
-    monkeypatch.setattr("dbbasic_queue.store.textfile._LONG", 1000)
+    monkeypatch.setattr("dbbasic_queue.store.writing.queue_files._MUCH_BYTES", 1000)
     other.enqueue_many("greet", range(100))
     real = store_of(queue).view.refresh
     added: list[str] = []
@@ -180,7 +181,7 @@ def test_a_long_queue_is_read_while_others_have_the_lock(
         if not added:
             added.append(other.enqueue("greet", {}))  # QueueBusy if the lock is held
 
-    monkeypatch.setattr("dbbasic_queue.store.disk.lock.PATIENCE", 0.5)
+    monkeypatch.setattr("dbbasic_queue.store.disk.lock.PATIENCE_SECONDS", 0.5)
     monkeypatch.setattr(store_of(queue).view, "refresh", refresh)
     queue.enqueue("greet", {}, job_id="own")
     assert [found["id"] for found in queue.jobs()][100:] == [*added, "own"]

@@ -21,7 +21,7 @@ from dbbasic_queue import JobDict, Queue, StoreError
 from dbbasic_queue.model.states import State
 from dbbasic_queue.store.claiming.claims import Claims
 from dbbasic_queue.store.protocol import Claim, Terms
-from dbbasic_queue.store.textfile import TextFileStore
+from dbbasic_queue.store.writing.queue_files import QueueFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -509,7 +509,7 @@ thread.join()
 def a_pass(queue: Queue, *, fsync: bool = False) -> Claims:
     """Return a pass with descriptors and a view of its own, as another process would have them."""
     return Claims(
-        TextFileStore(queue.path, fsync=fsync),
+        QueueFiles(queue.path, fsync=fsync),
         Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True),
         time.time(),
     )
@@ -533,9 +533,7 @@ def test_a_pass_that_missed_a_fold_sees_it_though_the_journal_has_its_old_length
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fold cuts the journal, which may then grow again to the very bytes that it ended with."""
-    monkeypatch.setattr(
-        TextFileStore, "is_fold_cheap", lambda *_: False
-    )  # as in a queue that is long
+    monkeypatch.setattr(QueueFiles, "is_fold_cheap", lambda *_: False)  # as in a queue that is long
     for letter in "abcd":
         queue.enqueue("work", letter, run_at=1, job_id=long_id(letter))
     slow = a_pass(queue)
@@ -664,7 +662,7 @@ def test_an_outcome_that_cannot_be_synced_stays_where_others_have_gone_on_from_i
     queue: Queue, syncs: Syncs, monkeypatch: pytest.MonkeyPatch, folded: bool, error: int
 ) -> None:
     """To cut it off would take their records with it, or theirs and the file would not agree."""
-    monkeypatch.setattr(TextFileStore, "is_fold_cheap", lambda *_: folded)
+    monkeypatch.setattr(QueueFiles, "is_fold_cheap", lambda *_: folded)
     for job_id in "ab":
         queue.enqueue("work", job_id, run_at=1, job_id=job_id)
     passing = a_pass(queue, fsync=True)

@@ -386,7 +386,7 @@ def test_a_long_traceback_keeps_its_beginning_and_its_end_in_8_kilobytes(text: s
     found = format_traceback(caught(lambda: raising(ValueError(text + "THE END"))(0)))
     assert len(found.encode()) <= MAX_TRACEBACK
     assert found.startswith(r"Traceback (most recent call last):\n") and found.endswith("THE END")
-    assert "characters are left out ...]" in found
+    assert "characters left out ...]" in found
     assert found.isprintable()
 
 
@@ -403,17 +403,30 @@ class Unspeakable(Exception):
     def __str__(self) -> str:
         raise SystemExit("no text")
 
+
+class Untraceable(Exception):
     @property
-    def exceptions(self) -> None:
-        raise SystemExit("no members")
+    def __notes__(self) -> list[str]:  # type: ignore[override]
+        raise SystemExit("no notes")
 
 
-def test_an_exception_whose_text_raises_costs_no_more_than_its_traceback(queue: Queue) -> None:
+def test_an_exception_whose_text_raises_has_a_traceback_without_it(queue: Queue) -> None:
     job_id = queue.enqueue("work", {})
     queue.process_jobs({"work": raising(Unspeakable())})
     (found,) = history(queue, job_id)
+    assert found["outcome"] == "retried"
+    assert found["error"].startswith("Unspeakable: (its text cannot be had")
+    assert found["traceback"].endswith("Unspeakable: <exception str() failed>")
+
+
+def test_an_exception_that_cannot_be_formatted_costs_no_more_than_its_traceback(
+    queue: Queue,
+) -> None:
+    job_id = queue.enqueue("work", {})
+    queue.process_jobs({"work": raising(Untraceable("no"))})
+    (found,) = history(queue, job_id)
     assert (found["outcome"], found["traceback"]) == ("retried", None)
-    assert "Unspeakable" in found["error"]
+    assert found["error"] == "Untraceable: no"
 
 
 @pytest.mark.parametrize(
@@ -654,9 +667,7 @@ def test_a_link_in_its_place_is_refused_untouched_and_the_pass_goes_on(
     with caplog.at_level(logging.ERROR):
         assert queue.process_jobs({"work": str}) == NONE | {"completed": 20}
     (message,) = [record.getMessage() for record in caplog.records]
-    assert (
-        "the attempt history" in message and "stands where a file of the queue belongs" in message
-    )
+    assert "the attempt history" in message and "not a file of the queue" in message
     assert place.lstat()[:7] == before[:7]
     assert victim.read_text() == "precious"
     with pytest.raises(NotAQueue):
@@ -792,6 +803,148 @@ def test_it_is_started_and_rotated_under_the_queues_lock(
         log.flush()
         monkeypatch.setattr(history_file, "LARGEST_BYTES", beside(path, "history").stat().st_size)
     assert done == ["ftruncate", "rename", "ftruncate"]
+
+
+# --- `queue.tsv.attempts`, as it was called before
+
+
+@pytest.fixture
+def old(queue: Queue, path: Path) -> list[bytes]:
+    """A queue with a history of the old name, and an older one; the rows of both."""
+    for job_id in ("first", "second"):
+        queue.enqueue("work", {}, job_id=job_id)
+        queue.process_jobs({"work": str})
+        beside(path, "history").rename(beside(path, f"history.{job_id}"))
+    beside(path, "history.first").rename(beside(path, "attempts.1"))
+    beside(path, "history.second").rename(beside(path, "attempts"))
+    return [beside(path, name).read_bytes() for name in ("attempts.1", "attempts")]
+
+
+def names(path: Path) -> set[str]:
+    """Return which files of the history there are."""
+    found = {file.name.removeprefix(f"{path.name}.") for file in path.parent.iterdir()}
+    return {name for name in found if name.startswith(("history", "attempts"))}
+
+
+def test_a_history_of_the_old_name_is_read_and_looking_leaves_it_alone(
+    queue: Queue, path: Path, old: list[bytes]
+) -> None:
+    for job_id in ("first", "second"):
+        assert [found["outcome"] for found in history(queue, job_id)] == ["completed"]
+    assert queue.metrics()["types"]["work"]["attempts"] == {"completed": 2}
+    assert names(path) == {"attempts", "attempts.1"}
+    assert [beside(path, name).read_bytes() for name in ("attempts.1", "attempts")] == old
+
+
+def test_a_history_of_the_old_name_is_taken_over_by_the_next_pass_that_writes(
+    queue: Queue, path: Path, old: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.rename
+
+    def rename(*names: str) -> None:
+        assert not is_free(beside(path, "lock"))
+        real(*names)
+
+    monkeypatch.setattr(os, "rename", rename)
+    assert queue.process_jobs({"work": str}) == NONE
+    assert names(path) == {"attempts", "attempts.1"}  # nothing was written
+    queue.enqueue("work", {}, job_id="third")
+    assert queue.process_jobs({"work": str}) == NONE | {"completed": 1}
+    assert names(path) == {"history", "history.1"}
+    assert beside(path, "history.1").read_bytes() == old[0]
+    assert beside(path, "history").read_bytes().startswith(old[1])
+    assert [columns[0] for columns in table(path)] == ["second", "third"]
+    for job_id in ("first", "second", "third"):
+        assert len(history(queue, job_id)) == 1
+
+
+def test_a_full_history_of_the_old_name_is_taken_over_and_rotated(
+    queue: Queue, path: Path, old: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history_file, "LARGEST", len(old[1]))
+    queue.enqueue("work", {}, job_id="third")
+    queue.process_jobs({"work": str})
+    assert names(path) == {"history", "history.1"}
+    assert beside(path, "history.1").read_bytes() == old[1]
+    assert [columns[0] for columns in table(path)] == ["third"]
+
+
+def test_a_history_whose_takeover_a_kill_has_cut_short_is_read_and_taken_over(
+    queue: Queue, path: Path, old: list[bytes]
+) -> None:
+    beside(path, "attempts.1").rename(beside(path, "history.1"))
+    assert len(history(queue, "first")) == len(history(queue, "second")) == 1
+    queue.enqueue("work", {}, job_id="third")
+    queue.process_jobs({"work": str})
+    assert names(path) == {"history", "history.1"}
+    assert beside(path, "history.1").read_bytes() == old[0]
+    assert [columns[0] for columns in table(path)] == ["second", "third"]
+
+
+def test_a_history_of_the_old_name_next_to_a_new_one_is_left_alone(
+    queue: Queue, path: Path, old: list[bytes]
+) -> None:
+    beside(path, "history").write_bytes(HEADER)
+    queue.enqueue("work", {}, job_id="third")
+    queue.process_jobs({"work": str})
+    assert names(path) == {"history", "attempts", "attempts.1"}
+    assert [beside(path, name).read_bytes() for name in ("attempts.1", "attempts")] == old
+    assert [columns[0] for columns in table(path)] == ["third"]
+
+
+@pytest.mark.parametrize("moved", ["before", "after", "in between"])
+def test_a_reader_that_is_overtaken_by_a_takeover_misses_nothing(
+    queue: Queue, path: Path, old: list[bytes], monkeypatch: pytest.MonkeyPatch, moved: str
+) -> None:
+    real = vars(history_file)["open_file"]
+    begun = False
+
+    def take_over() -> None:
+        nonlocal begun
+        if begun:
+            return
+        begun = True
+        if moved == "in between":  # of its two renames
+            beside(path, "attempts.1").rename(beside(path, "history.1"))
+        else:
+            history_file._take_over(str(beside(path, "history")))
+
+    def opens(place: str, flags: int) -> Any:
+        if place.endswith(".attempts") and moved == "before":
+            take_over()
+        file = real(place, flags)
+        if place.endswith(".attempts") and moved != "before":
+            take_over()
+        return file
+
+    monkeypatch.setattr(history_file, "open_file", opens)
+    found = [attempt.id for attempt in history_file.read(queue.path)]
+    assert begun
+    assert found == ["first", "second"]
+
+
+@pytest.mark.parametrize("suffix", ["attempts", "attempts.1"])
+def test_a_link_in_the_place_of_the_old_history_is_refused_untouched_and_the_pass_goes_on(
+    queue: Queue,
+    path: Path,
+    old: list[bytes],
+    tmp_path: Path,
+    suffix: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    beside(path, suffix).unlink()
+    beside(path, suffix).symlink_to(victim)
+    queue.enqueue("work", {})
+    with caplog.at_level(logging.ERROR):
+        assert queue.process_jobs({"work": str}) == NONE | {"completed": 1}
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert f"{path}.{suffix}" in message
+    assert victim.read_text() == "precious"
+    assert beside(path, suffix).is_symlink()
+    with pytest.raises(NotAQueue):
+        history(queue, "first")
 
 
 # --- full disks

@@ -55,7 +55,7 @@ from dbbasic_queue import (
 from dbbasic_queue.model.escaping import MAX_ERROR
 from dbbasic_queue.model.jsontext import LARGEST_PAYLOAD
 from dbbasic_queue.model.records import encode_record, encode_state
-from dbbasic_queue.model.rows import LONGEST_ROW, parse_row
+from dbbasic_queue.model.rows import LONGEST_ROW_BYTES, parse_row
 from dbbasic_queue.model.states import State
 from dbbasic_queue.store.disk import lock
 
@@ -402,7 +402,7 @@ def test_records_that_dbbasic_queue_cannot_have_written_are_skipped_and_reported
 
 # --- a last line without an end, and lines that are too long for a row
 
-TOO_LONG = LONGEST_ROW + 1
+TOO_LONG = LONGEST_ROW_BYTES + 1
 
 
 def add_hole(path: Path, size: int, end: str = "\n") -> None:
@@ -482,7 +482,7 @@ def test_a_row_that_is_longer_than_one_reading_is_a_job(path: Path) -> None:
 
 def test_a_payload_may_be_as_long_as_a_row_has_room_for_it_and_its_result(path: Path) -> None:
     an_error = MAX_ERROR * len("\\U0010ffff")
-    assert 2 * LARGEST_PAYLOAD + an_error + 1000 < LONGEST_ROW
+    assert 2 * LARGEST_PAYLOAD + an_error + 1000 < LONGEST_ROW_BYTES
     with pytest.raises(
         InvalidArgument, match=r"invalid max_payload 33554433: must be at most 33554432 "
     ):
@@ -665,7 +665,7 @@ def test_a_row_whose_payload_is_not_json_is_a_job_for_no_call(queue: Queue, path
         assert looks.counts() | {"pending": 1} == looks.counts()
         assert sum(looks.counts().values()) == len(list(looks.jobs())) == 1
         assert looks.metrics()["oldest_pending"] == 0
-    with pytest.raises(DuplicateJob, match=r"invalid job_id 'pending': a row that cannot be read "):
+    with pytest.raises(DuplicateJob, match="already in the queue, in an unreadable row"):
         queue.enqueue("greet", 1, job_id="pending")
 
 
@@ -700,7 +700,7 @@ def test_a_line_of_any_length_is_moved_away_in_pieces(path: Path) -> None:
     with Queue(path, fsync=False) as queue:
         tracemalloc.start()
         reasons = [found["reason"] for found in queue.unreadable()]
-        assert reasons[0] == f"it has {TOO_LONG} bytes; a row may have at most {LONGEST_ROW}"
+        assert reasons[0] == f"it has {TOO_LONG} bytes; a row may have at most {LONGEST_ROW_BYTES}"
         assert queue.remove_unreadable() == 2
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -863,7 +863,7 @@ def test_a_lock_that_stays_taken_is_an_error_that_says_who_to_look_for(
     queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue.enqueue("greet", {})
-    monkeypatch.setattr(lock, "PATIENCE", 0.01)
+    monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0.01)
     with beside(path, "lock").open("r+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(QueueBusy, match=r"nothing was done \(fuser -v .*queue.tsv.lock shows"):
@@ -1124,19 +1124,17 @@ def test_a_link_in_the_place_of_an_unfinished_fold_is_not_followed(
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o703])
-def test_a_directory_that_everybody_may_write_is_refused(
-    queue: Queue, path: Path, mode: int
-) -> None:
+def test_a_world_writable_directory_is_refused(queue: Queue, path: Path, mode: int) -> None:
     path.parent.mkdir()
     path.parent.chmod(mode)
     for _ in range(2):
-        with pytest.raises(NotAQueue, match=r"everybody may write this directory.*chmod o-w"):
+        with pytest.raises(NotAQueue, match=r"this directory is world-writable.*chmod o-w"):
             queue.enqueue("greet", {})
     assert list(path.parent.iterdir()) == []
     add_lines(path, line("a"))
-    with pytest.raises(NotAQueue, match="everybody may write"):
+    with pytest.raises(NotAQueue, match="this directory is world-writable"):
         queue.process_jobs(HANDLERS)
-    with pytest.raises(NotAQueue, match="everybody may write"):
+    with pytest.raises(NotAQueue, match="this directory is world-writable"):
         queue.cancel_job("a")
     assert row(path, "a")["status"] == "pending"
 
@@ -1296,7 +1294,7 @@ def test_a_user_whom_the_directory_keeps_out_is_told_what_to_do(open_directory: 
     before = path.read_bytes()
     done = python(AS_A_USER, path, uid, gid, "022", "web")
     assert "StoreError: [Errno 13] Permission denied" in done.stderr
-    assert "this user may not: give it the directory's group, or run as its owner" in done.stderr
+    assert "this user has no permission: add it to the group of the directory" in done.stderr
     assert path.read_bytes() == before
 
 

@@ -20,9 +20,10 @@ from dbbasic_queue.model.rows import HEADER, parse_row
 from dbbasic_queue.store.disk.files import open_file
 from dbbasic_queue.store.reading import lookup
 from dbbasic_queue.store.reading.bulk import scan
+from dbbasic_queue.store.reading.index import NEVER
 from dbbasic_queue.store.reading.offsets import Offsets
 from dbbasic_queue.store.reading.tail import Tail
-from dbbasic_queue.store.reading.view import NEVER, View
+from dbbasic_queue.store.reading.view import View
 from dbbasic_queue.store.textfile import TextFileStore
 
 PLAIN = b"%d\tgreet\t{}\tpending\t5\t%d\t0\t\t"
@@ -118,30 +119,30 @@ def test_a_piece_with_one_odd_line_is_read_one_by_one_near_it_only() -> None:
 def test_where_rows_lie_is_known_while_they_are_added_and_change_their_length(
     lengths: list[int], data: st.DataObject
 ) -> None:
-    places = Offsets(7)
+    offsets = Offsets(7)
     cut = data.draw(st.integers(0, len(lengths)))
     for part in (lengths[:cut], lengths[cut:]):
-        places.extend(part)
+        offsets.extend(part)
     start = 7
     if lengths:
         numbers = sorted(data.draw(st.sets(st.integers(0, len(lengths) - 1))))
         changed = [data.draw(st.integers(0, 40)) for _ in numbers]
         start = 5
-        places.moved(start, numbers, changed)
+        offsets.moved(start, numbers, changed)
         for number, length in zip(numbers, changed, strict=True):
             lengths[number] = length
 
     starts = [start + sum(lengths[:n]) + n for n in range(len(lengths) + 1)]
-    assert [places.start(n) for n in range(len(lengths) + 1)] == starts
-    assert [places.extent(n) for n in range(len(lengths))] == list(
+    assert [offsets.start(n) for n in range(len(lengths) + 1)] == starts
+    assert [offsets.extent(n) for n in range(len(lengths))] == list(
         zip(starts, lengths, strict=False)
     )
     for size in (0, 100):
         for n in range(len(lengths)):
-            ahead = places.lengths(n, size)
+            ahead = offsets.lengths(n, size)
             assert ahead == lengths[n : n + len(ahead)]
             assert len(ahead) == 1 or sum(ahead) <= size
-    pieces = list(places.pieces(100))
+    pieces = list(offsets.pieces(100))
     assert [number for rows, _, _ in pieces for number in rows] == list(range(len(lengths)))
     assert all(
         (begin, end) == (starts[rows.start], starts[rows.stop]) for rows, begin, end in pieces
@@ -160,15 +161,15 @@ def test_a_fold_changes_the_rows_that_the_journal_names_and_no_other_byte(
         path = written(directory, lines)
         store = TextFileStore(path, fsync=False)
         with held(store.lock):
-            store.read_new()
+            store.files.read_new()
             changes = []
             for job_id in chosen:
                 state = states.State(states.COMPLETED, 5, 7, 1, "", '"a longer result than before"')
                 changes.append((job_id.encode(), encode_state(state)))
                 columns = lines[firsts[job_id]].split(b"\t")
                 lines[firsts[job_id]] = b"\t".join([*columns[:3], encode_state(state)])
-            store.change(changes)
-            store.fold()
+            store.files.change(changes)
+            store.files.fold()
         assert Path(path).read_bytes() == HEADER + b"".join(line + b"\n" for line in lines)
         assert [store.view.line(n) for n in range(len(lines))] == lines
         store.close()
@@ -179,14 +180,14 @@ def test_a_file_edited_in_place_in_the_middle_of_a_change_is_not_folded(tmp_path
     path = Path(written(str(tmp_path), lines))
     store = TextFileStore(str(path), fsync=False)
     with held(store.lock):
-        store.read_new()
-        store.change([(b"3", encode_state(states.State(states.CANCELLED, 5, 7, 0, "", "")))])
+        store.files.read_new()
+        store.files.change([(b"3", encode_state(states.State(states.CANCELLED, 5, 7, 0, "", "")))])
         edited = path.read_bytes().replace(b"\n3\t", b"\nx\t")
         path.write_bytes(edited)
         with pytest.raises(StoreError, match=r"edited in place.*the queue is as it was"):
-            store.fold()
+            store.files.fold()
         assert path.read_bytes() == edited
-        assert store.try_fold() is None  # all was read again
+        assert store.files.try_fold() is None  # all was read again
     assert path.read_bytes() == edited
     store.close()
 
@@ -298,13 +299,13 @@ def test_after_whatever_others_did_a_view_knows_what_a_new_one_would(
         for step in range(data.draw(st.integers(1, 8))):
             act = data.draw(st.sampled_from(ACTS))
             with held(store.lock):
-                store.read_new()
+                store.files.read_new()
                 ids = sorted(store.view.index)
                 if act == "change" and ids:
                     chosen = data.draw(st.sets(st.sampled_from(ids), max_size=5))
-                    store.change([(i, encode_state(data.draw(STATES))) for i in chosen])
+                    store.files.change([(i, encode_state(data.draw(STATES))) for i in chosen])
                 elif act == "fold":
-                    store.fold()
+                    store.files.fold()
             if act == "add":
                 store.add(f"added-{step}\tgreet\t{{}}\tpending\t5\t6\t0\t\t\n")
             elif act == "purge" and ids:
@@ -335,9 +336,9 @@ def test_after_the_fold_of_another_process_rows_keep_their_numbers(tmp_path: Pat
     numbering, generation = view.numbering, view.generation
     done = encode_state(states.State(states.COMPLETED, 5, 7, 1, "", '"longer than before"'))
     with held(store.lock):
-        store.read_new()
-        store.change([(b"%d" % n, done) for n in (0, 1500, 2999)])
-        store.fold()
+        store.files.read_new()
+        store.files.change([(b"%d" % n, done) for n in (0, 1500, 2999)])
+        store.files.fold()
     store.add("3000\tgreet\t{}\tpending\t5\t6\t0\t\t\n")
     view.refresh()
     assert (view.numbering, view.generation) == (numbering, generation + 1)
@@ -359,9 +360,9 @@ def test_a_file_that_was_edited_in_place_and_then_folded_is_read_again(tmp_path:
     )
     store = TextFileStore(str(path), fsync=False)
     with held(store.lock):
-        store.read_new()
-        store.change([(b"7", encode_state(states.State(states.CANCELLED, 5, 7, 0, "", "")))])
-        store.fold()
+        store.files.read_new()
+        store.files.change([(b"7", encode_state(states.State(states.CANCELLED, 5, 7, 0, "", "")))])
+        store.files.fold()
     view.refresh()
     assert [n for n in range(100) if view.when[n] == NEVER] == [7, 50]
     store.close()
@@ -375,10 +376,10 @@ def test_a_change_that_was_taken_back_is_not_known_after_a_fold(tmp_path: Path) 
     for job_id in (b"7", b"2999"):
         store = TextFileStore(path, fsync=False)
         with held(store.lock):
-            store.read_new()
-            store.change([(job_id, cancelled)])
+            store.files.read_new()
+            store.files.change([(job_id, cancelled)])
             if job_id == b"2999":
-                store.fold()
+                store.files.fold()
         view.refresh()
         if job_id == b"7":
             assert view.when[7] == NEVER

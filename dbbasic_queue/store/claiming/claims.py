@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from typing import Concatenate, ParamSpec, TypeVar
 
     from dbbasic_queue.model.rows import Row
-    from dbbasic_queue.store.claiming.protocol import QueueFiles
     from dbbasic_queue.store.protocol import Claim, Terms
+    from dbbasic_queue.store.writing.queue_files import QueueFiles
 
     P = ParamSpec("P")
     R = TypeVar("R")

@@ -21,14 +21,14 @@ from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.store import paused
 from dbbasic_queue.store.disk.lock import reading
 from dbbasic_queue.store.protocol import Claim
-from dbbasic_queue.store.reading.view import NEVER
+from dbbasic_queue.store.reading.index import NEVER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container
 
-    from dbbasic_queue.store.claiming.protocol import QueueFiles
     from dbbasic_queue.store.protocol import Terms
+    from dbbasic_queue.store.writing.queue_files import QueueFiles
 
 _BATCH_BYTES = 1 << 20
 _READ_AHEAD_BYTES = 1 << 16

@@ -11,18 +11,19 @@ import time
 
 from dbbasic_queue.model import states
 from dbbasic_queue.model.records import encode_state
+from dbbasic_queue.store import clocks
 from dbbasic_queue.store.claiming import slots
 from dbbasic_queue.store.claiming.slots import Slot, open_slot, read_claims
-from dbbasic_queue.store.disk.files import OpenFile
 from dbbasic_queue.store.disk.lock import try_lock, unlock
+from dbbasic_queue.store.disk.openfile import OpenFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
     from dbbasic_queue.model.rows import Row
-    from dbbasic_queue.store.claiming.protocol import QueueFiles
     from dbbasic_queue.store.protocol import Terms
+    from dbbasic_queue.store.writing.queue_files import QueueFiles
 
 _SURVEY_SECONDS = 1.0
 
@@ -46,7 +47,7 @@ class Recovery:
         view = self._store.view
         return bool(
             (view.processing and time.monotonic() >= self._next_survey_at)
-            or view.latest_created > now + states.CLOCK_TOLERANCE
+            or view.latest_created > now + states.CLOCK_TOLERANCE_SECONDS
             or view.has_torn_row()
         )
 
@@ -74,9 +75,10 @@ class Recovery:
     def _change_all(
         self, survey: Survey, rows: dict[str, Row], held: Container[bytes], now: float
     ) -> None:
-        changes = self._store.enqueued_ahead(now)
+        view = self._store.view
+        changes = clocks.enqueued_ahead(view, now)
         self._pulled_in += len(changes)
-        changes += self._store.unexplained(now, self._terms.longest_wait)
+        changes += clocks.retries_ahead(view, now, self._terms.longest_wait)
         for row in rows.values():
             claim = (row.id, row.state.attempts)
             if claim in survey.alive or row.id.encode() in held:

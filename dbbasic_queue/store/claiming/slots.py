@@ -21,8 +21,9 @@ import os
 import time
 
 from dbbasic_queue.errors import QueueBusy, StoreError, store_error
-from dbbasic_queue.store.disk.files import OpenFile, open_file, open_or_create
+from dbbasic_queue.store.disk.files import open_file, open_or_create
 from dbbasic_queue.store.disk.lock import try_lock, unlock
+from dbbasic_queue.store.disk.openfile import OpenFile
 from dbbasic_queue.store.disk.sync import write_all
 
 SLOTS = 64

@@ -1,1 +1,1 @@
-"""Files, access rights, the lock."""
+"""How files are opened, locked, written and synced."""

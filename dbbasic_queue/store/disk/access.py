@@ -1,8 +1,11 @@
 """Who may use the queue: the directory decides, not the umask.
 
-So root's cron and the web server's user share one queue. If the group may write the directory, a
-new file gets the directory's group and mode 0660, otherwise 0600. What root creates belongs to the
-directory's owner.
+So root's cron and the web server's user share one queue.
+
+- If the group may write the directory, a new file gets the directory's group and mode 0660,
+  otherwise mode 0600.
+- A file that root creates belongs to the directory's owner.
+- A world-writable directory is refused.
 """
 
 from __future__ import annotations
@@ -16,28 +19,29 @@ from dbbasic_queue.errors import NotAQueue, store_error
 from dbbasic_queue.store.disk.sync import sync_directory
 
 _ACCESS_LIST = "system.posix_acl_access"
-_OF_CONTENT = {"security.ima", "security.evm"}
-"""extended attributes that are checksums of the file"""
+_CHECKSUMS = {"security.ima", "security.evm"}
+"""extended attributes that depend on the file's content"""
 
 
 def set_access(fd: int, directory: os.stat_result) -> None:
-    shared = bool(directory.st_mode & stat.S_IWGRP) and _give(fd, -1, directory.st_gid)
+    """Give a new file the mode, and as far as allowed the group and owner, of its directory."""
+    shared = bool(directory.st_mode & stat.S_IWGRP) and _change_owner(fd, -1, directory.st_gid)
     if os.geteuid() == 0 and directory.st_uid != 0:
-        _give(fd, directory.st_uid, -1 if shared else directory.st_gid)
+        _change_owner(fd, directory.st_uid, -1 if shared else directory.st_gid)
     os.fchmod(fd, 0o660 if shared else 0o600)
 
 
 def replace_like(fd: int, old_fd: int) -> None:
-    """Give a rewritten file the old one's owner, if that is allowed, its group, mode, access list
-    and extended attributes.
+    """Give a rewritten file the access of the old one.
 
-    Raises OSError if the access list can't be set: then the old file has to stay.
+    That is the owner and group, as far as allowed, the mode, the access list and the extended
+    attributes. Raises OSError if the access list can't be set: then the old file has to stay.
     """
     old, new = os.fstat(old_fd), os.fstat(fd)
-    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid) and not _give(
+    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid) and not _change_owner(
         fd, old.st_uid, old.st_gid
     ):
-        _give(fd, -1, old.st_gid)
+        _change_owner(fd, -1, old.st_gid)
     os.fchmod(fd, stat.S_IMODE(old.st_mode))
     if sys.platform == "linux":
         _copy_attributes(old_fd, fd)
@@ -51,7 +55,7 @@ def _copy_attributes(old: int, new: int) -> None:
     if _ACCESS_LIST in inherited and _ACCESS_LIST not in names:
         os.removexattr(new, _ACCESS_LIST)
     for name in names:
-        if name in _OF_CONTENT:
+        if name in _CHECKSUMS:
             continue
         try:
             os.setxattr(new, name, os.getxattr(old, name))
@@ -60,7 +64,8 @@ def _copy_attributes(old: int, new: int) -> None:
                 raise
 
 
-def _give(fd: int, uid: int, gid: int) -> bool:
+def _change_owner(fd: int, uid: int, gid: int) -> bool:
+    """Set the owner and group, -1 for no change; False if that isn't allowed."""
     try:
         os.fchown(fd, uid, gid)
     except PermissionError:
@@ -69,18 +74,19 @@ def _give(fd: int, uid: int, gid: int) -> bool:
 
 
 def prepare_directory(path: str) -> None:
-    """Create the directory, and its parents, where there is none; refuse one that all may write.
+    """Create the directory and its parents, if they don't exist.
 
-    A new one is for its parent's owner when root makes it, and for the parent's group where the
-    group may write the parent.
+    If root creates one, it belongs to its parent's owner. If the group may write the parent, the
+    new directory gets the parent's group. Raises NotAQueue for a world-writable directory,
+    StoreError if it can't be created.
     """
     if not os.path.isdir(path):
         _create_directory(path)
     if os.stat(path).st_mode & stat.S_IWOTH:
         raise NotAQueue(
             errno.EPERM,
-            "everybody may write this directory, and so plant jobs (chmod o-w it, or put the "
-            "queue into a directory of its own)",
+            "this directory is world-writable, so anyone could add jobs (chmod o-w it, or move "
+            "the queue to its own directory)",
             path,
         )
 
@@ -93,32 +99,32 @@ def _create_directory(path: str) -> None:
         _make_directory(path, os.stat(parent))
     except OSError as e:
         if os.path.isdir(path):
-            return  # another process was first
+            return  # another process has created it
         if os.path.lexists(path):
             raise NotAQueue(errno.ENOTDIR, "not a directory (move it away)", path) from e
         raise store_error(e, path, "the directory was not created") from e
 
 
 def _make_directory(path: str, parent: os.stat_result) -> None:
-    """Create a directory with its access set, under another name until then.
+    """Create a directory under another name, set its access, and rename it.
 
-    A kill in between would leave it closed to the group for ever.
+    Otherwise a kill before the access is set would leave it closed to the group.
     """
     new = path + ".new"
     try:
         os.mkdir(new, 0o700)
     except FileExistsError:
-        pass  # left by a kill, or another process is at it
+        pass  # a kill left it, or another process is creating it now
     fd = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if os.geteuid() == 0 and parent.st_uid != 0:
             os.fchown(fd, parent.st_uid, parent.st_gid)
         shared = bool(parent.st_mode & stat.S_IWGRP) and not parent.st_mode & stat.S_ISVTX
-        shared = shared and _give(fd, -1, parent.st_gid)
+        shared = shared and _change_owner(fd, -1, parent.st_gid)
         os.fchmod(fd, 0o2770 if shared else 0o755)
     finally:
         os.close(fd)
-    sync_directory(os.path.dirname(path))  # what is renamed is there
+    sync_directory(os.path.dirname(path))  # so that the new directory survives the rename
     try:
         os.rename(new, path)
     except OSError:

@@ -1,219 +1,72 @@
-"""How the queue's files and their directory are opened, created and synced.
+"""How the queue's files are opened, created, replaced and appended to.
 
-The directory decides who gets in, not the umask, so that root's cron and the web server's user
-share one queue: a new file takes mode 0660 and the directory's group where the group may write
-the directory, else 0600; and root gives what it creates to the directory's owner. A link, FIFO,
-device or directory in the place of a file is refused and left untouched, and so is a directory
-that everybody may write.
+- A new file gets its access from its directory: see `access`.
+- A link, FIFO, device or directory that is found instead of a file is refused and left untouched.
+- A file is replaced by a rename: readers see the old one or the new one, each of them whole.
+- An append is whole, or nothing is appended.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 import time
-import weakref
-from itertools import count
 
-from dbbasic_queue import forks
 from dbbasic_queue.errors import NotAQueue, StoreError, store_error
 from dbbasic_queue.store.disk.access import set_access
+from dbbasic_queue.store.disk.openfile import TELLING_OFFSET, OpenFile, open_descriptor
 from dbbasic_queue.store.disk.sync import sync_directory, write_all
 
 _TRIES = 100
-
+_NEW_FILE_SECONDS = (0.002, 0.02, 0.2)
+"""how long to wait, after each refusal, for the process that created a file to set its mode"""
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""the errors of a full disk and of a quota that is used up"""
 
 
 def unstable_inodes(path: str) -> StoreError:
-    """Return the error for a path that leads to another file each time one looks."""
+    """Return the error for a path that leads to another file at each check."""
     return StoreError(
         errno.ESTALE,
-        f"another inode number at each of {_TRIES} looks: nothing was done (does this file system, "
-        "such as NFS, FUSE or overlay, have stable inode numbers? Put the queue on a local one)",
+        f"the inode number was another one at each of {_TRIES} checks: nothing was done (does this "
+        "file system, such as NFS, FUSE or overlay, have stable inode numbers? Put the queue on a "
+        "local one)",
         path,
     )
 
 
-class OpenFile:
-    """A descriptor that is closed when the last user lets go of it.
-
-    One that is cached stays open, so that its inode number cannot come back as another file.
-
-    Programs close descriptors that they didn't open, and open files of their own under the same
-    numbers. So `is_ours` is asked before a cached descriptor is locked, written or cut. The answer
-    is mostly one lseek: the file's offset, which neither O_APPEND nor pread uses, is a number that
-    no other descriptor has, or the end of a long file. Otherwise it is an fstat, which takes five
-    times as long.
-
-    `unique` is set for a file that is never written: then another descriptor of the same file,
-    which has another lock, isn't ours either.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "_changed",
-        "_names",
-        "_own",
-        "fd",
-        "identity",
-        "offset",
-        "path",
-        "unique",
-    )
-
-    def __init__(self, fd: int, path: str) -> None:
-        """Take over a descriptor; it may become another number."""
-        if fd < _FIRST:  # standard input, output and error: the program prints there
-            low, fd = fd, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST)
-            os.close(low)
-        status = os.fstat(fd)
-        self.fd = fd
-        self.path = path
-        self.identity = (status.st_dev, status.st_ino)
-        self._names, self._changed = status[_NAMES], status.st_ctime_ns
-        self.offset = self._own = _newest[fd] = next(_marks)
-        self.unique = False
-
-    def close(self) -> None:
-        """Close the descriptor, if it still is this file's; a second time does nothing."""
-        if self.fd >= 0 and self.is_ours():
-            fd, self.fd = self.fd, -1
-            os.close(fd)
-        self.fd = -1
-
-    def is_ours(self) -> bool:
-        """Tell whether the descriptor still is the file that was opened."""
-        try:
-            if os.lseek(self.fd, 0, _SEEK_CUR) == self.offset:
-                return True
-            status = os.fstat(self.fd)
-            if self.unique or (status.st_dev, status.st_ino) != self.identity:
-                return False
-            self.mark()
-        except OSError:
-            return False
-        return True
-
-    def mark(self) -> bool:
-        """Set the offset to the file's own number; False on a file system of small files."""
-        try:
-            self.offset = os.lseek(self.fd, self._own, _SEEK_SET)
-        except OSError:
-            return False
-        return True
-
-    def require(self, consequence: str) -> None:
-        """Raise StoreError if the program has closed the descriptor."""
-        if not self.is_ours():
-            raise StoreError(
-                errno.EBADF,
-                f"the program has closed this file's descriptor: {consequence} (it must not close "
-                "descriptors that it didn't open)",
-                self.path,
-            )
-
-    def __del__(self) -> None:
-        self.close()
-
-    def remember_names(self) -> None:
-        """Note how many names the file has, and when that changed, for `is_untouched`."""
-        status = os.fstat(self.fd)
-        self._names, self._changed = status[_NAMES], status.st_ctime_ns
-
-    def is_untouched(self) -> bool:
-        """Tell whether the descriptor still is this file's, and no name of the file was changed.
-
-        That its directory was moved isn't noticed. `is_at_path` takes longer.
-        """
-        try:
-            status = os.fstat(self.fd)
-        except OSError:
-            return False
-        return (
-            status[_NAMES] == self._names
-            and status.st_ctime_ns == self._changed
-            and _newest[self.fd] == self._own
-        )
-
-    def is_at_path(self) -> bool:
-        """Tell whether the path still leads to this very file."""
-        try:
-            status = os.lstat(self.path)
-        except FileNotFoundError:
-            return False
-        return (status.st_dev, status.st_ino) == self.identity
-
-
-_FIRST = 3
-_NAMES = slice(1, 4)
-"""the part of a stat result that says which file it is, and how many names it has"""
-_newest: dict[int, int] = {}
-"""which file of ours a descriptor's number was given to last"""
-_RARE = 1 << 12
-_SEEK_SET, _SEEK_CUR = os.SEEK_SET, os.SEEK_CUR
-_marks = count(1 << 30 | int.from_bytes(os.urandom(3), "big"))
-
-_to_close_after_fork: weakref.WeakSet[OpenFile] = weakref.WeakSet()
-"""Files that are, or will be, locked: a forked child closes them. The lock belongs to the open
-file, which parent and child share: the child must neither keep it nor, by an unlock, free it."""
-
-
-def _after_fork() -> None:
-    for file in list(_to_close_after_fork):
-        file.close()
-
-
-forks.in_child(_after_fork)
-
-
-def _open(path: str, flags: int, to_lock: bool) -> OpenFile:
-    flags |= os.O_NOFOLLOW | os.O_CLOEXEC
-    if not to_lock:
-        return OpenFile(os.open(path, flags, 0o600), path)
-    return forks.while_opening(_open_and_register, path, flags)
-
-
-def _open_and_register(path: str, flags: int) -> OpenFile:
-    file = OpenFile(os.open(path, flags, 0o600), path)
-    _to_close_after_fork.add(file)
-    return file
+# -- opening ---------------------------------------------------------------------------------------
 
 
 def open_file(path: str, flags: int, *, to_lock: bool = False) -> OpenFile | None:
-    """Open an existing file of the queue, or return None where there is none.
+    """Open an existing file of the queue; return None if it doesn't exist.
 
     A forked child closes one that is opened `to_lock` it. Raises NotAQueue for anything but a
-    regular file, and for a hard link to another user's; StoreError if refused.
+    regular file, and for a hard link to another user's; StoreError if the system refuses.
     """
-    flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    for patience in (0.002, 0.02, 0.2, 0):
+    for seconds in (*_NEW_FILE_SECONDS, 0):
         try:
-            if to_lock:
-                file = forks.while_opening(_open_and_register, path, flags)
-            else:
-                file = OpenFile(os.open(path, flags), path)
+            file = open_descriptor(path, flags | os.O_NONBLOCK, to_lock=to_lock)
         except FileNotFoundError:
             return None
         except OSError as e:
             if e.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV):
-                raise _not_ours(path) from e
-            if e.errno == errno.EACCES and patience:  # its creator has yet to set the mode
-                time.sleep(patience)
+                raise _not_a_file(path) from e
+            if e.errno == errno.EACCES and seconds:
+                time.sleep(seconds)
                 continue
             raise store_error(e, path, "nothing was done") from e
         status = os.fstat(file.fd)
         if not stat.S_ISREG(status.st_mode):
             file.close()
-            raise _not_ours(path)
+            raise _not_a_file(path)
         if status.st_nlink > 1 and _may_be_planted(status, path):
             file.close()
             raise NotAQueue(
                 errno.EINVAL,
-                "a hard link to another user's file stands where a file of the queue belongs "
+                "this is a hard link to another user's file, not a file of the queue "
                 "(it was left untouched; move it away)",
                 path,
             )
@@ -222,10 +75,10 @@ def open_file(path: str, flags: int, *, to_lock: bool = False) -> OpenFile | Non
 
 
 def _may_be_planted(status: os.stat_result, path: str) -> bool:
-    """Tell whether a file's other name may have been given to it by somebody who can't write it.
+    """Return whether another name of a file may come from a user who can't write the file.
 
-    A backup by `cp -al` gives every file another name. Somebody who may write the directory could
-    link another user's file into it, and have the queue write to that.
+    A backup by `cp -al` gives every file another name. But a user who can write the directory
+    could also link another user's file into it, and the queue would write to that.
     """
     directory = os.stat(os.path.dirname(path))
     if directory.st_mode & stat.S_IWGRP:
@@ -233,10 +86,10 @@ def _may_be_planted(status: os.stat_result, path: str) -> bool:
     return status.st_uid != directory.st_uid
 
 
-def _not_ours(path: str) -> NotAQueue:
+def _not_a_file(path: str) -> NotAQueue:
     return NotAQueue(
         errno.EINVAL,
-        "a link, FIFO, device or directory stands where a file of the queue belongs "
+        "this is a link, FIFO, device or directory, not a file of the queue "
         "(it was left untouched; move it away)",
         path,
     )
@@ -245,7 +98,7 @@ def _not_ours(path: str) -> NotAQueue:
 def refuse_mount_point(file: OpenFile) -> None:
     """Raise NotAQueue if a file is mounted by itself, as by `docker run -v ./queue.tsv:...`.
 
-    Only Linux tells, in /proc.
+    Only Linux shows that, in /proc.
     """
     directory = os.open(os.path.dirname(file.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -262,10 +115,10 @@ def refuse_mount_point(file: OpenFile) -> None:
 
 
 def _mount_id(fd: int) -> bytes:
-    """Return the number of the mount that an open file is on; nothing without /proc.
+    """Return the number of the mount that an open file is on; b"" without /proc.
 
-    Devices wouldn't do: they are the same for a file that is mounted from the same file system, and
-    differ within one directory of a container's image.
+    Device numbers wouldn't do: they are the same for a file that is mounted from the same file
+    system, and differ within one directory of a container's image.
     """
     try:
         with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as facts:
@@ -274,11 +127,29 @@ def _mount_id(fd: int) -> bytes:
         return b""
 
 
+# -- creating and replacing ------------------------------------------------------------------------
+
+
+def open_or_create(path: str, flags: int, *, to_lock: bool = False) -> OpenFile:
+    """Open a file of the queue, and create it if it doesn't exist; otherwise like `open_file`."""
+    while True:
+        file = open_file(path, flags, to_lock=to_lock)
+        if file is not None:
+            status = os.fstat(file.fd)
+            if not status.st_size and os.geteuid() in (0, status.st_uid):
+                # The process that created it may have been killed before it could set the mode.
+                set_access(file.fd, os.stat(os.path.dirname(path)))
+            return file
+        file = create_file(path, flags, to_lock=to_lock)
+        if file is not None:
+            return file
+
+
 def create_file(path: str, flags: int, *, to_lock: bool = False) -> OpenFile | None:
-    """Create a file with the access that its directory suggests; None if there is one already."""
+    """Create a file with the access that its directory suggests; None if it exists already."""
     directory = os.stat(os.path.dirname(path))
     try:
-        file = _open(path, flags | os.O_CREAT | os.O_EXCL, to_lock)
+        file = open_descriptor(path, flags | os.O_CREAT | os.O_EXCL, to_lock=to_lock)
     except FileExistsError:
         return None
     except OSError as e:
@@ -288,7 +159,7 @@ def create_file(path: str, flags: int, *, to_lock: bool = False) -> OpenFile | N
 
 
 def create_fresh(path: str) -> OpenFile:
-    """Create a file; replace one that a crash has left: it was never in use."""
+    """Create a file that is to be renamed; delete one that a crash has left at the path."""
     while True:
         file = create_file(path, os.O_RDWR | os.O_APPEND)
         if file is not None:
@@ -308,10 +179,10 @@ def replace_file(
     fsync: bool,
     mode: int | None = None,
 ) -> None:
-    """Write a new file, named with `ending`, and rename it to the path: readers see old or new.
+    """Write a new file next to the path, named with `ending`, and rename it to the path.
 
-    With `fsync` it is on the disk on return. Raises StoreError, which says the `consequence`, if
-    the system refuses.
+    With `fsync`, both are on the disk on return. Raises StoreError, which says the `consequence`,
+    if the system refuses.
     """
     try:
         new = create_fresh(path + ending)
@@ -326,7 +197,7 @@ def replace_file(
             try:
                 os.unlink(new.path)
             except OSError:
-                pass  # it is worth nothing, and the next one replaces it
+                pass  # the next call deletes it
             raise
         if fsync:
             sync_directory(os.path.dirname(path))
@@ -334,29 +205,14 @@ def replace_file(
         raise store_error(e, path, consequence) from e
 
 
-def open_or_create(path: str, flags: int, *, to_lock: bool = False) -> OpenFile:
-    """Open a file of the queue, creating it where there is none."""
-    while True:
-        file = open_file(path, flags, to_lock=to_lock)
-        if file is not None:
-            status = os.fstat(file.fd)
-            if not status.st_size and os.geteuid() in (0, status.st_uid):
-                # Its creator may have been killed before it could set the mode.
-                set_access(file.fd, os.stat(os.path.dirname(path)))
-            return file
-        file = create_file(path, flags, to_lock=to_lock)
-        if file is not None:
-            return file
-
-
-# -- the disk ----------------------------------------------------------------------------------
+# -- appending -------------------------------------------------------------------------------------
 
 
 def append(file: OpenFile, size: int, content: bytes) -> None:
     """Append whole lines to a file of `size` bytes under the lock: all of them, or none.
 
-    Whatever interrupts it, the file is cut back to `size`. Where even that is refused, the next
-    writer ends the torn line.
+    Whatever interrupts it, the file is cut back to `size`. If even that fails, the next writer
+    ends the torn line. Raises StoreError if the system refuses.
     """
     try:
         written = os.write(file.fd, content)
@@ -367,21 +223,21 @@ def append(file: OpenFile, size: int, content: bytes) -> None:
         try:
             os.ftruncate(file.fd, size)
         except OSError:
-            consequence = "a part may have been added, and could not be taken back"
+            consequence = "a part may have been added, and could not be cut off again"
         if isinstance(e, OSError):
             raise store_error(e, file.path, consequence) from e
         raise
-    # The write has moved the offset; note it, or set it, so that the next `is_ours` is quick.
-    if (end := size + len(content)) >= _RARE:
+    # The write has moved the offset: without this, the next `is_ours` would be slow.
+    if (end := size + len(content)) >= TELLING_OFFSET:
         file.offset = end
     else:
-        file.mark()
+        file.set_mark()
 
 
 def end_last_line(file: OpenFile, size: int) -> int:
-    """End a torn last line of a file of `size` bytes, so that it tears no other; return its size.
+    """End a torn last line of a file of `size` bytes; return the file's size. Under the lock.
 
-    Under the lock.
+    Otherwise the next line would be appended to the torn one.
     """
     if not size or os.pread(file.fd, 1, size - 1) == b"\n":
         return size

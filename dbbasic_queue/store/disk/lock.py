@@ -1,15 +1,14 @@
 """The queue's one lock: `flock` on a file that is never renamed and never deleted.
 
-It is held for microseconds, by one thread of one process. After locking, the path is looked at
-again: if somebody has deleted the lock file, another process may hold the lock of a new one.
-
-Whatever a signal handler raises, and wherever, the lock is free afterwards. Python calls handlers
-when a Python function starts and after each call, so no Python function starts between the end of
-the work and the call that unlocks. That is why the work is a function that `run` calls, not the
-block of a `with` statement: its `__exit__` would be a Python function.
-
-A forked child closes the lock file and does not unlock it: the lock belongs to the open file,
-which both share, so unlocking would free the parent's lock.
+- It is held for microseconds, by one thread of one process.
+- After locking, the path is checked again: if somebody has deleted the lock file, another process
+  may hold the lock of a new one.
+- Whatever a signal handler raises, and wherever, the lock is free afterwards. Python calls handlers
+  when a Python function starts and after each call. So no Python function starts between the end
+  of the work and the call that unlocks. That is why the work is a function that `run` calls, not
+  the block of a `with` statement: its `__exit__` would be a Python function.
+- A forked child closes the lock file and doesn't unlock it: the lock belongs to the open file,
+  which both share, so unlocking would free the parent's lock.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ import time
 from dbbasic_queue import forks
 from dbbasic_queue.errors import QueueBusy, QueueError, StoreError, store_error
 from dbbasic_queue.store.disk.access import prepare_directory
-from dbbasic_queue.store.disk.files import OpenFile, open_or_create, unstable_inodes
+from dbbasic_queue.store.disk.files import open_or_create, unstable_inodes
+from dbbasic_queue.store.disk.openfile import OpenFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     R = TypeVar("R")
 
     class Locked(Protocol):
-        """What `locked` and `reading` need of an object."""
+        """What `locked` and `reading` need from an object."""
 
         @property
         def lock(self) -> QueueLock:
@@ -43,24 +43,27 @@ if TYPE_CHECKING:
 
     L = TypeVar("L", bound=Locked)
 
-PATIENCE = 60.0
-"""Seconds after which a lock that is still taken is an error; its holder is stopped or hangs."""
+PATIENCE_SECONDS = 60.0
+"""After that, a lock that is still held is an error: its holder is stopped or hangs."""
 
-# Most holders are done within microseconds. Others do something long, such as a fold, and many
-# processes that poll for it would keep them from the processor.
-_SHORTEST_PAUSE = 0.00005
-_LONGEST_PAUSE = 0.01
+# Most processes hold the lock for microseconds. Others do something long, such as a fold: many
+# processes that poll quickly would keep them off the CPU. So a waiting process first yields the
+# CPU a few times, and then sleeps between its tries for a share of the time that it has waited.
+_YIELDS = 20
 _PAUSE_SHARE = 0.05
-# After holding the lock for that long, sleep until waiting processes have polled again. Otherwise
-# a pass would grab it back before they get a chance.
-_TURN = 0.004
+_SHORTEST_PAUSE_SECONDS = 0.00005
+_LONGEST_PAUSE_SECONDS = 0.01
+
+_LONG_HOLD_SECONDS = 0.004
+"""After holding the lock for that long, sleep until waiting processes have polled again. Otherwise
+a pass would grab it back before they get a chance."""
+
 _TRIES = 100
-_NEVER = math.inf
-_TRY = fcntl.LOCK_EX | fcntl.LOCK_NB
-_TURNS_OF_OTHERS = 20
+_NOT_HELD = math.inf
+_LOCK_NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 _getpid, _get_ident, _now = os.getpid, threading.get_ident, time.monotonic
-_let_others_run = getattr(os, "sched_yield", lambda: time.sleep(0))
+_yield_cpu = getattr(os, "sched_yield", lambda: time.sleep(0))
 
 
 def locked(method: Callable[Concatenate[L, P], R]) -> Callable[Concatenate[L, P], R]:
@@ -74,7 +77,7 @@ def locked(method: Callable[Concatenate[L, P], R]) -> Callable[Concatenate[L, P]
 
 
 def reading(method: Callable[Concatenate[L, P], R]) -> Callable[Concatenate[L, P], R]:
-    """Make a method keep this process's other threads out while it runs; the lock is not taken."""
+    """Make a method keep this process's other threads out while it runs, without the lock."""
 
     def call(self: L, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.lock.read(method, self, *args, **kwargs)
@@ -84,52 +87,55 @@ def reading(method: Callable[Concatenate[L, P], R]) -> Callable[Concatenate[L, P
 
 
 def even_if_moved(method: Callable[P, R]) -> Callable[P, R]:
-    """Mark a method that may hold the lock of the files that are open, wherever they are now.
+    """Mark a method that may run under the lock file that is open, even if it was moved.
 
-    If the queue's directory was moved, an outcome that they wait for is still legal. A method that
-    needs the files at the path calls `check_path` or `reacquire` first. So the ordinary call takes
-    less time: it asks for the open file alone, which may not be deleted.
+    If the queue's directory was moved, the outcome of a job that runs may still be recorded there.
+    A method that needs the files at the path calls `check_path` or `reacquire` first. Most calls
+    don't, and take less time: they only check that the open lock file wasn't deleted.
     """
     method.__dict__["even_if_moved"] = True
     return method
 
 
 def try_lock(fd: int) -> bool:
-    """Lock an open file; False if another one holds its lock."""
+    """Lock an open file without waiting; False if another open file has its lock."""
     try:
-        fcntl.flock(fd, _TRY)
+        fcntl.flock(fd, _LOCK_NOW)
     except BlockingIOError:
         return False
     return True
 
 
 def unlock(file: OpenFile) -> None:
-    """Free a lock before its file is closed: a child may have inherited the open file."""
+    """Free a file's lock. Closing isn't enough: a child may have inherited the open file."""
     if file.is_ours():
         fcntl.flock(file.fd, fcntl.LOCK_UN)
 
 
 class QueueLock:
-    """Only what `run` calls changes the queue's files.
+    """Only functions that `run` calls change the queue's files.
 
-    `closing` are files that have been replaced: they are closed when the lock is free again, for
-    closing one frees its blocks on the disk, which takes a while. `check` is called before the
-    lock file is opened or created, with whether the directory is known: it raises an error if that
-    must not happen.
+    `closing`       files that were replaced: they are closed when the lock is free again, because
+                    closing one frees its blocks on the disk, which takes a while
+    `directory`     device and inode number of the directory in which the lock file was opened last
+    `moved`         whether the lock that is held belongs to files whose directory was moved
+    `path_checked`  whether the path was checked since the lock was acquired
     """
 
     def __init__(self, path: str, check: Callable[[bool], None]) -> None:
+        """`check` is called before the lock file is opened or created.
+
+        It gets True if the queue's directory was there before, and raises an error if the lock
+        file must not be created.
+        """
         self.path = path
         self._check = check
         self.directory: tuple[int, int] | None = None
-        """the directory in which the lock file was opened last"""
         self.moved = False
-        """whether the lock that is held is that of files whose directory was moved"""
         self.path_checked = False
-        """whether the path was looked at since the lock was acquired"""
         self.closing: list[OpenFile | None] = []
         self._file: OpenFile | None = None
-        self._held_since = _NEVER
+        self._held_since = _NOT_HELD
         # Reentrant, so that a call by a signal handler never waits for its own thread. Never in a
         # `with`: Python 3.14 runs signal handlers between a lock's `__enter__` and the block.
         self._mutex = threading.RLock()
@@ -139,8 +145,8 @@ class QueueLock:
         """Call the function while this thread holds the lock; return what it returns.
 
         Raises QueueError if this thread is inside another call of the same queue, QueueBusy if
-        another process holds the lock for a minute. An OSError of the function becomes a
-        StoreError that says that nothing was done: code that makes a change, or runs after one,
+        another process holds the lock for a minute. A bare OSError of the function becomes a
+        StoreError that says that nothing was done. Code that makes a change, or runs after one,
         must raise its own.
         """
         if _getpid() != forks.process:
@@ -161,9 +167,9 @@ class QueueLock:
                         if self._file is not None:
                             fcntl.flock(self._file.fd, fcntl.LOCK_UN)
                     except OSError:
-                        pass  # it was not held
+                        pass  # it wasn't held
                     finally:
-                        since, self._held_since = self._held_since, _NEVER
+                        since, self._held_since = self._held_since, _NOT_HELD
                         if self.closing:
                             replaced, self.closing = self.closing, []
                         self._owner = 0
@@ -179,14 +185,14 @@ class QueueLock:
             if replaced:
                 replaced.clear()
         held = _now() - since
-        if held > _TURN:
-            time.sleep(_pause(held) + _SHORTEST_PAUSE)
+        if held > _LONG_HOLD_SECONDS:
+            time.sleep(_pause(held) + _SHORTEST_PAUSE_SECONDS)
         return result
 
     def read(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call the function while this process's other threads stay out; the lock is not taken.
+        """Call the function while this process's other threads stay out, without the lock.
 
-        Otherwise as `run`.
+        It returns and raises what `run` does.
         """
         if _getpid() != forks.process:
             forks.notice()
@@ -215,25 +221,25 @@ class QueueLock:
             raise store_error(error, error.filename or self.path, "nothing was done") from error
 
     def release_early(self) -> None:
-        """Free the lock before the function ends, for what is left to do needs no lock.
+        """Release the lock before the function ends, if the rest of it needs no lock.
 
-        This process's other threads stay out until its end.
+        This process's other threads stay out until the function ends.
         """
         if self._file is not None:
             unlock(self._file)
-        self._held_since = _NEVER
+        self._held_since = _NOT_HELD
 
     def reacquire(self) -> None:
-        """Take the lock that was let go of; others may have changed everything since."""
+        """Acquire the lock again after `release_early`; others may have changed everything."""
         self._acquire_at_path(even_if_moved=False)
 
     def check_path(self) -> None:
-        """Look at the path, if that was put off; take the lock that is there, or set `moved`."""
+        """Check the path, if that was put off; acquire the lock that is there, or set `moved`."""
         if not self.path_checked:
             self._acquire_at_path(even_if_moved=True)
 
     def _acquire(self, even_if_moved: bool) -> None:
-        """Acquire the lock; look at the path, unless the files that are open may be used anyway."""
+        """Acquire the lock; check the path, if the open files don't do even if they were moved."""
         file = self._file
         if even_if_moved and file is not None and file.is_untouched() and try_lock(file.fd):
             self.path_checked = False
@@ -261,7 +267,7 @@ class QueueLock:
         raise unstable_inodes(self.path)
 
     def _is_moved(self, file: OpenFile) -> bool:
-        """Return whether the lock file is in the directory where it was, and that was moved."""
+        """Return whether the lock file wasn't deleted, but its directory was moved or replaced."""
         return os.fstat(file.fd).st_nlink > 0 and self._directory_now() != self.directory
 
     def _directory_now(self) -> tuple[int, int] | None:
@@ -272,7 +278,7 @@ class QueueLock:
         return status.st_dev, status.st_ino
 
     def _open(self) -> OpenFile:
-        """Open the lock file; where its new directory was replaced meanwhile, in that one."""
+        """Open or create the lock file; try again if its new directory was removed."""
         self._check(self.directory is not None)
         for _ in range(_TRIES):
             prepare_directory(os.path.dirname(self.path))
@@ -282,53 +288,53 @@ class QueueLock:
                 if e.errno != errno.ENOENT:
                     raise
             else:
-                file.unique = file.mark()
+                file.needs_mark = file.set_mark()
                 self._file = file
                 self.directory = self._directory_now()
                 return file
         raise unstable_inodes(self.path)
 
     def _wait(self, fd: int) -> None:
-        for _ in range(_TURNS_OF_OTHERS):
-            _let_others_run()
+        for _ in range(_YIELDS):
+            _yield_cpu()
             if try_lock(fd):
                 return
         started = time.monotonic()
         while not try_lock(fd):
             waited = time.monotonic() - started
-            if waited > PATIENCE:
+            if waited > PATIENCE_SECONDS:
                 raise QueueBusy(
                     errno.EAGAIN,
-                    f"the lock has been taken for {PATIENCE:.0f} seconds; nothing was done "
-                    f"(fuser -v {self.path} shows who holds it: a stopped process?)",
+                    f"another process has held the lock for {PATIENCE_SECONDS:.0f} seconds; "
+                    f"nothing was done (fuser -v {self.path} shows which: is it stopped?)",
                     self.path,
                 )
             time.sleep(_pause(waited))
 
-    def touch(self) -> None:
-        """Note in the lock file's times that a fold has been made now."""
+    def record_fold(self) -> None:
+        """Set the lock file's time to now: that of the last fold."""
         assert self._file is not None
         try:
             os.utime(self._file.fd)
         except OSError:
-            pass  # only the file's owner may; then folds come a little oftener
+            pass  # only the file's owner may; then folds come a little more often
 
-    def touched_at(self) -> float:
-        """Return when a fold was last made, by whomever, in Unix seconds."""
+    def folded_at(self) -> float:
+        """Return when any process last folded, in Unix seconds; 0 if it can't be known."""
         try:
             return os.stat(self.path).st_mtime
         except OSError:
             return 0.0
 
     def close(self) -> None:
-        """Close the file; the next use opens it again."""
+        """Close the lock file; the next call opens it again."""
         self._file = None
 
     def after_fork(self) -> None:
-        """In a forked child: forget what is the parent's; its file is closed, not unlocked."""
+        """In a forked child: forget the parent's file, which is closed and not unlocked."""
         self._file = None
         self.closing = []
-        self._held_since = _NEVER
+        self._held_since = _NOT_HELD
         self._mutex = threading.RLock()
         self._owner = 0
 
@@ -336,10 +342,10 @@ class QueueLock:
 def _called_inside() -> QueueError:
     return QueueError(
         "called inside another call of the same queue, by a signal handler or a finalizer such as "
-        "__del__: nothing was done (note it there, and make the call later)"
+        "__del__: nothing was done (only set a flag there, and make the call later)"
     )
 
 
 def _pause(waited: float) -> float:
-    """Return how long to sleep before the next look, after that many seconds of waiting."""
-    return min(max(waited * _PAUSE_SHARE, _SHORTEST_PAUSE), _LONGEST_PAUSE)
+    """Return how long to sleep before the next try, after waiting for that many seconds."""
+    return min(max(waited * _PAUSE_SHARE, _SHORTEST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)

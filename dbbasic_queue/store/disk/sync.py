@@ -1,4 +1,4 @@
-"""Writing whole, and waiting until it is on the disk."""
+"""How content and names get to the disk: written completely, and synced."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import fcntl
 import os
 import sys
 
+_PIECE_BYTES = 1 << 20
+
 
 def sync(fd: int) -> None:
-    """Return when the file's content and size are on the disk.
+    """Wait until the file's content and size are on the disk.
 
-    macOS only hands them to the drive unless asked with F_FULLFSYNC (its fsync(2) says so).
+    Without F_FULLFSYNC, macOS only hands them to the drive (its fsync(2) says so).
     """
     if sys.platform == "darwin":
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
@@ -20,7 +22,7 @@ def sync(fd: int) -> None:
 
 
 def sync_directory(path: str) -> None:
-    """Return when the names in the directory are on the disk."""
+    """Wait until the names in the directory are on the disk."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -29,10 +31,10 @@ def sync_directory(path: str) -> None:
 
 
 def write_all(fd: int, content: bytes) -> None:
-    """Write every byte; a short write is followed by the rest, or by the reason why not."""
+    """Write every byte, by several writes if the first is short; raise OSError if that fails."""
     written = os.write(fd, content)
     while written < len(content):
-        n = os.write(fd, content[written : written + (1 << 20)])
+        n = os.write(fd, content[written : written + _PIECE_BYTES])
         if n == 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         written += n

@@ -6,13 +6,10 @@ import os
 
 from dbbasic_queue.model.records import decode_record, decode_state
 from dbbasic_queue.model.rows import Row, has_json, parse_row
-from dbbasic_queue.store.disk.files import OpenFile, open_file, unstable_inodes
-from dbbasic_queue.store.reading.tail import (
-    Rewritten,
-    Tail,
-    require_header,
-    require_partial_header,
-)
+from dbbasic_queue.store.disk.files import open_file, unstable_inodes
+from dbbasic_queue.store.disk.openfile import OpenFile
+from dbbasic_queue.store.reading.header import require_header, require_partial_header
+from dbbasic_queue.store.reading.tail import Rewritten, Tail
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from itertools import accumulate
 from operator import add
 
-from dbbasic_queue.model.rows import LONGEST_ROW
+from dbbasic_queue.model.rows import LONGEST_ROW_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Offsets:
             block = bisect_right(self._starts, start + size) - 1
             after = min(max(block, first // _BLOCK_ROWS + 1) * _BLOCK_ROWS, len(self._lengths))
             end = self.start(after)
-            if end - start > LONGEST_ROW + 1:
+            if end - start > LONGEST_ROW_BYTES + 1:
                 for number in range(first, after):
                     yield range(number, number + 1), self.start(number), self.start(number + 1)
             else:

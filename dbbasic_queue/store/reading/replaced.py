@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 
 from dbbasic_queue.model.records import with_state
-from dbbasic_queue.model.rows import HEADER, LONGEST_ROW, parse_row
-from dbbasic_queue.store.disk.files import OpenFile
+from dbbasic_queue.model.rows import HEADER, LONGEST_ROW_BYTES, parse_row
+from dbbasic_queue.store.disk.openfile import OpenFile
 from dbbasic_queue.store.reading.index import Index
 from dbbasic_queue.store.reading.offsets import Offsets, within
 from dbbasic_queue.store.reading.tail import Rewritten, Tail
@@ -39,16 +39,16 @@ class Changes:
         self.states = states
 
 
-def compare(known: Index, places: Offsets, rows: Tail, new: OpenFile) -> Changes:
+def compare(known: Index, offsets: Offsets, rows: Tail, new: OpenFile) -> Changes:
     """Return what is different in the new file, for all rows that are known.
 
-    `places` says where they lie in the old file, which `rows` has read. Raises Rewritten unless the
+    `offsets` has where they are in the old file, which `rows` has read. Raises Rewritten unless the
     new file has the same jobs in the same order, and the old one is as it was read.
     """
     # A row with a record is looked at even if both files have the same line: the record may have
     # been taken back before the fold.
     touched = sorted(n for n in map(known.index.get, known.records) if n is not None)
-    end, differing = _differing_lines(places, rows, new, touched)
+    end, differing = _differing_lines(offsets, rows, new, touched)
     states: dict[int, State] = {}
     for number, was, line in differing:
         job_id = line[: line.find(b"\t")]
@@ -73,7 +73,7 @@ def _is_with_state(line: bytes, was: bytes, record: bytes) -> bool:
 
 
 def _differing_lines(
-    places: Offsets, rows: Tail, new: OpenFile, touched: list[int]
+    offsets: Offsets, rows: Tail, new: OpenFile, touched: list[int]
 ) -> tuple[int, list[tuple[int, bytes, bytes]]]:
     """Return where the known rows end in the new file, and which of them differ or are `touched`.
 
@@ -86,8 +86,8 @@ def _differing_lines(
     if os.pread(new.fd, at, 0) != HEADER:
         raise Rewritten
     found: list[tuple[int, bytes, bytes]] = []
-    for numbers, start, end in places.pieces(_READ_BYTES):
-        if end - start > LONGEST_ROW + 1:  # one line that is too long for a row
+    for numbers, start, end in offsets.pieces(_READ_BYTES):
+        if end - start > LONGEST_ROW_BYTES + 1:  # one line that is too long for a row
             _require_same(old, start, new, at, end - start)
             at += end - start
             continue

@@ -1,13 +1,13 @@
-"""Reads the lines appended to a file since the last reading; and checks the file's header."""
+"""Reads the lines that were appended to a file since the last reading."""
 
 from __future__ import annotations
 
 import errno
 import os
 
-from dbbasic_queue.errors import NotAQueue, QueueDamaged, store_error
-from dbbasic_queue.model.rows import HEADER, LONGEST_ROW, is_header, parse_row
-from dbbasic_queue.store.disk.files import OpenFile
+from dbbasic_queue.errors import store_error
+from dbbasic_queue.model.rows import LONGEST_ROW_BYTES
+from dbbasic_queue.store.disk.openfile import OpenFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Tail:
                     self.torn = True
                     return
                 size = len(self.anchor) + length + 1
-                if length > LONGEST_ROW:
+                if length > LONGEST_ROW_BYTES:
                     self._start_after(self.end + length + 1, length)
                     size = _READ_BYTES
                     too_long(length)
@@ -185,40 +185,3 @@ class Tail:
     def size(self) -> int:
         """Return the file's size in bytes, including a last line without an end."""
         return 0 if self.file is None else os.fstat(self.file.fd).st_size
-
-
-def require_header(line: bytes, path: str) -> None:
-    """Raise NotAQueue unless this is the header, as a file's first line without its end."""
-    if not is_header(line):
-        if b"\0" in line or parse_row(line) is not None:
-            raise QueueDamaged(
-                errno.EINVAL,
-                "the header is lost: the first line is a job, or has NUL bytes (the file was left "
-                "untouched; restore the header, nine column names, as its first line)",
-                path,
-            )
-        raise NotAQueue(
-            errno.EINVAL,
-            "the first line is not the header of a queue (the file was left untouched; "
-            "check the path)",
-            path,
-        )
-
-
-def has_header(file: OpenFile) -> bool:
-    """Return whether a file has its header: False if it is empty, or the header was cut short.
-
-    Raises NotAQueue if the file begins with anything else.
-    """
-    start = os.pread(file.fd, len(HEADER) + 4, 0)
-    if len(start) < len(HEADER) and HEADER.startswith(start):
-        return False
-    require_header(start.split(b"\n")[0], file.path)
-    return True
-
-
-def require_partial_header(file: OpenFile) -> None:
-    """Raise NotAQueue unless a file without a complete line is empty, or a header cut short."""
-    start = os.pread(file.fd, len(HEADER), 0)
-    if not HEADER.startswith(start):
-        require_header(start, file.path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dbbasic_queue.model.checks import is_id
 from dbbasic_queue.model.escaping import printable
 from dbbasic_queue.model.jsontext import decode_json
-from dbbasic_queue.model.rows import LONGEST_ROW, parse_instant
+from dbbasic_queue.model.rows import LONGEST_ROW_BYTES, parse_instant
 from dbbasic_queue.model.states import STATUSES
 from dbbasic_queue.store.reading.snapshot import SHOWN_BYTES
 
@@ -37,8 +37,8 @@ def reason(line: bytes, length: int, job_line: int) -> str:
     >>> reason(b"a\tgreet\t{}\tdone\t5\t7\t0\t\t", 22, 0)
     'its status is not one of pending, processing, completed, failed, cancelled'
     """
-    if length > LONGEST_ROW:
-        return f"it has {length} bytes; a row may have at most {LONGEST_ROW}"
+    if length > LONGEST_ROW_BYTES:
+        return f"it has {length} bytes; a row may have at most {LONGEST_ROW_BYTES}"
     if b"\0" in line:
         return "it has NUL bytes"
     try:

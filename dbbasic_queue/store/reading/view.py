@@ -15,19 +15,14 @@ import time
 
 from dbbasic_queue.errors import StoreError
 from dbbasic_queue.model.records import decode_record
-from dbbasic_queue.model.rows import HEADER, LONGEST_ROW, Row, has_json
+from dbbasic_queue.model.rows import HEADER, LONGEST_ROW_BYTES, Row, has_json
 from dbbasic_queue.store.disk.files import open_file, unstable_inodes
 from dbbasic_queue.store.reading.bulk import scan
-from dbbasic_queue.store.reading.index import NEVER as NEVER
+from dbbasic_queue.store.reading.header import require_header, require_partial_header
 from dbbasic_queue.store.reading.index import Index, as_it_stands, job_on
 from dbbasic_queue.store.reading.offsets import Offsets
 from dbbasic_queue.store.reading.replaced import compare
-from dbbasic_queue.store.reading.tail import (
-    Rewritten,
-    Tail,
-    require_header,
-    require_partial_header,
-)
+from dbbasic_queue.store.reading.tail import Rewritten, Tail
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +39,7 @@ class View(Index):
 
     `rows`            the file, and how far it was read
     `journal`         the journal, and how far it was read
-    `places`          where each row lies in the file
+    `offsets`          where each row lies in the file
     `loaded`          whether the file was read to its end
     `whole`           False during a change. If an exception, such as a signal handler's, ends the
                       change, everything is forgotten before the next reading
@@ -69,7 +64,7 @@ class View(Index):
         self.rows = Tail(None)
         self.journal = Tail(None)
         self.loaded = False
-        self.places = Offsets()
+        self.offsets = Offsets()
         self._ahead: list[bytes] = []
         self._ahead_from = 0
         self._reread_at = time.monotonic()
@@ -176,14 +171,14 @@ class View(Index):
             is_old = time.monotonic() - self._reread_at > _REREAD_SECONDS
             if not was_loaded or new is None or is_old:
                 raise Rewritten
-            changes = compare(self, self.places, self.rows, new)
+            changes = compare(self, self.offsets, self.rows, new)
         except Rewritten:
             self._forget()
             return
         for number, state in changes.states.items():
             self.replace(number, state)
-        self.places.moved(len(HEADER), list(changes.lengths), list(changes.lengths.values()))
-        self.rows = Tail(new, changes.end, self.places.length(-1) if self.when else 0)
+        self.offsets.moved(len(HEADER), list(changes.lengths), list(changes.lengths.values()))
+        self.rows = Tail(new, changes.end, self.offsets.length(-1) if self.when else 0)
         self.journal = Tail(None)
         self.records = {}
         self._ahead = []
@@ -218,11 +213,11 @@ class View(Index):
         if self.rows.end == len(content):
             header, _, content = content.partition(b"\n")
             require_header(header, self.path)
-            self.places = Offsets(len(header) + 1)
+            self.offsets = Offsets(len(header) + 1)
         for piece, columns in scan(content):
             lines = piece.split(b"\n")
             lines.pop()
-            self.places.extend(map(len, lines))
+            self.offsets.extend(map(len, lines))
             if columns is not None:
                 self.add_jobs(columns)
             else:
@@ -232,7 +227,7 @@ class View(Index):
     def _add_long_line(self, length: int) -> None:
         if self.rows.end == length + 1:
             require_header(b"", self.path)
-        self.places.extend([length])
+        self.offsets.extend([length])
         self.add_long_line()
 
     def has_torn_row(self) -> bool:
@@ -262,10 +257,10 @@ class View(Index):
             return self._ahead[at]
         file = self.rows.file
         assert file is not None
-        start, length = self.places.extent(number)
+        start, length = self.offsets.extent(number)
         if not ahead:
             return os.pread(file.fd, length, start)
-        lengths = self.places.lengths(number, ahead)
+        lengths = self.offsets.lengths(number, ahead)
         content = os.pread(file.fd, sum(lengths) + len(lengths) - 1, start)
         if len(lengths) == 1:
             return content
@@ -294,8 +289,8 @@ class View(Index):
 
     def is_unreadable(self, number: int) -> bool:
         """Return whether a line isn't empty and isn't a job."""
-        length = self.places.length(number)
-        if not 0 < length <= LONGEST_ROW:
+        length = self.offsets.length(number)
+        if not 0 < length <= LONGEST_ROW_BYTES:
             return length > 0
         row = self.row(number)
         return row is None or not has_json(row)
@@ -330,7 +325,7 @@ class View(Index):
         self.whole = False
         self.keep_only_processing()
         self.rows = rows
-        self.places.moved(len(HEADER), numbers, lengths)
+        self.offsets.moved(len(HEADER), numbers, lengths)
         self.journal = Tail(self.journal.file)
         self._ahead = []
         self.generation += 1

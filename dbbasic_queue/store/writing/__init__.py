@@ -1,1 +1,1 @@
-"""How the files change."""
+"""How the queue file and its journal change."""

@@ -1,8 +1,9 @@
 """The archive of a purge: a plain TSV file with the rows that have left the queue.
 
-Several queues may share an archive, so a lock file of its own, `NAME.lock`, is held while rows are
-appended. The header is on the disk before any row, so a file that begins otherwise isn't an
-archive. What a crash has left at the end never was acknowledged: its rows are still in the queue.
+- Several queues may share an archive, so a lock file of its own, `NAME.lock`, is held while rows
+  are appended.
+- The header is on the disk before any row, so a file that begins otherwise isn't an archive.
+- A torn last line, which a crash has left, is cut off: its row is still in the queue.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import time
 
 from dbbasic_queue.errors import NotAQueue, QueueBusy, QueueError, store_error
 from dbbasic_queue.model.rows import HEADER
-from dbbasic_queue.store.disk.files import OpenFile, append, open_file, open_or_create
+from dbbasic_queue.store.disk.files import append, open_file, open_or_create
+from dbbasic_queue.store.disk.openfile import OpenFile
 from dbbasic_queue.store.disk.sync import sync_directory
 
-PATIENCE = 60.0
-"""Seconds to wait for another purge into the same archive."""
+PATIENCE_SECONDS = 60.0
+"""How long to wait for another purge into the same archive."""
 
 _POLL_SECONDS = 0.01
 _READ_BYTES = 1 << 16
@@ -26,16 +28,16 @@ _READ_BYTES = 1 << 16
 def append_rows(path: str, lines: list[bytes]) -> None:
     """Append rows to an archive, with a header if it is new; they are on the disk on return.
 
-    Needs no lock of a queue. Raises NotAQueue, and has created nothing, if another file is there;
-    QueueBusy if another purge has held the archive's lock for a minute; StoreError if the system
-    refuses. In each case nothing was appended.
+    Doesn't need the queue's lock. Raises NotAQueue if another file is there: then no file was
+    created. Raises QueueBusy if another purge has held the archive's lock for a minute, StoreError
+    if the system refuses. In each case nothing was appended.
     """
     try:
         check(path)
         lock = _lock(path)
         try:
             while not _append(path, lines):
-                pass  # renamed in the meantime, by logrotate: it may have been compressed too early
+                pass  # logrotate has renamed it, and may have compressed it too early
         finally:
             _unlock(lock)
     except OSError as e:
@@ -45,7 +47,7 @@ def append_rows(path: str, lines: list[bytes]) -> None:
 
 
 def check(path: str) -> None:
-    """Raise NotAQueue if a file at the path, or of its lock, isn't an archive's; change nothing."""
+    """Raise NotAQueue if the file at the path isn't an archive, or its lock file isn't one."""
     file = open_file(path, os.O_RDONLY)
     if file is not None:
         _require_archive(file)
@@ -53,7 +55,7 @@ def check(path: str) -> None:
         raise _not_an_archive(path, "a queue, not an archive")
     lock = open_file(path + ".lock", os.O_RDONLY)
     if lock is not None and os.fstat(lock.fd).st_size:
-        raise _not_an_archive(lock.path, "not empty, as the lock file of an archive is")
+        raise _not_an_archive(lock.path, "the lock file of an archive is empty, this file isn't")
 
 
 def _require_archive(file: OpenFile) -> None:
@@ -72,7 +74,7 @@ def _has_header(file: OpenFile) -> bool:
 
 
 def _is_header_torn(file: OpenFile) -> bool:
-    """Tell whether this is an empty file, or what a kill or a power cut leaves of the header."""
+    """Return whether the file is empty, or has what a kill or power cut leaves of a header."""
     start = os.pread(file.fd, len(HEADER) + 1, 0)
     return len(start) <= len(HEADER) and all(
         byte in (0, whole) for byte, whole in zip(start, HEADER, strict=False)
@@ -83,15 +85,15 @@ def _lock(path: str) -> OpenFile:
     # Imported here: filelock adds hooks to every program that imports it.
     from filelock import lock_descriptor
 
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + PATIENCE_SECONDS
     while True:
         lock = open_or_create(path + ".lock", os.O_RDWR, to_lock=True)
         while not lock_descriptor(lock.fd, blocking=False):
             if time.monotonic() >= end:
                 raise QueueBusy(
                     errno.EAGAIN,
-                    f"another purge has been writing this archive for {PATIENCE:.0f} seconds; "
-                    f"nothing was done (fuser -v {path}.lock shows which)",
+                    f"another purge has been writing this archive for {PATIENCE_SECONDS:.0f} "
+                    f"seconds; nothing was done (fuser -v {path}.lock shows which)",
                     path,
                 )
             time.sleep(_POLL_SECONDS)
@@ -107,7 +109,7 @@ def _unlock(lock: OpenFile) -> None:
 
 
 def _append(path: str, lines: list[bytes]) -> bool:
-    """Append and sync, all or nothing; return whether the file still is at its path."""
+    """Append and sync the rows, all or none; return whether the file still is at its path."""
     file = open_or_create(path, os.O_RDWR | os.O_APPEND)
     _require_archive(file)
     if _has_header(file):
@@ -128,7 +130,7 @@ def _append(path: str, lines: list[bytes]) -> bool:
 
 
 def _cut_torn_line(file: OpenFile) -> int:
-    """Cut off a last line without a line end, which a kill left; return the size."""
+    """Cut off a last line without a line end, which a crash has left; return the size."""
     size = end = os.fstat(file.fd).st_size
     cut = 0
     while end and not cut:

@@ -1,7 +1,7 @@
-"""The jobs that a requeue or a purge is about: chosen without the lock, checked under it.
+"""The jobs that a rewrite changes: chosen without the lock, checked under it.
 
-Reading a long queue takes seconds, so that is done first. Under the lock only the jobs that have
-changed since then, and the new ones, are looked at.
+Reading a long queue takes seconds, so that comes first. Under the lock, only new jobs and jobs that
+have changed since then are checked.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.reading.view import View
 
     Pick = Callable[[Row, bytes], bytes | None]
-    """What the caller needs of a job, given its row and its line; None if it isn't wanted."""
+    """Given a job's row and its line, returns what the caller needs of it; None if not wanted."""
 
 
 class Choice:
-    """The chosen jobs: what was picked of them, by the numbers of their rows."""
+    """The chosen jobs: `picked` is what the caller needs of them, by the numbers of their rows."""
 
     def __init__(self, view: View, pick: Pick) -> None:
-        """`view` is up to date. Nothing is chosen before `read`."""
+        """`view` is up to date. `read` chooses the jobs."""
         self.picked: dict[int, bytes] = {}
         self._pick = pick
         self._view = view.snapshot()
         self._count = len(view.when)
 
     def read(self) -> None:
-        """Go through all jobs."""
+        """Choose from all jobs. Without the lock."""
         for number, line, row in self._view.rows_as_they_stand():
             picked = self._pick(row, line)
             if picked is not None:
                 self.picked[number] = picked
 
     def update(self, view: View, *, add: bool) -> bool:
-        """Drop the jobs that have changed since, and `add` those that are wanted now.
+        """Drop the jobs that have changed since; with `add`, choose those that are wanted now.
 
         Under the lock; `view` is up to date. Returns False, and does nothing, if the file was
-        replaced: then nobody can tell what has changed.
+        replaced: then it can't be known what has changed.
         """
         if view.generation != self._view.generation:
             return False

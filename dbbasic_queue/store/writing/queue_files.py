@@ -1,0 +1,216 @@
+"""The queue file and its journal, for one process: read what is new, change jobs, fold.
+
+A writer acquires the lock, reads what is new, checks that its change is still legal, appends, and
+syncs before the caller gets an answer. New rows go to the queue file, changes to the journal.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import weakref
+
+from dbbasic_queue import forks
+from dbbasic_queue.errors import StoreError, store_error
+from dbbasic_queue.store.disk.files import open_file, refuse_mount_point
+from dbbasic_queue.store.disk.lock import QueueLock
+from dbbasic_queue.store.disk.openfile import OpenFile
+from dbbasic_queue.store.reading.header import has_header
+from dbbasic_queue.store.reading.view import View
+from dbbasic_queue.store.writing import fold
+from dbbasic_queue.store.writing.appends import JournalFile, RowsFile
+from dbbasic_queue.store.writing.fold_costs import FoldCosts
+from dbbasic_queue.store.writing.rescue import LateRows
+
+_MUCH_BYTES = 1 << 20
+"""Reading that much takes longer than other processes should wait for the lock."""
+
+_UNLOCKED_READS = 3
+"""How often much is read without the lock, if other processes keep replacing the file."""
+
+
+class QueueFiles:
+    """The files of one queue. Its methods are called under the lock, if they don't say otherwise.
+
+    `rejected` is how many lines folds have moved to `queue.tsv.rejected` since they were reported.
+    """
+
+    def __init__(self, path: str, *, fsync: bool) -> None:
+        self.path = path
+        self.fsync = fsync
+        self.view = view = View(path)
+        self.lock = QueueLock(
+            path + ".lock", lambda known: _check(path, known or view.rows.file is not None)
+        )
+        self.rows = RowsFile(path, view, self.lock, fsync=fsync)
+        self.journal = JournalFile(path + ".journal", view, self.lock, fsync=fsync)
+        self.late_rows = LateRows(self.rows, self.lock)
+        self.costs = FoldCosts()
+        self.rejected = 0
+        # Not methods of this class, to save a call per claim and outcome.
+        self.change = self.journal.append
+        self.rescue = self.late_rows.rescue
+        _all_files.add(self)
+
+    def exists(self) -> bool:
+        """Return whether there is something at the queue's path. Needs no lock."""
+        try:
+            os.lstat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as e:
+            raise store_error(e, self.path, "nothing was done") from e
+        return True
+
+    def close(self) -> None:
+        """Close every file, keeping this process's other threads out; needs no lock."""
+        self.view.close()
+        self.rows.close()
+        self.journal.close()
+        self.late_rows.close()
+        self.lock.close()
+
+    def after_fork(self) -> None:
+        """In a forked child: forget the parent's files; `disk.files` closes the locked ones."""
+        self.lock.after_fork()
+        self.close()
+
+    # -- reading --
+
+    def catch_up(self) -> None:
+        """Read what others have changed; if that is nothing, it costs one read.
+
+        If the queue's directory was moved, the files are read that are open.
+        """
+        view = self.view
+        if (view.whole and view.journal.is_current()) or view.follow_journal():
+            return
+        self.lock.check_path()
+        if self.lock.moved:
+            view.follow_moved()
+        else:
+            self.read_new()
+
+    def read_new(self) -> None:
+        """Read what others have written, even if they have replaced the file by hand.
+
+        If that is much, the lock is released in the meantime. Torn last lines are ended: then they
+        are rows, or lines that aren't jobs.
+        """
+        self.read_much_unlocked()
+        self.late_rows.append()
+        self.view.refresh()
+        if self.view.has_torn_row():
+            self.rows.current()  # ends it
+            self.view.refresh()
+        self.journal.end_torn_line()
+
+    def read_much_unlocked(self) -> None:
+        """If there is much to read, such as a replaced file, release the lock while reading."""
+        for _ in range(_UNLOCKED_READS):
+            if self.view.unread() < _MUCH_BYTES:
+                return
+            self.lock.release_early()
+            self.view.refresh()
+            self.lock.reacquire()
+
+    # -- folding --
+
+    def is_fold_cheap(self, seconds: float, share: float = 0.0) -> bool:
+        """Return whether a fold takes under `seconds`, or under `share` of the time since the last.
+
+        For the share, what other passes need to read everything again is counted, too. Needs no
+        lock.
+        """
+        cost = self.costs.expect(self.view.rows.end)
+        seconds_since = abs(time.time() - self.lock.folded_at())
+        return cost < seconds or cost + self.view.reread_seconds < share * seconds_since
+
+    def fold_if_cheap(self, seconds: float) -> None:
+        """Fold if that takes under `seconds`; if it fails, a later fold does the same."""
+        if self.is_fold_cheap(seconds):
+            self.try_fold()
+
+    def try_fold(self) -> OSError | None:
+        """Fold; return the error if that fails: nothing is lost, and a later fold does the same."""
+        try:
+            self.read_much_unlocked()
+            self.fold()
+        except OSError as e:
+            return e
+        return None
+
+    def fold(self) -> None:
+        """Merge the journal into the queue file, whatever it costs; do nothing if it is empty."""
+        if not self.exists():
+            return  # removed by hand: only a new job creates it again
+        self.late_rows.append()
+        self.rows.current()  # ends a torn last line
+        self.view.refresh()
+        if not self.view.journal.size() and not self.view.binary:
+            return
+        started = time.perf_counter()
+        changes = len(self.view.records)
+        journal = self.journal.current() if self.view.journal.file else None
+        self.rejected += self.replace(journal)
+        self.costs.remember(time.perf_counter() - started, changes, self.view.rows.end)
+
+    def fold_and_sync_cut(self) -> None:
+        """Fold so that the journal is empty even after a power cut."""
+        self.fold()
+        self.journal.sync_cut()
+
+    def replace(
+        self,
+        journal: OpenFile | None,
+        without: frozenset[int] = frozenset(),
+        *,
+        keep: bool = False,
+    ) -> int:
+        """Write a new queue file, as `fold.fold` does; return how many lines were rejected."""
+        self.lock.closing += (self.view.rows.file, self.rows.file)
+        added = self.view.rows.copy()
+        try:
+            file, rejected = fold.fold(
+                self.view, journal, added, fsync=self.fsync, without=without, keep=keep
+            )
+            self.rows.replaced(file, self.view.rows.end)
+            self.lock.record_fold()
+        finally:
+            self.late_rows.watch(added)
+        return rejected
+
+
+def _check(path: str, known: bool) -> None:
+    """Raise NotAQueue for another program's file, before any file is created next to it.
+
+    Also for a queue file that is mounted by itself: its lock and journal would be other ones.
+    Raise StoreError if the directory is `known` and is gone: it isn't created again silently.
+    """
+    directory = os.path.dirname(path)
+    if known:
+        try:
+            os.stat(directory)
+        except (FileNotFoundError, NotADirectoryError) as e:
+            raise StoreError(
+                errno.ENOENT,
+                "the queue's directory was moved or removed: nothing was added, and no job is "
+                "started (move it back, or restart the program for a new queue)",
+                directory,
+            ) from e
+    file = open_file(path, os.O_RDONLY) if os.path.lexists(path) else None
+    if file is not None:
+        has_header(file)
+        refuse_mount_point(file)
+
+
+_all_files: weakref.WeakSet[QueueFiles] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for files in list(_all_files):
+        files.after_fork()
+
+
+forks.in_child(_after_fork)

@@ -1,0 +1,256 @@
+"""Changes of many jobs by one rewrite of the queue file: requeue, remove, remove unreadable lines.
+
+Jobs are chosen without the lock, because reading a long queue takes seconds, and changed under it.
+
+- The journal is folded, and its cut is on the disk, before the rewrite. Otherwise a crash between
+  the rewrite and the cut would replay old records over the jobs that were changed, or would leave
+  records of removed jobs, which a new job with the same id would meet.
+- Several jobs are changed by a rewrite, not by records: an append can be torn between two records.
+"""
+
+from __future__ import annotations
+
+import os
+
+from dbbasic_queue.errors import StoreError, store_error
+from dbbasic_queue.model.records import decode_record, encode_record, encode_state
+from dbbasic_queue.model.states import FAILED, PROCESSING, requeue
+from dbbasic_queue.store.disk.files import NO_ROOM
+from dbbasic_queue.store.writing.choice import Choice
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.store.disk.openfile import OpenFile
+    from dbbasic_queue.store.reading.snapshot import Snapshot
+    from dbbasic_queue.store.writing.queue_files import QueueFiles
+
+_UNLOCKED_CHOICES = 3
+"""How often jobs are chosen without the lock, if other processes keep replacing the file."""
+
+
+class _Rewrite:
+    """One rewrite: `pick` jobs, `prepare` what was picked, `apply` it.
+
+    What was picked is the bytes that `pick` returned, by the number of the row.
+    """
+
+    adds_new = True
+    """whether jobs that become wanted after they were chosen are picked, too"""
+
+    def __init__(self, files: QueueFiles) -> None:
+        self.files = files
+        self.view = files.view
+
+    def pick(self, row: Row, line: bytes) -> bytes | None:
+        """Return what `apply` needs for this job; None if the job isn't wanted."""
+        raise NotImplementedError
+
+    def prepare(self, picked: dict[int, bytes]) -> None:
+        """Do what must be done before `apply`. Without the lock, if possible."""
+
+    def apply(self, picked: dict[int, bytes]) -> None:
+        """Replace the queue file. Under the lock; the journal is empty."""
+        raise NotImplementedError
+
+    def apply_and_fold(self, picked: dict[int, bytes]) -> bool:
+        """Do the same by one rewrite, if the disk is too full for a fold; False if that can't be.
+
+        Under the lock.
+        """
+        return False
+
+    def run(self) -> int:
+        """Choose jobs and change them; return how many.
+
+        If others replace the file each time before the lock is acquired, all is done under it.
+        """
+        lock = self.files.lock
+        for _ in range(_UNLOCKED_CHOICES):
+            choice = lock.read(self._choose)
+            choice.read()
+            self.prepare(choice.picked)
+            count = lock.run(self._apply_if_same, choice)
+            if count is not None:
+                return count
+        return lock.run(self._run_locked)
+
+    def _choose(self) -> Choice:
+        self.view.refresh()
+        return Choice(self.view, self.pick)
+
+    def _apply_if_same(self, choice: Choice) -> int | None:
+        """Apply the choice; None if the file was replaced, so that it has to be made again."""
+        view = self.view
+        self.files.read_new()
+        if not choice.update(view, add=self.adds_new):
+            return None
+        numbering = view.numbering
+        try:
+            self.files.fold_and_sync_cut()
+        except StoreError as e:
+            # If the view is closed, the fold was made, and only its sync has failed.
+            if e.errno in NO_ROOM and view.loaded and self.apply_and_fold(choice.picked):
+                return len(choice.picked)
+            raise
+        if numbering != view.numbering:
+            return None
+        if choice.picked:
+            self.apply(choice.picked)
+        return len(choice.picked)
+
+    def _run_locked(self) -> int:
+        self.files.read_new()
+        self.files.fold_and_sync_cut()
+        choice = self._choose()
+        choice.read()
+        self.prepare(choice.picked)
+        if choice.picked:
+            self.apply(choice.picked)
+        return len(choice.picked)
+
+
+# -- requeue ---------------------------------------------------------------------------------------
+
+
+def requeue_failed(files: QueueFiles, now: float, job_type: str | None) -> int:
+    """Requeue all failed jobs, or those of a type; on the disk on return. Return how many."""
+    return _Requeue(files, now, job_type).run()
+
+
+class _Requeue(_Rewrite):
+    def __init__(self, files: QueueFiles, now: float, job_type: str | None) -> None:
+        super().__init__(files)
+        self.now = now
+        self.job_type = job_type
+
+    def pick(self, row: Row, line: bytes) -> bytes | None:
+        """Return the record of a failed job's new state."""
+        if row.state.status != FAILED or self.job_type not in (None, row.type):
+            return None
+        state = requeue(row.state, self.now)
+        return encode_record(row.id.encode(), encode_state(state)) if state else None
+
+    def apply(self, picked: dict[int, bytes]) -> None:
+        self.view.whole = False  # it differs from the files until they are replaced
+        for number in sorted(picked):
+            key, state = decode_record(picked[number][:-1]) or (b"", b"")
+            self.view.apply(key, state)
+        self.files.replace(None)
+
+
+# -- remove ----------------------------------------------------------------------------------------
+
+
+def remove(files: QueueFiles, unwanted: Callable[[Row], bool], archive: str | None) -> int:
+    """Remove the jobs that `unwanted` returns True for, except running ones; return how many.
+
+    On the disk on return. If `archive` is a path, their rows are in that file before they leave
+    the queue. They are archived before the lock is acquired: a job that changes in the meantime
+    stays in the queue, and so does one that becomes unwanted.
+    """
+    return _Removal(files, unwanted, archive).run()
+
+
+class _Removal(_Rewrite):
+    def __init__(
+        self, files: QueueFiles, unwanted: Callable[[Row], bool], archive: str | None
+    ) -> None:
+        super().__init__(files)
+        self.unwanted = unwanted
+        self.archive = archive
+        self.adds_new = archive is None
+        self.archived: set[int] = set()
+        """hashes of the rows that are in the archive"""
+
+    def pick(self, row: Row, line: bytes) -> bytes | None:
+        """Return the row that is to be archived."""
+        if row.state.status == PROCESSING or not self.unwanted(row):
+            return None
+        return line if self.archive else b""
+
+    def _archive(self, picked: dict[int, bytes]) -> None:
+        new = [line for _, line in sorted(picked.items()) if hash(line) not in self.archived]
+        if self.archive and new:
+            from dbbasic_queue.store.writing.archive import append_rows
+
+            append_rows(self.archive, new)
+            self.archived.update(map(hash, new))
+
+    def prepare(self, picked: dict[int, bytes]) -> None:
+        self._archive(picked)
+
+    def apply(self, picked: dict[int, bytes]) -> None:
+        self._leave_out(picked, None)
+
+    def apply_and_fold(self, picked: dict[int, bytes]) -> bool:
+        """Fold and remove by one rewrite, which needs disk space only for the rows that stay.
+
+        A kill between its rename and its cut leaves records of jobs that are gone. An enqueue
+        folds before it uses one of their ids again.
+        """
+        journal = self.files.journal.current() if self.view.journal.file else None
+        self._leave_out(picked, journal)
+        return True
+
+    def _leave_out(self, picked: dict[int, bytes], journal: OpenFile | None) -> None:
+        old, end, offsets = self.view.rows.file, self.view.rows.end, self.view.offsets
+        path = self.files.path
+        try:
+            self.files.replace(journal, frozenset(picked))
+        except StoreError as e:
+            if e.errno not in NO_ROOM or old is None or not old.is_at_path():
+                raise
+            needed = end - sum(offsets.lengths(number, 0)[0] + 1 for number in picked)
+            disk = os.statvfs(os.path.dirname(path))
+            missing = max(needed - disk.f_bavail * disk.f_frsize, 1)
+            consequence = (
+                f"nothing was removed; the rows that stay take {needed} bytes, about {missing} "
+                "more than are free"
+            )
+            cause = e.__cause__ if isinstance(e.__cause__, OSError) else e
+            raise store_error(cause, path, consequence) from e
+
+
+# -- lines that aren't jobs ------------------------------------------------------------------------
+
+
+def remove_unreadable(files: QueueFiles) -> int:
+    """Move the lines that aren't jobs to `queue.tsv.rejected` by one rewrite; return how many.
+
+    They are looked for without the lock, and each is checked again under it. A row that a pass of
+    another program may be running stays. A kill may leave the lines in both files.
+    """
+    view = files.lock.read(_up_to_date, files)
+    return files.lock.run(_reject_unreadable, files, view.numbering, _find_unreadable(view))
+
+
+def _up_to_date(files: QueueFiles) -> Snapshot:
+    files.view.refresh()
+    return files.view.snapshot()
+
+
+def _find_unreadable(view: Snapshot) -> set[int]:
+    numbers: set[int] = set()
+    for _ in view.rows_as_they_stand(lambda number, *_: numbers.add(number)):
+        pass
+    return numbers
+
+
+def _reject_unreadable(files: QueueFiles, numbering: int, numbers: set[int]) -> int:
+    files.read_new()
+    rejected = files.rejected
+    files.fold_and_sync_cut()
+    view = files.view
+    if view.numbering != numbering:
+        numbers = _find_unreadable(_up_to_date(files))
+    found = frozenset(
+        number
+        for number in numbers.union(view.unreadable)
+        if number < len(view.when) and number not in view.processing and view.is_unreadable(number)
+    )
+    if found:
+        files.replace(None, found, keep=True)
+    return files.rejected - rejected + len(found)
