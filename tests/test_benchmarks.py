@@ -48,7 +48,7 @@ def test_the_benchmarks_measure_this_queue_and_write_a_table_and_plots(tmp_path:
         assert f"(benchmarks/{name}.svg)" in page
 
 
-def test_the_benchmarks_measure_how_long_each_call_keeps_others_from_the_lock(
+def test_the_benchmarks_measure_how_long_each_call_holds_the_lock(
     tmp_path: Path,
 ) -> None:
     only = [f"--only=held_{call}" for call in HELD]

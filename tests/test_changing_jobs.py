@@ -84,9 +84,7 @@ def night(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Night:
 # --- skip_unknown
 
 
-def test_with_skip_unknown_a_pass_leaves_the_jobs_of_other_types_as_they_are(
-    queue: Queue, path: Path
-) -> None:
+def test_skip_unknown_does_not_touch_jobs_of_other_types(queue: Queue, path: Path) -> None:
     add_lines(path, line("lost", type="other", status="processing", attempts=3))
     queue.enqueue("other", {}, job_id="other")
     queue.enqueue("none", {}, job_id="none")
@@ -98,13 +96,13 @@ def test_with_skip_unknown_a_pass_leaves_the_jobs_of_other_types_as_they_are(
     assert job(queue, "mine")["status"] == COMPLETED
 
 
-def test_without_skip_unknown_they_fail_like_any_error(queue: Queue) -> None:
+def test_without_skip_unknown_jobs_of_other_types_fail(queue: Queue) -> None:
     job_id = queue.enqueue("other", {})
     assert queue.process_jobs({"mine": len}) == NONE | {"retried": 1}
     assert job(queue, job_id)["error"] == "No handler for other"
 
 
-def test_a_dead_passs_jobs_that_were_not_started_are_given_back_whatever_their_type(
+def test_jobs_that_a_dead_pass_had_not_started_are_returned_whatever_their_type(
     queue: Queue, path: Path, clock: Clock
 ) -> None:
     ids = queue.enqueue_many("other", range(3))
@@ -132,7 +130,7 @@ def test_an_invalid_linger_is_an_error(queue: Queue, linger: Any) -> None:
         queue.process_jobs({"greet": len}, linger=linger)
 
 
-def test_a_lingering_pass_runs_what_is_enqueued_and_what_becomes_due_at_its_next_look(
+def test_a_lingering_pass_runs_new_and_due_jobs_when_it_polls_next(
     queue: Queue, path: Path, night: Night
 ) -> None:
     ran: list[tuple[Any, float]] = []
@@ -172,7 +170,7 @@ def test_a_lingering_pass_runs_its_own_retries_and_delays_when_they_are_due(
     assert ran == pytest.approx([0, 1, 4, 7], abs=0.11)
 
 
-def test_an_idle_lingering_pass_looks_20_times_a_second_and_reads_no_row(
+def test_an_idle_lingering_pass_polls_20_times_a_second_and_reads_no_row(
     queue: Queue, night: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue.enqueue_many("other", range(50))
@@ -196,7 +194,7 @@ def test_an_idle_lingering_pass_looks_20_times_a_second_and_reads_no_row(
     assert reads == 0
 
 
-def test_a_job_that_is_due_and_not_wanted_hides_none_that_is(queue: Queue, night: Night) -> None:
+def test_due_jobs_of_unknown_types_do_not_hide_other_jobs(queue: Queue, night: Night) -> None:
     queue.enqueue("other", {})
     queue.enqueue("other", {}, NOW + 1)
     queue.enqueue("greet", "a", NOW + 2)
@@ -208,7 +206,7 @@ def test_a_job_that_is_due_and_not_wanted_hides_none_that_is(queue: Queue, night
     }
 
 
-def test_an_idle_lingering_pass_takes_hardly_any_of_the_processor(programs: Programs) -> None:
+def test_an_idle_lingering_pass_uses_hardly_any_cpu_time(programs: Programs) -> None:
     source = """
     queue.enqueue_many("other", range(500))
     handlers = {"greet": str}
@@ -234,7 +232,7 @@ print(queue.process_jobs({"work": work}, linger=float(sys.argv[2])))
 """
 
 
-def test_a_lingering_pass_picks_up_at_once_what_another_process_enqueues_and_sigterm_ends_it(
+def test_a_lingering_pass_runs_jobs_of_other_processes_immediately_until_sigterm(
     programs: Programs, tmp_path: Path
 ) -> None:
     child = programs.start(LINGER, "stays", "100")
@@ -262,7 +260,7 @@ def test_ctrl_c_ends_a_lingering_pass(programs: Programs, tmp_path: Path) -> Non
     assert "KeyboardInterrupt" in child.errors.read_text("utf-8")
 
 
-def test_a_lingering_pass_recovers_the_job_of_a_pass_that_dies_meanwhile(
+def test_a_lingering_pass_recovers_the_job_of_a_pass_that_dies(
     programs: Programs, tmp_path: Path
 ) -> None:
     with Queue(tmp_path / "data/queue.tsv") as queue:
@@ -280,7 +278,7 @@ def test_a_lingering_pass_recovers_the_job_of_a_pass_that_dies_meanwhile(
     assert notes(tmp_path / "effects") == ["hang", "hang"]
 
 
-def test_a_job_that_comes_between_a_passes_beginning_and_its_first_look_is_picked_up(
+def test_a_job_added_between_the_start_of_a_pass_and_its_first_poll_is_found(
     queue: Queue,
 ) -> None:
     """It was not there when the pass began, so it is not due; but it must be at the next look."""
@@ -314,7 +312,7 @@ def test_run_until_complete_waits_for_retries_and_delays(queue: Queue, night: Ni
     assert queue.run_until_complete(handlers) == NONE
 
 
-def test_run_until_complete_waits_for_what_another_pass_is_running(
+def test_run_until_complete_waits_for_jobs_that_another_pass_runs(
     queue: Queue, path: Path, night: Night
 ) -> None:
     job_id = queue.enqueue("greet", {})
@@ -333,7 +331,7 @@ def test_run_until_complete_waits_for_what_another_pass_is_running(
     assert job(queue, job_id)["attempts"] == 1
 
 
-def test_run_until_complete_of_a_queue_that_is_not_there_ends_at_once(queue: Queue) -> None:
+def test_run_until_complete_returns_immediately_if_there_is_no_queue(queue: Queue) -> None:
     assert queue.run_until_complete({"greet": len}) == NONE
     with pytest.raises(InvalidHandlers):
         queue.run_until_complete({"greet": len}, 0)
@@ -385,7 +383,7 @@ def test_run_until_complete_reads_jobs_of_other_types_once_while_it_waits(
         ("memory:", "coroutine"),
     ],
 )
-def test_run_until_complete_within_a_job_does_not_wait_for_that_job(
+def test_run_until_complete_inside_a_job_does_not_wait_for_that_job(
     tmp_path: Path, url: str, how: str
 ) -> None:
     queue = Queue(tmp_path / "queue.tsv") if url == "text file" else open_queue(url)
@@ -410,13 +408,13 @@ def test_run_until_complete_within_a_job_does_not_wait_for_that_job(
 
 
 @pytest.mark.parametrize("status", [COMPLETED, FAILED, CANCELLED])
-def test_wait_returns_a_job_that_is_done(queue: Queue, path: Path, status: str) -> None:
+def test_wait_returns_a_finished_job(queue: Queue, path: Path, status: str) -> None:
     add_lines(path, line("a", status=status))
     assert queue.wait("a", 0) == queue.get_job("a")
 
 
 @pytest.mark.parametrize("status", [PENDING, PROCESSING])
-def test_wait_returns_none_when_time_is_up(queue: Queue, path: Path, status: str) -> None:
+def test_wait_returns_none_after_the_timeout(queue: Queue, path: Path, status: str) -> None:
     add_lines(path, line("a", status=status))
     assert queue.wait("a", 0) is None
     assert queue.wait("a", 0.02) is None
@@ -450,7 +448,7 @@ def test_an_invalid_timeout_is_an_error(queue: Queue, timeout: Any) -> None:
         asyncio.run(queue.await_job(job_id, timeout))
 
 
-def test_wait_sees_what_another_process_does(programs: Programs, tmp_path: Path) -> None:
+def test_wait_sees_a_job_that_another_process_finishes(programs: Programs, tmp_path: Path) -> None:
     with Queue(tmp_path / "data/queue.tsv") as queue:
         job_id = queue.enqueue("greet", "ada")
         programs.start("queue.process_jobs({'greet': str.upper})")
@@ -497,7 +495,7 @@ def test_only_failed_and_cancelled_jobs_can_be_requeued_and_a_cancelled_one_keep
 
 
 @pytest.mark.parametrize("status", [FAILED, CANCELLED])
-def test_a_requeued_job_may_be_given_a_new_run_at(queue: Queue, path: Path, status: str) -> None:
+def test_requeue_can_set_a_new_run_at(queue: Queue, path: Path, status: str) -> None:
     for job_id in ("a", "b", "c"):
         add_lines(path, line(job_id, status=status, attempts=3, error="no", run_at=7))
     assert queue.requeue("a", NOW + 60)
@@ -521,7 +519,7 @@ def test_a_cancelled_reminder_that_is_requeued_is_not_sent_before_its_time(
 # --- run_now
 
 
-def test_a_job_that_is_made_due_now_is_so_in_the_file(queue: Queue, path: Path) -> None:
+def test_run_now_changes_run_at_in_the_file(queue: Queue, path: Path) -> None:
     job_id = queue.enqueue("greet", {}, NOW + DAY)
     before = row(path, job_id)
     assert queue.run_now(job_id) is True
@@ -555,11 +553,13 @@ def test_a_lingering_pass_runs_a_job_that_is_made_due_now(
 
 
 @pytest.mark.parametrize("job_id", ["unknown", "no id at all", "", None])
-def test_requeue_of_no_job_is_false(queue: Queue, job_id: Any) -> None:
+def test_requeue_of_an_unknown_job_returns_false(queue: Queue, job_id: Any) -> None:
     assert queue.requeue(job_id) is False
 
 
-def test_requeue_failed_takes_all_failed_jobs_or_those_of_a_type(full: Queue, path: Path) -> None:
+def test_requeue_failed_requeues_all_failed_jobs_or_those_of_one_type(
+    full: Queue, path: Path
+) -> None:
     assert full.requeue_failed("b") == 2
     assert full.requeue_failed("unknown") == 0
     assert full.counts()[FAILED] == 2
@@ -569,7 +569,7 @@ def test_requeue_failed_takes_all_failed_jobs_or_those_of_a_type(full: Queue, pa
     assert row(path, "failed-old-a")["run_at"] == str(NOW)
 
 
-def test_clear_failed_takes_all_failed_jobs_out_or_those_of_a_type(full: Queue) -> None:
+def test_clear_failed_removes_all_failed_jobs_or_those_of_one_type(full: Queue) -> None:
     before = ids(full)
     assert full.clear_failed("b") == 2
     assert before - ids(full) == {"failed-old-b", "failed-new-b"}
@@ -578,7 +578,7 @@ def test_clear_failed_takes_all_failed_jobs_out_or_those_of_a_type(full: Queue) 
     assert full.counts() == dict.fromkeys(STATUSES, 4) | {FAILED: 0}
 
 
-def test_remove_type_takes_a_types_jobs_out_but_those_being_run(full: Queue) -> None:
+def test_remove_type_removes_all_jobs_of_a_type_except_running_ones(full: Queue) -> None:
     assert full.remove_type("b") == 8
     assert {i for i in ids(full) if i.endswith("b")} == {"processing-old-b", "processing-new-b"}
     assert len(ids(full)) == 12
@@ -586,7 +586,7 @@ def test_remove_type_takes_a_types_jobs_out_but_those_being_run(full: Queue) -> 
 
 
 @pytest.mark.parametrize("status", [None, COMPLETED, FAILED, CANCELLED])
-def test_purge_takes_old_finished_jobs_out(full: Queue, status: Any) -> None:
+def test_purge_removes_old_finished_jobs(full: Queue, status: Any) -> None:
     before = ids(full)
     statuses = [status] if status else [COMPLETED, FAILED, CANCELLED]
     gone = {f"{s}-old-{t}" for s in statuses for t in "ab"}
@@ -597,7 +597,7 @@ def test_purge_takes_old_finished_jobs_out(full: Queue, status: Any) -> None:
     assert full.counts()[PROCESSING] == full.counts()[PENDING] == 4
 
 
-def test_a_job_that_was_to_go_before_all_others_is_not_purged_before_its_time(
+def test_an_early_run_at_does_not_make_a_job_old_enough_for_a_purge(
     queue: Queue, clock: Clock
 ) -> None:
     """`run_at=1` is what puts a job first; it says nothing of the job's age."""
@@ -608,14 +608,14 @@ def test_a_job_that_was_to_go_before_all_others_is_not_purged_before_its_time(
     assert queue.purge(60) == 1
 
 
-def test_an_age_may_be_a_timedelta(full: Queue) -> None:
+def test_the_age_for_a_purge_can_be_a_timedelta(full: Queue) -> None:
     assert full.purge(timedelta(days=10, seconds=1)) == 0
     assert full.purge(timedelta(days=1), FAILED) == 2
     assert full.purge(timedelta(0)) == 10
 
 
 @pytest.mark.parametrize("older_than", [-1, float("nan"), "1", None, True, timedelta(days=-1)])
-def test_an_invalid_age_is_an_error(full: Queue, older_than: Any) -> None:
+def test_an_invalid_age_for_a_purge_is_an_error(full: Queue, older_than: Any) -> None:
     with pytest.raises(InvalidArgument, match="invalid older_than"):
         full.purge(older_than)
     assert len(ids(full)) == 20
@@ -628,7 +628,9 @@ def test_only_finished_jobs_can_be_purged(full: Queue, status: Any) -> None:
     assert len(ids(full)) == 20
 
 
-def test_purge_keeps_lines_that_are_no_jobs_and_the_files_access(full: Queue, path: Path) -> None:
+def test_purge_keeps_unreadable_lines_and_the_permissions_of_the_file(
+    full: Queue, path: Path
+) -> None:
     add_lines(path, "# a note\n", line("failed-old-a", type="twice"))
     path.chmod(0o640)
     full.purge(0)
@@ -637,7 +639,7 @@ def test_purge_keeps_lines_that_are_no_jobs_and_the_files_access(full: Queue, pa
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
-def test_a_purge_on_an_empty_queue_is_nothing(queue: Queue, path: Path) -> None:
+def test_maintenance_of_an_empty_queue_changes_nothing(queue: Queue, path: Path) -> None:
     assert queue.purge(0) == queue.clear_failed() == queue.remove_type("a") == 0
     assert queue.requeue_failed() == 0
     assert not path.exists()
@@ -675,7 +677,7 @@ def test_a_purged_id_can_be_enqueued_again_and_runs(
             assert job(reader, job_id)["attempts"] == 1
 
 
-def test_an_outcome_from_before_a_requeue_is_refused(
+def test_an_outcome_of_an_attempt_before_a_requeue_is_not_recorded(
     queue: Queue, path: Path, clock: Clock
 ) -> None:
     job_id = queue.enqueue("greet", {})
@@ -722,7 +724,7 @@ def test_a_requeued_job_that_another_pass_loses_is_recovered_while_its_first_pas
     assert job(queue, job_id)["attempts"] == 2
 
 
-def test_a_purge_during_a_pass_takes_no_job_from_it(queue: Queue, path: Path) -> None:
+def test_a_purge_during_a_pass_removes_none_of_its_jobs(queue: Queue, path: Path) -> None:
     ran: list[int] = []
 
     def work(number: int) -> None:
@@ -739,7 +741,7 @@ def test_a_purge_during_a_pass_takes_no_job_from_it(queue: Queue, path: Path) ->
     assert {found["status"] for found in queue.jobs()} == {COMPLETED}
 
 
-def test_a_handler_may_purge_its_own_queue(queue: Queue, clock: Clock) -> None:
+def test_a_handler_can_purge_its_own_queue(queue: Queue, clock: Clock) -> None:
     queue.enqueue_many("old", range(3))
     clock.now += DAY
     queue.enqueue_many("purge", range(3))

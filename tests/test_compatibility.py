@@ -77,7 +77,7 @@ def found(**columns: Any) -> Any:
 # --- processes of both releases at the same time
 
 
-def test_jobs_that_it_enqueues_while_passes_of_this_release_run_are_not_lost(
+def test_jobs_enqueued_by_1_0_0_during_passes_of_this_release_are_not_lost(
     old: Callable[[str], None],
 ) -> None:
     """As between the installation and the restart of a web app's processes."""
@@ -96,7 +96,7 @@ def test_jobs_that_it_enqueues_while_passes_of_this_release_run_are_not_lost(
 # --- files that 1.0.0 wrote
 
 
-def test_jobs_that_it_enqueued_are_run(old: Callable[[str], None]) -> None:
+def test_jobs_enqueued_by_1_0_0_are_run(old: Callable[[str], None]) -> None:
     old("""
         enqueue('greet', {'name': 'Ada', 'é': '\\u2028'})
         enqueue('greet', ['Grace'], time.time() - 5.5)
@@ -112,7 +112,7 @@ def test_jobs_that_it_enqueued_are_run(old: Callable[[str], None]) -> None:
     assert all(len(columns) == 9 for columns in rows(Path("data/queue.tsv")))
 
 
-def test_outcomes_that_it_recorded_are_kept_and_never_run_again(
+def test_jobs_finished_by_1_0_0_are_kept_and_not_run_again(
     old: Callable[[str], None],
 ) -> None:
     old("""
@@ -131,7 +131,7 @@ def test_outcomes_that_it_recorded_are_kept_and_never_run_again(
     assert dbbasic_queue.default_queue().counts()["failed"] == 2
 
 
-def test_a_retry_that_it_put_off_waits_for_its_time(old: Callable[[str], None]) -> None:
+def test_a_retry_scheduled_by_1_0_0_waits_for_its_time(old: Callable[[str], None]) -> None:
     old("""
         enqueue('bad', {})
         process_jobs({'bad': lambda _: 1 / 0})
@@ -143,7 +143,7 @@ def test_a_retry_that_it_put_off_waits_for_its_time(old: Callable[[str], None]) 
     assert dbbasic_queue.process_jobs({"bad": pytest.fail}) == NONE
 
 
-def test_jobs_that_it_left_in_processing_are_recovered(old: Callable[[str], None]) -> None:
+def test_jobs_left_in_processing_by_1_0_0_are_recovered(old: Callable[[str], None]) -> None:
     old("""
         import multiprocessing
         def run():
@@ -158,7 +158,7 @@ def test_jobs_that_it_left_in_processing_are_recovered(old: Callable[[str], None
     assert found(type="kill")["result"] == 7
 
 
-def test_rows_short_of_trailing_columns_are_taken_over(old: Callable[[str], None]) -> None:
+def test_rows_without_trailing_columns_are_read(old: Callable[[str], None]) -> None:
     old("""
         enqueue('greet', 'Ada')
         enqueue('bad', {})
@@ -174,7 +174,7 @@ def test_rows_short_of_trailing_columns_are_taken_over(old: Callable[[str], None
     assert dbbasic_queue.default_queue().counts()["failed"] == 2
 
 
-def test_tabs_and_newlines_in_its_error_texts_stop_nobody_and_nothing_is_lost(
+def test_tabs_and_newlines_in_errors_of_1_0_0_block_nothing_and_lose_nothing(
     old: Callable[[str], None],
 ) -> None:
     old("""
@@ -199,7 +199,7 @@ def test_tabs_and_newlines_in_its_error_texts_stop_nobody_and_nothing_is_lost(
     assert not sibling(path, "rejected").exists()
 
 
-def test_a_job_hidden_in_one_of_its_error_texts_is_the_only_one_of_its_id(
+def test_a_row_inside_an_error_of_1_0_0_does_not_become_a_second_job(
     old: Callable[[str], None],
 ) -> None:
     old("""
@@ -211,13 +211,13 @@ def test_a_job_hidden_in_one_of_its_error_texts_is_the_only_one_of_its_id(
     assert found()["status"] == "failed"
 
 
-def test_a_float_run_at_that_it_wrote_is_rounded_up(old: Callable[[str], None]) -> None:
+def test_a_float_run_at_of_1_0_0_is_rounded_up(old: Callable[[str], None]) -> None:
     old("enqueue('greet', {}, 1700000000.25)")
     assert "\t1700000000.25\t" in Path("data/queue.tsv").read_text()
     assert found(type="greet")["run_at"] == 1_700_000_001
 
 
-def test_a_file_of_both_releases_is_one_queue(old: Callable[[str], None]) -> None:
+def test_both_releases_can_use_one_queue_file(old: Callable[[str], None]) -> None:
     old("enqueue('greet', 'old')")
     mine = dbbasic_queue.enqueue("greet", "new")
     assert dbbasic_queue.process_jobs({"greet": lambda name: name}) == NONE | {"completed": 2}
@@ -235,7 +235,7 @@ def test_a_file_of_both_releases_is_one_queue(old: Callable[[str], None]) -> Non
 # --- code that was written for 1.0.0
 
 
-def test_the_examples_of_its_readme_run_unchanged(
+def test_the_examples_of_the_1_0_0_readme_run_unchanged(
     old_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -293,7 +293,7 @@ print(json.dumps(sorted_out, indent=1))
 """
 
 
-def test_code_written_for_it_sees_the_same_with_both_releases(
+def test_code_written_for_1_0_0_gets_the_same_results_from_both_releases(
     old_release: Path, tmp_path: Path
 ) -> None:
     seen = []

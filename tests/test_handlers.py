@@ -39,7 +39,7 @@ def raising(*errors: BaseException) -> Callable[[Any], Any]:
 # --- Backoff
 
 
-def test_the_plain_backoff_is_the_file_formats_at_every_attempt() -> None:
+def test_the_default_backoff_equals_that_of_the_file_format() -> None:
     for attempt in (*range(50), 5_000, 999_999_999):
         assert Backoff().seconds(attempt) == backoff(attempt)
 
@@ -56,14 +56,14 @@ def test_the_plain_backoff_is_the_file_formats_at_every_attempt() -> None:
         (Backoff(first=LATEST, factor=LATEST), {1: LATEST, 5_000: LATEST}),
     ],
 )
-def test_a_wait_is_first_times_factor_for_each_attempt_after_the_first_and_at_most_cap(
+def test_a_backoff_starts_at_first_grows_by_factor_and_stops_at_cap(
     made: Backoff, waits: dict[int, float]
 ) -> None:
     assert {attempt: made.seconds(attempt) for attempt in waits} == waits
     assert {attempt: made.draw(attempt) for attempt in waits} == waits
 
 
-def test_jitter_only_ever_adds_and_at_most_its_share() -> None:
+def test_jitter_only_adds_time_and_at_most_its_share() -> None:
     random.seed(4)
     made = Backoff(first=20, factor=2, cap=100, jitter=0.5)
     for attempt in (1, 2, 3, 4, 5_000):
@@ -75,12 +75,12 @@ def test_jitter_only_ever_adds_and_at_most_its_share() -> None:
 
 @pytest.mark.parametrize("name", ["first", "factor", "cap", "jitter"])
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), 10**400, True, "60", None])
-def test_a_number_that_no_backoff_can_have_is_refused(name: str, value: Any) -> None:
+def test_an_invalid_number_in_a_backoff_is_refused(name: str, value: Any) -> None:
     with pytest.raises(InvalidHandlers, match=name):
         Backoff(**{name: value})
 
 
-def test_a_factor_under_one_is_refused() -> None:
+def test_a_factor_below_one_is_refused() -> None:
     with pytest.raises(InvalidHandlers, match=r"invalid factor 0\.5: must be a number, 1 or more"):
         Backoff(factor=0.5)
 
@@ -107,7 +107,7 @@ def test_a_handlers_invalid_timeout_is_an_error(value: Any) -> None:
         Handler(print, timeout=value)
 
 
-def test_a_handlers_timeout_may_be_a_timedelta(queue: Queue) -> None:
+def test_a_handlers_timeout_can_be_a_timedelta(queue: Queue) -> None:
     assert Handler(print, timeout=timedelta(minutes=1)).timeout == 60
     job_id = queue.enqueue("greet", {})
     slow = Handler(lambda _: time.sleep(60), timeout=timedelta(seconds=0.1))
@@ -126,7 +126,7 @@ def test_a_handlers_timeout_may_be_a_timedelta(queue: Queue) -> None:
         {"concurrency": "2"},
     ],
 )
-def test_a_policy_that_cannot_work_is_refused_when_it_is_declared(policy: Any) -> None:
+def test_an_invalid_policy_is_refused_when_it_is_declared(policy: Any) -> None:
     with pytest.raises(InvalidHandlers):
         Handler(print, **policy)
 
@@ -135,7 +135,7 @@ class Limit(IntEnum):
     TWICE = 2
 
 
-def test_an_enum_that_is_an_int_may_be_a_limit(queue: Queue) -> None:
+def test_an_int_enum_can_be_a_limit(queue: Queue) -> None:
     handler = Handler(len, max_attempts=Limit.TWICE, concurrency=Limit.TWICE, timeout=Limit.TWICE)
     queue.enqueue("greet", "ada", run_at=Limit.TWICE)
     assert (
@@ -143,13 +143,13 @@ def test_an_enum_that_is_an_int_may_be_a_limit(queue: Queue) -> None:
     )
 
 
-def test_what_cannot_be_called_is_no_handler() -> None:
+def test_a_handler_must_be_callable() -> None:
     function: Any = "print"
     with pytest.raises(InvalidHandlers, match="can't be called"):
         Handler(function)
 
 
-def test_each_type_has_its_own_limit_and_backoff_beside_plain_functions(
+def test_each_type_has_its_own_limit_and_backoff_next_to_plain_functions(
     queue: Queue, clock: Clock
 ) -> None:
     def fail(_: Any) -> None:
@@ -177,7 +177,7 @@ def test_each_type_has_its_own_limit_and_backoff_beside_plain_functions(
     }
 
 
-def test_a_backoff_of_nothing_waits_for_the_next_pass(queue: Queue) -> None:
+def test_a_backoff_of_zero_waits_for_the_next_pass(queue: Queue) -> None:
     calls: list[Any] = []
 
     def fail(payload: Any) -> None:
@@ -192,7 +192,9 @@ def test_a_backoff_of_nothing_waits_for_the_next_pass(queue: Queue) -> None:
     assert queue.process_jobs(handlers) == NONE | {"failed": 1}
 
 
-def test_a_job_of_a_dead_pass_is_recovered_by_its_own_types_limit(queue: Queue, path: Path) -> None:
+def test_a_job_of_a_dead_pass_is_recovered_with_the_limit_of_its_type(
+    queue: Queue, path: Path
+) -> None:
     add_lines(
         path,
         line("patient", type="patient", status="processing", attempts=3),
@@ -210,7 +212,7 @@ def test_a_job_of_a_dead_pass_is_recovered_by_its_own_types_limit(queue: Queue, 
     assert job(queue, "patient")["attempts"] == 4
 
 
-def test_a_retry_set_by_a_clock_that_ran_ahead_is_brought_near_by_its_types_backoff(
+def test_a_retry_set_by_a_wrong_clock_is_moved_to_the_backoff_of_its_type(
     queue: Queue, path: Path
 ) -> None:
     years = NOW + 10**9
@@ -225,9 +227,7 @@ def test_a_retry_set_by_a_clock_that_ran_ahead_is_brought_near_by_its_types_back
     assert job(queue, "plain")["run_at"] == NOW + 120
 
 
-def test_a_policys_long_backoff_is_not_taken_for_a_clock_that_ran_ahead(
-    queue: Queue, clock: Clock
-) -> None:
+def test_a_long_backoff_is_not_mistaken_for_a_wrong_clock(queue: Queue, clock: Clock) -> None:
     random.seed(4)
     slow = Backoff(first=259200, factor=3, jitter=0.5)
     handlers = {"greet": Handler(raising(ValueError("no")), backoff=slow)}
@@ -250,7 +250,7 @@ def test_a_pass_for_other_types_does_not_shorten_a_backoff_that_it_does_not_know
     assert job(queue, "own")["run_at"] == NOW + 86_400
 
 
-def test_a_delay_after_a_failed_attempt_is_not_taken_for_a_clock_that_ran_ahead(
+def test_a_delay_after_a_failed_attempt_is_not_mistaken_for_a_wrong_clock(
     queue: Queue, clock: Clock
 ) -> None:
     handlers = {"greet": raising(ValueError("no"), Delay(10**8, "next year"))}
@@ -267,7 +267,7 @@ def test_a_delay_after_a_failed_attempt_is_not_taken_for_a_clock_that_ran_ahead(
 # --- Delay
 
 
-def test_a_delayed_job_is_pending_with_its_reason_and_no_attempt_is_spent(
+def test_a_delayed_job_is_pending_with_its_reason_and_costs_no_attempt(
     queue: Queue, clock: Clock
 ) -> None:
     handlers = {"greet": raising(*[Delay(30.5, "the shop\tis closed")] * 5)}
@@ -286,7 +286,7 @@ def test_a_delayed_job_is_pending_with_its_reason_and_no_attempt_is_spent(
     assert (found["attempts"], found["error"]) == (1, None)
 
 
-def test_a_delay_may_be_an_instant(queue: Queue) -> None:
+def test_a_delay_can_be_a_datetime(queue: Queue) -> None:
     instant = datetime.fromtimestamp(NOW + 90.25, timezone(timedelta(hours=5)))
     job_id = queue.enqueue("greet", {})
     assert queue.process_jobs({"greet": raising(Delay(instant))}) == NONE | {"delayed": 1}
@@ -294,7 +294,7 @@ def test_a_delay_may_be_an_instant(queue: Queue) -> None:
     assert (found["run_at"], found["error"]) == (NOW + 91, "delayed")
 
 
-def test_a_delay_may_be_a_timedelta(queue: Queue) -> None:
+def test_a_delay_can_be_a_timedelta(queue: Queue) -> None:
     job_id = queue.enqueue("greet", {})
     delay = Delay(timedelta(minutes=1, seconds=0.5), "on hold")
     assert queue.process_jobs({"greet": raising(delay)}) == NONE | {"delayed": 1}
@@ -315,9 +315,7 @@ def test_a_delayed_job_is_not_due_again_in_the_same_pass_however_short_the_delay
     assert NOW <= job(queue, job_id)["run_at"] <= NOW + 1
 
 
-def test_a_clock_that_is_set_back_in_a_pass_makes_no_job_due_again_in_it(
-    queue: Queue, clock: Clock
-) -> None:
+def test_a_clock_set_back_during_a_pass_makes_no_job_due_again(queue: Queue, clock: Clock) -> None:
     calls: list[str] = []
 
     def put_off(payload: str) -> None:
@@ -359,7 +357,7 @@ class Forgetful(Delay):
     ],
     ids=lambda delay: f"{getattr(delay, 'when', 'none')!r:.20}",
 )
-def test_a_delay_that_means_nothing_is_an_error_like_another(queue: Queue, delay: Delay) -> None:
+def test_an_invalid_delay_fails_the_job_like_any_error(queue: Queue, delay: Delay) -> None:
     job_id = queue.enqueue("greet", {})
     other = queue.enqueue("other", {})
     done = queue.process_jobs({"greet": raising(delay), "other": len})
@@ -382,7 +380,7 @@ def test_a_long_reason_is_cut(queue: Queue) -> None:
 @pytest.mark.parametrize(
     ("error", "text"), [(Fail("no such user"), "no such user"), (Fail(), "Fail")]
 )
-def test_a_job_that_cannot_succeed_fails_at_once(queue: Queue, error: Fail, text: str) -> None:
+def test_a_job_that_raises_fail_is_not_retried(queue: Queue, error: Fail, text: str) -> None:
     handler = Handler(raising(error), max_attempts=9)
     job_id = queue.enqueue("greet", {})
     assert queue.process_jobs({"greet": handler}) == NONE | {"failed": 1}
@@ -463,13 +461,13 @@ def gives_a_database(function: Callable[..., Any]) -> Callable[..., Any]:
         (Handler(one), False),
     ],
 )
-def test_the_job_is_given_where_a_second_argument_is_wanted(
+def test_handlers_with_a_second_argument_receive_the_job(
     function: Callable[..., Any], wanted: bool
 ) -> None:
     assert Handler(function).takes_job is wanted
 
 
-def test_a_handler_is_told_of_its_job_at_each_attempt(queue: Queue, clock: Clock) -> None:
+def test_a_handler_receives_its_job_at_each_attempt(queue: Queue, clock: Clock) -> None:
     seen: list[tuple[Any, ...]] = []
 
     def look(payload: Any, about: Job) -> None:
@@ -484,7 +482,9 @@ def test_a_handler_is_told_of_its_job_at_each_attempt(queue: Queue, clock: Clock
     assert seen == [("p", job_id, "mail:send", 1, NOW), ("p", job_id, "mail:send", 2, NOW)]
 
 
-def test_a_jobs_log_says_whose_it_is(queue: Queue, caplog: pytest.LogCaptureFixture) -> None:
+def test_log_records_of_a_job_have_its_id_and_attempt(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
 
     def work(_: Any, job: Job) -> None:
@@ -506,7 +506,7 @@ def test_a_delayed_job_is_logged_as_such(queue: Queue, caplog: pytest.LogCapture
     ]
 
 
-def test_a_pass_at_rest_lists_nothing_that_others_may_claim_under_the_same_number(
+def test_a_sleeping_pass_lists_no_claims_in_its_slot(
     queue: Queue, path: Path, clock: Clock
 ) -> None:
     """Else a job that it delayed, and that another pass has claimed and lost, waits for its end."""

@@ -68,12 +68,12 @@ def room(module: str) -> str:
     return module.partition(".")[0]
 
 
-def test_every_module_has_its_floor() -> None:
+def test_every_module_is_in_a_layer() -> None:
     assert {room(module) for module in MODULES} == set(FLOOR_OF)
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_module_imports_only_from_floors_below_or_from_its_own_folder(name: str) -> None:
+def test_a_module_imports_only_from_lower_layers_or_its_own_folder(name: str) -> None:
     upward = [
         f"{name}, line {line}: {full}"
         for line, full in imported(TREES[name])
@@ -84,7 +84,7 @@ def test_a_module_imports_only_from_floors_below_or_from_its_own_folder(name: st
     assert upward == []
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_there_are_no_circular_imports() -> None:
     arrows = {
         name: {module for _, full in imported(tree) if (module := own_module(full)) is not None}
         for name, tree in TREES.items()
@@ -153,7 +153,7 @@ def test_nothing_is_unpickled_evaluated_or_given_to_a_shell(name: str) -> None:
             assert is_binary or any(k.arg == "encoding" for k in node.keywords), ast.unparse(node)
 
 
-def test_only_who_wants_pickles_imports_the_module_that_unpickles() -> None:
+def test_no_module_imports_the_one_that_unpickles() -> None:
     assert "pickles" in MODULES
     importers = [
         name
@@ -207,7 +207,7 @@ def loaded_by(code: str) -> tuple[set[str], set[str]]:
     return {name.removeprefix("dbbasic_queue.") for name in ours}, loaded - ours
 
 
-def test_importing_the_package_loads_what_most_calls_need_and_no_more() -> None:
+def test_importing_the_package_loads_only_modules_that_most_calls_need() -> None:
     ours, others = loaded_by("import dbbasic_queue")
     assert "queue" in ours
     assert ours.isdisjoint(
@@ -217,7 +217,7 @@ def test_importing_the_package_loads_what_most_calls_need_and_no_more() -> None:
 
 
 @pytest.mark.parametrize("rows", [None, "", WAITING, DONE + RETRYING + WAITING])
-def test_a_pass_that_finds_nothing_to_do_loads_nothing_more_of_the_standard_library(
+def test_an_idle_pass_imports_nothing_more_from_the_standard_library(
     tmp_path: Path, rows: str | None
 ) -> None:
     path = tmp_path / "queue.tsv"

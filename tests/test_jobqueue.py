@@ -117,7 +117,7 @@ def test_run_at_is_unix_seconds_or_an_aware_datetime(
     assert row(path, one)["run_at"] == str(seconds)
 
 
-def test_a_fraction_of_the_present_second_is_not_waited_for(path: Path) -> None:
+def test_a_job_without_run_at_is_due_immediately(path: Path) -> None:
     with Queue(path, clock=Clock(NOW + 0.75)) as queue:
         job_id = queue.enqueue("greet", {})
         assert job(queue, job_id)["run_at"] == NOW
@@ -202,7 +202,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 @pytest.mark.parametrize(
     ("arguments", "what", "way_out"), REFUSED, ids=[f"{next(iter(a))}: {w}" for a, w, _ in REFUSED]
 )
-def test_a_refusal_names_the_value_the_rule_and_the_way_out_and_leaves_the_file_alone(
+def test_an_error_names_the_value_the_rule_and_the_fix_and_changes_no_file(
     queue: Queue, path: Path, arguments: dict[str, Any], what: str, way_out: str
 ) -> None:
     queue.enqueue("greet", {})
@@ -221,9 +221,7 @@ def test_a_refusal_names_the_value_the_rule_and_the_way_out_and_leaves_the_file_
 
 
 @pytest.mark.parametrize("payloads", [{"to": "ada"}, UserDict(to="ada"), "ada", b"ada"])
-def test_one_payload_in_the_place_of_many_is_refused(
-    queue: Queue, path: Path, payloads: Any
-) -> None:
+def test_enqueue_many_refuses_a_single_payload(queue: Queue, path: Path, payloads: Any) -> None:
     with pytest.raises(InvalidJob, match=r"invalid payloads of type .* one payload for each job"):
         queue.enqueue_many("greet", payloads)
     assert not path.exists()
@@ -238,7 +236,7 @@ class Key(str, Enum):  # noqa: UP042 - its str() is not its value
     DAILY = "daily"
 
 
-def test_an_enum_that_is_a_str_stands_for_its_value_in_every_call(queue: Queue, path: Path) -> None:
+def test_every_call_accepts_a_str_enum(queue: Queue, path: Path) -> None:
     assert queue.enqueue(Kind.MAIL, {}, job_id=Key.DAILY) == "daily"
     queue.enqueue_many(Kind.MAIL, [{}])
     assert [row[1] for row in rows(path)] == ["mail", "mail"]
@@ -254,13 +252,13 @@ def test_an_enum_that_is_a_str_stands_for_its_value_in_every_call(queue: Queue, 
     assert queue.remove_type(Kind.MAIL) == 2
 
 
-def test_a_refused_first_job_does_not_even_make_the_directory(queue: Queue, path: Path) -> None:
+def test_an_invalid_first_job_does_not_create_the_directory(queue: Queue, path: Path) -> None:
     with pytest.raises(InvalidJob):
         queue.enqueue("greet", math.nan)
     assert not path.parent.exists()
 
 
-def test_the_largest_payload_and_the_deepest_are_taken(queue: Queue) -> None:
+def test_the_largest_and_the_deepest_payload_are_accepted(queue: Queue) -> None:
     largest = "x" * 1_048_574
     assert job(queue, queue.enqueue("greet", largest))["payload"] == largest
     assert job(queue, queue.enqueue("greet", nested(100)))["payload"] == nested(100)
@@ -273,7 +271,7 @@ def test_the_largest_payload_can_be_set(path: Path) -> None:
             queue.enqueue("greet", "123456789")
 
 
-def test_the_errors_are_what_a_caller_would_expect() -> None:
+def test_errors_derive_from_the_builtin_errors_that_callers_expect() -> None:
     assert issubclass(InvalidJob, (QueueError, ValueError))
     assert issubclass(DuplicateJob, InvalidJob)
     builtin: dict[type[QueueError], type[Exception]] = {
@@ -294,14 +292,12 @@ def test_the_errors_are_what_a_caller_would_expect() -> None:
 # --- an id of the caller's own
 
 
-def test_a_job_may_have_an_id_of_the_callers_own(queue: Queue) -> None:
+def test_the_caller_can_choose_the_job_id(queue: Queue) -> None:
     assert queue.enqueue("report", {}, job_id="report-2026-11-21") == "report-2026-11-21"
     assert job(queue, "report-2026-11-21")["type"] == "report"
 
 
-def test_an_id_that_is_there_is_refused_whatever_became_of_its_job(
-    queue: Queue, path: Path
-) -> None:
+def test_an_existing_id_is_refused_whatever_the_status_of_its_job(queue: Queue, path: Path) -> None:
     for status, handler in (("completed", lambda _: None), ("failed", lambda _: 1 / 0)):
         queue.enqueue("greet", {}, job_id=status)
         queue.process_jobs({"greet": handler}, max_attempts=1)
@@ -316,7 +312,7 @@ def test_an_id_that_is_there_is_refused_whatever_became_of_its_job(
     assert path.read_bytes() == before
 
 
-def test_an_id_is_there_at_most_once_whoever_asks(queue: Queue, path: Path) -> None:
+def test_two_queues_cannot_add_the_same_job_id(queue: Queue, path: Path) -> None:
     with Queue(path) as other:
         other.enqueue("greet", {}, job_id="once")
         with pytest.raises(DuplicateJob):
@@ -324,7 +320,7 @@ def test_an_id_is_there_at_most_once_whoever_asks(queue: Queue, path: Path) -> N
     assert len(rows(path)) == 1
 
 
-def test_of_many_threads_with_one_id_one_gets_it(queue: Queue, path: Path) -> None:
+def test_only_one_of_many_threads_gets_a_job_id(queue: Queue, path: Path) -> None:
     refused = []
 
     def ask() -> None:
@@ -345,14 +341,14 @@ def test_of_many_threads_with_one_id_one_gets_it(queue: Queue, path: Path) -> No
 # --- enqueue_many
 
 
-def test_many_jobs_come_in_the_order_of_their_payloads(queue: Queue, path: Path) -> None:
+def test_enqueue_many_keeps_the_order_of_the_payloads(queue: Queue, path: Path) -> None:
     ids = queue.enqueue_many("greet", (n for n in range(100)), NOW + 60)
     assert [columns[0] for columns in rows(path)] == ids
     assert [job(queue, job_id)["payload"] for job_id in ids] == list(range(100))
     assert {columns[5] for columns in rows(path)} == {str(NOW + 60)}
 
 
-def test_none_of_no_jobs_is_written(queue: Queue, path: Path) -> None:
+def test_enqueue_many_without_payloads_writes_nothing(queue: Queue, path: Path) -> None:
     assert queue.enqueue_many("greet", []) == []
     assert queue.enqueue_many("greet", iter(())) == []
     assert not path.exists()
@@ -370,7 +366,7 @@ def test_a_generator_that_fails_adds_no_job(queue: Queue, path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_generator_may_itself_use_the_queue(queue: Queue) -> None:
+def test_a_generator_of_payloads_can_use_the_queue(queue: Queue) -> None:
     def payloads() -> Iterator[str]:
         for n in range(3):
             yield queue.enqueue("other", n)
@@ -379,7 +375,7 @@ def test_a_generator_may_itself_use_the_queue(queue: Queue) -> None:
     assert [job(queue, job(queue, i)["payload"])["payload"] for i in ids] == [0, 1, 2]
 
 
-def test_arguments_are_refused_even_when_there_are_no_payloads(queue: Queue) -> None:
+def test_invalid_arguments_are_refused_even_without_payloads(queue: Queue) -> None:
     with pytest.raises(InvalidJob):
         queue.enqueue_many("a b", [])
     with pytest.raises(InvalidJob):
@@ -393,7 +389,7 @@ def test_arguments_are_refused_even_when_there_are_no_payloads(queue: Queue) -> 
     "job_id",
     ["", "nobody", "a\tgreet", "a\t", "\na", "x\na", "\ud800", "é", "id", "A", None, 7, b"a"],
 )
-def test_a_job_that_is_not_there_is_none(queue: Queue, path: Path, job_id: Any) -> None:
+def test_get_job_of_an_unknown_id_returns_none(queue: Queue, path: Path, job_id: Any) -> None:
     assert queue.get_job(job_id) is None
     assert queue.cancel_job(job_id) is False
     queue.enqueue("greet", {}, job_id="x")
@@ -406,7 +402,7 @@ def test_a_job_that_is_not_there_is_none(queue: Queue, path: Path, job_id: Any) 
     assert queue.counts()["pending"] == 2
 
 
-def test_looking_writes_nothing(queue: Queue, path: Path) -> None:
+def test_reading_a_missing_queue_writes_nothing(queue: Queue, path: Path) -> None:
     assert (queue.get_job("x"), list(queue.jobs()), queue.counts()) == (None, [], NONE)
     assert queue.cancel_job("x") is False
     assert queue.process_jobs({})["completed"] == 0
@@ -414,7 +410,7 @@ def test_looking_writes_nothing(queue: Queue, path: Path) -> None:
 
 
 @pytest.mark.parametrize("result", [0, False, [], "", {}, 0.0, "\t\n\u2028\x1b\ud800", [None]])
-def test_a_result_that_is_false_is_kept(queue: Queue, path: Path, result: object) -> None:
+def test_a_falsy_result_is_kept(queue: Queue, path: Path, result: object) -> None:
     job_id = queue.enqueue("greet", {})
     queue.process_jobs({"greet": lambda _: result})
     found = job(queue, job_id)
@@ -458,7 +454,7 @@ def test_a_job_that_waits_for_its_retry_can_be_cancelled(queue: Queue, clock: Cl
 
 
 @pytest.mark.parametrize("handler", [lambda _: None, lambda _: 1 / 0], ids=["completed", "failed"])
-def test_a_job_that_is_done_cannot_be_cancelled(queue: Queue, handler: Any) -> None:
+def test_a_finished_job_cannot_be_cancelled(queue: Queue, handler: Any) -> None:
     job_id = queue.enqueue("greet", {})
     queue.process_jobs({"greet": handler}, max_attempts=1)
     before = job(queue, job_id)
@@ -466,7 +462,7 @@ def test_a_job_that_is_done_cannot_be_cancelled(queue: Queue, handler: Any) -> N
     assert queue.get_job(job_id) == before
 
 
-def test_a_cancel_is_in_the_file_at_once_however_the_file_has_grown(
+def test_a_cancel_is_in_the_file_immediately_even_if_the_file_has_grown(
     queue: Queue, path: Path
 ) -> None:
     queue.cancel_job(queue.enqueue("greet", {}))
@@ -478,7 +474,7 @@ def test_a_cancel_is_in_the_file_at_once_however_the_file_has_grown(
 # --- jobs, counts
 
 
-def test_jobs_come_in_the_files_order_by_status_and_by_type(queue: Queue) -> None:
+def test_jobs_are_listed_in_file_order_and_filtered_by_status_and_type(queue: Queue) -> None:
     ids = [queue.enqueue(job_type, {}) for job_type in ("a", "b", "a", "b")]
     queue.cancel_job(ids[1])
     queue.cancel_job(ids[2])
@@ -494,12 +490,12 @@ def test_jobs_come_in_the_files_order_by_status_and_by_type(queue: Queue) -> Non
     assert list(queue.jobs()) == [queue.get_job(job_id) for job_id in ids]
 
 
-def test_a_status_that_no_job_can_have_is_refused_at_the_call(queue: Queue) -> None:
+def test_an_invalid_status_is_an_error_before_iteration(queue: Queue) -> None:
     with pytest.raises(ValueError, match="invalid status 'done': must be one of"):
         queue.jobs("done")  # type: ignore[arg-type]
 
 
-def test_iterating_is_not_disturbed_by_changes_meanwhile(queue: Queue, path: Path) -> None:
+def test_changes_during_an_iteration_do_not_affect_it(queue: Queue, path: Path) -> None:
     ids = queue.enqueue_many("greet", ["x" * 5000] * 500)  # more than is read at a time
     seen = []
     for found in queue.jobs():
@@ -637,7 +633,7 @@ def test_a_queue_can_be_closed_while_other_threads_use_it(queue: Queue, path: Pa
 # --- the default queue
 
 
-def test_the_module_functions_are_the_default_queues(
+def test_the_module_functions_use_the_default_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -657,9 +653,7 @@ def test_the_module_functions_are_the_default_queues(
     assert dbbasic_queue.queue.MAX_ATTEMPTS == 3
 
 
-def test_the_default_queues_file_is_read_at_each_call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_queue_file_is_read_at_each_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dbbasic_queue.queue.QUEUE_FILE", str(tmp_path / "one.tsv"))
     job_id = dbbasic_queue.enqueue("greet", {})
     monkeypatch.setattr("dbbasic_queue.queue.QUEUE_FILE", tmp_path / "two.tsv")
@@ -694,7 +688,7 @@ def test_the_default_queue_follows_the_working_directory(
         ("file:~/jobs.tsv", "home/jobs.tsv"),
     ],
 )
-def test_the_environment_may_name_the_default_queue(tmp_path: Path, value: str, file: str) -> None:
+def test_the_environment_can_name_the_default_queue(tmp_path: Path, value: str, file: str) -> None:
     code = "import dbbasic_queue as q; print(q.queue.QUEUE_FILE, q.enqueue('greet', {}), sep='|')"
     home = str(tmp_path / "home")
     done = python(code, cwd=tmp_path, env={"DBBASIC_QUEUE_FILE": value, "HOME": home})
@@ -715,7 +709,7 @@ def test_the_environment_is_read_at_each_call_and_not_at_the_import(
         assert str(tmp_path / name) == dbbasic_queue.queue.QUEUE_FILE
 
 
-def test_a_queue_file_that_the_program_has_set_wins_over_the_environment_until_it_is_put_back(
+def test_queue_file_set_by_the_program_overrides_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DBBASIC_QUEUE_FILE", str(tmp_path / "environment.tsv"))
@@ -737,9 +731,7 @@ def test_a_queue_file_that_the_program_has_set_wins_over_the_environment_until_i
         ("file:", "must name a file"),
     ],
 )
-def test_dbbasic_queue_file_may_name_nothing_but_a_file(
-    tmp_path: Path, value: str, way_out: str
-) -> None:
+def test_dbbasic_queue_file_can_only_name_a_file(tmp_path: Path, value: str, way_out: str) -> None:
     code = (
         "import dbbasic_queue as q\ntry: q.enqueue('greet', {})\nexcept q.NotAQueue as e: print(e)"
     )
@@ -760,7 +752,7 @@ def test_dbbasic_queue_file_may_name_nothing_but_a_file(
         ("file:///{tmp}/jobs.tsv", "jobs.tsv"),
     ],
 )
-def test_dbbasic_queue_url_may_name_a_file(
+def test_dbbasic_queue_url_can_name_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, file: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -771,7 +763,7 @@ def test_dbbasic_queue_url_may_name_a_file(
     assert [columns[0] for columns in rows(tmp_path / file)] == [job_id]
 
 
-def test_dbbasic_queue_url_may_name_a_queue_in_memory(
+def test_dbbasic_queue_url_can_name_a_queue_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -821,7 +813,7 @@ def test_both_variables_set_is_an_error_unless_the_program_has_set_the_file(
 SHORTCUTS = ("enqueue", "enqueue_many", "aenqueue", "get_job", "cancel_job", "process_jobs")
 
 
-def test_the_module_functions_are_these_and_all_else_is_a_method() -> None:
+def test_the_package_has_only_these_functions() -> None:
     functions = {name for name, value in vars(dbbasic_queue).items() if inspect.isfunction(value)}
     assert {name for name in functions if not name.startswith("_")} == {
         *SHORTCUTS,
@@ -853,7 +845,7 @@ def test_every_public_name_has_a_docstring(name: str) -> None:
     assert inspect.getdoc(getattr(dbbasic_queue, name))
 
 
-def test_public_objects_say_what_they_are(tmp_path: Path) -> None:
+def test_public_objects_have_a_readable_repr(tmp_path: Path) -> None:
     def send(_: Any) -> None: ...
 
     queue = Queue(tmp_path / "queue.tsv")
@@ -895,7 +887,7 @@ def test_public_objects_say_what_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"hello\nworld\n", b"hello", b"\0" * 100, b"id\ttype\n", b"\n", HEADER.encode()[1:]]
 )
-def test_every_call_refuses_a_file_that_is_no_queue_each_time(
+def test_every_call_refuses_a_file_that_is_not_a_queue(
     queue: Queue, path: Path, content: bytes
 ) -> None:
     path.parent.mkdir()
@@ -917,7 +909,7 @@ def test_every_call_refuses_a_file_that_is_no_queue_each_time(
     assert path.read_bytes() == content
 
 
-def test_a_job_whose_payload_is_no_json_is_no_job(queue: Queue, path: Path) -> None:
+def test_a_row_with_an_invalid_payload_is_not_a_job(queue: Queue, path: Path) -> None:
     add_lines(path, line("a", payload="{"), line("b", payload=""), line("c", result="{"))
     assert queue.get_job("a") is None
     assert [job["id"] for job in queue.jobs()] == ["b", "c"]

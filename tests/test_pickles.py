@@ -78,7 +78,7 @@ def test_an_object_comes_through_the_queue(queue: Queue, pickles: Pickles) -> No
     assert job(queue, job_id)["result"] == ["Image", "cat", 21]
 
 
-def test_what_is_in_the_file_is_json_with_the_pickle_and_its_signature(
+def test_the_payload_in_the_file_is_json_with_the_pickle_and_its_signature(
     queue: Queue, pickles: Pickles, path: Path
 ) -> None:
     payload = pickles.payload("resize", {1, 2})
@@ -88,7 +88,7 @@ def test_what_is_in_the_file_is_json_with_the_pickle_and_its_signature(
     assert payload["pickle"] in row(path, job_id)["payload"]
 
 
-def test_it_goes_from_one_process_to_another_whose_program_does_not_have_the_class(
+def test_a_program_can_use_an_object_whose_class_it_does_not_have(
     queue: Queue, key: Path, path: Path
 ) -> None:
     code = """
@@ -111,7 +111,7 @@ with Queue(sys.argv[1]) as queue:
     assert job(queue, "x")["result"] == "small"
 
 
-def test_a_handler_may_be_registered_take_the_job_and_be_a_coroutine_function(
+def test_an_unpickled_handler_can_be_registered_receive_the_job_and_be_a_coroutine(
     queue: Queue, pickles: Pickles
 ) -> None:
     jobs = Handlers(queue=queue)
@@ -142,7 +142,7 @@ def test_the_decorators_in_the_wrong_order_are_refused(pickles: Pickles) -> None
         pickles.unpickled(jobs.handler("greet")(str))
 
 
-def test_an_error_of_unpickling_what_is_signed_is_tried_again(
+def test_an_error_while_unpickling_a_signed_payload_is_retried(
     queue: Queue, pickles: Pickles, tmp_path: Path
 ) -> None:
     (tmp_path / "there").mkdir()
@@ -152,7 +152,7 @@ def test_an_error_of_unpickling_what_is_signed_is_tried_again(
     assert job(queue, job_id)["error"].startswith("FileExistsError")
 
 
-def test_what_cannot_be_pickled_or_be_a_type_is_refused(pickles: Pickles, key: Path) -> None:
+def test_an_unpicklable_value_or_an_invalid_type_is_refused(pickles: Pickles, key: Path) -> None:
     with key.open("rb") as file, pytest.raises(InvalidJob, match="BufferedReader cannot be pick"):
         pickles.payload("resize", file)
     with pytest.raises(InvalidJob, match="job type"):
@@ -185,7 +185,7 @@ def test_what_cannot_be_pickled_or_be_a_type_is_refused(pickles: Pickles, key: P
         lambda p, _: None,
     ],
 )
-def test_what_is_not_signed_is_refused_for_good_before_anything_is_unpickled(
+def test_a_payload_without_a_valid_signature_fails_for_good_and_is_not_unpickled(
     queue: Queue, pickles: Pickles, tmp_path: Path, forge: Callable[..., Any]
 ) -> None:
     bomb = Bomb(tmp_path / "exploded")
@@ -208,7 +208,7 @@ def test_a_payload_that_is_moved_to_another_type_is_refused(
     assert not bomb.path.exists()
 
 
-def test_a_payload_under_another_key_is_refused(
+def test_a_payload_signed_with_another_key_is_refused(
     queue: Queue, pickles: Pickles, tmp_path: Path
 ) -> None:
     other = Pickles(make_key(tmp_path / "keys" / "other"), queue)
@@ -218,7 +218,7 @@ def test_a_payload_under_another_key_is_refused(
 
 
 @pytest.mark.parametrize("excess", ["=", "====", "A", "\n", " "])
-def test_base64_that_is_signed_but_not_as_it_is_written_is_refused(
+def test_signed_base64_with_extra_characters_is_refused(
     pickles: Pickles, tmp_path: Path, excess: str
 ) -> None:
     text = pickles.payload("resize", Bomb(tmp_path / "exploded"))["pickle"] + excess
@@ -227,12 +227,12 @@ def test_base64_that_is_signed_but_not_as_it_is_written_is_refused(
     assert not (tmp_path / "exploded").exists()
 
 
-def test_the_control_does_explode(pickles: Pickles, tmp_path: Path) -> None:
+def test_a_signed_bomb_does_explode(pickles: Pickles, tmp_path: Path) -> None:
     pickles.load("resize", pickles.payload("resize", Bomb(tmp_path / "exploded")))
     assert (tmp_path / "exploded").is_dir()
 
 
-def test_it_is_hmacs_own_comparison_that_decides(
+def test_signatures_are_compared_with_hmac_compare_digest(
     pickles: Pickles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forged = pickles.payload("resize", 7) | {"signature": "0" * 64}
@@ -246,14 +246,14 @@ def test_it_is_hmacs_own_comparison_that_decides(
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o400, 0o640, 0o440])
-def test_a_key_that_only_its_owner_and_its_group_may_read_is_taken(
+def test_a_key_that_only_its_owner_and_group_can_read_is_accepted(
     tmp_path: Path, queue: Queue, mode: int
 ) -> None:
     Pickles(make_key(tmp_path / "key", mode=mode), queue)
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o644, 0o602, 0o660, 0o620, 0o601, 0o610])
-def test_a_key_that_others_may_use_is_refused(tmp_path: Path, queue: Queue, mode: int) -> None:
+def test_a_key_with_wider_permissions_is_refused(tmp_path: Path, queue: Queue, mode: int) -> None:
     with pytest.raises(UnsafeKey, match=f"its mode is {mode:o}.*chmod 600"):
         Pickles(make_key(tmp_path / "key", mode=mode), queue)
 
@@ -271,7 +271,9 @@ def test_a_key_of_another_length_is_refused(tmp_path: Path, queue: Queue, length
         Pickles(make_key(tmp_path / "key", b"x" * length), queue)
 
 
-def test_a_link_a_directory_and_a_fifo_are_no_keys(tmp_path: Path, key: Path, queue: Queue) -> None:
+def test_a_link_a_directory_and_a_fifo_are_refused_as_keys(
+    tmp_path: Path, key: Path, queue: Queue
+) -> None:
     (tmp_path / "link").symlink_to(key)
     with pytest.raises(UnsafeKey, match="symbolic link"):
         Pickles(tmp_path / "link", queue)
@@ -284,7 +286,7 @@ def test_a_link_a_directory_and_a_fifo_are_no_keys(tmp_path: Path, key: Path, qu
         Pickles(tmp_path / "none", queue)
 
 
-def test_a_key_in_the_queues_directory_is_refused_however_it_is_reached(
+def test_a_key_in_the_queues_directory_is_refused_by_any_path(
     tmp_path: Path, path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue.enqueue("greet", {})
@@ -300,12 +302,12 @@ def test_a_key_in_the_queues_directory_is_refused_however_it_is_reached(
     assert issubclass(UnsafeKey, (QueueError, ValueError))
 
 
-def test_beside_the_queues_directory_is_not_in_it(tmp_path: Path, queue: Queue) -> None:
+def test_a_key_next_to_the_queues_directory_is_accepted(tmp_path: Path, queue: Queue) -> None:
     Pickles(make_key(tmp_path / "data-key"), queue)
     Pickles(make_key(tmp_path / "key"), queue)
 
 
-def test_a_queue_in_memory_has_no_directory(
+def test_a_queue_in_memory_accepts_a_key_in_any_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

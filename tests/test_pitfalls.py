@@ -57,7 +57,7 @@ def raise_(error: BaseException) -> None:
 # --- locks
 
 
-def test_a_deleted_lock_file_does_not_let_two_in(queue: Queue, path: Path) -> None:
+def test_a_deleted_lock_file_does_not_let_two_processes_in(queue: Queue, path: Path) -> None:
     queue.enqueue("greet", {})
     sibling(path, "lock").unlink()  # the queue's descriptor is of an inode without a name
     with held(store_of(queue).lock):
@@ -76,7 +76,7 @@ def enqueue_waits_for(queue: Queue, lock_file: Path) -> bool:
     return waits
 
 
-def test_an_enqueue_waits_for_the_lock_file_that_took_the_place_of_a_deleted_one(
+def test_an_enqueue_waits_for_the_lock_file_that_replaced_a_deleted_one(
     queue: Queue, path: Path
 ) -> None:
     queue.enqueue("greet", {})
@@ -85,7 +85,7 @@ def test_an_enqueue_waits_for_the_lock_file_that_took_the_place_of_a_deleted_one
     assert enqueue_waits_for(queue, sibling(path, "lock"))
 
 
-def test_an_enqueue_waits_for_the_lock_of_the_directory_that_took_the_place_of_a_moved_one(
+def test_an_enqueue_waits_for_the_lock_of_the_directory_that_replaced_a_moved_one(
     queue: Queue, path: Path
 ) -> None:
     queue.enqueue("greet", {})
@@ -96,9 +96,7 @@ def test_an_enqueue_waits_for_the_lock_of_the_directory_that_took_the_place_of_a
     assert len(rows(path)) == 2
 
 
-def test_an_enqueue_notices_that_its_lock_file_has_another_name_now(
-    queue: Queue, path: Path
-) -> None:
+def test_an_enqueue_notices_that_its_lock_file_was_renamed(queue: Queue, path: Path) -> None:
     queue.enqueue("greet", {})
     time.sleep(0.02)  # the system's clock for changes of files may tick that slowly
     sibling(path, "backup").hardlink_to(sibling(path, "lock"))  # as a backup by `cp -al` does
@@ -107,7 +105,7 @@ def test_an_enqueue_notices_that_its_lock_file_has_another_name_now(
     assert enqueue_waits_for(queue, sibling(path, "lock"))
 
 
-def test_a_number_that_comes_back_as_another_descriptor_of_the_lock_file_is_not_ours(
+def test_a_reused_descriptor_number_is_not_mistaken_for_the_own_lock(
     queue: Queue, path: Path
 ) -> None:
     queue.enqueue("greet", {})
@@ -157,7 +155,7 @@ queue.store.lock.run(fork)
     assert (done.stdout, done.stderr) == ("still locked\n", "")
 
 
-def test_a_child_that_outlives_its_pass_does_not_keep_the_passs_lock(tmp_path: Path) -> None:
+def test_a_child_that_outlives_its_pass_does_not_hold_its_locks(tmp_path: Path) -> None:
     code = """
 import fcntl, os, warnings
 from dbbasic_queue import Queue
@@ -180,7 +178,7 @@ print("free")
     assert (done.stdout, done.stderr) == ("free\n", "")
 
 
-def test_a_handler_that_forks_and_returns_in_the_child_makes_no_second_worker(
+def test_a_handler_that_returns_in_a_forked_child_creates_no_second_worker(
     tmp_path: Path,
 ) -> None:
     code = """
@@ -243,7 +241,7 @@ def test_a_torn_last_line_is_not_glued_to_the_next_job(queue: Queue, path: Path)
     assert line("torn")[:30] in path.read_text().split("\n")
 
 
-def test_what_a_kill_tears_of_a_large_write_is_no_job_and_harms_none(
+def test_a_large_row_torn_by_a_kill_is_not_a_job_and_harms_no_other(
     queue: Queue, path: Path
 ) -> None:
     large = line("large", payload='"' + "x" * 1_000_000 + '"')
@@ -254,7 +252,7 @@ def test_what_a_kill_tears_of_a_large_write_is_no_job_and_harms_none(
     assert queue.process_jobs({"greet": lambda _: None}) == NONE | {"completed": 2}
 
 
-def test_zeros_that_a_power_cut_leaves_hide_no_job_and_no_change(queue: Queue, path: Path) -> None:
+def test_zeros_left_by_a_power_cut_hide_no_job_and_no_change(queue: Queue, path: Path) -> None:
     add_lines(path, line("a"), line("b"), b"\0" * 4096)
     record = encode_record(b"a", encode_state(State("cancelled", NOW, NOW, 0, "", "")))
     sibling(path, "journal").write_bytes(record + b"\0" * 4096)
@@ -267,7 +265,7 @@ def test_zeros_that_a_power_cut_leaves_hide_no_job_and_no_change(queue: Queue, p
     assert sibling(path, "rejected").read_bytes() == b"\0" * 4096 + b"\n"
 
 
-def test_no_rename_goes_without_its_syncs_and_no_journal_is_cut_before_it(
+def test_a_fold_syncs_before_its_rename_and_truncates_the_journal_last(
     queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = queue.enqueue_many("greet", range(2))
@@ -305,7 +303,7 @@ def test_no_rename_goes_without_its_syncs_and_no_journal_is_cut_before_it(
     ]
 
 
-def test_the_first_job_is_on_the_disk_by_its_name_too(
+def test_the_first_enqueue_syncs_the_directories_too(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[int] = []
@@ -321,9 +319,7 @@ def test_the_first_job_is_on_the_disk_by_its_name_too(
     assert {path.parent.stat().st_ino, path.parent.parent.stat().st_ino} <= set(synced)
 
 
-def test_a_file_is_not_known_by_an_inode_number_that_is_used_again(
-    queue: Queue, path: Path
-) -> None:
+def test_a_new_file_with_a_reused_inode_number_is_read(queue: Queue, path: Path) -> None:
     for n in range(10):
         path.unlink(missing_ok=True)
         add_lines(path, line("a", payload=str(n)))
@@ -334,14 +330,14 @@ def test_a_file_is_not_known_by_an_inode_number_that_is_used_again(
 
 
 @pytest.mark.parametrize("result", [0, False, [], ""])
-def test_a_result_that_is_false_is_not_stored_as_none(queue: Queue, result: object) -> None:
+def test_a_falsy_result_is_not_stored_as_none(queue: Queue, result: object) -> None:
     job_id = queue.enqueue("greet", {})
     queue.process_jobs({"greet": lambda _: result})
     found = job(queue, job_id)["result"]
     assert (found, type(found)) == (result, type(result))
 
 
-def test_a_finished_job_whose_result_is_no_json_is_not_run_again(
+def test_a_finished_job_whose_result_is_not_json_is_not_run_again(
     queue: Queue, clock: Clock
 ) -> None:
     ran: list[int] = []
@@ -360,7 +356,7 @@ def test_a_finished_job_whose_result_is_no_json_is_not_run_again(
 # --- texts
 
 
-def test_a_tab_or_newline_in_an_error_makes_no_column_and_no_job_that_runs(
+def test_a_tab_or_newline_in_an_error_adds_no_column_and_no_job(
     queue: Queue, path: Path, clock: Clock
 ) -> None:
     ran: list[str] = []
@@ -373,9 +369,7 @@ def test_a_tab_or_newline_in_an_error_makes_no_column_and_no_job_that_runs(
     assert queue.get_job("evil") is None
 
 
-def test_a_lone_surrogate_in_an_error_does_not_kill_the_pass_in_its_rewrite(
-    queue: Queue, path: Path
-) -> None:
+def test_a_lone_surrogate_in_an_error_does_not_kill_the_pass(queue: Queue, path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")  # an undecodable file name
     ids = queue.enqueue_many("open", [1, 2])
     handlers = {"open": lambda _: raise_(ValueError(f"cannot open {name}"))}
@@ -387,7 +381,7 @@ def test_a_lone_surrogate_in_an_error_does_not_kill_the_pass_in_its_rewrite(
 # --- rows that cannot be read
 
 
-def test_a_row_that_cannot_be_read_does_not_stop_every_later_pass(queue: Queue, path: Path) -> None:
+def test_an_unreadable_row_does_not_stop_later_passes(queue: Queue, path: Path) -> None:
     add_lines(path, "???\n", line("a", run_at="soon"), line("b", payload="{"), b"\xff\n")
     for n in range(3):
         queue.enqueue("greet", n)
@@ -403,7 +397,7 @@ def test_a_run_at_that_would_raise_in_a_pass_is_refused_at_enqueue(
     assert not path.exists()
 
 
-def test_a_fractional_run_at_is_neither_refused_nor_raised_nor_early(
+def test_a_fractional_run_at_is_accepted_and_not_early(
     queue: Queue, path: Path, clock: Clock
 ) -> None:
     job_id = queue.enqueue("greet", {}, NOW + 0.5)
@@ -465,7 +459,7 @@ def test_no_way_to_end_a_pass_leaves_a_job_in_processing(
 
 
 @pytest.mark.parametrize("mask", [0o077, 0o000])
-def test_the_umask_of_roots_cron_does_not_shut_the_web_server_out(path: Path, mask: int) -> None:
+def test_the_umask_of_roots_cron_does_not_lock_the_web_server_out(path: Path, mask: int) -> None:
     path.parent.mkdir()
     path.parent.chmod(0o2770)  # (with two real users: test_store.py)
     before = os.umask(mask)
@@ -566,7 +560,7 @@ def test_a_clock_set_years_ahead_and_back_makes_no_retry_wait_for_years(
     assert job(queue, planned)["run_at"] == NOW + 2 * TEN_YEARS
 
 
-def test_a_record_of_a_purged_job_is_not_taken_for_a_new_ones_with_the_same_id(
+def test_a_record_of_a_purged_job_does_not_apply_to_a_new_job_with_its_id(
     queue: Queue, path: Path
 ) -> None:
     add_lines(path, line("other"))

@@ -72,7 +72,7 @@ def test_the_protocol_has_every_call_of_a_queue() -> None:
     assert calls == ours - BEYOND
 
 
-def test_a_queue_in_memory_is_typed_as_an_engine_and_so_is_a_text_file() -> None:
+def test_both_kinds_of_queue_are_typed_as_engines() -> None:
     engines: list[Engine] = [Queue("queue.tsv"), Queue("memory:")]
     assert len(engines) == 2
 
@@ -142,7 +142,7 @@ def test_a_url_without_an_engine_is_refused_and_no_password_is_shown(url: str, t
     assert "secret" not in str(refusal.value)
 
 
-def test_memory_is_fresh_each_time_and_a_name_is_shared() -> None:
+def test_each_queue_in_memory_is_new_unless_it_has_a_name() -> None:
     with open_queue("memory:") as one, open_queue("memory:") as two:
         one.enqueue("greet", {})
         assert (one.counts()["pending"], two.counts()["pending"]) == (1, 0)
@@ -156,7 +156,7 @@ def test_memory_is_fresh_each_time_and_a_name_is_shared() -> None:
 # --- memory's own limits
 
 
-def test_a_forked_child_is_refused_the_jobs_that_it_has_but_a_copy_of() -> None:
+def test_a_forked_child_cannot_use_its_copy_of_a_queue_in_memory() -> None:
     code = """
 import os
 from dbbasic_queue import Queue, StoreError
@@ -179,7 +179,7 @@ with Queue("memory:") as queue:
     assert (done.stdout, done.stderr) == ("7 1\n", "")
 
 
-def test_a_handler_in_a_process_of_its_own_is_told_that_its_jobs_would_be_lost() -> None:
+def test_a_handler_in_its_own_process_cannot_enqueue_into_a_queue_in_memory() -> None:
     with Queue("memory:") as queue:
         job_id = queue.enqueue("greet", {})
         handler = Handler(lambda _: queue.enqueue("other", {}), timeout=60)
@@ -188,7 +188,7 @@ def test_a_handler_in_a_process_of_its_own_is_told_that_its_jobs_would_be_lost()
         assert queue.counts()["pending"] == 0
 
 
-def test_with_workers_plain_functions_run_one_at_a_time_in_the_process_that_has_the_jobs() -> None:
+def test_workers_do_not_fork_for_a_queue_in_memory() -> None:
     ran: list[int] = []
     with Queue("memory:") as queue:
         queue.enqueue_many("greet", range(20))
@@ -197,13 +197,13 @@ def test_with_workers_plain_functions_run_one_at_a_time_in_the_process_that_has_
     assert ran == list(range(20))
 
 
-def test_a_worker_that_stays_runs_jobs_in_memory_too() -> None:
+def test_a_worker_runs_jobs_in_memory_too() -> None:
     with Queue("memory:") as queue, Worker(queue, {"greet": str.upper}):
         found = queue.wait(queue.enqueue("greet", "ada"), 60)
         assert found is not None and found["result"] == "ADA"
 
 
-def test_an_error_of_a_pass_itself_gives_back_what_it_holds() -> None:
+def test_an_error_in_the_pass_itself_returns_its_claims() -> None:
     clock = Clock(NOW)
     queue = Queue("memory:", clock=clock)
     ids = queue.enqueue_many("greet", range(20))

@@ -71,7 +71,7 @@ def test_a_function_is_registered_under_its_name_or_the_one_given(
     assert [job(queue, job_id)["result"] for job_id in ids] == [11, 12, 13, 14]
 
 
-def test_a_registered_function_is_called_as_itself(jobs: Handlers) -> None:
+def test_a_registered_function_can_still_be_called_directly(jobs: Handlers) -> None:
     @jobs.handler("mail:send")
     def send(payload: Any, job: Job | None = None, *, loud: bool = False) -> Any:
         """Send it."""
@@ -82,7 +82,7 @@ def test_a_registered_function_is_called_as_itself(jobs: Handlers) -> None:
     assert send.__wrapped__("p") == ("p", None, False)
 
 
-def test_a_registered_function_may_take_the_job(jobs: Handlers, queue: Queue) -> None:
+def test_a_registered_function_can_receive_the_job(jobs: Handlers, queue: Queue) -> None:
     @jobs.handler
     def look(payload: Any, job: Job) -> str:
         return job.id
@@ -92,7 +92,9 @@ def test_a_registered_function_may_take_the_job(jobs: Handlers, queue: Queue) ->
     assert job(queue, job_id)["result"] == job_id
 
 
-def test_a_policy_in_the_registry_counts(jobs: Handlers, queue: Queue, clock: Clock) -> None:
+def test_a_policy_declared_in_the_registry_is_used(
+    jobs: Handlers, queue: Queue, clock: Clock
+) -> None:
     @jobs.handler(max_attempts=2, backoff=Backoff(first=5, factor=1))
     def fail(_: Any) -> None:
         raise ValueError("no")
@@ -104,7 +106,7 @@ def test_a_policy_in_the_registry_counts(jobs: Handlers, queue: Queue, clock: Cl
     assert queue.process_jobs(jobs, max_attempts=1) == NONE | {"failed": 1}
 
 
-def test_a_type_that_is_registered_twice_is_refused_and_the_first_one_stays(
+def test_registering_a_type_twice_is_refused_and_the_first_handler_stays(
     jobs: Handlers,
 ) -> None:
     first = jobs.handler("greet")(len)
@@ -114,7 +116,7 @@ def test_a_type_that_is_registered_twice_is_refused_and_the_first_one_stays(
     jobs.handler("Greet")(print)
 
 
-def test_case_matters_unless_it_is_not_to(queue: Queue) -> None:
+def test_case_matters_unless_ignore_case_is_set(queue: Queue) -> None:
     exact, loose = Handlers(), Handlers(ignore_case=True)
     exact.handler("Greet")(str)
     loose.handler("Greet")(str)
@@ -127,7 +129,7 @@ def test_case_matters_unless_it_is_not_to(queue: Queue) -> None:
     assert queue.process_jobs(loose, skip_unknown=True) == NONE | {"completed": 1}
 
 
-def test_a_limit_holds_however_the_type_is_spelt(queue: Queue, path: Path) -> None:
+def test_a_limit_holds_for_any_spelling_of_the_type(queue: Queue, path: Path) -> None:
     loose = Handlers(ignore_case=True)
     beside: list[dict[str, int]] = []
 
@@ -163,7 +165,7 @@ def test_without_a_queue_of_its_own_a_registry_enqueues_into_the_default_one(
         assert job(queue, job_id)["type"] == "send"
 
 
-def test_a_plain_dict_may_hold_handlers_beside_functions(jobs: Handlers, queue: Queue) -> None:
+def test_a_plain_dict_can_mix_handlers_and_functions(jobs: Handlers, queue: Queue) -> None:
     registered = jobs.handler("other")(len)
     handlers: dict[str, Any] = {"a": Handler(len, max_attempts=1), "b": len, "c": registered}
     for name in handlers:
@@ -171,7 +173,7 @@ def test_a_plain_dict_may_hold_handlers_beside_functions(jobs: Handlers, queue: 
     assert queue.process_jobs(handlers) == NONE | {"completed": 3}
 
 
-def test_a_function_may_be_registered_under_two_types(jobs: Handlers, queue: Queue) -> None:
+def test_a_function_can_be_registered_under_two_types(jobs: Handlers, queue: Queue) -> None:
     @jobs.handler("loud")
     @jobs.handler("quiet")
     def greet(payload: Any, job: Job) -> str:
@@ -190,13 +192,13 @@ def test_a_name_that_cannot_be_a_type_is_refused(jobs: Handlers, name: Any) -> N
 
 
 @pytest.mark.parametrize("function", [lambda _: None, functools.partial(print)])
-def test_what_has_no_name_that_can_be_a_type_needs_one(jobs: Handlers, function: Any) -> None:
+def test_a_function_whose_name_cannot_be_a_type_needs_one(jobs: Handlers, function: Any) -> None:
     with pytest.raises(InvalidHandlers, match="@handler"):
         jobs.handler(function)
     jobs.handler("named")(function)
 
 
-def test_a_policy_that_cannot_work_is_refused_and_nothing_is_registered(jobs: Handlers) -> None:
+def test_an_invalid_policy_is_refused_and_nothing_is_registered(jobs: Handlers) -> None:
     with pytest.raises(InvalidHandlers):
         jobs.handler("greet", max_attempts=0)(print)
     with pytest.raises(TypeError, match="max_attempt"):
@@ -206,7 +208,7 @@ def test_a_policy_that_cannot_work_is_refused_and_nothing_is_registered(jobs: Ha
     assert len(jobs) == 0
 
 
-def test_a_registry_works_in_the_passes_of_its_own_queue_only(
+def test_a_registry_can_only_be_used_in_passes_of_its_own_queue(
     jobs: Handlers, queue: Queue, tmp_path: Path, path: Path
 ) -> None:
     jobs.handler("greet")(len).enqueue("ada")
@@ -228,7 +230,7 @@ def test_a_registry_works_in_the_passes_of_its_own_queue_only(
 
 
 @pytest.mark.parametrize("only", [False, True])
-def test_a_handler_that_is_registered_while_a_pass_runs_is_found_from_then_on(
+def test_a_handler_registered_during_a_pass_is_used_from_then_on(
     jobs: Handlers, queue: Queue, clock: Clock, only: bool
 ) -> None:
     first = queue.enqueue("late", "ada")
@@ -279,7 +281,7 @@ def test_a_reloaded_module_replaces_its_handlers(
         importlib.reload(tasks)
 
 
-def test_a_cell_of_a_notebook_that_runs_again_replaces_its_handler(jobs: Handlers) -> None:
+def test_a_notebook_cell_that_runs_again_replaces_its_handler(jobs: Handlers) -> None:
     cells = {"jobs": jobs, "__name__": "__main__"}
     for number, code in enumerate(("1", "1", "\n\n2")):
         cell = f"@jobs.handler\ndef greet(_):\n    return {code.strip()}\n"
@@ -287,7 +289,7 @@ def test_a_cell_of_a_notebook_that_runs_again_replaces_its_handler(jobs: Handler
     assert jobs["greet"](None) == 2
 
 
-def test_inner_functions_and_lambdas_of_one_name_are_not_taken_for_each_other(
+def test_inner_functions_and_lambdas_do_not_replace_each_other(
     jobs: Handlers,
 ) -> None:
     def make(number: int) -> None:
@@ -337,7 +339,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("how", ["fork", "spawn"])
-def test_registered_functions_queues_and_registries_can_be_given_to_a_pool_of_processes(
+def test_registered_functions_queues_and_registries_can_be_passed_to_a_process_pool(
     tmp_path: Path, how: str
 ) -> None:
     (tmp_path / "pooled.py").write_text(POOLED)
@@ -391,7 +393,7 @@ def test_a_store_in_memory_cannot_be_pickled(url: str) -> None:
             pickle.dumps(given)
 
 
-def test_what_cannot_be_pickled_says_why(tmp_path: Path) -> None:
+def test_a_queue_that_cannot_be_pickled_says_why(tmp_path: Path) -> None:
     with pytest.raises(QueueError, match=r"cannot pickle the queue .* is a lambda or an inner"):
         pickle.dumps(Queue(tmp_path / "queue.tsv", clock=lambda: NOW))
 
@@ -456,7 +458,9 @@ def test_a_function_whose_arguments_cannot_be_unpacked_is_refused(jobs: Handlers
     jobs.handler("none", unpack=True)(nothing)
 
 
-def test_a_function_may_take_the_job_by_name_only(jobs: Handlers, queue: Queue) -> None:
+def test_a_function_can_receive_the_job_as_a_keyword_only_argument(
+    jobs: Handlers, queue: Queue
+) -> None:
     @jobs.handler
     def keyword(payload: Any, *, job: Job) -> str:
         return job.id
@@ -490,9 +494,7 @@ def passes_on(function: Any) -> Any:
 # --- arguments by name
 
 
-def test_a_payload_member_named_job_does_not_vanish_behind_the_job(
-    jobs: Handlers, queue: Queue
-) -> None:
+def test_a_payload_member_named_job_is_not_silently_dropped(jobs: Handlers, queue: Queue) -> None:
     @jobs.handler(unpack=True)
     def add(a: int, job: Job) -> int:
         return a
@@ -550,9 +552,7 @@ def test_a_payload_that_does_not_fit_the_signature_is_refused_at_enqueue(
     assert list(queue.jobs()) == []
 
 
-def test_a_payload_from_elsewhere_that_cannot_be_unpacked_is_the_jobs_error(
-    jobs: Handlers, queue: Queue
-) -> None:
+def test_a_payload_that_cannot_be_unpacked_fails_its_job(jobs: Handlers, queue: Queue) -> None:
     @jobs.handler(unpack=True)
     def add(a: int, b: int = 0) -> int:
         return a + b

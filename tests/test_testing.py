@@ -29,7 +29,7 @@ def jobs(tmp_path: Path) -> Iterator[JobQueue]:
 # --- the clock, and running all
 
 
-def test_time_passes_when_the_test_says_so(jobs: JobQueue) -> None:
+def test_time_only_passes_when_the_test_moves_the_clock(jobs: JobQueue) -> None:
     jobs.enqueue("greet", {}, NOW + 60)
     assert jobs.process_jobs({"greet": str}) == NONE
     jobs.clock.move(60)
@@ -38,7 +38,7 @@ def test_time_passes_when_the_test_says_so(jobs: JobQueue) -> None:
     assert jobs.clock() == jobs.clock.now == NOW + 60 - DAY
 
 
-def test_run_all_runs_retries_delays_and_what_handlers_enqueue_at_their_time(
+def test_run_all_runs_retries_delays_and_new_jobs_at_their_time(
     jobs: JobQueue,
 ) -> None:
     errors = [ValueError("no"), Delay(DAY), ValueError("no")]
@@ -66,13 +66,13 @@ def test_run_all_runs_retries_delays_and_what_handlers_enqueue_at_their_time(
     assert jobs.run_all({}) == NONE
 
 
-def test_run_all_ends_with_what_no_attempt_is_left_for(jobs: JobQueue) -> None:
+def test_run_all_ends_when_no_attempts_are_left(jobs: JobQueue) -> None:
     jobs.enqueue("greet", {})
     assert jobs.run_all({}, 2) == NONE | {"retried": 1, "failed": 1}
     assert jobs.clock.now == NOW + 120
 
 
-def test_run_all_leaves_what_it_is_told_to_leave(jobs: JobQueue) -> None:
+def test_run_all_skips_unknown_and_paused_types(jobs: JobQueue) -> None:
     jobs.enqueue("other", {})
     jobs.enqueue("other", {}, NOW + 60)
     jobs.enqueue("greet", {}, NOW + 30)
@@ -84,7 +84,7 @@ def test_run_all_leaves_what_it_is_told_to_leave(jobs: JobQueue) -> None:
     assert jobs.run_all({"other": str}) == NONE | {"completed": 2}
 
 
-def test_jobs_that_go_on_for_ever_are_an_error_that_names_them(jobs: JobQueue) -> None:
+def test_run_all_raises_an_error_that_names_jobs_that_never_end(jobs: JobQueue) -> None:
     def put_off(_: Any) -> None:
         raise Delay(60, "not yet")
 
@@ -126,7 +126,7 @@ def test_a_job_that_was_enqueued_with_none_is_found_by_none(jobs: JobQueue) -> N
     assert jobs.assert_enqueued("ping", {})["id"] == job_id
 
 
-def test_what_was_enqueued_is_found_whatever_became_of_it(jobs: JobQueue) -> None:
+def test_an_assertion_finds_jobs_of_any_status(jobs: JobQueue) -> None:
     jobs.enqueue("greet", {"to": "ada"})
     jobs.cancel_job(jobs.enqueue("greet", {"to": "bob"}))
     jobs.run_all({"greet": str})
@@ -134,7 +134,7 @@ def test_what_was_enqueued_is_found_whatever_became_of_it(jobs: JobQueue) -> Non
     assert jobs.assert_enqueued("greet", to="bob")["status"] == "cancelled"
 
 
-def test_an_assertion_that_fails_says_what_there_is(jobs: JobQueue) -> None:
+def test_a_failing_assertion_lists_the_jobs(jobs: JobQueue) -> None:
     with pytest.raises(AssertionError) as error:
         jobs.assert_enqueued("greet", to="ada")
     assert str(error.value) == "no job greet(to='ada') was enqueued; what was:\n  nothing"
@@ -156,7 +156,7 @@ def test_an_assertion_that_fails_says_what_there_is(jobs: JobQueue) -> None:
         jobs.assert_enqueued("other")
 
 
-def test_two_payloads_are_one_too_many(jobs: JobQueue) -> None:
+def test_an_assertion_takes_only_one_payload(jobs: JobQueue) -> None:
     with pytest.raises(TypeError, match="one payload"):
         jobs.assert_enqueued("greet", 1, 2)
 
@@ -190,7 +190,7 @@ def entry_points() -> str:
     return "".join(f"[{name}]\n" + "\n".join(lines) + "\n" for name, lines in groups.items())
 
 
-def test_the_fixture_is_there_without_a_line_of_configuration(installed: pytest.Pytester) -> None:
+def test_the_fixture_needs_no_configuration(installed: pytest.Pytester) -> None:
     installed.makepyfile(
         """
         import os, subprocess, sys
@@ -208,7 +208,7 @@ def test_the_fixture_is_there_without_a_line_of_configuration(installed: pytest.
 
         enqueued = []
 
-        def test_functions_and_registries_act_on_it(job_queue):
+        def test_functions_and_registries_use_it(job_queue):
             first, second = enqueue("greet", "ada"), greet.enqueue("bob")
             job_queue.assert_enqueued("greet", "ada")
             assert job_queue.run_all(jobs)["retried"] == 1
@@ -220,17 +220,17 @@ def test_the_fixture_is_there_without_a_line_of_configuration(installed: pytest.
             assert isinstance(job_queue, Queue) and str(tmp_path) in job_queue.path
             job_queue.assert_not_enqueued("greet")
 
-        def test_programs_that_are_started_act_on_it_too(job_queue):
+        def test_child_processes_use_it_too(job_queue):
             code = "import dbbasic_queue; dbbasic_queue.enqueue('greet', 'eve')"
             subprocess.run([sys.executable, "-c", code], check=True)
             job_queue.assert_enqueued("greet", "eve")
 
-        def test_the_clock_begins_now_and_stands_still(job_queue):
+        def test_the_clock_starts_now_and_does_not_move(job_queue):
             import time
             assert abs(job_queue.clock() - time.time()) < 3600
             assert job_queue.clock() == job_queue.clock()
 
-        def test_afterwards_all_is_as_before(monkeypatch):
+        def test_everything_is_restored_afterwards(monkeypatch):
             assert "DBBASIC_QUEUE_FILE" not in os.environ
             assert dbbasic_queue.queue.QUEUE_FILE == os.path.abspath("data/queue.tsv")
             assert dbbasic_queue.queue.default_queue().path == os.path.abspath("data/queue.tsv")
@@ -243,7 +243,7 @@ def test_the_fixture_is_there_without_a_line_of_configuration(installed: pytest.
     done.assert_outcomes(passed=5)
 
 
-def test_every_queue_of_the_program_is_the_fixtures_whenever_it_was_made(
+def test_the_fixture_replaces_every_queue_of_the_program(
     installed: pytest.Pytester,
 ) -> None:
     installed.makepyfile(
@@ -259,7 +259,7 @@ def test_every_queue_of_the_program_is_the_fixtures_whenever_it_was_made(
         def convert(name):
             return name.upper()
 
-        def test_queues_of_before_and_registries_of_them(job_queue):
+        def test_queues_made_before_the_test_and_their_registries(job_queue):
             job_id = convert.enqueue("cat")
             other.enqueue("convert", "dog", job_queue.clock() + 60)
             job_queue.assert_enqueued("convert", "cat")
@@ -268,7 +268,7 @@ def test_every_queue_of_the_program_is_the_fixtures_whenever_it_was_made(
             assert media.get_job(job_id)["result"] == "CAT"
             assert media.wait(job_id, 5)["status"] == "completed"
 
-        def test_queues_that_are_made_during_the_test_and_copies_of_them(job_queue):
+        def test_queues_made_during_the_test_and_their_copies(job_queue):
             with Queue("data/media.tsv") as late:
                 late.enqueue("convert", "cat")
             assert pickle.loads(pickle.dumps(media)).path == job_queue.path
@@ -276,14 +276,14 @@ def test_every_queue_of_the_program_is_the_fixtures_whenever_it_was_made(
                 assert other.wait(enqueue("convert", "dog"), 30)["result"] == "DOG"
             job_queue.assert_enqueued("convert", "cat")
 
-        def test_a_queue_in_the_tests_directory_or_in_memory_is_itself(job_queue, tmp_path):
+        def test_a_queue_in_the_tests_directory_or_in_memory_is_not_replaced(job_queue, tmp_path):
             with Queue(tmp_path / "own.tsv") as own:
                 own.enqueue("convert", "cat")
                 assert own.path == str(tmp_path / "own.tsv")
             memory.enqueue("convert", "cat")
             job_queue.assert_not_enqueued("convert")
 
-        def test_afterwards_all_is_as_before():
+        def test_everything_is_restored_afterwards():
             assert media.path == os.path.abspath("data/media.tsv")
             assert media.get_job("a") is None and media.store.path == media.path
             assert not os.path.exists("data")
@@ -293,14 +293,14 @@ def test_every_queue_of_the_program_is_the_fixtures_whenever_it_was_made(
     done.assert_outcomes(passed=4)
 
 
-def test_where_the_fixture_is_not_used_the_package_is_not_even_imported(
+def test_the_package_is_not_imported_unless_the_fixture_is_used(
     installed: pytest.Pytester,
 ) -> None:
     installed.makepyfile(
         """
         import sys
 
-        def test_nothing_is_loaded(pytestconfig):
+        def test_nothing_is_imported(pytestconfig):
             assert pytestconfig.pluginmanager.hasplugin("dbbasic_queue")
             assert [name for name in sys.modules if name.startswith("dbbasic_queue")] == []
             assert "filelock" not in sys.modules
@@ -309,7 +309,7 @@ def test_where_the_fixture_is_not_used_the_package_is_not_even_imported(
     installed.runpytest_subprocess("-Werror").assert_outcomes(passed=1)
 
 
-def test_a_failing_assertion_shows_the_jobs_in_pytests_own_report(
+def test_a_failing_assertion_shows_the_jobs_in_the_pytest_report(
     installed: pytest.Pytester,
 ) -> None:
     installed.makepyfile(

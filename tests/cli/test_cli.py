@@ -55,7 +55,9 @@ def test_the_console_script_is_the_same_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments", [[], ["fly"], ["--fly"], ["demo", "--fly"], ["demo", "one"], ["demo", "--dir"]]
 )
-def test_wrong_usage_is_2_and_says_what_is_right(tmp_path: Path, arguments: list[str]) -> None:
+def test_wrong_usage_exits_with_2_and_prints_the_usage(
+    tmp_path: Path, arguments: list[str]
+) -> None:
     done = run_module(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("usage: dbbasic-queue")
@@ -68,7 +70,7 @@ def test_help_names_the_commands(tmp_path: Path) -> None:
     assert "demo" in done.stdout
 
 
-def test_an_error_is_one_line_and_1(tmp_path: Path) -> None:
+def test_an_error_is_one_line_and_exits_with_1(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = run_module("demo", "--dir", "file/below", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
@@ -76,7 +78,7 @@ def test_an_error_is_one_line_and_1(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+def test_a_closed_pipe_exits_with_1_and_prints_no_error(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -99,7 +101,7 @@ def test_main_returns_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "is not empty" in capsys.readouterr().err
 
 
-def test_what_one_command_needs_is_not_imported_for_the_others(tmp_path: Path) -> None:
+def test_a_command_does_not_import_modules_that_only_others_need(tmp_path: Path) -> None:
     program = (
         "import sys, dbbasic_queue.cli.main as cli\n"
         "print(sorted({'argparse', 'dbbasic_queue.cli.demo', 'subprocess'} & set(sys.modules)))\n"
@@ -167,7 +169,7 @@ def some(tmp_path: Path) -> Iterator[Queue]:
 
 
 @pytest.mark.parametrize("arguments", EXISTING)
-def test_a_slip_in_the_path_does_not_look_like_an_empty_queue(
+def test_a_typo_in_the_path_does_not_look_like_an_empty_queue(
     tmp_path: Path, arguments: list[str]
 ) -> None:
     why = refused(*arguments, "--file", "no/queue.tsv", cwd=tmp_path)
@@ -177,7 +179,7 @@ def test_a_slip_in_the_path_does_not_look_like_an_empty_queue(
 
 
 @pytest.mark.parametrize("arguments", [*EXISTING[:7], EXISTING[9], ["enqueue", "greet"]])
-def test_a_file_that_is_no_queue_is_refused_and_left_alone(
+def test_a_file_that_is_not_a_queue_is_refused_and_not_changed(
     tmp_path: Path, arguments: list[str]
 ) -> None:
     (tmp_path / "letter").write_text("Dear Sir,\n")
@@ -185,7 +187,7 @@ def test_a_file_that_is_no_queue_is_refused_and_left_alone(
     assert (tmp_path / "letter").read_text() == "Dear Sir,\n"
 
 
-def test_the_queue_is_the_files_the_environments_or_the_default_one(tmp_path: Path) -> None:
+def test_the_queue_comes_from_the_option_the_environment_or_the_default(tmp_path: Path) -> None:
     ok("enqueue", "greet", "--id", "a", cwd=tmp_path)
     ok("enqueue", "greet", "--id", "b", cwd=tmp_path, DBBASIC_QUEUE_FILE="other.tsv")
     ok("enqueue", "greet", "--id", "c", "--file", "third.tsv", cwd=tmp_path)
@@ -193,7 +195,7 @@ def test_the_queue_is_the_files_the_environments_or_the_default_one(tmp_path: Pa
         assert [job["id"] for job in Queue(tmp_path / file).jobs()] == [job_id]
 
 
-def test_the_environments_queue_may_be_a_url(tmp_path: Path) -> None:
+def test_the_environment_can_name_the_queue_by_url(tmp_path: Path) -> None:
     url = f"file://{tmp_path}/by%20url.tsv"
     ok("enqueue", "greet", "--id", "a", cwd=tmp_path, DBBASIC_QUEUE_URL=url)
     assert [job["id"] for job in Queue(tmp_path / "by url.tsv").jobs()] == ["a"]
@@ -244,7 +246,7 @@ def test_a_job_is_enqueued_and_its_id_printed(tmp_path: Path) -> None:
     assert queue.process_jobs({"greet": lambda payload: None})["completed"] == 1
 
 
-def test_a_job_may_be_enqueued_for_later_under_an_id_of_its_own_once(tmp_path: Path) -> None:
+def test_a_job_can_be_enqueued_for_later_and_only_once_per_id(tmp_path: Path) -> None:
     arguments = ["enqueue", "greet", "--run-at", "4000000000.5", "--id", "report-1"]
     assert ok(*arguments, cwd=tmp_path) == "report-1\n"
     job = Queue(tmp_path / "data/queue.tsv").get_job("report-1")
@@ -254,7 +256,7 @@ def test_a_job_may_be_enqueued_for_later_under_an_id_of_its_own_once(tmp_path: P
 
 
 @pytest.mark.parametrize("payload", ["{to: ada}", "ada", "NaN", "", "{} {}"])
-def test_a_payload_that_is_no_json_is_wrong_usage_and_nothing_is_written(
+def test_a_payload_that_is_not_json_is_wrong_usage_and_writes_nothing(
     tmp_path: Path, payload: str
 ) -> None:
     done = run_module("enqueue", "greet", payload, cwd=tmp_path)
@@ -263,7 +265,7 @@ def test_a_payload_that_is_no_json_is_wrong_usage_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_type_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_job_type_is_refused(tmp_path: Path) -> None:
     assert "invalid job type 'a b'" in refused("enqueue", "a b", cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -279,7 +281,7 @@ def test_list_prints_the_rows_of_the_file_by_status_and_by_type(tmp_path: Path) 
     assert ok("list", "--type", "none", cwd=tmp_path) == ""
 
 
-def test_list_shows_changes_that_are_in_the_journal_only(some: Queue, tmp_path: Path) -> None:
+def test_list_shows_changes_that_are_only_in_the_journal(some: Queue, tmp_path: Path) -> None:
     seen = []
 
     def look(payload: object) -> None:
@@ -291,7 +293,7 @@ def test_list_shows_changes_that_are_in_the_journal_only(some: Queue, tmp_path: 
 
 
 @pytest.mark.parametrize("command", [["list"], ["show", "bad"]])
-def test_what_another_program_has_written_does_not_drive_the_terminal(
+def test_rows_of_other_programs_send_no_control_codes_to_the_terminal(
     tmp_path: Path, command: list[str]
 ) -> None:
     path = tmp_path / "data/queue.tsv"
@@ -302,7 +304,7 @@ def test_what_another_program_has_written_does_not_drive_the_terminal(
 
 
 @pytest.mark.usefixtures("some")
-def test_show_prints_one_job_a_line_a_column(tmp_path: Path) -> None:
+def test_show_prints_one_line_per_column_of_the_job(tmp_path: Path) -> None:
     shown = ok("show", "later", cwd=tmp_path).split("\n")
     assert [text.split("\t")[0] for text in shown] == [*HEADER.split(), ""]  # it has not run
     assert shown[2] == 'payload\t{"to": "bob"}'
@@ -337,14 +339,14 @@ def test_show_prints_the_attempts_of_a_job_and_the_last_traceback(tmp_path: Path
 
 
 @pytest.mark.usefixtures("some")
-def test_metrics_are_printed_or_put_into_a_file(tmp_path: Path) -> None:
+def test_metrics_are_printed_or_written_to_a_file(tmp_path: Path) -> None:
     printed = ok("metrics", "--window", "60s", cwd=tmp_path)
     assert printed.startswith("# ") and 'type="greet"' in printed
     assert ok("metrics", "queue.prom", cwd=tmp_path) == ""
     assert 'type="greet"' in (tmp_path / "queue.prom").read_text()
 
 
-def test_cancel_says_which_jobs_were_and_which_were_not(some: Queue, tmp_path: Path) -> None:
+def test_cancel_reports_which_jobs_it_cancelled_and_which_not(some: Queue, tmp_path: Path) -> None:
     done = run_module("cancel", "done", "later", "nobody", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "cancelled\tlater\n")
     assert done.stderr.splitlines() == [
@@ -354,7 +356,7 @@ def test_cancel_says_which_jobs_were_and_which_were_not(some: Queue, tmp_path: P
     assert some.counts()["cancelled"] == 1
 
 
-def test_requeue_takes_ids_or_all_that_have_failed(some: Queue, tmp_path: Path) -> None:
+def test_requeue_accepts_ids_or_all_failed_jobs(some: Queue, tmp_path: Path) -> None:
     assert ok("requeue", "broken", cwd=tmp_path) == "requeued\tbroken\n"
     assert "it is pending" in refused("requeue", "broken", cwd=tmp_path)
     some.process_jobs({"break": fail})
@@ -385,7 +387,7 @@ def test_requeue_takes_ids_or_all_that_have_failed(some: Queue, tmp_path: Path) 
     ],
 )
 @pytest.mark.usefixtures("some")
-def test_a_command_that_is_used_wrongly_is_2_and_does_nothing(
+def test_a_command_with_wrong_usage_exits_with_2_and_changes_nothing(
     tmp_path: Path, arguments: list[str]
 ) -> None:
     before = (tmp_path / "data/queue.tsv").read_bytes()
@@ -445,7 +447,7 @@ def test_all_finished_jobs_are_older_than_0s(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("some")
-def test_the_window_of_the_metrics_is_an_hour_or_as_long_as_asked_for(tmp_path: Path) -> None:
+def test_the_metrics_cover_an_hour_unless_a_window_is_given(tmp_path: Path) -> None:
     history = tmp_path / "data/queue.tsv.history"
     rows = history.read_text("utf-8").splitlines(keepends=True)
     ended_at = rows[1].split("\t")[5]
@@ -462,7 +464,7 @@ def test_the_window_of_the_metrics_is_an_hour_or_as_long_as_asked_for(tmp_path: 
         assert (attempts in ok("metrics", *window, cwd=tmp_path)) is is_counted
 
 
-def test_a_type_or_all_are_paused_and_resumed(some: Queue, tmp_path: Path) -> None:
+def test_pause_and_resume_take_one_type_or_all(some: Queue, tmp_path: Path) -> None:
     some.enqueue("greet", {})
     assert ok("pause", "greet", cwd=tmp_path) == "paused\tgreet\n"
     assert ok("pause", cwd=tmp_path) == "paused\t*\n"
@@ -485,7 +487,7 @@ def test_a_pipe_of_commands_works_as_in_a_shell(tmp_path: Path) -> None:
 ESCAPE = b"\x1b]0;owned\x07\x1b[8m\x9b"
 
 
-def test_no_command_prints_a_raw_control_character_whatever_file_it_comes_from(
+def test_no_command_prints_raw_control_characters_from_any_file(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "data/queue.tsv"
@@ -521,7 +523,7 @@ def test_no_command_prints_a_raw_control_character_whatever_file_it_comes_from(
         assert r"\x1b" in shown
 
 
-def test_an_old_id_that_begins_with_a_dash_is_never_an_option(tmp_path: Path) -> None:
+def test_an_id_that_starts_with_a_dash_is_not_read_as_an_option(tmp_path: Path) -> None:
     path = tmp_path / "data/queue.tsv"
     add_lines(path, *(line(name, status="failed") for name in ("--failed", "innocent")))
     assert ok("show", "--", "--failed", cwd=tmp_path).startswith("id\t--failed\n")
@@ -573,12 +575,12 @@ def test_a_duration_without_a_unit_or_a_number_is_wrong_usage(
 
 
 @pytest.mark.usefixtures("some")
-def test_a_window_of_no_time_is_an_error(tmp_path: Path) -> None:
+def test_a_window_of_zero_is_an_error(tmp_path: Path) -> None:
     why = refused("metrics", "--window", "0s", cwd=tmp_path)
     assert why == "invalid window 0.0: must be seconds or a timedelta, more than 0"
 
 
-def test_lines_that_are_not_jobs_are_printed_and_moved_away(tmp_path: Path) -> None:
+def test_unreadable_lines_are_printed_and_can_be_moved_away(tmp_path: Path) -> None:
     job_id = ok("enqueue", "greet", cwd=tmp_path).strip()
     path = tmp_path / "data" / "queue.tsv"
     with path.open("a") as file:

@@ -80,7 +80,7 @@ def test_the_demo_reports_on_real_data(toured: tuple[Path, str, float]) -> None:
         assert float(row["mean"]) == pytest.approx(sum(weights) / len(weights))
 
 
-def test_the_elements_of_the_demo_are_in_order_and_each_there_once() -> None:
+def test_the_demos_elements_are_sorted_and_listed_once() -> None:
     text = (PROJECT / "dbbasic_queue" / "cli" / "demo_data.tsv").read_text(encoding="utf-8")
     rows = [line.split("\t") for line in text.splitlines()[1:]]
     assert {len(row) for row in rows} == {6}
@@ -132,14 +132,14 @@ def test_every_command_that_the_demo_shows_works_for_the_user(
     assert done.stdout == "5 completed\n1 pending\n" or done.stdout == "1 pending\n5 completed\n"
 
 
-def test_the_demo_takes_a_fresh_directory_by_itself(tmp_path: Path) -> None:
+def test_the_demo_creates_a_new_directory_by_default(tmp_path: Path) -> None:
     done = run_demo(cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     [home] = tmp_path.iterdir()
     assert f"Look around in {home}\n" in done.stdout
 
 
-def test_the_demo_touches_no_directory_that_is_in_use(tmp_path: Path) -> None:
+def test_the_demo_does_not_touch_a_directory_that_is_not_empty(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "note").touch()
     done = run_demo("--dir", "mine", cwd=tmp_path)
@@ -148,7 +148,7 @@ def test_the_demo_touches_no_directory_that_is_in_use(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "mine") == ["note"]
 
 
-def test_the_demo_is_not_led_astray_by_the_environment(tmp_path: Path) -> None:
+def test_the_demo_ignores_the_settings_in_the_environment(tmp_path: Path) -> None:
     stray = {"SMTP_USER": "me", "SMTP_STARTTLS": "1", "QUEUE_LOG_LEVEL": "loud"}
     queue_file = str(tmp_path / "mine" / "queue.tsv")
     done = run_demo("--dir", "home", cwd=tmp_path, DBBASIC_QUEUE_FILE=queue_file, **stray)
@@ -162,11 +162,11 @@ def test_the_demo_says_which_tools_are_missing(tmp_path: Path) -> None:
     done = run_demo("--dir", "home", cwd=tmp_path, PATH=str(tmp_path / "bin"))
     assert (done.returncode, done.stderr) == (0, "")
     for tool in ("awk", "grep", "flock"):
-        assert f"(not run: there is no {tool} on this machine)" in done.stdout
+        assert f"(not run: this machine has no {tool})" in done.stdout
     assert "Checked: 3 mails came" in done.stdout
 
 
-def test_a_demo_whose_mails_are_lost_says_so_and_ends_with_1(
+def test_a_demo_that_loses_mails_reports_it_and_exits_with_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo.MailServer, "keep", lambda server, mail, recipients: None)
@@ -176,7 +176,7 @@ def test_a_demo_whose_mails_are_lost_says_so_and_ends_with_1(
     assert "Checked" not in printed.out
 
 
-def test_a_demo_whose_worker_is_broken_says_so_and_ends_with_1(
+def test_a_demo_with_a_broken_worker_reports_it_and_exits_with_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = tmp_path / "broken.py"
@@ -209,7 +209,7 @@ def test_a_mail_is_kept_as_it_was_sent(client: smtplib.SMTP, tmp_path: Path) -> 
     assert (tmp_path / "2.eml").read_bytes() == b"Subject: from nobody\n\n"
 
 
-def test_the_server_knows_whom_each_mail_was_for(
+def test_the_server_records_the_recipients_of_each_mail(
     server: demo.MailServer, client: smtplib.SMTP
 ) -> None:
     client.sendmail("me@example.org", ["ada@example.org", "bob@example.org"], b"x")
@@ -251,7 +251,7 @@ def test_a_mail_that_is_too_large_is_refused_and_the_next_is_not(
     assert server.accepted == ["bob@example.org"]
 
 
-def test_a_mail_that_breaks_off_is_not_kept(server: demo.MailServer, tmp_path: Path) -> None:
+def test_an_incomplete_mail_is_not_kept(server: demo.MailServer, tmp_path: Path) -> None:
     with socket.create_connection(("127.0.0.1", server.server_address[1]), 10) as connection:
         replies = connection.makefile("rb")
         assert replies.readline() == b"220 demo\r\n"
@@ -265,7 +265,7 @@ def test_a_mail_that_breaks_off_is_not_kept(server: demo.MailServer, tmp_path: P
     assert (server.accepted, list(tmp_path.iterdir())) == ([], [])
 
 
-def test_a_command_without_end_is_cut_off(server: demo.MailServer) -> None:
+def test_an_endless_command_ends_the_connection(server: demo.MailServer) -> None:
     with socket.create_connection(("127.0.0.1", server.server_address[1]), 10) as connection:
         replies = connection.makefile("rb")
         assert replies.readline() == b"220 demo\r\n"

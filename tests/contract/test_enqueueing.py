@@ -88,15 +88,13 @@ class TestEnqueueing:
         assert (found, type(found)) == (payload, type(payload))
         assert (seen, type(seen[0])) == ([payload], type(payload))
 
-    def test_a_payload_is_kept_as_json_would_have_it_and_as_it_was_when_it_was_enqueued(
-        self, queue: Engine
-    ) -> None:
+    def test_a_payload_is_stored_as_json_at_the_time_of_the_enqueue(self, queue: Engine) -> None:
         payload: dict[str, Any] = {"to": ["ada"], "n": (2, 3)}
         job_id = queue.enqueue("greet", payload)
         payload["to"] = "nobody"
         assert job(queue, job_id)["payload"] == {"to": ["ada"], "n": [2, 3]}
 
-    def test_what_is_shown_of_a_job_is_the_callers_to_alter(self, queue: Engine) -> None:
+    def test_changing_a_returned_job_does_not_change_the_queue(self, queue: Engine) -> None:
         job_id = queue.enqueue("greet", {"to": ["ada"]})
         shown = job(queue, job_id)
         shown["payload"]["to"].append("bob")
@@ -134,7 +132,7 @@ class TestEnqueueing:
         assert job(queue, one)["run_at"] == job(queue, other)["run_at"] == seconds
 
     @pytest.mark.parametrize("arguments", REFUSED, ids=lambda a: repr(a)[:40])
-    def test_what_no_job_can_be_is_refused_and_adds_nothing(
+    def test_invalid_arguments_are_refused_and_add_no_job(
         self, queue: Engine, arguments: dict[str, Any]
     ) -> None:
         full: dict[str, Any] = {"job_type": "greet", "payload": {}, **arguments}
@@ -155,11 +153,11 @@ class TestEnqueueing:
             with pytest.raises(JobNotFound):
                 call(job_id)
 
-    def test_a_job_that_is_not_there_is_none(self, queue: Engine) -> None:
+    def test_get_job_of_an_unknown_id_returns_none(self, queue: Engine) -> None:
         queue.enqueue("greet", {}, job_id="here")
         assert queue.get_job("there") is None
 
-    def test_an_id_of_the_callers_own_is_taken_once_whatever_became_of_its_job(
+    def test_an_id_can_be_used_only_once_whatever_the_status_of_its_job(
         self, queue: Engine
     ) -> None:
         ends = {"completed": raises(), "failed": raises(Fail("no"))}
@@ -174,7 +172,7 @@ class TestEnqueueing:
                 queue.enqueue("other", {}, job_id=f"my-{status}")
         assert list(queue.jobs()) == before
 
-    def test_of_many_who_ask_at_once_for_one_id_one_gets_it(self, queue: Engine) -> None:
+    def test_only_one_of_many_concurrent_enqueues_gets_a_job_id(self, queue: Engine) -> None:
         refused: list[int] = []
 
         def ask(number: int) -> None:
@@ -189,14 +187,14 @@ class TestEnqueueing:
 
     # --- enqueue_many
 
-    def test_many_jobs_come_in_the_order_of_their_payloads(self, queue: Engine) -> None:
+    def test_enqueue_many_keeps_the_order_of_the_payloads(self, queue: Engine) -> None:
         ids = queue.enqueue_many("greet", (n for n in range(100)), NOW + 60)
         assert len(set(ids)) == 100
         assert [job(queue, job_id)["payload"] for job_id in ids] == list(range(100))
         assert [found["id"] for found in queue.jobs()] == ids
         assert queue.enqueue_many("greet", iter(())) == []
 
-    def test_payloads_that_cannot_be_iterated_to_their_end_add_no_job(self, queue: Engine) -> None:
+    def test_an_error_while_iterating_over_the_payloads_adds_no_job(self, queue: Engine) -> None:
         def payloads() -> Iterator[int]:
             yield 1
             raise LookupError("the database is gone")
@@ -205,7 +203,7 @@ class TestEnqueueing:
             queue.enqueue_many("greet", payloads())
         assert queue.counts()["pending"] == 0
 
-    def test_nobody_sees_a_part_of_many_jobs(self, queue: Engine) -> None:
+    def test_enqueue_many_adds_all_jobs_at_once(self, queue: Engine) -> None:
         seen: set[int] = set()
         done = threading.Event()
 
@@ -224,7 +222,7 @@ class TestEnqueueing:
         assert seen <= set(range(0, 1001, 200))
         assert queue.counts()["pending"] == 1000
 
-    def test_jobs_enqueued_from_many_threads_are_all_there(self, queue: Engine) -> None:
+    def test_no_job_enqueued_from_many_threads_is_lost(self, queue: Engine) -> None:
         ids: list[str] = []
         at_once(*[lambda: ids.extend(queue.enqueue("greet", n) for n in range(25))] * 8)
         assert len(set(ids)) == 200
@@ -249,7 +247,7 @@ class TestEnqueueing:
         clock.move(DAY)
         assert queue.process_jobs({"greet": raises()}) == NONE
 
-    def test_a_job_that_is_being_run_or_done_cannot_be_cancelled(self, queue: Engine) -> None:
+    def test_a_running_or_finished_job_cannot_be_cancelled(self, queue: Engine) -> None:
         def handler(_: Any) -> str:
             assert job(queue, "ran")["status"] == "processing"
             assert queue.cancel_job("ran") is False
@@ -264,7 +262,7 @@ class TestEnqueueing:
             assert queue.cancel_job(job_id) is False
             assert queue.get_job(job_id) == before
 
-    def test_of_a_cancel_and_a_pass_at_the_same_moment_one_has_the_job(self, queue: Engine) -> None:
+    def test_a_job_is_either_cancelled_or_run_never_both(self, queue: Engine) -> None:
         ids = queue.enqueue_many("greet", range(200))
         ran: list[int] = []
         cancelled: list[int] = []

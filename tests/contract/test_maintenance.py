@@ -82,7 +82,7 @@ class TestMaintenance:
             (datetime.fromtimestamp(NOW + 60, UTC), NOW + 60),
         ],
     )
-    def test_a_requeued_job_is_due_when_its_run_at_says(
+    def test_a_requeued_job_is_due_at_its_run_at(
         self, full: Engine, clock: Clock, status: str, run_at: Any, due: int
     ) -> None:
         assert full.requeue(f"{status}-old-a", run_at) is True
@@ -127,7 +127,7 @@ class TestMaintenance:
         assert queue.process_jobs({"greet": raises()}) == NONE | {"completed": 1}
         assert job(queue, job_id)["attempts"] == 2
 
-    def test_run_now_is_false_for_a_job_that_is_not_pending_and_an_error_for_none(
+    def test_run_now_returns_false_unless_pending_and_raises_for_an_unknown_job(
         self, full: Engine
     ) -> None:
         def handler(_: Any) -> bool:
@@ -157,28 +157,30 @@ class TestMaintenance:
             assert full.requeue(job_id) is False
             assert full.get_job(job_id) == before
 
-    def test_requeue_failed_takes_all_failed_jobs_or_those_of_a_type(self, full: Engine) -> None:
+    def test_requeue_failed_requeues_all_failed_jobs_or_those_of_one_type(
+        self, full: Engine
+    ) -> None:
         assert full.requeue_failed("b") == 2
         assert full.requeue_failed("unknown") == 0
         assert job(full, "failed-old-b")["status"] == "pending"
         assert job(full, "failed-old-a")["status"] == "failed"
         assert (full.requeue_failed(), full.requeue_failed()) == (2, 0)
 
-    def test_clear_failed_takes_all_failed_jobs_out_or_those_of_a_type(self, full: Engine) -> None:
+    def test_clear_failed_removes_all_failed_jobs_or_those_of_one_type(self, full: Engine) -> None:
         before = self.ids(full)
         assert full.clear_failed("b") == 2
         assert before - self.ids(full) == {"failed-old-b", "failed-new-b"}
         assert (full.clear_failed(), full.clear_failed()) == (2, 0)
         assert full.counts()["failed"] == 0
 
-    def test_remove_type_takes_a_types_jobs_out_whatever_their_status(self, full: Engine) -> None:
+    def test_remove_type_removes_jobs_of_any_status(self, full: Engine) -> None:
         assert full.remove_type("b") == 8
         assert {job_id[-1] for job_id in self.ids(full)} == {"a"}
         assert full.remove_type("b") == full.remove_type("unknown") == 0
 
     @pytest.mark.parametrize("status", [None, "completed", "failed", "cancelled"])
     @pytest.mark.parametrize("older_than", [DAY, timedelta(days=1)])
-    def test_purge_takes_old_finished_jobs_out(
+    def test_purge_removes_old_finished_jobs(
         self, full: Engine, status: Any, older_than: Any
     ) -> None:
         before = self.ids(full)
@@ -200,16 +202,14 @@ class TestMaintenance:
             full.purge(older_than, status)
         assert len(self.ids(full)) == 16
 
-    def test_a_purged_id_is_free_again_and_its_new_job_knows_nothing_of_the_old_one(
-        self, full: Engine
-    ) -> None:
+    def test_a_purged_id_can_be_used_by_a_new_job_that_starts_fresh(self, full: Engine) -> None:
         full.purge(DAY)
         assert full.enqueue("new", 1, job_id="failed-old-a") == "failed-old-a"
         found = job(full, "failed-old-a")
         assert (found["status"], found["attempts"], found["error"]) == ("pending", 0, None)
         assert full.process_jobs({"new": raises()}, skip_unknown=True) == NONE | {"completed": 1}
 
-    def test_none_of_these_touches_a_job_that_is_being_run(self, full: Engine) -> None:
+    def test_maintenance_calls_do_not_touch_a_running_job(self, full: Engine) -> None:
         def handler(_: Any) -> str:
             before = job(full, "mine")
             assert before["status"] == "processing"
@@ -227,7 +227,7 @@ class TestMaintenance:
 
     # --- looking
 
-    def test_jobs_come_in_the_order_of_enqueueing_by_status_and_by_type(
+    def test_jobs_are_listed_in_enqueue_order_and_filtered_by_status_and_type(
         self, queue: Engine
     ) -> None:
         ids = [queue.enqueue(job_type, {}) for job_type in ("a", "b", "a", "b")]
@@ -244,11 +244,11 @@ class TestMaintenance:
         assert found(status="failed") == found(job_type="c") == []
         assert list(queue.jobs()) == [queue.get_job(job_id) for job_id in ids]
 
-    def test_an_invalid_status_is_an_error_at_the_call(self, queue: Engine) -> None:
+    def test_an_invalid_status_is_an_error_before_iteration(self, queue: Engine) -> None:
         with pytest.raises(InvalidArgument, match="invalid status 'done': must be one of"):
             queue.jobs("done")  # type: ignore[arg-type]
 
-    def test_iterating_is_not_disturbed_by_changes_meanwhile(self, queue: Engine) -> None:
+    def test_changes_during_an_iteration_do_not_affect_it(self, queue: Engine) -> None:
         ids = queue.enqueue_many("greet", range(50))
         seen = []
         for found in queue.jobs():
@@ -273,12 +273,12 @@ class TestMaintenance:
         assert {counts["processing"] > 0 for counts in seen} == {True}
         assert queue.counts() == EMPTY | {"completed": 2, "failed": 1, "cancelled": 1}
 
-    def test_a_queue_without_jobs_is_nothing_out_of_the_ordinary(self, queue: Engine) -> None:
+    def test_all_calls_work_on_an_empty_queue(self, queue: Engine) -> None:
         assert (list(queue.jobs()), queue.process_jobs({})) == ([], NONE)
         assert queue.run_until_complete({}) == NONE
         assert queue.purge(0) == queue.clear_failed() == queue.requeue_failed() == 0
 
-    def test_a_queue_that_was_closed_may_be_used_again(self, queue: Engine) -> None:
+    def test_a_closed_queue_can_be_used_again(self, queue: Engine) -> None:
         queue.close()
         job_id = queue.enqueue("greet", {})
         assert queue.process_jobs({"greet": raises()}) == NONE | {"completed": 1}

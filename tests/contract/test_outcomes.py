@@ -26,9 +26,7 @@ class TestOutcomes:
     """What `process_jobs` makes of what a handler returns or raises."""
 
     @pytest.mark.parametrize("result", [None, 0, False, "", [], {}, 0.0, "é\t\n", {"a": [1]}])
-    def test_a_result_is_kept_and_reads_back_as_json_would_have_it(
-        self, queue: Engine, result: Any
-    ) -> None:
+    def test_a_json_result_reads_back_unchanged(self, queue: Engine, result: Any) -> None:
         job_id = queue.enqueue("greet", {})
         assert queue.process_jobs({"greet": lambda _: result}) == NONE | {"completed": 1}
         found = job(queue, job_id)
@@ -36,7 +34,7 @@ class TestOutcomes:
         assert (found["result"], type(found["result"])) == (result, type(result))
 
     @pytest.mark.parametrize("result", [{1, 2}, math.nan, "x" * 1_048_575])
-    def test_a_result_that_cannot_be_kept_completes_the_job_and_says_why(
+    def test_a_job_with_an_invalid_result_is_completed_with_the_reason(
         self, queue: Engine, result: Any
     ) -> None:
         job_id = queue.enqueue("greet", {})
@@ -45,7 +43,7 @@ class TestOutcomes:
         assert (found["status"], found["result"]) == ("completed", None)
         assert found["error"].startswith("result not kept: ")
 
-    def test_a_job_that_fails_is_tried_again_after_its_backoff_until_no_attempt_is_left(
+    def test_a_failing_job_is_retried_after_its_backoff_until_no_attempts_are_left(
         self, queue: Engine, clock: Clock
     ) -> None:
         job_id = queue.enqueue("greet", {})
@@ -65,9 +63,7 @@ class TestOutcomes:
         clock.move(DAY)
         assert queue.process_jobs(fails) == NONE
 
-    def test_a_job_that_succeeds_in_the_end_has_no_error_left(
-        self, queue: Engine, clock: Clock
-    ) -> None:
+    def test_a_job_that_finally_succeeds_has_no_error(self, queue: Engine, clock: Clock) -> None:
         job_id = queue.enqueue("greet", {})
         handlers = {"greet": raises(ValueError("once"))}
         queue.process_jobs(handlers)
@@ -92,7 +88,7 @@ class TestOutcomes:
             (KeyboardInterrupt(), "KeyboardInterrupt"),
         ],
     )
-    def test_whatever_a_handler_raises_is_its_jobs_error_and_stops_nobody(
+    def test_any_exception_of_a_handler_is_its_jobs_error_and_other_jobs_still_run(
         self, queue: Engine, error: BaseException, text: str
     ) -> None:
         job_id = queue.enqueue("broken", {})
@@ -112,7 +108,7 @@ class TestOutcomes:
         assert job(queue, once)["status"] == "failed"
         assert job(queue, soon)["run_at"] == NOW + 6
 
-    def test_a_delay_puts_a_job_off_and_spends_no_attempt(
+    def test_a_delay_postpones_a_job_and_costs_no_attempt(
         self, queue: Engine, clock: Clock
     ) -> None:
         job_id = queue.enqueue("greet", {})
@@ -125,7 +121,7 @@ class TestOutcomes:
         assert queue.process_jobs(handlers, 1) == NONE | {"delayed": 1}
         assert queue.process_jobs(handlers, 1) == NONE | {"completed": 1}
 
-    def test_a_fail_ends_a_job_whatever_attempts_are_left(self, queue: Engine) -> None:
+    def test_fail_ends_a_job_even_if_attempts_are_left(self, queue: Engine) -> None:
         job_id = queue.enqueue("greet", {})
         assert queue.process_jobs({"greet": raises(Fail("no such user"))}, 5) == NONE | {
             "failed": 1
@@ -133,7 +129,7 @@ class TestOutcomes:
         found = job(queue, job_id)
         assert (found["status"], found["error"]) == ("failed", "no such user")
 
-    def test_a_job_that_takes_longer_than_its_timeout_is_ended_and_fails_like_any_error(
+    def test_a_job_that_exceeds_its_timeout_is_stopped_and_fails_like_any_other(
         self, queue: Engine
     ) -> None:
         slow, quick = queue.enqueue("slow", {}), queue.enqueue("quick", {"n": 1})
@@ -145,7 +141,7 @@ class TestOutcomes:
         assert job(queue, slow)["error"] == "timed out after 0.1 s"
         assert job(queue, quick)["result"] == {"n": 1}
 
-    def test_a_retry_set_by_a_clock_that_ran_ahead_is_brought_near(
+    def test_a_retry_set_by_a_wrong_clock_is_moved_nearer(
         self, queue: Engine, clock: Clock
     ) -> None:
         retried, delayed = queue.enqueue("greet", {}), queue.enqueue("later", {})

@@ -39,9 +39,7 @@ if TYPE_CHECKING:
 class TestPasses:
     """What `process_jobs`, `run_until_complete` and `wait` promise of jobs before they end."""
 
-    def test_jobs_run_earliest_first_and_in_the_order_of_enqueueing_within_a_second(
-        self, queue: Engine
-    ) -> None:
+    def test_jobs_run_in_the_order_of_run_at_and_then_of_their_enqueue(self, queue: Engine) -> None:
         for payload, run_at in [("c", NOW), ("a", 5), ("d", NOW), ("b", 6), ("e", NOW)]:
             queue.enqueue("greet", payload, run_at)
         ran: list[str] = []
@@ -57,7 +55,7 @@ class TestPasses:
         assert queue.process_jobs({"greet": raises()}) == NONE
         assert job(queue, job_id)["status"] == "completed"
 
-    def test_a_job_that_is_added_by_a_handler_waits_for_the_next_pass(self, queue: Engine) -> None:
+    def test_a_job_enqueued_by_a_handler_waits_for_the_next_pass(self, queue: Engine) -> None:
         def handler(payload: int) -> None:
             queue.enqueue("greet", payload + 1)
 
@@ -66,9 +64,7 @@ class TestPasses:
             assert queue.process_jobs({"greet": handler}) == NONE | {"completed": 1}
             assert queue.counts() == EMPTY | {"completed": ran, "pending": 1}
 
-    def test_passes_at_the_same_moment_share_the_jobs_and_run_each_once(
-        self, queue: Engine
-    ) -> None:
+    def test_concurrent_passes_run_each_job_once(self, queue: Engine) -> None:
         queue.enqueue_many("greet", range(300))
         ran: list[int] = []
         counts: list[dict[str, int]] = []
@@ -81,7 +77,7 @@ class TestPasses:
         assert sorted(ran) == list(range(300))
         assert sum(done["completed"] for done in counts) == 300
 
-    def test_while_one_job_takes_long_another_pass_runs_the_others(self, queue: Engine) -> None:
+    def test_another_pass_runs_the_other_jobs_during_a_long_one(self, queue: Engine) -> None:
         queue.enqueue_many("greet", range(50))
         started, may_end = threading.Event(), threading.Event()
         seen: list[int] = []
@@ -104,7 +100,7 @@ class TestPasses:
         assert seen == [49]
         assert {found["attempts"] for found in queue.jobs("completed")} == {1}
 
-    def test_a_pass_within_a_handler_leaves_the_job_in_hand_alone(self, queue: Engine) -> None:
+    def test_a_pass_inside_a_handler_does_not_touch_the_running_job(self, queue: Engine) -> None:
         within: list[dict[str, int]] = []
         queue.enqueue("outer", {})
 
@@ -115,7 +111,7 @@ class TestPasses:
         assert queue.process_jobs({"outer": outer}) == NONE | {"completed": 1}
         assert within == [NONE | {"completed": 1}]
 
-    def test_each_outcome_is_recorded_before_the_next_handler_begins(self, queue: Engine) -> None:
+    def test_each_outcome_is_recorded_before_the_next_handler_starts(self, queue: Engine) -> None:
         ids = queue.enqueue_many("greet", range(20))
         seen: list[list[str]] = []
 
@@ -126,14 +122,14 @@ class TestPasses:
         queue.process_jobs({"greet": handler})
         assert seen == [["completed"] * number + ["processing"] for number in range(20)]
 
-    def test_with_skip_unknown_the_jobs_of_other_types_are_left_alone(self, queue: Engine) -> None:
+    def test_skip_unknown_does_not_touch_jobs_of_other_types(self, queue: Engine) -> None:
         other = queue.enqueue("other", {})
         queue.enqueue("greet", {})
         before = job(queue, other)
         assert queue.process_jobs({"greet": raises()}, skip_unknown=True) == NONE | {"completed": 1}
         assert job(queue, other) == before
 
-    def test_a_handler_is_told_of_its_job(self, queue: Engine, clock: Clock) -> None:
+    def test_a_handler_can_receive_its_job(self, queue: Engine, clock: Clock) -> None:
         told: list[tuple[str, str, int, int]] = []
 
         def handler(_: Any, job: Job) -> None:
@@ -146,9 +142,7 @@ class TestPasses:
             clock.move(DAY)
         assert told == [(job_id, "greet", 1, NOW), (job_id, "greet", 2, NOW)]
 
-    def test_of_a_type_with_a_limit_no_more_jobs_are_run_at_once_by_all_passes(
-        self, queue: Engine
-    ) -> None:
+    def test_all_passes_together_keep_the_concurrency_limit_of_a_type(self, queue: Engine) -> None:
         queue.enqueue_many("narrow", range(60))
         queue.enqueue_many("wide", range(60))
         seen: list[int] = []
@@ -163,7 +157,7 @@ class TestPasses:
         assert queue.counts()["completed"] == 120
         assert (len(seen), max(seen) <= most) == (60, True)
 
-    def test_coroutines_run_beside_each_other_with_workers(self, queue: Engine) -> None:
+    def test_coroutines_run_concurrently_with_workers(self, queue: Engine) -> None:
         queue.enqueue_many("greet", range(20))
         running: list[int] = []
         together: list[int] = []
@@ -182,7 +176,7 @@ class TestPasses:
 
     # --- pausing
 
-    def test_a_paused_type_is_left_alone_and_counted_until_it_is_resumed(
+    def test_jobs_of_a_paused_type_wait_and_are_counted_until_it_is_resumed(
         self, queue: Engine, clock: Clock
     ) -> None:
         queue.enqueue_many("a", range(3))
@@ -203,7 +197,7 @@ class TestPasses:
         assert queue.resume("b") is True
         assert queue.process_jobs(handlers) == NONE | {"completed": 1}
 
-    def test_all_types_can_be_paused_and_are_resumed_together(self, queue: Engine) -> None:
+    def test_all_types_can_be_paused_and_resumed_together(self, queue: Engine) -> None:
         queue.enqueue("a", {})
         assert (queue.pause(), queue.pause(), queue.pause("a")) == (True, False, True)
         queue.enqueue("b", {})
@@ -213,7 +207,7 @@ class TestPasses:
         assert (queue.resume(), queue.resume()) == (True, False)
         assert queue.process_jobs({}) == NONE | {"retried": 2}
 
-    def test_what_is_being_run_goes_on_when_its_type_is_paused_and_nothing_after_it(
+    def test_pausing_a_type_lets_its_running_job_finish_and_starts_no_other(
         self, queue: Engine
     ) -> None:
         queue.enqueue_many("greet", range(3))
@@ -225,7 +219,7 @@ class TestPasses:
         assert queue.counts() == EMPTY | {"completed": 1, "pending": 2}
 
     @pytest.mark.parametrize("job_type", ["", "a b", "*", 7])
-    def test_what_can_be_no_type_cannot_be_paused(self, queue: Engine, job_type: Any) -> None:
+    def test_an_invalid_type_cannot_be_paused(self, queue: Engine, job_type: Any) -> None:
         for call in (queue.pause, queue.resume):
             with pytest.raises(InvalidJob, match="must be"):
                 call(job_type)
@@ -281,7 +275,7 @@ class TestPasses:
     # --- staying, waiting
 
     @pytest.mark.parametrize("linger", [0.3, timedelta(seconds=0.3)])
-    def test_a_lingering_pass_runs_what_becomes_due_in_the_meantime(
+    def test_a_lingering_pass_runs_jobs_that_become_due(
         self, queue: Engine, clock: Clock, linger: Any
     ) -> None:
         queue.enqueue("greet", "now")
@@ -321,7 +315,7 @@ class TestPasses:
         assert counts == NONE | {"completed": 1, "retried": 2, "delayed": 1}
         assert queue.run_until_complete({}) == NONE
 
-    def test_wait_returns_a_finished_job_and_none_when_the_time_is_up(self, queue: Engine) -> None:
+    def test_wait_returns_the_finished_job_or_none_after_the_timeout(self, queue: Engine) -> None:
         ends = {"completed": raises(), "failed": raises(Fail())}
         for status in ("completed", "failed", "cancelled", "pending"):
             queue.enqueue(status, {}, job_id=status)
@@ -352,7 +346,7 @@ class TestPasses:
         finally:
             removing.join()
 
-    def test_wait_sees_what_a_pass_does_meanwhile(self, queue: Engine) -> None:
+    def test_wait_sees_a_job_finish(self, queue: Engine) -> None:
         job_id = queue.enqueue("greet", {})
         found: list[Any] = []
         at_once(

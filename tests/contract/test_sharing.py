@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class TestSharing:
     """All queues that are opened at one place in a process have the same jobs."""
 
-    def test_who_opens_the_same_place_sees_and_changes_the_same_jobs(
+    def test_queues_opened_at_one_place_have_the_same_jobs(
         self, queue: Engine, open_at: Opener, tmp_path: Path
     ) -> None:
         with open_at(tmp_path) as other, open_at(tmp_path / "x") as stranger:
@@ -46,7 +46,7 @@ class TestSharing:
             assert other.cancel_job(job_id)
             assert queue.counts() == other.counts() == EMPTY | {"cancelled": 1}
 
-    def test_jobs_are_still_there_for_who_opens_the_place_again(
+    def test_jobs_are_still_there_when_the_place_is_opened_again(
         self, queue: Engine, open_at: Opener, clock: Clock, tmp_path: Path
     ) -> None:
         queue.enqueue("greet", {"to": "ada"}, job_id="retried")
@@ -59,7 +59,7 @@ class TestSharing:
             clock.move(120)
             assert again.process_jobs({"greet": raises()}) == NONE | {"completed": 2}
 
-    def test_passes_of_two_who_opened_the_same_place_run_each_job_once(
+    def test_passes_of_two_queues_at_one_place_run_each_job_once(
         self, queue: Engine, open_at: Opener, tmp_path: Path
     ) -> None:
         queue.enqueue_many("greet", range(200))
@@ -91,7 +91,7 @@ class TestDurability:
         )
         assert (done.returncode, done.stdout + done.stderr) == (-9, "")
 
-    def test_what_was_acknowledged_before_a_kill_is_there_afterwards(
+    def test_acknowledged_changes_survive_a_kill(
         self, queue: Engine, open_at: Opener, clock: Clock, tmp_path: Path
     ) -> None:
         clock.now = time.time() + 5
@@ -146,7 +146,7 @@ class TestArchiving:
         ]
         assert list(queue.jobs()) == []
 
-    def test_an_archive_that_cannot_be_written_keeps_the_jobs_in_the_queue(
+    def test_jobs_stay_in_the_queue_if_the_archive_cannot_be_written(
         self, queue: Engine, clock: Clock, tmp_path: Path
     ) -> None:
         queue.enqueue("greet", {}, job_id="kept")

@@ -562,14 +562,14 @@ MUTANTS = (
         "model/escaping.py",
         '    return "".join(c if c == "\\\\" else escape(c) for c in text)\n',
         "    return text\n",
-        (CLI + "::test_no_command_prints_a_raw_control_character_whatever_file_it_comes_from",),
+        (CLI + "::test_no_command_prints_raw_control_characters_from_any_file",),
     ),
     Mutant(
         "an id that is an Enum is written by its name",
         "model/checks.py",
         "    return str.__str__(text)\n",
         "    return text\n",
-        (QUEUE + "::test_an_enum_that_is_a_str_stands_for_its_value_in_every_call",),
+        (QUEUE + "::test_every_call_accepts_a_str_enum",),
     ),
     Mutant(
         "result 0 dropped",

@@ -44,7 +44,7 @@ def add_attempts(path: Path, *attempts: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, 10, 99, 100, 101, 1000])
-def test_percentiles_are_those_of_the_standard_library(count: int) -> None:
+def test_percentiles_equal_those_of_the_standard_library(count: int) -> None:
     drawn = random.Random(count)
     values = sorted(drawn.expovariate(1) for _ in range(count))
     theirs = statistics.quantiles(values, n=100, method="inclusive")
@@ -59,7 +59,7 @@ def test_the_percentiles_of_one_value_are_that_value() -> None:
 # --- the dict
 
 
-def test_the_metrics_of_a_queue_that_is_not_there_are_zeros(queue: Queue, path: Path) -> None:
+def test_the_metrics_of_a_missing_queue_are_zeros(queue: Queue, path: Path) -> None:
     assert queue.metrics() == {
         "jobs": dict.fromkeys(STATUSES, 0),
         "paused": 0,
@@ -70,7 +70,7 @@ def test_the_metrics_of_a_queue_that_is_not_there_are_zeros(queue: Queue, path: 
     assert not path.parent.exists()
 
 
-def test_real_passes_give_the_figures_that_their_handlers_made(
+def test_the_metrics_of_real_passes_show_how_their_jobs_ran(
     queue: Queue, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = 0.0
@@ -134,14 +134,12 @@ def test_only_attempts_within_the_window_count(queue: Queue, path: Path) -> None
     assert queue.metrics(float("inf"))["window"] == 3601
 
 
-def test_a_history_of_a_moment_gives_no_rate_of_thousands_a_second(
-    queue: Queue, path: Path
-) -> None:
+def test_a_very_short_history_does_not_give_a_huge_rate(queue: Queue, path: Path) -> None:
     add_attempts(path, {"ended_at": f"{NOW}.000"})
     assert queue.metrics()["types"]["greet"]["rate"] == 1
 
 
-def test_the_older_file_counts_too(queue: Queue, path: Path) -> None:
+def test_the_older_history_file_counts_too(queue: Queue, path: Path) -> None:
     add_attempts(path, {}, {})
     sibling(path, "history").rename(sibling(path, "history.1"))
     add_attempts(path, {})
@@ -155,7 +153,7 @@ def test_an_attempt_that_died_is_counted_and_has_no_times(queue: Queue, path: Pa
     assert found["waiting"] == found["running"] == NOTHING
 
 
-def test_a_clock_that_was_set_back_makes_no_negative_wait(queue: Queue, path: Path) -> None:
+def test_a_clock_set_back_gives_no_negative_waiting_time(queue: Queue, path: Path) -> None:
     add_attempts(path, {"due_at": NOW + 100})
     assert queue.metrics()["types"]["greet"]["waiting"]["p50"] == 0
 
@@ -190,12 +188,14 @@ def test_pending_jobs_of_paused_types_are_counted(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize("window", [0, -1, float("nan"), True, "60", None])
-def test_a_window_that_is_no_time_is_refused(queue: Queue, window: Any) -> None:
+def test_an_invalid_window_is_refused(queue: Queue, window: Any) -> None:
     with pytest.raises(InvalidArgument, match=r"invalid window .*: must be seconds or a timedelta"):
         queue.metrics(window)
 
 
-def test_a_history_that_is_a_link_is_refused(queue: Queue, path: Path, tmp_path: Path) -> None:
+def test_a_history_that_is_a_symbolic_link_is_refused(
+    queue: Queue, path: Path, tmp_path: Path
+) -> None:
     add_attempts(path, {})
     sibling(path, "history").rename(tmp_path / "elsewhere")
     sibling(path, "history").symlink_to(tmp_path / "elsewhere")
@@ -261,7 +261,7 @@ def test_prometheus_reads_every_figure_of_the_textfile(queue: Queue, path: Path)
     assert (pre + "waiting_seconds", "later", "0.5") not in values
 
 
-def test_a_type_that_a_person_wrote_cannot_forge_a_metric(queue: Queue, path: Path) -> None:
+def test_a_hostile_job_type_cannot_forge_a_metric(queue: Queue, path: Path) -> None:
     strange = 'a"} 1\r# \\" \x1b[31m {x="\u2028'
     add_lines(path, line("x", type=strange))
     queue.process_jobs({})
@@ -284,7 +284,7 @@ def test_a_type_that_a_person_wrote_cannot_forge_a_metric(queue: Queue, path: Pa
     assert pending.labels == {"type": shown}
 
 
-def test_write_metrics_puts_a_whole_file_into_place_that_all_may_read(
+def test_write_metrics_replaces_the_file_atomically_and_everyone_can_read_it(
     queue: Queue, tmp_path: Path
 ) -> None:
     place = tmp_path / "queue.prom"
@@ -304,9 +304,7 @@ def test_write_metrics_puts_a_whole_file_into_place_that_all_may_read(
 
 
 @pytest.mark.parametrize("kind", ["link", "FIFO", "directory", "notes"])
-def test_write_metrics_replaces_nothing_but_its_own_file(
-    queue: Queue, tmp_path: Path, kind: str
-) -> None:
+def test_write_metrics_only_replaces_its_own_file(queue: Queue, tmp_path: Path, kind: str) -> None:
     victim, place = tmp_path / "victim", tmp_path / "queue.prom"
     victim.write_text("precious")
     if kind == "link":
@@ -327,7 +325,7 @@ def test_write_metrics_replaces_nothing_but_its_own_file(
 
 
 @pytest.mark.parametrize("name", ["queue.tsv", "null", "queue.prom.tsv"])
-def test_metrics_go_only_to_a_file_whose_name_ends_in_prom(
+def test_write_metrics_only_accepts_names_that_end_in_prom(
     queue: Queue, path: Path, name: str
 ) -> None:
     queue.enqueue("mail", {})
@@ -338,7 +336,7 @@ def test_metrics_go_only_to_a_file_whose_name_ends_in_prom(
     assert {entry.name for entry in path.parent.iterdir()} == {"queue.tsv", "queue.tsv.lock"}
 
 
-def test_metrics_replace_what_a_power_cut_has_left_of_them(queue: Queue, tmp_path: Path) -> None:
+def test_write_metrics_replaces_a_file_damaged_by_a_power_cut(queue: Queue, tmp_path: Path) -> None:
     place = tmp_path / "queue.prom"
     for left in (b"", b"\0" * 40):
         place.write_bytes(left)
@@ -346,7 +344,7 @@ def test_metrics_replace_what_a_power_cut_has_left_of_them(queue: Queue, tmp_pat
         parse(place.read_text("utf-8"))
 
 
-def test_where_the_textfile_cannot_be_written_the_old_one_stays(
+def test_the_old_textfile_stays_if_the_new_one_cannot_be_written(
     queue: Queue, tmp_path: Path
 ) -> None:
     place = tmp_path / "queue.prom"
@@ -365,6 +363,6 @@ def test_where_the_textfile_cannot_be_written_the_old_one_stays(
         queue.write_metrics(tmp_path / "nowhere" / "queue.prom")
 
 
-def test_times_are_as_exact_as_the_file_says(queue: Queue, path: Path) -> None:
+def test_times_have_the_precision_of_the_history_file(queue: Queue, path: Path) -> None:
     add_attempts(path, {"due_at": NOW - 10, "ended_at": f"{NOW - 5}.125", "seconds": "0.125000"})
     assert queue.metrics()["types"]["greet"]["waiting"]["p50"] == 5

@@ -71,9 +71,7 @@ def test_a_fresh_queue_has_zeros_and_dashes(queue: Queue, path: Path) -> None:
     ]
 
 
-def test_the_first_job_that_is_due_says_how_long_nothing_has_run_it(
-    queue: Queue, clock: Clock
-) -> None:
+def test_status_shows_how_long_the_first_due_job_has_waited(queue: Queue, clock: Clock) -> None:
     queue.enqueue("greet", {}, run_at=NOW + 9, job_id="second")
     queue.enqueue("greet", {}, run_at=NOW + 5, job_id="first")
     queue.enqueue("greet", {}, run_at=NOW + 1000, job_id="not-yet")
@@ -82,12 +80,12 @@ def test_the_first_job_that_is_due_says_how_long_nothing_has_run_it(
     assert status(queue, clock.now)["due"] == [["2", "60", "first"]]
 
 
-def test_a_job_does_not_wait_from_before_it_was_enqueued(queue: Queue) -> None:
+def test_waiting_time_starts_no_earlier_than_the_enqueue(queue: Queue) -> None:
     queue.enqueue("greet", {}, run_at=1, job_id="a")
     assert status(queue, NOW + 7)["due"] == [["1", "7", "a"]]
 
 
-def test_paused_types_are_named_and_their_jobs_not_due(queue: Queue) -> None:
+def test_paused_types_are_named_and_their_jobs_are_not_due(queue: Queue) -> None:
     queue.enqueue("greet", {})
     queue.enqueue("mail", {})
     queue.pause("mail")
@@ -99,9 +97,7 @@ def test_paused_types_are_named_and_their_jobs_not_due(queue: Queue) -> None:
     assert status(queue)["paused"] == [["2", "* call mail"]]
 
 
-def test_the_last_errors_come_latest_first_and_those_of_delays_are_none(
-    queue: Queue, clock: Clock
-) -> None:
+def test_the_latest_errors_come_first_and_delays_are_not_errors(queue: Queue, clock: Clock) -> None:
     def put_off(payload: object) -> None:
         raise Delay(60, "not now")
 
@@ -127,7 +123,7 @@ def test_the_last_errors_come_latest_first_and_those_of_delays_are_none(
     assert found["error"][1][2:] == ["failed", "1", instant(NOW + 20), "no 6"]
 
 
-def test_the_last_errors_are_those_that_happened_last_whenever_their_jobs_were_due(
+def test_errors_are_ordered_by_when_they_happened_not_by_run_at(
     queue: Queue, path: Path, clock: Clock
 ) -> None:
     handlers = {"break": fail, "again": lambda payload: 1 / 0}
@@ -159,7 +155,7 @@ def test_the_last_errors_are_those_that_happened_last_whenever_their_jobs_were_d
     assert status(queue)["error"][0][0] == "waits"
 
 
-def test_of_very_many_errors_the_last_are_found(queue: Queue, path: Path) -> None:
+def test_the_latest_of_thousands_of_errors_are_found(queue: Queue, path: Path) -> None:
     add_lines(
         path,
         *(
@@ -171,7 +167,7 @@ def test_of_very_many_errors_the_last_are_found(queue: Queue, path: Path) -> Non
     assert [words[-1] for words in status(queue)["error"]] == [f"E{n}" for n in latest]
 
 
-def test_lines_that_are_no_jobs_are_named_by_number(queue: Queue, path: Path) -> None:
+def test_unreadable_lines_are_listed_by_number(queue: Queue, path: Path) -> None:
     queue.enqueue("greet", {})
     add_lines(path, "what is this?\n", line("fine"), "and this\n")
     assert status(queue)["unreadable"] == [["2", "3 5"]]
@@ -179,13 +175,13 @@ def test_lines_that_are_no_jobs_are_named_by_number(queue: Queue, path: Path) ->
     assert status(queue)["unreadable"] == [["22", "3 5 6 7 8 9 10 11 12 13"]]
 
 
-def test_nothing_hostile_reaches_the_terminal(queue: Queue, path: Path) -> None:
+def test_no_control_characters_reach_the_terminal(queue: Queue, path: Path) -> None:
     add_lines(path, line("bad", type="gr\x1b[31meet", error="E\x07", status="failed"))
     for text in lines(queue.store, NOW):
         assert text.replace("\t", "").isprintable(), text
 
 
-def test_looking_changes_nothing(queue: Queue, path: Path) -> None:
+def test_reading_the_status_changes_no_file(queue: Queue, path: Path) -> None:
     queue.enqueue("break", 1)
     queue.process_jobs({"break": fail})
     before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
@@ -193,7 +189,7 @@ def test_looking_changes_nothing(queue: Queue, path: Path) -> None:
     assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
 
 
-def test_a_running_job_is_shown_with_its_process_and_a_killed_passs_as_lost(
+def test_a_running_job_is_shown_with_its_process_and_as_lost_after_a_kill(
     programs: Programs,
 ) -> None:
     slow = programs.start(
@@ -228,7 +224,7 @@ def test_a_running_job_is_shown_with_its_process_and_a_killed_passs_as_lost(
     assert "lost" not in found and found["completed"] == [["2"]]
 
 
-def test_of_coroutines_in_hand_the_process_is_told_and_no_time(programs: Programs) -> None:
+def test_running_coroutines_are_shown_with_their_process_and_no_time(programs: Programs) -> None:
     child = programs.start(
         """
         import asyncio
@@ -246,7 +242,7 @@ def test_of_coroutines_in_hand_the_process_is_told_and_no_time(programs: Program
     assert [words[2:] for words in running] == [["1", str(child.process.pid), "-", "-"]] * 2
 
 
-def test_passes_at_work_are_not_disturbed_by_those_who_look(programs: Programs) -> None:
+def test_reading_the_status_does_not_disturb_running_passes(programs: Programs) -> None:
     looking = programs.start(
         """
         from dbbasic_queue.monitoring.status import lines
@@ -271,7 +267,7 @@ def test_passes_at_work_are_not_disturbed_by_those_who_look(programs: Programs) 
     assert len(runs) == 500
 
 
-def test_the_head_of_a_slot_that_says_nothing_stops_nobody(queue: Queue, path: Path) -> None:
+def test_status_works_with_an_empty_slot_file(queue: Queue, path: Path) -> None:
     queue.enqueue("greet", {})
     fd = os.open(f"{path}.pass.1", os.O_RDWR | os.O_CREAT)
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

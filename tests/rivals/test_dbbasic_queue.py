@@ -43,7 +43,7 @@ def test_a_thousand_letters_are_queued_at_once_and_sent_one_by_one(queue: Queue)
     assert sent == list(range(1000))
 
 
-def test_a_worker_script_logs_what_it_does_and_says_what_failed(tmp_path: Path) -> None:
+def test_a_worker_script_logs_each_job_and_each_error(tmp_path: Path) -> None:
     """Guide, Worker Script: `logging.basicConfig`, then `process_jobs`."""
     with Programs(tmp_path) as programs:
         worker = programs.start(
@@ -64,7 +64,7 @@ def test_a_worker_script_logs_what_it_does_and_says_what_failed(tmp_path: Path) 
         ]
 
 
-def test_an_admin_page_has_its_figures(queue: Queue) -> None:
+def test_an_admin_page_can_show_the_counts(queue: Queue) -> None:
     """Guide, Admin Endpoint, which reads the file: here `counts()`, all 0 if there is no file."""
     none = dict.fromkeys(["pending", "processing", "completed", "failed", "cancelled"], 0)
     assert queue.counts() == none
@@ -72,7 +72,7 @@ def test_an_admin_page_has_its_figures(queue: Queue) -> None:
     assert queue.counts() == none | {"pending": 1}
 
 
-def test_the_shells_tools_see_the_queue(queue: Queue, path: Path) -> None:
+def test_grep_and_tail_can_read_the_queue(queue: Queue, path: Path) -> None:
     """Guide, Check Queue Status: `grep pending | wc -l`, `grep failed`, `tail`."""
     queue.enqueue("send", {"to": "a"})
     queue.enqueue("send", {"to": "b"}, run_at=NOW + 60)
@@ -98,7 +98,7 @@ def test_finished_jobs_are_archived_and_the_others_stay(
     assert [found["id"] for found in queue.jobs()] == ["new", "waiting"]
 
 
-def test_a_job_that_lacks_a_field_fails_at_once_if_its_handler_says_so(queue: Queue) -> None:
+def test_a_handler_can_fail_a_job_without_retries_if_a_field_is_missing(queue: Queue) -> None:
     """Guide, Best Practices: "Validate payload", "Make handlers idempotent"."""
 
     def send(payload: dict[str, str]) -> None:

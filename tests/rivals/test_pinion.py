@@ -23,7 +23,7 @@ THEIR_BACKOFF = Backoff(first=0.5, factor=2, cap=10)
 THEIR_ATTEMPTS = 4
 
 
-def test_a_registered_function_is_run_by_a_worker_whatever_its_names_case(tmp_path: Path) -> None:
+def test_a_worker_runs_a_registered_function_in_any_case_of_its_name(tmp_path: Path) -> None:
     """Quick start "Library usage (in-memory)": `@task`, a worker in the background, its counts.
 
     A function with a time limit runs in its own process, so the worker here is a program, not a
@@ -52,7 +52,7 @@ def test_a_registered_function_is_run_by_a_worker_whatever_its_names_case(tmp_pa
     assert job(queue, "BOOM")["error"] == "No handler for BOOM"
 
 
-def test_a_job_that_fails_each_time_is_kept_with_its_error(queue: Queue, clock: Clock) -> None:
+def test_a_job_that_always_fails_is_kept_with_its_error(queue: Queue, clock: Clock) -> None:
     """Quick start "Library usage (SQLite)": a job on disk is retried, then a dead letter.
 
     Their example enqueues "fail", but registers the task as "boom"; this one enqueues both.
@@ -80,7 +80,7 @@ def test_a_job_that_fails_each_time_is_kept_with_its_error(queue: Queue, clock: 
     assert dead == {"boom": (4, "ValueError: kaboom"), "fail": (1, "No handler for fail")}
 
 
-def test_retries_wait_as_theirs_do(queue: Queue, clock: Clock) -> None:
+def test_retries_can_wait_as_long_as_theirs(queue: Queue, clock: Clock) -> None:
     """`RetryPolicy(max_retries=3, base_delay=0.5, cap=10)`: 0.5, 1, 2 s. Ours are whole seconds."""
     assert [THEIR_BACKOFF.seconds(n) for n in (1, 2, 3, 9)] == [0.5, 1, 2, 10]
     waits = []
@@ -97,7 +97,7 @@ def test_retries_wait_as_theirs_do(queue: Queue, clock: Clock) -> None:
     assert queue.process_jobs(tasks)["failed"] == 1
 
 
-def test_a_task_that_takes_too_long_is_ended_not_just_given_up(tmp_path: Path) -> None:
+def test_a_task_that_exceeds_its_timeout_is_killed(tmp_path: Path) -> None:
     """Docs, "Task timeout": `Worker(task_timeout=0.05)`. They can't kill the task's thread."""
     with Programs(tmp_path) as programs:
         error = programs.run(
@@ -120,7 +120,7 @@ def test_a_task_that_takes_too_long_is_ended_not_just_given_up(tmp_path: Path) -
     assert error == "timed out after 0.3 s"
 
 
-def test_a_stale_running_job_is_taken_over_as_soon_as_its_worker_is_dead(tmp_path: Path) -> None:
+def test_a_running_job_is_recovered_as_soon_as_its_worker_is_dead(tmp_path: Path) -> None:
     """Docs, "Reaping stale RUNNING jobs": `heartbeat`, `reap_stale(visibility_timeout)`."""
     with Programs(tmp_path) as programs:
         first = programs.start(
@@ -181,7 +181,7 @@ def test_dead_letters_are_listed_and_replayed_from_a_shell(tmp_path: Path) -> No
         assert "due\t1\t" in command("status")
 
 
-def test_the_queue_of_one_test_may_lie_in_memory(clock: Clock) -> None:
+def test_a_test_can_use_a_queue_in_memory(clock: Clock) -> None:
     """`InMemoryStorage`."""
     with open_queue("memory:", clock=clock) as queue:
         job_id = queue.enqueue("add", {"a": 1, "b": 2})

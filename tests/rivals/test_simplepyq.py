@@ -98,7 +98,7 @@ def test_two_pages_are_scraped_at_a_time_in_the_background(tmp_path: Path) -> No
         background.succeed()
 
 
-def test_a_fetch_that_fails_is_tried_three_times_more(now_queue: Queue) -> None:
+def test_a_failing_fetch_is_retried_up_to_three_times(now_queue: Queue) -> None:
     """Example 2, Task Retries for Resilience: `enqueue(..., retries=3)`."""
 
     def fetch(payload: dict[str, int]) -> str:
@@ -116,7 +116,7 @@ def test_a_fetch_that_fails_is_tried_three_times_more(now_queue: Queue) -> None:
     assert (found["result"], found["attempts"]) == ("fetched", 3)
 
 
-def test_a_rate_limited_call_is_put_off_for_a_minute(queue: Queue, clock: Clock) -> None:
+def test_a_rate_limited_call_is_delayed_for_a_minute(queue: Queue, clock: Clock) -> None:
     """Example 3, Dynamic Task Deferral with DelayException: `raise DelayException(60)`."""
 
     def call(payload: dict[str, int]) -> str:

@@ -53,7 +53,7 @@ def test_from_enqueue_to_result_with_a_coroutine_and_a_plain_function(now_queue:
     ]
 
 
-def test_of_four_tasks_the_one_that_fails_says_why_and_stops_no_other(tmp_path: Path) -> None:
+def test_one_of_four_tasks_fails_with_its_error_and_the_others_complete(tmp_path: Path) -> None:
     """dev_notes/example_end_to_end.py: two coroutines, a function, a failure, two at a time."""
     with Programs(tmp_path) as programs:
         results = programs.run(
@@ -125,7 +125,7 @@ def test_never_more_tasks_run_at_a_time_than_allowed(queue: Queue) -> None:
     assert most == 2
 
 
-def test_each_failure_is_recorded_with_its_error_and_the_others_go_on(queue: Queue) -> None:
+def test_each_failure_is_recorded_with_its_error_and_other_jobs_still_run(queue: Queue) -> None:
     """examples/basic/04_failures_and_tracebacks.py."""
     tasks = Handlers(queue=queue)
 
@@ -198,7 +198,7 @@ def test_plain_code_shares_a_queue_with_a_worker_of_coroutines(tmp_path: Path) -
 # -- other promises of its pages -----------------------------------------------------------------
 
 
-def test_waiting_for_a_result_ends_when_time_is_up(now_queue: Queue) -> None:
+def test_waiting_for_a_result_ends_at_the_timeout(now_queue: Queue) -> None:
     """`get_result(timeout=...)`: None when the time is up, an error if there is no such job."""
     job_id = now_queue.enqueue("slow", {})
     assert now_queue.wait(job_id, timeout=0.01) is None
@@ -207,7 +207,7 @@ def test_waiting_for_a_result_ends_when_time_is_up(now_queue: Queue) -> None:
         now_queue.wait("no-such-job", timeout=3600)
 
 
-def test_the_errors_are_one_tree_with_the_cause_kept(queue: Queue) -> None:
+def test_errors_have_one_base_class_and_keep_their_cause(queue: Queue) -> None:
     """`SitqError` and its context. Our errors name the value, the rule and what to do."""
     with pytest.raises(QueueError) as refused:
         queue.enqueue("report", {"when": {1, 2}})
@@ -216,7 +216,7 @@ def test_the_errors_are_one_tree_with_the_cause_kept(queue: Queue) -> None:
     assert "set is not JSON (make it a list)" in str(refused.value)
 
 
-def test_what_is_to_run_first_is_due_first(queue: Queue) -> None:
+def test_a_job_with_an_earlier_run_at_runs_first(queue: Queue) -> None:
     """`priority`: due jobs run in the order of `run_at`, which can be in the past."""
     order: list[str] = []
     queue.enqueue("work", "normal")
@@ -226,7 +226,7 @@ def test_what_is_to_run_first_is_due_first(queue: Queue) -> None:
     assert order == ["urgent", "normal", "also normal"]
 
 
-def test_a_job_may_wait_for_another(queue: Queue, clock: Clock) -> None:
+def test_a_job_can_wait_for_another(queue: Queue, clock: Clock) -> None:
     """`depends_on`: a job delays itself until another one is completed."""
     ran: list[str] = []
 
@@ -248,7 +248,7 @@ def test_a_job_may_wait_for_another(queue: Queue, clock: Clock) -> None:
     assert job(queue, "load")["attempts"] == 1
 
 
-def test_a_job_may_enqueue_the_next_step_once(queue: Queue) -> None:
+def test_a_job_can_enqueue_the_next_step_once(queue: Queue) -> None:
     """Chains: the next step has an id derived from the first, so a retry doesn't add it again."""
 
     def extract(payload: object, job: Any) -> str:
@@ -263,7 +263,7 @@ def test_a_job_may_enqueue_the_next_step_once(queue: Queue) -> None:
     assert job(queue, "run-1.load")["result"] == "run-1"
 
 
-def test_a_program_is_called_back_at_each_outcome(
+def test_each_outcome_is_a_log_record_with_its_facts(
     queue: Queue, caplog: pytest.LogCaptureFixture
 ) -> None:
     """`on_success`, `on_error`: each outcome is a log record with its facts as attributes."""
@@ -278,7 +278,7 @@ def test_a_program_is_called_back_at_each_outcome(
     assert logged == [("INFO", "a", "completed", 1), ("ERROR", "b", "failed", 1)]
 
 
-def test_a_job_may_have_its_memory_limited(queue: Queue) -> None:
+def test_a_job_can_limit_its_memory(queue: Queue) -> None:
     """`max_memory_mb`: a job with a time limit runs in its own process, which can limit itself."""
     tasks = Handlers(queue=queue)
 
@@ -294,7 +294,7 @@ def test_a_job_may_have_its_memory_limited(queue: Queue) -> None:
     assert job(queue, job_id)["error"] == "MemoryError"
 
 
-def test_payloads_of_another_serializer_are_text_in_the_payload(queue: Queue) -> None:
+def test_a_payload_can_be_the_text_of_another_serializer(queue: Queue) -> None:
     """`serializer=`: the caller turns other data into text, compressed or encrypted if needed."""
     import base64
     import zlib

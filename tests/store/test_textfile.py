@@ -1571,3 +1571,18 @@ def test_a_job_enqueued_right_after_one_that_was_undone_is_seen_by_all(
         for _ in range(4):
             assert job(other, job_id)["payload"] == payload
         assert other.process_jobs(HANDLERS) == NONE | {"completed": 2}
+
+
+def test_a_file_that_outlives_its_modules_globals_at_exit_causes_no_message(path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from dbbasic_queue import Queue\n"
+        "from dbbasic_queue.store.disk import openfile\n"
+        "queue = Queue(sys.argv[1])\n"
+        "queue.enqueue('greet', {})\n"
+        "for name in ('_SEEK_CUR', '_SEEK_SET', 'os'):  # as the interpreter does at its end\n"
+        "    setattr(openfile, name, None)\n"
+        "del queue\n"
+    )
+    done = python(code, path)
+    assert (done.returncode, done.stderr) == (0, "")

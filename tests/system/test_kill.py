@@ -104,7 +104,7 @@ def begin(programs: Programs, source: str = A_PASS) -> Child:
 # -- kill -9 of a pass
 
 
-def test_a_job_whose_pass_was_killed_in_its_handler_is_run_again_by_the_next_pass(
+def test_the_next_pass_runs_a_job_whose_pass_was_killed(
     programs: Programs, queue: Queue, tmp_path: Path
 ) -> None:
     queue.enqueue("hang", "a", job_id="a")
@@ -121,7 +121,7 @@ def test_a_job_whose_pass_was_killed_in_its_handler_is_run_again_by_the_next_pas
     assert notes(tmp_path / "effects") == ["a", "a"]
 
 
-def test_a_job_that_kills_its_worker_each_time_ends_failed_and_holds_up_no_other(
+def test_a_job_that_always_kills_its_worker_ends_failed_and_blocks_no_other(
     programs: Programs, queue: Queue, tmp_path: Path
 ) -> None:
     queue.enqueue("deadly", "deadly", job_id="deadly")
@@ -215,7 +215,7 @@ def test_the_other_jobs_of_a_killed_pass_are_recovered_at_once_and_run_once(
     assert Counter(notes(tmp_path / "effects")) == dict.fromkeys([*before, *after], 1) | {"15": 2}
 
 
-def test_a_job_that_its_killed_pass_had_not_started_is_never_failed_for_that(
+def test_a_kill_does_not_fail_jobs_that_the_pass_had_not_started(
     programs: Programs, queue: Queue, tmp_path: Path
 ) -> None:
     _, after = enqueue_a_batch(queue)
@@ -227,7 +227,7 @@ def test_a_job_that_its_killed_pass_had_not_started_is_never_failed_for_that(
     assert {name: fates(queue)[name] for name in after} == dict.fromkeys(after, ("completed", 1))
 
 
-def test_passes_killed_at_random_instants_lose_no_job_and_repeat_at_most_one_a_kill(
+def test_passes_killed_at_random_lose_no_job_and_repeat_at_most_one_per_kill(
     programs: Programs, queue: Queue, tmp_path: Path
 ) -> None:
     source = """
@@ -283,7 +283,7 @@ def test_a_stopped_pass_keeps_its_job_and_its_outcome_is_recorded_once(
     assert notes(tmp_path / "effects") == ["a", "b"]
 
 
-def test_a_pass_that_hangs_longer_than_any_clock_can_tell_keeps_its_job(
+def test_a_hanging_pass_keeps_its_job_whatever_the_clock_shows(
     programs: Programs, queue: Queue, tmp_path: Path
 ) -> None:
     queue.enqueue("hang", "a", job_id="a")
@@ -304,7 +304,7 @@ def test_a_pass_that_hangs_longer_than_any_clock_can_tell_keeps_its_job(
 # -- signals that ask
 
 
-def test_a_pass_that_gets_sigterm_ends_the_job_in_hand_and_gives_back_the_others(
+def test_sigterm_lets_the_running_job_finish_and_returns_the_others(
     programs: Programs, queue: Queue, tmp_path: Path
 ) -> None:
     names = [f"{n:02}" for n in range(30)]
@@ -324,7 +324,7 @@ def test_a_pass_that_gets_sigterm_ends_the_job_in_hand_and_gives_back_the_others
     assert notes(tmp_path / "effects") == names
 
 
-def test_a_pass_that_gets_sigterm_twice_gives_back_the_job_in_hand_too(
+def test_a_second_sigterm_returns_the_running_job_too(
     programs: Programs, queue: Queue, tmp_path: Path
 ) -> None:
     queue.enqueue("hang", "a", job_id="a")
@@ -352,7 +352,7 @@ make_a_pass(hang=hang_twice, work=work)
     assert fates(queue) == {"a": ("pending", 0), "b": ("pending", 0)}
 
 
-def test_a_pass_that_gets_ctrl_c_gives_back_the_job_in_hand_with_its_attempt(
+def test_ctrl_c_returns_the_running_job_and_its_attempt(
     programs: Programs, queue: Queue, tmp_path: Path
 ) -> None:
     queue.enqueue("hang", "a", job_id="a")
@@ -369,7 +369,7 @@ def test_a_pass_that_gets_ctrl_c_gives_back_the_job_in_hand_with_its_attempt(
     assert fates(queue) == {"a": ("completed", 1), "b": ("completed", 1)}
 
 
-def test_a_handler_that_calls_sys_exit_fails_like_another_and_its_pass_goes_on(
+def test_a_handler_that_calls_sys_exit_fails_and_its_pass_goes_on(
     programs: Programs, queue: Queue
 ) -> None:
     for name in ("a", "b"):
@@ -386,7 +386,7 @@ def test_a_handler_that_calls_sys_exit_fails_like_another_and_its_pass_goes_on(
 
 
 @pytest.mark.parametrize("child_does", ["return", "raise ValueError", "sys.exit(0)"])
-def test_a_child_that_a_handler_forks_and_leaves_is_no_second_worker(
+def test_a_child_forked_by_a_handler_does_not_become_a_second_worker(
     programs: Programs, queue: Queue, tmp_path: Path, child_does: str
 ) -> None:
     names = [f"job-{n}" for n in range(12)]
@@ -434,7 +434,7 @@ make_a_pass(forks=forks, work=work)
 
 
 @pytest.mark.parametrize("fate", ["ends", "dies"])
-def test_a_daemon_that_a_handler_leaves_behind_keeps_neither_slot_nor_lock(
+def test_a_daemon_started_by_a_handler_holds_neither_the_slot_nor_the_lock(
     programs: Programs, queue: Queue, tmp_path: Path, fate: str
 ) -> None:
     queue.enqueue("forks", fate, job_id="a")
@@ -455,7 +455,7 @@ def test_a_daemon_that_a_handler_leaves_behind_keeps_neither_slot_nor_lock(
     assert fates(queue) == {"a": ("completed", 1 + recovered), "b": ("completed", 1)}
 
 
-def test_a_program_that_a_handler_starts_and_leaves_keeps_neither_slot_nor_lock(
+def test_a_program_started_by_a_handler_holds_neither_the_slot_nor_the_lock(
     programs: Programs, queue: Queue, tmp_path: Path
 ) -> None:
     queue.enqueue("starts", "a", job_id="a")
@@ -487,7 +487,7 @@ make_a_pass(starts=starts)
 # -- kill -9 of enqueuers
 
 
-def test_enqueuers_killed_at_random_instants_leave_a_readable_file_with_all_that_they_reported(
+def test_enqueuers_killed_at_random_leave_a_readable_file_with_all_reported_jobs(
     programs: Programs, queue: Queue, tmp_path: Path
 ) -> None:
     source = """

@@ -100,7 +100,7 @@ def test_a_pass_that_lingers_and_a_worker_wait_for_a_queue_to_appear(
         assert ran.wait(20)
 
 
-def test_a_pass_does_not_create_a_queue_again_that_was_removed_under_it(
+def test_a_pass_does_not_recreate_a_queue_that_was_removed_under_it(
     queue: Queue, path: Path
 ) -> None:
     queue.enqueue("greet", {})
@@ -111,7 +111,7 @@ def test_a_pass_does_not_create_a_queue_again_that_was_removed_under_it(
 # -- backups by hard links
 
 
-def test_a_backup_by_hard_links_stops_nobody_and_the_queue_goes_on(
+def test_a_backup_by_hard_links_does_not_block_the_queue(
     queue: Queue, path: Path, tmp_path: Path
 ) -> None:
     queue.enqueue("greet", 1, job_id="a")
@@ -143,7 +143,7 @@ def test_a_backup_by_hard_links_stops_nobody_and_the_queue_goes_on(
         (0o2770, 0o660, 12345, 0, False),
     ],
 )
-def test_a_hard_link_is_accepted_if_those_who_write_the_directory_may_write_the_file(
+def test_a_hard_link_is_accepted_if_all_who_can_write_the_directory_can_write_the_file(
     path: Path, directory_mode: int, mode: int, uid: int, gid: int, accepted: bool
 ) -> None:
     if os.geteuid():
@@ -288,9 +288,7 @@ def test_a_pass_whose_slot_file_is_removed_starts_no_more_jobs_so_none_runs_twic
 
 
 @pytest.mark.parametrize("first", ["enqueue", "get_job"])
-def test_a_directory_that_was_there_is_not_created_again(
-    queue: Queue, path: Path, first: str
-) -> None:
+def test_a_removed_directory_is_not_created_again(queue: Queue, path: Path, first: str) -> None:
     with Queue(path) as other:
         other.enqueue("greet", {}, job_id="x")
     if first == "enqueue":
@@ -398,7 +396,7 @@ def test_a_queue_file_that_is_mounted_by_itself_is_refused_and_a_mounted_directo
     in_private_mounts(MOUNTED, tmp_path)
 
 
-def test_without_proc_a_pass_raises_what_a_fold_over_a_mounted_file_meets(tmp_path: Path) -> None:
+def test_without_proc_a_fold_over_a_mounted_file_is_a_clear_error(tmp_path: Path) -> None:
     in_private_mounts(MOUNTED_WITHOUT_PROC, tmp_path)
 
 

@@ -222,7 +222,7 @@ class Driver:
         self.heard.close()
 
 
-def test_the_accounts_balance_after_kills_and_stops_at_random(tmp_path: Path) -> None:
+def test_every_job_is_accounted_for_after_random_kills_and_stops(tmp_path: Path) -> None:
     (tmp_path / "locks").mkdir()
     (tmp_path / "started").write_text(str(time.time()))
     (tmp_path / "data").mkdir()

@@ -146,7 +146,7 @@ def test_a_row_appended_to_a_file_that_a_purge_replaced_is_kept(
     assert ids(queue) == ["before", "after"]
 
 
-def test_rows_of_an_old_file_that_was_written_anew_do_not_come_back(
+def test_rows_of_an_old_file_that_was_rewritten_do_not_come_back(
     queue: Queue, path: Path, change: Append, at_rename: Callable[[Append, Append], None]
 ) -> None:
     """A pass of 1.0.0 empties the file and writes all rows again; what is new in it is unknown."""
