@@ -23,14 +23,14 @@ def test_a_planted_bug_fits_the_code_exactly_once_and_leaves_valid_python(
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_the_tests_that_are_to_catch_a_planted_bug_are_there(mutant: Mutant) -> None:
+def test_the_tests_that_must_catch_a_planted_bug_exist(mutant: Mutant) -> None:
     for test in mutant.tests:
         file, _, name = test.partition("::")
         text = (PROJECT / file).read_text(encoding="utf-8")
         assert not name or f"def {name.partition('[')[0]}(" in text
 
 
-def test_planted_bugs_have_names_of_their_own() -> None:
+def test_planted_bugs_have_unique_names() -> None:
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
 
 
