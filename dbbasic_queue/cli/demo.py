@@ -119,7 +119,9 @@ def tour(home: Path, server: MailServer) -> list[str]:
         queue.enqueue("generate_report", report, job_id="report-1")
         problems += show(home, OVERVIEW)
 
-        say("\n2. Cron would start the worker every minute. It prints nothing unless a job fails:\n")
+        say(
+            "\n2. Cron would start the worker every minute. It prints nothing unless a job fails:\n"
+        )
         problems += work(home, server)
 
         say("\n3. The file now. The mail to the busy mailbox is retried in two minutes:\n")

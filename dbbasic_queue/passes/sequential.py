@@ -35,7 +35,6 @@ class Sequential:
         self._claims = claims
         self._executor = Executor(pass_, claims)
         self._interrupts = pass_.interrupts
-        self._ticker = Ticker(self._share_if_slow)
         self._can_tick = True
         """whether the system has a thread for the ticker"""
         self._batch: deque[Claim] = deque()
@@ -46,37 +45,38 @@ class Sequential:
     def run(self) -> None:
         """Run jobs until no job is due and the pass no longer lingers."""
         end = time.monotonic() + self._pass.linger
+        ticker = Ticker(self._share_if_slow)  # as an attribute, it would be a reference cycle
         try:
-            self._run_due()
+            self._run_due(ticker)
             while not self._interrupts.stop_requested() and time.monotonic() < end:
                 if self._pass.is_complete():
                     break
                 if self._claims.find_due(self._pass.clock()):
                     self._pass.report_recovered(self._claims)
-                    self._run_due()
+                    self._run_due(ticker)
                 else:
                     self._claims.idle()
                     time.sleep(POLL_SECONDS)
         finally:
-            self._ticker.stop()
+            ticker.stop()
         self._unclaim()
 
     def close(self) -> None:
         """Close the event loop, if a handler needed one."""
         self._executor.attempts.close()
 
-    def _run_due(self) -> None:
+    def _run_due(self, ticker: Ticker) -> None:
         """Claim and run batches until no due job is left."""
         size = 1
         self._can_tick = True
         while not self._interrupts.stop_requested() and (batch := self._claims.claim(size)):
             started_at = time.monotonic()
-            self._run_batch(batch)
+            self._run_batch(batch, ticker)
             seconds = max(time.monotonic() - started_at, 1e-6) / len(batch)
             most = min(_LARGEST_BATCH, size * _BATCH_GROWTH)
             size = max(1, min(int(_BATCH_SECONDS / seconds), most)) if self._can_tick else 1
 
-    def _run_batch(self, batch: list[Claim]) -> None:
+    def _run_batch(self, batch: list[Claim], ticker: Ticker) -> None:
         self._batch.extend(batch)
         self._executor.log = log_lines.logger()
         ticks = self._can_tick and (len(batch) > 1 or not self._claims.is_published())
@@ -90,15 +90,15 @@ class Sequential:
                 claim = self._batch.popleft()
             except IndexError:  # the ticker has just unclaimed it
                 return
-            if ticks and not self._ticker.is_started and not self._start_ticker():
+            if ticks and not ticker.is_started and not self._has_started(ticker):
                 self._unclaim()  # without a ticker they would wait for this job, if it is slow
                 ticks = self._can_tick = False
-            self._executor.run(claim, self._ticker)
+            self._executor.run(claim, ticker)
 
-    def _start_ticker(self) -> bool:
+    def _has_started(self, ticker: Ticker) -> bool:
         """Start the ticker; return False if the system has no thread for it."""
         try:
-            self._ticker.start_once()
+            ticker.start_once()
         except StoreError as e:
             self._executor.report_refused(e)
             return False

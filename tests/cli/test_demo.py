@@ -162,7 +162,7 @@ def test_the_demo_says_which_tools_are_missing(tmp_path: Path) -> None:
     done = run_demo("--dir", "home", cwd=tmp_path, PATH=str(tmp_path / "bin"))
     assert (done.returncode, done.stderr) == (0, "")
     for tool in ("awk", "grep", "flock"):
-        assert f"(not run: there is no {tool} on this machine)" in done.stdout
+        assert f"(not run: this machine has no {tool})" in done.stdout
     assert "Checked: 3 mails came" in done.stdout
 
 

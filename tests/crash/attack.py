@@ -1,7 +1,7 @@
-"""One run of a workload in a forked child that is killed or refused, and what comes after it.
+"""One attacked run of a workload in a forked child, and the recovery after it.
 
-The files lie in memory where the machine has /dev/shm: a kill does not ask what is on the disk
-(`power.py` does), and so a run takes milliseconds.
+The files are in /dev/shm if the machine has it, so that a run takes milliseconds. A kill doesn't
+depend on what has reached the disk (a power cut does: `power.py`).
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ def start(work: Callable[[], None]) -> int:
         signal.alarm(HANGS_AFTER)
         work()
         code = 0
-    except BaseException:  # noqa: BLE001 - nothing may go on in the child
+    except BaseException:  # noqa: BLE001 - the child must end here
         traceback.print_exc()
     finally:
         os._exit(code)
 
 
 def patch_constant(module: ModuleType, name: str, value: object) -> None:
-    """Set a module's constant; raises AttributeError if it has none of that name."""
+    """Set a module's constant. Raises AttributeError if the module has no such constant."""
     getattr(module, name)
     setattr(module, name, value)
 
 
 class Attack:
-    """One run of a workload, and what comes after it."""
+    """One attacked run of a workload, and the recovery after it."""
 
     def __init__(self, base: str, workload: Workload) -> None:
         self.workload = workload
@@ -80,12 +80,12 @@ class Attack:
         self.partner = 0
         self._wake = -1
 
-    def lay(self) -> None:
-        """Put the workload's files there, and start its partner."""
-        self.workload.lay(self.bench)
-        if self.workload.ruin is not None:
+    def prepare(self) -> None:
+        """Create the workload's files, and start its partner."""
+        self.workload.prepare(self.bench)
+        if self.workload.damage is not None:
             self._start_partner()
-            self.workload.ruin(self.bench)
+            self.workload.damage(self.bench)
 
     def _start_partner(self) -> None:
         wait_read, self._wake = os.pipe()
@@ -96,7 +96,7 @@ class Attack:
             os.close(self._wake)
             patch_constant(
                 dbbasic_queue.passes.executor, "_SLOW_SECONDS", 1e9
-            )  # it would fold meanwhile
+            )  # otherwise it would fold
             bench.pipes = (wait_read, ready_write)
             bench.work()
 
@@ -104,7 +104,7 @@ class Attack:
         os.close(wait_read)
         os.close(ready_write)
         if os.read(ready, 1) != b"!":
-            raise RuntimeError("the partner has not started its job")
+            raise RuntimeError("the partner hasn't started its job")
         os.close(ready)
 
     def end_partner(self) -> None:
@@ -118,15 +118,15 @@ class Attack:
         work: Callable[[Bench], None],
         plan: Plan | None,
         error: bool = False,
-        meanwhile: Callable[[Bench], None] = lambda _: None,
+        act: Callable[[Bench], None] = lambda _: None,
     ) -> None:
-        """Do the work in a child whose calls are counted, killed or refused."""
+        """Do the work in a child. Its file calls are counted; the plan attacks one of them."""
         shim = Shim(self.root, plan)
-        shim.told = lambda site: self.log.say("error", site)
-        shim.meanwhile = lambda: meanwhile(self.bench)
+        shim.on_error = lambda site: self.log.add("error", site)
+        shim.act = lambda: act(self.bench)
 
         def child() -> None:
-            _steady_times(self.bench, self.workload.dear)
+            _steady_times(self.bench, self.workload.folds_seem_expensive)
             shim.install()
             work(self.bench)
             if error:
@@ -150,18 +150,18 @@ class Attack:
             for _ in range(3):
                 bench.work()
         shim.plan = None
-        bench.log.say("gone")
+        bench.log.add("over")
         bench.enqueue("post")
         bench.work()
 
     def _wait(self, pid: int, who: str) -> bool:
-        """Wait for a child's end; tell whether it was killed as planned."""
+        """Wait for a child's end; return whether it was killed as planned."""
         _, status = os.waitpid(pid, 0)
-        self.log.say("dead", pid)
+        self.log.add("dead", pid)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
             return True
         if os.WIFSIGNALED(status):
-            self.wrong.append(f"{who} was ended by signal {os.WTERMSIG(status)}: it hung")
+            self.wrong.append(f"{who} was killed by signal {os.WTERMSIG(status)}: it hung")
         elif status:
             self.wrong.append(f"{who} ended with {os.waitstatus_to_exitcode(status)}")
         return False
@@ -169,27 +169,27 @@ class Attack:
     def promises(self) -> Promises:
         return Promises(self.log.events())
 
-    def look(self, events: int = 1) -> Disk:
-        """Check the files as they are; remember what is final."""
-        self.see_what_is_made()
+    def check(self, events: int = 1) -> Disk:
+        """Check the files as they are; log which jobs are final."""
+        self.log_interrupted_changes()
         disk = read_disk(self.path)
         self.wrong += check_crashed(disk, self.promises(), self.workload.junk, events)
         for job in disk.jobs:
             if job.status in FINAL:
-                self.log.say("final", job.id, job.status)
+                self.log.add("final", job.id, job.status)
         return disk
 
-    def see_what_is_made(self) -> None:
-        """Note of the changes in which a process was killed whether they are made: all, or none."""
+    def log_interrupted_changes(self) -> None:
+        """Log for each change during which a process was killed whether it was made."""
         disk = read_disk(self.path)
         for operation, keys in self.promises().underway.values():
             made = disk.made(operation, keys)
             if len(made) > 1:
-                self.wrong.append(f"P2: {operation} of {keys} is half made")
-            self.log.say("made", " ".join(keys), operation, True in made)
+                self.wrong.append(f"P2: {operation} of {keys} is only partly made")
+            self.log.add("made", " ".join(keys), operation, True in made)
 
     def recover(self, plan: Plan | None = None) -> None:
-        """Let a fresh process make one pass, at the time of the crash."""
+        """Make one pass in a new process, at the time of the crash."""
         promises = self.promises()
         before = read_disk(self.path)
         alive = frozenset(("c1",)) if self.partner else frozenset()
@@ -209,7 +209,7 @@ class Attack:
         bench.work()
 
     def settle(self, events: int) -> Disk:
-        """Make passes until all is final, and check the accounts."""
+        """Make passes until all jobs are final, and check the result."""
         self.end_partner()
         now = self.promises().now
 
@@ -221,7 +221,7 @@ class Attack:
             for job_type in read_disk(self.path).paused:
                 bench.resume(job_type)
             if os.path.exists(archive_of(self.path)):
-                bench.archive(DAY)  # what is torn of it is mended by this
+                bench.archive(DAY)  # this repairs a torn archive
             for n in range(1, ROUNDS + 1):
                 bench.set_clock(now + n * JUMP)
                 bench.work()
@@ -236,25 +236,28 @@ class Attack:
         return disk
 
     def state(self) -> str:
-        """Return a digest of the files, the same for states that differ in random ids alone."""
+        """Return a digest of the files. It is the same if only random ids and times differ."""
         digest = hashlib.sha256()
         directory = os.path.dirname(self.path)
         for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
             with open(os.path.join(directory, name), "rb") as file:
                 content = re.sub(rb"[0-9a-f]{16}", b"I", file.read())
-            if name.endswith(".history"):  # there are times in it
+            if name.endswith(".history"):  # it contains times
                 content = b"%d" % content.count(b"\n")
             content = re.sub(rb"pass\t.*|\b[0-9a-f]{8}\n|\.[0-9]{2,7}\.", b"", content)
             digest.update(name.encode() + b"\0" + content + b"\0")
         return digest.hexdigest()
 
 
-def _steady_times(bench: Bench, dear: bool) -> None:
-    """Let folds look cheap, or dear, and jobs quick: the calls must be the same in each run."""
+def _steady_times(bench: Bench, folds_seem_expensive: bool) -> None:
+    """Make the measured times the same in each run, so that each run makes the same calls.
+
+    Jobs seem quick, and folds cheap, or expensive if `folds_seem_expensive`.
+    """
     sleep = time.sleep
     bench.ticks = 0.0
     gc.disable()
-    counter = itertools.count(step=1_000_000 if dear else 0)
+    counter = itertools.count(step=1_000_000 if folds_seem_expensive else 0)
     time.perf_counter = lambda: float(next(counter))
     time.monotonic = lambda: bench.ticks or 0.0
     time.sleep = lambda seconds: sleep(min(float(seconds), 0.0005))
@@ -263,7 +266,7 @@ def _steady_times(bench: Bench, dear: bool) -> None:
 
 @contextmanager
 def scratch() -> Iterator[str]:
-    """A directory for the files of a sweep, in memory where that can be had."""
+    """A directory for the files of a sweep, in memory if possible."""
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     base = tempfile.mkdtemp(prefix="queue-crash-", dir=memory)
     try:
@@ -273,11 +276,11 @@ def scratch() -> Iterator[str]:
 
 
 def trace_of(base: str, workload: Workload) -> list[Call]:
-    """Run the workload unharmed; return its calls. Raises AssertionError if it goes wrong."""
+    """Run the workload without an attack; return its calls. Raises AssertionError if it fails."""
     attack = Attack(base, workload)
-    attack.lay()
+    attack.prepare()
     attack.attack(workload.script, None)
-    attack.look(0)
+    attack.check(0)
     attack.settle(0)
     raised = [text for _, _, (*_, text) in attack.promises().raised]
     assert not attack.wrong + raised, attack.wrong + raised

@@ -1,26 +1,26 @@
-"""A queue as the attacked processes use it, and the log of every call and effect.
+"""The queue as the attacked processes use it, and the log of every call and effect.
 
-The log is one file outside of the queue, one JSON line an event, each appended with one write as
-it happens: what stands in it was so before the process died, in this order among all processes.
+The log is one file outside the queue's directory, with one JSON line per event. Each is appended
+with one write when it happens, so it survives the process, in the order of all processes' events.
 
-    call     keys operation run_at    it is about to be called
-    done     keys operation value     it has returned
+    call     keys operation run_at    the operation is about to be called
+    done     keys operation value     it has returned the value
     raised   keys operation type errno filename is-a-QueueError message
-    made     keys operation whether   it has raised and is made all the same; or was killed
-    start    key clock                its handler is entered
-    end      key                      its handler is left
-    puts off key                      its handler raises Delay: this attempt may be returned
-    outcome  id name status attempt   the pass has reported it
-    final    id status                a reader has seen it so
-    had      key attempts             attempts that were started before the log was
-    clock    seconds                  the clock has been set
-    error    site                     the planned error is met for the first time
-    gone                              the cause of the error is gone
-    dead     pid                      that process has ended (written by its parent)
-    wrong    what                     the script itself has seen something wrong
+    made     keys operation whether   it has raised or was killed; whether the change was made
+    start    key clock                the job's handler is entered
+    end      key                      the handler returns or raises
+    delay    key                      the handler raises Delay: this attempt may be returned
+    outcome  id name status attempt   the pass has logged it
+    final    id status                a reader has seen this status
+    attempts key attempts             attempts from before the log was started
+    clock    seconds                  the clock was set
+    error    site                     the planned error is raised for the first time
+    over                              from here on calls succeed again
+    dead     pid                      this process has ended (written by its parent)
+    wrong    what                     the script itself has found a mistake
 
 A job's key is in its payload. The operations on finished jobs are `requeue`, `remove` and
-`archive`; their keys are those of the jobs that they should change, as the files are at the call.
+`archive`; their keys are those of the jobs that should be changed, given the files at the call.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Log:
         self.path = path
         self.fd = REAL["open"](path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    def say(self, what: str, *rest: Any) -> None:
+    def add(self, what: str, *rest: Any) -> None:
         line = json.dumps([os.getpid(), what, *rest]) + "\n"
         REAL["write"](self.fd, line.encode())
 
@@ -66,7 +66,7 @@ class Log:
 
 
 class _Outcomes(logging.Handler):
-    """The pass reports an outcome when it is recorded: from there on it is a promise."""
+    """A pass logs an outcome once it is recorded: from then on it is a promise."""
 
     def __init__(self, log: Log) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class _Outcomes(logging.Handler):
             fields = record.__dict__
             name = record.args[2] if isinstance(record.args, tuple) else None
             job_id, status, attempt = fields["job_id"], fields["status"], fields["attempt"]
-            self._log.say("outcome", job_id, name, status, attempt)
+            self._log.add("outcome", job_id, name, status, attempt)
 
 
 class Bench:
@@ -90,7 +90,7 @@ class Bench:
         self.ids: dict[str, str] = {}
         self.pipes = (-1, -1)
         self.ticks: float | None = None
-        """what the monotonic clock shows, in an attacked process"""
+        """the monotonic clock of an attacked process"""
         self._nested = 0
         self.queue = self.open()
         self.handlers: dict[str, Callable[..., Any]] = {
@@ -108,26 +108,26 @@ class Bench:
 
     def set_clock(self, now: float) -> None:
         self.now = now
-        self.log.say("clock", now)
+        self.log.add("clock", now)
 
     # -- calls --
 
     def _try(self, operation: str, key: str, call: Callable[[], Any]) -> Any:
         try:
             value = call()
-        except Exception as e:  # noqa: BLE001 - whatever it is, the checks judge it
+        except Exception as e:  # noqa: BLE001 - the checks judge it
             error, name = (e.errno, e.filename) if isinstance(e, OSError) else (None, None)
             known = isinstance(e, QueueError)
             text = f"{type(e).__name__}: {e}"
-            self.log.say("raised", key, operation, type(e).__name__, error, name, known, text)
+            self.log.add("raised", key, operation, type(e).__name__, error, name, known, text)
             return None
-        self.log.say("done", key, operation, value)
+        self.log.add("done", key, operation, value)
         return value
 
     def enqueue(
         self, key: str, job_type: str = "ok", run_at: float | None = None, own_id: str | None = None
     ) -> None:
-        self.log.say("call", key, "enqueue", run_at)
+        self.log.add("call", key, "enqueue", run_at)
         job_id = self._try(
             "enqueue",
             key,
@@ -138,7 +138,7 @@ class Bench:
 
     def enqueue_many(self, keys: list[str], job_type: str = "ok") -> None:
         for key in keys:
-            self.log.say("call", key, "enqueue", None)
+            self.log.add("call", key, "enqueue", None)
         ids = self._try(
             "enqueue_many",
             " ".join(keys),
@@ -149,7 +149,7 @@ class Bench:
     def cancel(self, key: str) -> bool | None:
         if key not in self.ids:
             return None
-        self.log.say("call", key, "cancel", None)
+        self.log.add("call", key, "cancel", None)
         done: bool | None = self._try("cancel", key, lambda: self.queue.cancel_job(self.ids[key]))
         return done
 
@@ -157,20 +157,20 @@ class Bench:
         if key in self.ids:
             self._try("status", key, lambda: _status(self.queue, self.ids[key]))
 
-    # -- calls that change what is finished --
+    # -- calls that change finished jobs --
 
     def _change(
         self, operation: str, chosen: Callable[[Job], bool], call: Callable[[], Any]
     ) -> None:
         keys = read_disk(self.path).keys(chosen)
         text = " ".join(keys)
-        self.log.say("call", text, operation, None)
+        self.log.add("call", text, operation, None)
         if self._try(operation, text, call) is None:
             made = read_disk(self.path).made(operation, keys)
             if len(made) > 1:
-                self.log.say("wrong", f"P6: {operation} of {keys} raised, and is half made")
+                self.log.add("wrong", f"P6: {operation} of {keys} raised, and is partly made")
             elif True in made:
-                self.log.say("made", text, operation, True)
+                self.log.add("made", text, operation, True)
 
     def requeue(self, key: str) -> None:
         if key in self.ids:
@@ -209,7 +209,7 @@ class Bench:
 
     def _pause(self, operation: str, job_type: str) -> None:
         keys = read_disk(self.path).keys(lambda job: job.type == job_type)
-        self.log.say("call", " ".join(keys), operation, None)
+        self.log.add("call", " ".join(keys), operation, None)
         call = self.queue.pause if operation == "pause" else self.queue.resume
         self._try(operation, " ".join(keys), lambda: call(job_type) or True)
 
@@ -242,14 +242,14 @@ class Bench:
 
         def run(payload: Any) -> Any:
             key = payload["k"]
-            self.log.say("start", key, self.now)
+            self.log.add("start", key, self.now)
             try:
                 return function(key)
             except Delay:
-                self.log.say("puts off", key)
+                self.log.add("delay", key)
                 raise
             finally:
-                self.log.say("end", key)
+                self.log.add("end", key)
 
         policy = POLICIES.get(name.removeprefix("job_"))
         return run if policy is None else Handler(run, **policy)
@@ -272,7 +272,7 @@ class Bench:
         raise RuntimeError("never")
 
     def job_fails(self, _: str) -> Any:
-        raise Fail("of no use")
+        raise Fail("no use")
 
     def job_delays(self, _: str) -> Any:
         if self.now < RETRY_AT:
@@ -289,7 +289,7 @@ class Bench:
         self.requeue(key + ".victim")
 
     def job_tidies(self, _: str) -> Any:
-        """Take all other jobs of this type out."""
+        """Remove all other jobs of this type."""
         self.remove_type("tidies")
 
     def job_nest(self, key: str) -> Any:
@@ -301,7 +301,7 @@ class Bench:
         return self.cancel(key + ".victim")
 
     def job_inner(self, _: str) -> Any:
-        """Make a whole pass, of another worker, while this job's pass is alive."""
+        """Make a whole pass of another worker while this job's pass is alive."""
         queue, self.queue = self.queue, self.open()
         try:
             return self.work() is not None
@@ -309,7 +309,7 @@ class Bench:
             self.queue = queue
 
     def job_slow(self, _: str) -> Any:
-        """Take so long that the watcher gives back and folds."""
+        """Take so long that the ticker returns the unstarted jobs and folds."""
         if self.ticks is not None:
             pause = threading.Event()
             before = REAL["stat"](self.path).st_ino
@@ -320,7 +320,7 @@ class Bench:
         return 1
 
     def job_waits(self, _: str) -> Any:
-        """Tell the partner that it runs, and wait until it may end."""
+        """Tell the parent that it runs, and wait until the parent lets it finish."""
         wake, ready = self.pipes
         REAL["write"](ready, b"!")
         REAL["read"](wake, 1)

@@ -1,7 +1,7 @@
-"""What must be so after an attack, told from the files and the log alone.
+"""What must hold after an attack, judged only by the files and the log.
 
-Each check returns what is wrong, as sentences that begin with the promise's number in the docs
-(P1 ...): an empty list is what a test wants to see.
+Each check returns a list of mistakes: sentences that start with the number of the broken promise
+in the docs (P1 ...). If nothing is wrong, the list is empty.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from bench import MAX_ATTEMPTS, POLICIES
 from disk import FINAL, Disk
 from promises import Promises
 
-# How often the handler of a type is entered if nothing goes wrong.
-NATURAL = {"flaky": 2, "delays": 2, "bad": 3, "twice": 2, "often": 5}
+# How often a type's handler is entered if nothing goes wrong.
+USUAL_STARTS = {"flaky": 2, "delays": 2, "bad": 3, "twice": 2, "often": 5}
 
 
 def limit(job_type: str) -> int:
@@ -22,40 +22,40 @@ def limit(job_type: str) -> int:
 
 
 def check_crashed(disk: Disk, promises: Promises, junk: int, torn: int) -> list[str]:
-    """Check the files as a kill has left them: `torn` kills and errors so far."""
+    """Check the files after `torn` kills and errors."""
     wrong = list(disk.wrong)
     if len(disk.junk) > junk + torn:
-        wrong.append(f"P8: {len(disk.junk)} lines are no rows: {disk.junk}")
+        wrong.append(f"P8: {len(disk.junk)} lines are not rows: {disk.junk}")
     keys = [job.key for job in disk.jobs]
     for key in promises.kept:
         if keys.count(key) != 1:
-            wrong.append(f"P1: {key} was enqueued, and is there {keys.count(key)} times")
+            wrong.append(f"P1: {key} was enqueued, and is in the queue {keys.count(key)} times")
     for key in keys:
         if key not in promises.called:
-            wrong.append(f"P1: nobody has enqueued {key}")
+            wrong.append(f"P1: {key} was never enqueued")
         if key in promises.removed:
-            wrong.append(f"P2: the removal of {key} was acknowledged, and it is there")
+            wrong.append(f"P2: the removal of {key} was acknowledged, but it is in the queue")
     for key in promises.archived.difference(disk.archived):
-        wrong.append(f"P1: {key} was archived, and is not in the archive")
+        wrong.append(f"P1: {key} was archived, but is not in the archive")
     for job in disk.jobs:
         reported, attempt = promises.outcomes.get(job.id, ("", 0))
         if reported in FINAL and job.status != reported:
-            wrong.append(f"P2: {job.key} was reported {reported}, and is {job.status}")
+            wrong.append(f"P2: {job.key} was reported {reported}, but is {job.status}")
         if job.attempts < promises.started_at_least(job.key):
             wrong.append(f"P5: {job.key} was started {promises.started(job.key)} times: {job}")
         if job.type != "nobody" and job.attempts > promises.started(job.key) + torn:
             wrong.append(f"P5: {job.key} was started {promises.started(job.key)} times: {job}")
         if job.key in promises.cancelled and job.status != "cancelled":
-            wrong.append(f"P2: the cancel of {job.key} was acknowledged, and it is {job.status}")
+            wrong.append(f"P2: the cancel of {job.key} was acknowledged, but it is {job.status}")
         if attempt > job.attempts:
-            wrong.append(f"P5: {job.key} was reported in attempt {attempt}, has {job.attempts}")
+            wrong.append(f"P5: {job.key} was reported in attempt {attempt}, but has {job.attempts}")
     return wrong
 
 
 def check_recovered(
     before: Disk, after: Disk, crashed: Promises, run: set[str], alive: frozenset[str]
 ) -> list[str]:
-    """Check that one pass has recovered what the dead had, and has run all that is due."""
+    """Check that one pass has recovered the jobs of dead passes, and has run all due jobs."""
     wrong = []
     old = {job.id: job for job in before.jobs}
     for job in after.jobs:
@@ -73,7 +73,7 @@ def check_recovered(
             continue
         if not lost and was.run_at > crashed.now:
             continue
-        # An attempt that was claimed and not started may count, or be returned.
+        # An attempt that was claimed but not started may count, or be returned.
         counted = {was.attempts}
         if lost and crashed.started_at_least(job.key) < was.attempts:
             counted.add(was.attempts - 1)
@@ -92,12 +92,12 @@ def check_recovered(
 
 
 def check_settled(disk: Disk, promises: Promises, junk: int, kills: int) -> list[str]:
-    """Check the end: all is final, the accounts balance, and `cat` says so."""
+    """Check the end: all jobs are final, attempts match starts, and the file shows it."""
     wrong = check_crashed(disk, promises, junk, kills) + promises.wrong
     if disk.records:
         wrong.append(f"P8: {disk.records} records are not folded after a whole pass")
     if disk.partial:
-        wrong.append(f"P8: a torn line is left: {disk.partial!r}")
+        wrong.append(f"P8: a torn line remains: {disk.partial!r}")
     ran = [job for job in disk.jobs if job.type != "nobody"]
     charged = {job.key: job.attempts - promises.started(job.key) for job in ran}
     if sum(charged.values()) > kills:
@@ -105,31 +105,31 @@ def check_settled(disk: Disk, promises: Promises, junk: int, kills: int) -> list
         wrong.append(f"P5: {kills} kills cost more attempts that were never started: {not_started}")
     for job in disk.jobs:
         starts = promises.starts.get(job.key, 0)
-        natural = NATURAL.get(job.type, 1) * (1 + promises.revived.get(job.key, 0))
+        usual = USUAL_STARTS.get(job.type, 1) * (1 + promises.requeued.get(job.key, 0))
         if job.status not in FINAL:
-            wrong.append(f"P3: {job.key} never ends: {job}")
-        if starts > natural + kills:
+            wrong.append(f"P3: {job.key} never becomes final: {job}")
+        if starts > usual + kills:
             wrong.append(f"P2: {job.key} was started {starts} times with {kills} kills")
         if job.attempts > limit(job.type):
             wrong.append(f"P5: {job.key} has {job.attempts} attempts")
         if job.status == "failed" and job.type in ("ok", "text") and kills < 2 and not job.error:
             wrong.append(f"P5: {job.key} failed without a reason")
-        if promises.gone and job.error == _STARVED and not job.result:
+        if promises.error_is_over and job.error == _NO_SPACE and not job.result:
             continue
         if job.status == "completed" and job.type in _RESULTS and job.result != _RESULTS[job.type]:
             wrong.append(f"P2: {job.key} has the result {job.result!r}")
         if job.status == "completed" and job.error and job.type != "odd":
-            wrong.append(f"P2: {job.key} is completed, with the error {job.error!r}")
+            wrong.append(f"P2: {job.key} is completed, but has the error {job.error!r}")
     if disk.archive_is_torn:
         wrong.append("P8: the archive is torn after the next purge")
     twice = len(disk.archived) - len(set(disk.archived))
     if twice and not kills:
-        wrong.append(f"P2: {twice} jobs are twice in the archive")
+        wrong.append(f"P2: {twice} jobs are in the archive twice")
     return wrong
 
 
-_STARVED = "result not kept: the disk is full"
-"""What a completed job says for which there was no room, not even after some was made."""
+_NO_SPACE = "result not kept: the disk is full"
+"""the error of a completed job whose result didn't fit on the disk, even after space was freed"""
 
 _RESULTS = {
     "ok": "0",
@@ -140,14 +140,16 @@ _RESULTS = {
 }
 
 
-_OWNS_UP = re.compile(r"were added and may run|may have been (added|made)|the change was made")
-"""What an exception may say whose change could not be undone."""
+_ADMITS_CHANGE = re.compile(
+    r"were added and may run|may have been (added|made)|the change was made"
+)
+"""in the message of an exception whose change could not be undone"""
 
 
 def check_errors(
     disk: Disk, promises: Promises, root: str, errors: tuple[int, ...], lasting: bool
 ) -> list[str]:
-    """Check that each refused call said so, and has done nothing unless it said so."""
+    """Check that each failed call raised a clear error, and changed only what its error admits."""
     wrong = []
     by_key = {job.key: job for job in disk.jobs}
     for keys, operation, (name, number, file, known, text) in promises.raised:
@@ -156,18 +158,18 @@ def check_errors(
         if not known or number is None or not str(file).startswith(root):
             wrong.append(f"P6: {operation} raised {name}, file {file}, known {known}: {text}")
         elif errors and number not in errors:
-            wrong.append(f"P6: {operation} met {errors}, and raised {number}: {text}")
+            wrong.append(f"P6: {operation} met {errors}, but raised {number}: {text}")
         if operation.startswith("enqueue"):
             there = [key for key in keys if key in by_key and key not in promises.kept]
-            if there and not _OWNS_UP.search(text):
+            if there and not _ADMITS_CHANGE.search(text):
                 wrong.append(f"P6: {operation} raised, but {there} are in the queue: {text}")
         job = by_key.get(keys[0])
         cancelled = operation == "cancel" and job is not None and job.status == "cancelled"
-        if cancelled and keys[0] not in promises.cancelled and not _OWNS_UP.search(text):
+        if cancelled and keys[0] not in promises.cancelled and not _ADMITS_CHANGE.search(text):
             wrong.append(f"P6: cancel raised, but {keys[0]} is cancelled: {text}")
-    for operation, text in promises.made_all_the_same:
-        if not _OWNS_UP.search(text):
-            wrong.append(f"P6: {operation} raised, and is made: {text}")
+    for operation, text in promises.made_despite_error:
+        if not _ADMITS_CHANGE.search(text):
+            wrong.append(f"P6: {operation} raised, but was made: {text}")
     if lasting and errors:
         for key, starts in promises.starts_under_error.items():
             if starts > 1:

@@ -1,6 +1,6 @@
-"""The queue's files, read by a parser of the tests' own.
+"""Reads the queue's files with a parser that shares no code with the package.
 
-So no mistake of the package's reader can hide behind itself.
+Otherwise a mistake in the package's reader could hide itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STATUSES = ("pending", "processing", *FINAL)
 
 @dataclass
 class Job:
-    """A job as the files have it."""
+    """A job in the files."""
 
     id: str
     type: str
@@ -32,7 +32,7 @@ class Job:
 
 @dataclass
 class Disk:
-    """The files, read once, while nobody writes."""
+    """The files, read at a time when no process writes."""
 
     jobs: list[Job] = field(default_factory=list)
     in_file: dict[str, str] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Disk:
     wrong: list[str] = field(default_factory=list)
     records: int = 0
     archived: list[str] = field(default_factory=list)
-    """keys, as far as the archive can be read"""
+    """keys of the jobs in the readable part of the archive"""
     archive_is_torn: bool = False
     paused: frozenset[str] = frozenset()
     """job types"""
@@ -54,14 +54,14 @@ class Disk:
         return [job.key for job in self.jobs if chosen(job)]
 
     def made(self, operation: str, keys: list[str]) -> set[bool]:
-        """Tell for which of the keys a requeue or removal is made: both, if it is half made."""
+        """Return {True} if the requeue or removal was made, {False} if not, both if partly."""
         if operation == "requeue":
             return {job.status not in FINAL for key in keys for job in self.by_key(key)}
         return {not self.by_key(key) for key in keys}
 
 
 def read_disk(path: str) -> Disk:
-    """Read the queue file as `cat` shows it, the journal over it, and the archive beside it."""
+    """Read the queue file, apply the journal, and read the archive next to it."""
     disk = Disk()
     content = _content(path)
     if content is None:
@@ -89,11 +89,11 @@ def read_disk(path: str) -> Disk:
 
 
 def archive_of(path: str) -> str:
-    """Return where the workloads' purges put the rows of this queue."""
+    """Return the path of the archive to which the workloads purge."""
     return path.removesuffix("queue.tsv") + "archive.tsv"
 
 
-# Not `os.path.exists`: in an attacked process that would be a call like the package's own.
+# Not `os.path.exists`: in an attacked process the shim would count that call.
 def _content(path: str) -> bytes | None:
     try:
         with open(path, "rb") as file:
@@ -104,7 +104,7 @@ def _content(path: str) -> bytes | None:
 
 def _journal(path: str, disk: Disk) -> dict[str, list[str]]:
     states: dict[str, list[str]] = {}
-    # The last one, too: the next writer ends the line, and then it counts if it is whole.
+    # Read the last one, too: it counts if it is complete as soon as the next writer ends the line.
     for line in (_content(path) or b"").split(b"\n"):
         body, _, checksum = line.rpartition(b"\t")
         if checksum == b"%08x" % zlib.crc32(body):

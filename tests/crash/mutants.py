@@ -1,10 +1,10 @@
-"""Planted bugs: each must be caught by the tests, or those tests prove nothing.
+"""Planted bugs: the tests must catch each of them, or they prove nothing.
 
     python tests/crash/mutants.py [WORD ...]     all of them, or those with a word in their name
-    python tests/crash/mutants.py --unharmed     the same tests on a copy without a bug
+    python tests/crash/mutants.py --no-bug       the same tests on a copy without a bug
 
-Each is one replacement in a copy of the package. The tests pass without it: the suite says so, and
---unharmed. Prints a table of bugs and of what has caught them; exit code 1 if one has survived.
+Each bug is one replacement in a copy of the package. Without it, the same tests pass: in the test
+suite, and with --no-bug. Prints which test has caught which bug; exits with 1 if a bug survived.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ def run_tests(place: Path, tests: tuple[str, ...]) -> tuple[int, str]:
         return (
             -1,
             f"it took over {TIMEOUT} s",
-        )  # which may be the machine's fault: it proves nothing
+        )  # the machine may just be slow: this proves nothing
     return process.returncode, process.stdout
 
 
 def judge(base: Path, number: int, mutant: Mutant) -> tuple[Mutant, str, float]:
-    """Return which test has caught the bug, "" if none has, and how long that took."""
+    """Return the test that has caught the bug ("" if none has) and the seconds it took."""
     place = base / str(number)
     place.mkdir()
     started = time.monotonic()
@@ -94,7 +94,7 @@ def judge(base: Path, number: int, mutant: Mutant) -> tuple[Mutant, str, float]:
 
 
 def judge_unharmed(base: Path) -> int:
-    """Run all tests that are to catch bugs on a copy without one: they must pass."""
+    """Run all tests that must catch bugs on a copy without a bug: they must pass."""
     place = base / "unharmed"
     place.mkdir()
     lay_out(place, None)
@@ -114,7 +114,7 @@ def main(words: list[str]) -> int:
     survivors = 0
     with tempfile.TemporaryDirectory(prefix="queue-mutants-") as directory:
         base = Path(directory)
-        if words == ["--unharmed"]:
+        if words == ["--no-bug"]:
             return judge_unharmed(base)
         chosen = [m for m in MUTANTS if not words or any(word in m.name for word in words)]
         with ThreadPoolExecutor(AT_A_TIME) as threads:

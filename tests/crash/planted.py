@@ -1,4 +1,4 @@
-"""The planted bugs: what each changes in the package, and which tests are to notice."""
+"""The planted bugs: what each changes in the package, and which tests must catch it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 KILL = "tests/crash/test_kill_sweep.py"
-TORN_ROWS = KILL + "::test_a_row_torn_at_any_byte_neither_runs_early_nor_tears_the_next_one"
-TORN_RECORDS = KILL + "::test_a_journal_record_torn_at_any_byte_is_made_whole_or_not_at_all"
+TORN_ROWS = KILL + "::test_a_row_torn_at_any_byte_neither_runs_early_nor_damages_the_next_one"
+TORN_RECORDS = KILL + "::test_a_journal_record_torn_at_any_byte_is_applied_completely_or_not_at_all"
 ERRORS = "tests/crash/test_errors.py"
 FULL_DISK = (
-    ERRORS + "::test_on_a_full_disk_no_job_is_started_and_all_are_run_once_there_is_room",
-    ERRORS + "::test_a_disk_that_fills_within_a_handler_has_room_for_the_outcome",
+    ERRORS + "::test_on_a_full_disk_no_job_is_started_and_all_run_once_there_is_space",
+    ERRORS + "::test_a_disk_that_fills_up_inside_a_handler_has_space_for_the_outcome",
 )
 DESCRIPTORS = (
-    ERRORS
-    + "::test_a_job_that_uses_up_all_descriptors_is_recorded_though_another_process_has_folded"
+    ERRORS + "::test_a_job_that_uses_all_descriptors_is_recorded_even_if_another_process_has_folded"
 )
 POWER = "tests/crash/test_power_loss.py"
 STORE = "tests/store/test_textfile.py"
 WORKER = "tests/passes/test_passes.py"
 TIMEOUT = "tests/passes/test_time_limit.py"
-NOT_STARTED = "test_a_job_that_no_process_can_be_started_for_is_put_back_and_not_charged"
+NOT_STARTED = "test_a_job_whose_process_cannot_be_started_is_returned_with_its_attempt"
 TRAPS = "tests/test_pitfalls.py"
 ROWS = "tests/model/test_rows.py"
 QUEUE = "tests/test_jobqueue.py"
@@ -32,38 +31,37 @@ SIGNALS = "tests/passes/test_signals.py"
 UPGRADE = "tests/system/test_upgrade.py"
 CHOICE = "tests/store/test_choice.py"
 WORKERS = "tests/passes/test_several_workers.py"
-LOOP = WORKERS + "::test_what_a_coroutine_does_to_the_loop_is_its_own_error_and_no_other_jobs"
+LOOP = WORKERS + "::test_a_coroutine_that_disturbs_the_event_loop_does_not_affect_other_jobs"
 
 
 def kill(workload: str) -> str:
-    return (
-        f"{KILL}::test_a_kill_at_any_file_call_loses_nothing_and_runs_nothing_recorded[{workload}]"
-    )
+    name = "test_a_kill_at_any_file_call_loses_no_job_and_runs_no_recorded_job_again"
+    return f"{KILL}::{name}[{workload}]"
 
 
 def meetings(workload: str) -> str:
-    name = "test_what_others_do_at_any_moment_without_the_lock_is_seen_and_respected"
+    name = "test_changes_by_others_at_any_moment_without_the_lock_are_respected"
     return f"{KILL}::{name}[{workload}]"
 
 
 def errors(workload: str) -> str:
-    name = "test_a_refused_call_says_so_and_does_nothing_and_all_works_when_the_cause_is_gone"
+    name = "test_a_failed_file_call_raises_and_changes_nothing_and_later_calls_work"
     return f"{ERRORS}::{name}[{workload}]"
 
 
 def power(work: str, model: str) -> str:
-    name = "test_after_a_power_loss_at_any_point_nothing_promised_is_gone"
+    name = "test_a_power_loss_at_any_point_loses_nothing_that_was_promised"
     return f"{POWER}::{name}[{work}-{model}]"
 
 
 def pairs(workload: str) -> str:
-    name = "test_a_second_error_in_what_comes_of_the_first_is_told_and_does_nothing_either"
+    name = "test_a_second_failed_call_in_the_repair_or_retry_also_raises_and_changes_nothing"
     return f"{ERRORS}::{name}[{workload}]"
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """`old`, which stands in `file` exactly once, becomes `new`; `tests` are to notice."""
+    """Replaces `old`, which occurs in `file` exactly once, by `new`; `tests` must catch it."""
 
     name: str
     file: str
@@ -72,12 +70,12 @@ class Mutant:
     tests: tuple[str, ...]
 
     def apply(self, package: Path) -> None:
-        """Plant the bug. Raises ValueError unless `old` is there exactly once."""
+        """Plant the bug. Raises ValueError unless `old` occurs exactly once."""
         path = package / self.file
         text = path.read_text(encoding="utf-8")
         count = text.count(self.old)
         if count != 1:
-            raise ValueError(f"{self.name}: its text is {count} times in {self.file}, not once")
+            raise ValueError(f"{self.name}: its text occurs {count} times in {self.file}, not once")
         path.write_text(text.replace(self.old, self.new), encoding="utf-8")
 
 
@@ -111,18 +109,21 @@ MUTANTS = (
         (LOOP,),
     ),
     Mutant(
-        "a refused claim breaks off the running coroutines",
+        "a failed claim cancels the running coroutines",
         "passes/concurrent.py",
         "        return e\n",
         "        raise\n",
-        (WORKERS + "::test_a_refused_claim_lets_the_running_coroutines_finish_and_be_recorded",),
+        (WORKERS + "::test_running_coroutines_finish_and_are_recorded_after_a_failed_claim",),
     ),
     Mutant(
-        "a coroutine that has ended stays in the slot's list",
+        "a finished coroutine stays in the slot file",
         "passes/concurrent.py",
         "                self._claims.unclaim([])  # the list must match the running jobs\n",
         "                pass\n",
-        (WORKERS + "::test_a_job_that_was_put_off_leaves_the_list_while_another_coroutine_runs",),
+        (
+            WORKERS
+            + "::test_a_delayed_job_is_removed_from_the_slot_file_while_another_coroutine_runs",
+        ),
     ),
     Mutant(
         "a second stop interrupts the job",
@@ -134,7 +135,7 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "the program's own signal handler charges the job",
+        "the program's own signal handler costs an attempt",
         "passes/signals.py",
         "any(error is raised for raised in self._raised)",
         "False",
@@ -148,7 +149,7 @@ MUTANTS = (
         (POWER,),
     ),
     Mutant(
-        "no sync of the directory behind a fold",
+        "no sync of the directory after a fold",
         "store/writing/fold.py",
         "            sync_directory(os.path.dirname(view.path))\n        if journal",
         "            pass\n        if journal",
@@ -162,7 +163,7 @@ MUTANTS = (
         (POWER,),
     ),
     Mutant(
-        "journal cut before the rename",
+        "journal truncated before the rename",
         "store/writing/fold.py",
         "        os.rename(new.path, view.path)\n",
         "        if view.journal.file is not None:\n"
@@ -171,7 +172,7 @@ MUTANTS = (
         (kill("passes"), POWER),
     ),
     Mutant(
-        "journal not cut behind the rename",
+        "journal not truncated after the rename",
         "store/writing/fold.py",
         "            os.ftruncate(journal.fd, 0)\n",
         "            pass\n",
@@ -189,14 +190,14 @@ MUTANTS = (
         (kill("application"),),
     ),
     Mutant(
-        "torn tail of the file not ended",
+        "torn last line of the file not ended",
         "store/disk/files.py",
         '    append(file, size, b"\\n")\n    return size + 1\n',
         "    return size\n",
         (TORN_ROWS, kill("application")),
     ),
     Mutant(
-        "torn tail of the journal not ended",
+        "torn last line of the journal not ended",
         "store/writing/appends.py",
         '            append(self.current(), journal.size(), b"\\n")\n',
         "            pass\n",
@@ -224,21 +225,21 @@ MUTANTS = (
         (kill("passes"),),
     ),
     Mutant(
-        "recovery of the living, too",
+        "live passes are recovered, too",
         "store/claiming/recovery.py",
         "            if claim in survey.alive or row.id.encode() in held:\n",
         "            if row.id.encode() in held:\n",
         (kill("overlapping"),),
     ),
     Mutant(
-        "recovery counts jobs that were never started",
+        "recovery counts an attempt for jobs that were never started",
         "store/claiming/recovery.py",
         "            if claim in survey.not_started and claim not in survey.started:\n",
         "            if False:\n",
         ("tests/system/test_kill.py", WORKER),
     ),
     Mutant(
-        "recovery returns jobs that had started",
+        "recovery counts no attempt for jobs that had started",
         "store/claiming/recovery.py",
         "            if claim in survey.not_started and claim not in survey.started:\n",
         "            if True:\n",
@@ -252,14 +253,14 @@ MUTANTS = (
         (kill("passes"),),
     ),
     Mutant(
-        "a given-back job keeps its attempt",
+        "a returned job does not get its attempt back",
         "model/states.py",
         "    attempts = max(state.attempts - 1, 0)\n",
         "    attempts = state.attempts\n",
         ("tests/model/test_states.py", kill("slow")),
     ),
     Mutant(
-        "claim before the slot's list",
+        "jobs are claimed before they are listed in the slot file",
         "store/claiming/claims.py",
         "            self._list()\n"
         "            self.store.change([(c.key, c.state) for c in claims])\n",
@@ -268,7 +269,7 @@ MUTANTS = (
         (kill("passes"), kill("slow")),
     ),
     Mutant(
-        "slot's list not written",
+        "claims not listed in the slot file",
         "store/claiming/claims.py",
         "            self._list()\n"
         "            self.store.change([(c.key, c.state) for c in claims])\n",
@@ -283,14 +284,14 @@ MUTANTS = (
         (kill("overlapping"),),
     ),
     Mutant(
-        "no room kept for the outcome",
+        "no disk space reserved for the outcome",
         "store/claiming/slots.py",
         "len(content) + reserved",
         "len(content)",
         FULL_DISK,
     ),
     Mutant(
-        "no descriptors kept for the outcome",
+        "no descriptors reserved for the outcome",
         "store/claiming/slots.py",
         "        if claims:\n            self._open_spare_descriptors()\n",
         "",
@@ -302,7 +303,7 @@ MUTANTS = (
         "        return state == claim.state\n",
         "        return True\n",
         (
-            WORKER + "::test_the_outcome_of_an_attempt_that_is_no_longer_current_is_not_recorded",
+            WORKER + "::test_the_outcome_of_an_outdated_attempt_is_not_recorded",
             TRAPS,
             CONTENTION,
         ),
@@ -315,7 +316,7 @@ MUTANTS = (
         (meetings("passes"), meetings("overlapping"), CONTENTION),
     ),
     Mutant(
-        "nobody reads what is new before a change",
+        "new rows and records are not read before a change",
         "store/writing/queue_files.py",
         "        if (view.whole and view.journal.is_current()) or view.follow_journal():\n"
         "            return\n",
@@ -337,7 +338,7 @@ MUTANTS = (
         (STORE + "::test_a_directory_deleted_and_created_by_hand_is_used", STORE),
     ),
     Mutant(
-        "a deleted lock file is locked as long as it is open",
+        "a deleted lock file stays in use while it is open",
         "store/disk/openfile.py",
         "            status[_NAMES] == self._names\n"
         "            and status.st_ctime_ns == self._names_changed_ns\n",
@@ -345,14 +346,14 @@ MUTANTS = (
         ("tests/test_pitfalls.py",),
     ),
     Mutant(
-        "a file of a new directory is opened under the old lock",
+        "a file in a new directory is opened under the old lock",
         "store/writing/appends.py",
         "        if not self.lock.path_checked:\n",
         "        if False:\n",
         ("tests/test_pitfalls.py",),
     ),
     Mutant(
-        "another descriptor of the lock file is taken for the queue's",
+        "another descriptor of the lock file is mistaken for the queue's",
         "store/disk/openfile.py",
         "            and _last_mark[self.fd] == self._mark\n",
         "",
@@ -364,54 +365,54 @@ MUTANTS = (
         "            status = os.lstat(self.path)\n",
         "            status = os.fstat(self.fd)\n",
         (
-            STORE + "::test_what_another_process_adds_changes_and_folds_is_noticed",
+            STORE + "::test_a_queue_notices_what_another_process_adds_changes_and_folds",
             kill("overlapping"),
         ),
     ),
     Mutant(
-        "a pass of several jobs recovers its own",
+        "a pass of several jobs recovers its own jobs",
         "store/claiming/recovery.py",
         " or row.id.encode() in held:\n",
         ":\n",
         (
-            "tests/passes/test_several_workers.py::test_a_pass_of_coroutines_that_lingers_does_not_recover_its_own_jobs",
+            "tests/passes/test_several_workers.py::test_a_lingering_pass_of_coroutines_does_not_recover_its_own_jobs",
         ),
     ),
     Mutant(
-        "two rows that end alike are taken for one",
+        "two rows with the same last bytes count as one",
         "store/reading/tail.py",
         "content[max(min(start, size - _ANCHOR_BYTES), size - _MAX_ANCHOR_BYTES, 0) :]",
         "content[max(size - _ANCHOR_BYTES, 0) :]",
-        (STORE + "::test_a_job_enqueued_in_the_place_of_one_that_was_taken_back_is_seen_by_all",),
+        (STORE + "::test_a_job_enqueued_right_after_one_that_was_undone_is_seen_by_all",),
     ),
     Mutant(
-        "a change that is gone stays known",
+        "a change that was undone is not forgotten",
         "store/reading/replaced.py",
         "        if before == after and not touched_here:\n",
         "        if before == after:\n",
-        ("tests/store/test_view.py::test_a_change_that_was_taken_back_is_not_known_after_a_fold",),
+        ("tests/store/test_view.py::test_a_change_that_was_undone_is_forgotten_after_a_fold",),
     ),
     Mutant(
-        "a file that was edited is taken for what was read",
+        "an edit of the file before a fold is not noticed",
         "store/reading/replaced.py",
         " or not rows.is_as_read()",
         "",
         ("tests/store/test_view.py",),
     ),
     Mutant(
-        "what was read not compared again",
+        "what was read is not compared with the file",
         "store/reading/tail.py",
         "            if not content.startswith(self.anchor):\n",
         "            if False:\n",
         (STORE + "::test_rows_deleted_by_hand_are_gone", CONTENTION),
     ),
     Mutant(
-        "unlock in a forked child",
+        "a forked child unlocks its parent's lock",
         "store/disk/openfile.py",
         "    for file in list(_to_close_after_fork):\n",
         "    for file in list(_to_close_after_fork):\n"
         "        if file.fd >= 0:\n            fcntl.flock(file.fd, fcntl.LOCK_UN)\n",
-        (STORE + "::test_a_child_never_unlocks_what_its_parent_holds", CONTENTION),
+        (STORE + "::test_a_child_never_releases_its_parents_lock", CONTENTION),
     ),
     Mutant(
         "a forked child keeps the locks",
@@ -419,7 +420,7 @@ MUTANTS = (
         "    for file in list(_to_close_after_fork):\n        file.close()\n",
         "    for file in list(_to_close_after_fork):\n        file.fd < 0 or os.dup(file.fd)\n",
         (
-            STORE + "::test_a_child_that_outlives_its_pass_keeps_no_slot",
+            STORE + "::test_a_child_that_outlives_its_pass_does_not_hold_a_slot",
             "tests/system/test_kill.py",
         ),
     ),
@@ -428,49 +429,49 @@ MUTANTS = (
         "forks.py",
         "    if os.getpid() != process:\n        with",
         "    if False:\n        with",
-        (FORKS + "::test_processes_forked_in_c_share_no_lock_lose_nothing_and_give_no_id_twice",),
+        (FORKS + "::test_processes_forked_in_c_share_a_queue_lose_no_job_and_use_no_id_twice",),
     ),
     Mutant(
-        "a lock file is opened next to a fork",
+        "a lock file is opened during a fork",
         "store/disk/openfile.py",
         "    return forks.while_opening(_open_and_register, path, flags)\n",
         "    return _open_and_register(path, flags)\n",
         (FORKS + "::test_a_fork_while_another_thread_opens_a_lock_file_gives_the_child_no_copy",),
     ),
     Mutant(
-        "a slot is closed and not unlocked",
+        "a slot is closed without being unlocked",
         "store/claiming/slots.py",
         "            unlock(self.file)\n            self.file.close()\n",
         "            self.file.close()\n",
         (FORKS + "::test_a_process_forked_in_c_keeps_no_slot_of_a_pass_that_has_ended",),
     ),
     Mutant(
-        "a half-imported module stays in a forked child",
+        "a forked child keeps a half-imported module",
         "lazy.py",
         "forks.in_child(_forget_half_imported)\n",
         "",
-        (FORKS + "::test_a_child_forked_while_another_thread_imports_works_and_nothing_waits",),
+        (FORKS + "::test_a_child_forked_while_another_thread_imports_works_without_waiting",),
     ),
     Mutant(
-        "a descriptor is not compared before it is used",
+        "a descriptor is not checked before it is used",
         "store/disk/openfile.py",
         "            if os.lseek(self.fd, 0, _SEEK_CUR) == self.offset:\n",
         "            if True:\n",
-        (FORKS + "::test_a_program_that_closes_all_descriptors_gets_no_row_into_its_files",),
+        (FORKS + "::test_a_program_that_closes_all_descriptors_finds_no_rows_in_its_own_files",),
     ),
     Mutant(
         "a pass that has lost its slot goes on",
         "passes/executor.py",
         "        self._claims.check_slot()\n",
         "",
-        (FORKS + "::test_a_batch_is_not_run_on_after_one_of_its_jobs_has_closed_the_slot",),
+        (FORKS + "::test_a_batch_stops_after_one_of_its_jobs_has_closed_the_slot",),
     ),
     Mutant(
-        "signals are not held back during a fork",
+        "signals are not blocked during a fork",
         "passes/signals.py",
         "    if _receiving:\n        ours",
         "    if False:\n        ours",
-        (SIGNALS + "::test_a_process_that_a_handler_has_just_forked_ends_by_sigterm",),
+        (SIGNALS + "::test_a_process_that_a_handler_has_just_forked_is_ended_by_sigterm",),
     ),
     Mutant(
         "a Python function unlocks",
@@ -480,7 +481,7 @@ MUTANTS = (
         (SIGNALS,),
     ),
     Mutant(
-        "a call within a call works on a half-made change",
+        "a call inside a call works on a half-made change",
         "store/disk/lock.py",
         "            raise _called_inside()\n        replaced",
         "            pass\n        replaced",
@@ -494,7 +495,7 @@ MUTANTS = (
         (CONTENTION,),
     ),
     Mutant(
-        "rows appended to a file while it is being replaced are dropped",
+        "rows appended to a file while it is replaced are dropped",
         "store/writing/fold.py",
         "        for lines in added.new(_start_again):\n            write_all(new.fd, lines)\n",
         "",
@@ -515,31 +516,31 @@ MUTANTS = (
         (UPGRADE,),
     ),
     Mutant(
-        "a failed write not taken back",
+        "a failed write is not undone",
         "store/disk/files.py",
         "            os.ftruncate(file.fd, size)\n        except OSError:\n            consequence",
         "            pass\n        except OSError:\n            consequence",
-        (STORE + "::test_a_bulk_that_finds_room_for_a_part_only_leaves_no_row_of_it",),
+        (STORE + "::test_jobs_that_only_partly_fit_on_the_disk_leave_no_rows",),
     ),
     Mutant(
-        "a failed sync not taken back",
+        "a failed sync is not undone",
         "store/writing/appends.py",
         "        os.ftruncate(file.fd, start)\n        return True\n",
         "        return True\n",
         (errors("application"),),
     ),
     Mutant(
-        "what others have written behind a failed sync is cut off",
+        "records written after a failed sync are cut off",
         "store/writing/appends.py",
         "        if not file.is_ours() or os.pread(file.fd, len(content) + 1, start) != content:\n",
         "        if False:\n",
         (
             CONTENTION
-            + "::test_an_outcome_that_cannot_be_synced_stays_where_others_have_gone_on_from_it",
+            + "::test_an_outcome_that_cannot_be_synced_stays_if_others_have_written_after_it",
         ),
     ),
     Mutant(
-        "a failed fold spoils the change",
+        "a failed fold makes the change fail",
         "store/writing/queue_files.py",
         "        except OSError as e:\n            return e\n        return None\n",
         "        except ValueError:\n            return None\n        return None\n",
@@ -551,7 +552,8 @@ MUTANTS = (
         "    return escape(message if type(error) in (Exception, Fail) else",
         "    return (message if type(error) in (Exception, Fail) else",
         (
-            WORKER + "::test_whatever_a_handler_raises_is_one_line_of_the_file_and_stops_nobody",
+            WORKER
+            + "::test_any_exception_of_a_handler_is_one_line_in_the_file_and_the_pass_goes_on",
             kill("passes"),
         ),
     ),
@@ -582,12 +584,12 @@ MUTANTS = (
         '            return "completed", states.complete(state, "", error), ""\n',
         '            return "retried", states.retry(state, error, 0), ""\n',
         (
-            WORKER + "::test_a_job_whose_result_is_no_json_is_completed_and_never_run_again",
+            WORKER + "::test_a_job_whose_result_is_not_json_is_completed_and_never_run_again",
             kill("passes"),
         ),
     ),
     Mutant(
-        "a final outcome can be left again",
+        "a final status can change again",
         "model/states.py",
         "    if state.status != PENDING:\n        return None\n    return State(CANCELLED",
         "    return State(CANCELLED",
@@ -608,49 +610,49 @@ MUTANTS = (
         (kill("requeue"),),
     ),
     Mutant(
-        "a job that has changed since it was archived leaves",
+        "a job that has changed since it was archived is removed",
         "store/writing/choice.py",
         "            self.picked.pop(number, None)\n            if add",
         "            if add",
         (CHOICE,),
     ),
     Mutant(
-        "a choice outlives the file that it was made in",
+        "jobs chosen in an old file are removed from a new one",
         "store/writing/choice.py",
         "        if view.generation != self._view.generation:\n",
         "        if False:\n",
         (CHOICE,),
     ),
     Mutant(
-        "jobs that come while a purge reads are left out",
+        "jobs added while a purge reads are ignored",
         "store/writing/choice.py",
         "            if add and (row := view.row(number)) and has_json(row):\n",
         "            if False and (row := view.row(number)) and has_json(row):\n",
         (CHOICE,),
     ),
     Mutant(
-        "a batch in doubt is started",
+        "a batch that may have been returned is started",
         "passes/sequential.py",
         "            if self._unclaim_failed:\n",
         "            if False:\n",
         (pairs("slow"),),
     ),
     Mutant(
-        "purge whose cut is not on the disk",
+        "the truncation after a purge is not synced",
         "store/writing/appends.py",
         "        if self.fsync and self.view.journal.file:\n",
         "        if False:\n",
         (power("purges", "free"),),
     ),
     Mutant(
-        "purge takes what is being run",
+        "purge removes running jobs",
         "store/writing/rewrites.py",
         "        if row.state.status == PROCESSING or not self.unwanted(row):\n",
         "        if not self.unwanted(row):\n",
         (kill("purge"),),
     ),
     Mutant(
-        "rows leave before they are archived",
+        "rows are removed before they are archived",
         "store/writing/rewrites.py",
         "        self._archive(picked)\n\n"
         "    def apply(self, picked: dict[int, bytes]) -> None:\n"
@@ -662,21 +664,21 @@ MUTANTS = (
         (kill("purge"),),
     ),
     Mutant(
-        "archive not synced before the rows leave",
+        "archive not synced before its rows are removed",
         "store/writing/archive.py",
         "        os.fsync(file.fd)\n        sync_directory(os.path.dirname(path))\n    except",
         "        pass\n    except",
         (power("purges", "ordered"),),
     ),
     Mutant(
-        "what a power cut leaves of an archive's header is refused",
+        "an archive with a torn header is refused",
         "store/writing/archive.py",
         "        byte in (0, whole) for byte",
         "        byte == whole for byte",
         ("tests/store/test_archive.py", power("purges", "ordered")),
     ),
     Mutant(
-        "an archive's torn last line is not cut off",
+        "an archive's torn last line is not removed",
         "store/writing/archive.py",
         "    if cut < size:\n        os.ftruncate(file.fd, cut)\n    return cut\n",
         "    return size\n",
@@ -690,28 +692,28 @@ MUTANTS = (
         ("tests/store/test_archive.py",),
     ),
     Mutant(
-        "a removal that is made is denied",
+        "a removal that was made is reported as not made",
         "store/writing/fold.py",
         'made if journal is None else "nothing was lost"',
         '"nothing was lost"',
         (errors("purge"),),
     ),
     Mutant(
-        "what was read half is taken for read",
+        "a half-finished read counts as complete",
         "store/reading/view.py",
         "        self.whole = False\n        try:\n            self._open()\n",
         "        try:\n            self._open()\n",
         (errors("requeue"), errors("purge"), "tests/passes/test_signals.py"),
     ),
     Mutant(
-        "a part that is left of a write is denied",
+        "a partly added row is reported as not added",
         "store/disk/files.py",
         '"a part may have been added, and could not be cut off again"',
         '"nothing was added"',
         (pairs("application"),),
     ),
     Mutant(
-        "a change that is left is denied",
+        "a change that stays is reported as not made",
         "store/writing/appends.py",
         '"the change was made, but may not survive a power cut"',
         '"nothing was changed"',
@@ -725,7 +727,7 @@ MUTANTS = (
         (kill("policies"),),
     ),
     Mutant(
-        "a pause that is not on the disk",
+        "a pause is not synced",
         "store/paused.py",
         'ending=".new", fsync=fsync)\n',
         'ending=".new", fsync=False)\n',
@@ -739,14 +741,14 @@ MUTANTS = (
         (kill("policies"),),
     ),
     Mutant(
-        "a recovery asks no type's own limit",
+        "recovery ignores a type's own limit",
         "passes/policies.py",
         "        return self.limit(self.handler(job_type))\n",
         "        return self._max_attempts\n",
         (kill("policies"),),
     ),
     Mutant(
-        "a job that failed for good is tried again",
+        "a job that failed for good is retried",
         "passes/attempt.py",
         "        if isinstance(error, Fail):\n",
         "        if False:\n",
@@ -758,7 +760,7 @@ MUTANTS = (
         "            claim = self._candidate(number, remaining)\n",
         "            claim = self._candidate(number, remaining)\n"
         "            size += len(view.line(number))\n",
-        (WORKER + "::test_payloads_that_are_not_json_leave_room_for_the_jobs_behind_them",),
+        (WORKER + "::test_payloads_that_are_not_json_leave_room_for_the_jobs_after_them",),
     ),
     Mutant(
         "an unclosed string is searched again from each quote",
@@ -768,7 +770,7 @@ MUTANTS = (
         (ROWS + "::test_a_hostile_text_is_read_in_time_proportional_to_its_length",),
     ),
     Mutant(
-        "a forged record is believed",
+        "a forged record is accepted",
         "model/records.py",
         " or (not body.isascii() and is_binary(body)):",
         ":",
@@ -803,14 +805,14 @@ MUTANTS = (
         ("tests/system/test_permissions.py",),
     ),
     Mutant(
-        "a pass whose slot file is gone claims on",
+        "a pass without its slot file goes on claiming",
         "store/claiming/slots.py",
         "        if not self.file.is_at_path():\n",
         "        if False:\n",
         ("tests/system/test_permissions.py",),
     ),
     Mutant(
-        "a directory that was there is created again",
+        "a deleted directory is created again",
         "store/writing/queue_files.py",
         "    if known:\n",
         "    if False:\n",
@@ -824,7 +826,7 @@ MUTANTS = (
         ("tests/system/test_permissions.py",),
     ),
     Mutant(
-        "a file that is mounted by itself is used",
+        "a file that is a mount point is used",
         "store/disk/files.py",
         "        is_mounted = _mount_id(file.fd) != _mount_id(directory)\n",
         "        is_mounted = False\n",
@@ -838,76 +840,79 @@ MUTANTS = (
         ("tests/system/test_permissions.py",),
     ),
     Mutant(
-        "a line that is too long hides what is written after it",
+        "a line that is too long hides the lines after it",
         "store/reading/tail.py",
         "                    size = _READ_BYTES\n                    too_long(length)\n",
         "                    return\n",
         (
             STORE
-            + "::test_a_line_that_is_too_long_for_a_row_hides_no_job_and_is_not_held_in_memory",
+            + "::test_a_line_that_is_too_long_for_a_row_hides_no_job_and_is_not_loaded_into_memory",
         ),
     ),
     Mutant(
-        "a row without a line end is left alone",
+        "a row without a line end is not ended",
         "store/writing/queue_files.py",
         "        if self.view.has_torn_row():\n",
         "        if False:\n",
-        (STORE + "::test_a_row_that_an_editor_left_without_a_line_end_is_run",),
+        (STORE + "::test_a_row_that_an_editor_saved_without_a_line_end_is_run",),
     ),
     Mutant(
-        "two long rows that end alike are taken for one",
+        "two long rows with the same last bytes count as one",
         "store/reading/tail.py",
         "        if self._head and not self._begins_as_read():\n",
         "        if False:\n",
-        (STORE + "::test_a_job_enqueued_in_the_place_of_one_that_was_taken_back_is_seen_by_all",),
+        (STORE + "::test_a_job_enqueued_right_after_one_that_was_undone_is_seen_by_all",),
     ),
     Mutant(
         "pipes left open in forked children",
         "passes/forked.py",
         '    for fd in _pipes.difference(getattr(_kept, "fds", ())):\n',
         "    for fd in ():\n",
-        (TIMEOUT + "::test_a_process_that_the_program_forks_inherits_no_pipe_of_a_job",),
+        (TIMEOUT + "::test_a_process_that_the_program_forks_inherits_no_pipes_of_a_job",),
     ),
     Mutant(
         "a guardian does not hold the slot's lock",
         "passes/time_limit.py",
         "                keep=(leash, report, held),\n",
         "                keep=(leash, report),\n",
-        (TIMEOUT + "::test_the_job_of_a_dead_pass_is_not_run_again_while_it_still_runs",),
+        (TIMEOUT + "::test_a_job_of_a_dead_pass_is_not_run_again_while_it_still_runs",),
     ),
     Mutant(
-        "a guardian asks nothing but its leash",
+        "a guardian only checks its pipe",
         "passes/guardian.py",
         "        if leash in ready or os.getppid() != this_pass:\n",
         "        if leash in ready:\n",
-        (TIMEOUT + "::test_the_job_ends_with_its_pass_whatever_else_the_program_has_forked",),
+        (
+            TIMEOUT
+            + "::test_the_job_ends_with_its_pass_even_if_the_program_has_forked_other_processes",
+        ),
     ),
     Mutant(
-        "what a killed guardian leaves lives on",
+        "processes left by a killed guardian live on",
         "passes/time_limit.py",
         "        _kill_session(self.pid)\n",
         "        pass\n",
-        (TIMEOUT + "::test_the_job_does_not_go_on_unnoticed_when_its_guardian_is_killed",),
+        (TIMEOUT + "::test_the_job_is_killed_with_its_guardian",),
     ),
     Mutant(
-        "a refused fork is charged",
+        "a failed fork costs an attempt",
         "passes/attempt.py",
         """self._not_started(row.state, "the job's process", e.__cause__ or e)\n""",
         "self.failed(handler, row.state, str(e))\n",
         (TIMEOUT + "::" + NOT_STARTED,),
     ),
     Mutant(
-        "a signal to the whole service is charged",
+        "a signal to the whole service costs an attempt",
         "passes/attempt.py",
         "            if e.by_end_signal and self._is_asked_to_end_too():\n",
         "            if False:\n",
-        (TIMEOUT + "::test_a_job_is_given_back_if_sigterm_goes_to_all_processes_of_its_service",),
+        (TIMEOUT + "::test_a_job_is_returned_if_sigterm_goes_to_all_processes_of_its_service",),
     ),
     Mutant(
-        "what is removed as unreadable is not kept",
+        "removed unreadable lines are not kept",
         "store/writing/rewrites.py",
         "        files.replace(None, found, keep=True)\n",
         "        files.replace(None, found)\n",
-        (STORE + "::test_what_is_not_a_job_is_moved_away_when_asked_and_the_jobs_stay",),
+        (STORE + "::test_remove_unreadable_moves_invalid_lines_away_and_keeps_the_jobs",),
     ),
 )

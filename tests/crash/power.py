@@ -1,16 +1,16 @@
-"""Power loss, simulated: what a workload asked of the disk, and every disk that may be left of it.
+"""Simulated power loss: records what a workload writes, and builds the disks that may remain.
 
-`Recorder` writes down the calls of `os` that change files, in their order, among them the facts
-that the program was told (`Facts`): an enqueue that returned, an outcome that a reader has seen.
+`Recorder` records the calls of `os` that change files, in order, and in between the facts that the
+program knows (`Facts`): an enqueue that returned, an outcome that a reader has seen.
 `crash_states` then yields what the disk may hold after a power loss at each point, in two models:
 
-    ORDERED  one log of all directory operations and truncations, as on ext4 and XFS: what is left
-             is a beginning of it, and any sync makes sure all that is before it.
-    FREE     POSIX alone: each operation since the last sync of that file, or of that directory,
-             is left or is not, whatever its order.
+    ORDERED  one log of all directory operations and truncations, as on ext4 and XFS: a first part
+             of the log remains, and any sync makes everything before it durable.
+    FREE     only what POSIX guarantees: each operation since the last sync of that file, or of that
+             directory, remains or is lost, in any order.
 
-In both a write that was not synced is lost, whole, torn at any byte, filled with zeros from any
-byte, or has sectors of zeros in it; its size may be there without its content.
+In both, a write that was not synced is lost, complete, torn at any byte, zeros from any byte on, or
+has sectors of zeros. The file may have its new size without the content.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MODELS = (ORDERED, FREE)
 ROOT = 0
 SECTOR = 512
 NOTHING_PROMISED = (".pass.", ".history")
-"""how the names of files go on of whose content nothing is promised"""
+"""parts of the names of files whose content isn't promised to survive"""
 NOTHING, EVERYTHING = 0, 1
 CHOICES = EVERYTHING  # and seven more: which of the last three names and truncations are lost
 NO_CONTENT, RANDOM, NO_NAMES, FIRST_LOST = 9, 10, 11, 12
@@ -48,31 +48,31 @@ def promises_nothing(name: str) -> bool:
 class Facts:
     """What was promised by a point of the recording.
 
-    Each grows, but for what a requeue or a removal takes back before it begins.
+    They only grow, except that a requeue or a removal first withdraws what it changes.
     """
 
     started: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """number in the payload -> type, payload and run_at of an enqueue that was called"""
+    """number in the payload -> payload and run_at of an enqueue that was called"""
     kept: dict[str, int] = field(default_factory=dict)
     """id -> number, of an enqueue that returned"""
     final: dict[str, JobDict] = field(default_factory=dict)
     """id -> the job, as a reader saw it completed, failed or cancelled"""
     attempts: dict[str, int] = field(default_factory=dict)
-    """id -> the highest attempt in which its handler was entered, and that is not returned"""
+    """id -> the highest attempt in which its handler was entered, unless it was returned"""
     when: dict[int, list[int]] = field(default_factory=dict)
-    """number -> the instants to which it may have been put off, or requeued"""
+    """number -> the instants to which the job may have been delayed or requeued"""
     requeued: dict[str, int] = field(default_factory=dict)
     """id -> the instant of a requeue that returned"""
-    loose: set[str] = field(default_factory=set)
-    """ids of which nothing but their rows is sure: a requeue of them was called"""
+    uncertain: set[str] = field(default_factory=set)
+    """ids for which only the row is certain, because a requeue was called"""
     leaving: set[int] = field(default_factory=set)
-    """numbers of jobs whose archiving was called: they are in the queue, or in the archive"""
+    """numbers of jobs whose archiving was called: they are in the queue or in the archive"""
     removed: set[int] = field(default_factory=set)
     """numbers of jobs whose removal returned"""
     paused: tuple[str, ...] = ()
-    """what a pause that returned has paused"""
+    """job types for which a pause returned"""
     lines: list[bytes] = field(default_factory=list)
-    """lines that are no job and must be kept, in the file or beside it"""
+    """invalid lines, which must be kept: in the file, or in the file of rejected lines"""
 
     def copy(self) -> Facts:
         return Facts(
@@ -82,7 +82,7 @@ class Facts:
             dict(self.attempts),
             {number: list(when) for number, when in self.when.items()},
             dict(self.requeued),
-            set(self.loose),
+            set(self.uncertain),
             set(self.leaving),
             set(self.removed),
             self.paused,
@@ -90,12 +90,12 @@ class Facts:
         )
 
 
-# -- what was done, in its order ---------------------------------------------------------------
+# -- events, in order --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Names:
-    """Names of one directory come to lead to other files (None: to none), in one step."""
+    """Names in one directory are changed to other files (None: removed), in one step."""
 
     directory: int
     changes: tuple[tuple[str, int | None], ...]
@@ -110,7 +110,7 @@ class Write:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Truncation:
     file: int
     size: int
 
@@ -126,12 +126,12 @@ class SyncNames:
 
 
 @dataclass(frozen=True)
-class Told:
+class Promised:
     facts: Facts
 
 
-Change = Names | Write | Cut
-Event = Change | Sync | SyncNames | Told
+Change = Names | Write | Truncation
+Event = Change | Sync | SyncNames | Promised
 
 
 @dataclass
@@ -154,7 +154,7 @@ class Disk:
                     names[name] = number
             if change.made is not None:
                 self.directories.setdefault(change.made, {})
-        elif isinstance(change, Cut):
+        elif isinstance(change, Truncation):
             content = self.files.get(change.file, b"")
             self.files[change.file] = content[: change.size].ljust(change.size, b"\0")
         else:
@@ -163,7 +163,7 @@ class Disk:
             self.files[change.file] = content[: change.offset] + change.content + content[end:]
 
     def tree(self, directory: int = ROOT) -> dict[str, Any]:
-        """Return what the names lead to: bytes for a file, a dict for a directory."""
+        """Return name -> bytes of a file, or a dict for a directory."""
         return {
             name: self.tree(number) if number in self.directories else self.files.get(number, b"")
             for name, number in sorted(self.directories[directory].items())
@@ -181,7 +181,7 @@ def lay_out(tree: dict[str, Any], path: Path) -> None:
 
 
 class Killed(BaseException):
-    """Raised by every recorded call of a process that is dead."""
+    """Raised by each recorded call of a process that counts as dead."""
 
 
 class Recorder:
@@ -201,8 +201,8 @@ class Recorder:
         self._next = 1
         self._paused = 0
 
-    def begin_with(self, tree: dict[str, Any], facts: Facts) -> None:
-        """Take what is in the directory already as being on the disk for sure."""
+    def start_with(self, tree: dict[str, Any], facts: Facts) -> None:
+        """Assume that what is already in the directory is on the disk."""
 
         def add(tree: dict[str, Any], directory: int) -> None:
             for name, content in tree.items():
@@ -219,15 +219,15 @@ class Recorder:
         add(tree, ROOT)
         self._now = self.start.copy()
         self.facts = facts.copy()
-        self.tell()
+        self.promise()
 
-    def tell(self) -> None:
-        """Note the facts as they are now: from here on they must survive."""
-        self.events.append(Told(self.facts.copy()))
+    def promise(self) -> None:
+        """Record the facts as they are now: from here on they must survive."""
+        self.events.append(Promised(self.facts.copy()))
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Look, without being recorded."""
+    def unrecorded(self) -> Iterator[None]:
+        """Don't record calls in the block."""
         self._paused += 1
         try:
             yield
@@ -265,7 +265,7 @@ class Recorder:
 
     @contextmanager
     def recording(self) -> Iterator[Recorder]:
-        """Record what is done in the block."""
+        """Record the calls in the block."""
         names = ("open", "close", "write", "ftruncate", "rename", "unlink", "mkdir")
         real: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in names}
 
@@ -286,7 +286,7 @@ class Recorder:
                 if promises_nothing(name):
                     self.slots.add(number)
             if flags & os.O_TRUNC:
-                self._note(Cut(number, 0))
+                self._note(Truncation(number, 0))
             self._files[fd] = number, bool(flags & os.O_APPEND)
             return fd
 
@@ -309,7 +309,7 @@ class Recorder:
                 self._live()
                 number = self._files[fd][0]
                 if size != len(self._now.files.get(number, b"")):
-                    self._note(Cut(number, size))
+                    self._note(Truncation(number, size))
             real["ftruncate"](fd, size)
 
         def rename(source: Any, target: Any, **rest: Any) -> None:
@@ -347,10 +347,10 @@ class Recorder:
                     if hook is not None:
                         hook()
                     self.events.append(Sync(number))
-            # The real disk has nothing to do here.
+            # The real disk doesn't need a sync.
 
         def refused(*_: Any, **__: Any) -> Any:
-            raise AssertionError("the package makes a call that power.py does not know")
+            raise AssertionError("the package makes a call that power.py doesn't know")
 
         with (
             patch.object(os, "open", opened),
@@ -374,12 +374,12 @@ class Recorder:
             yield self
 
 
-# -- what may be left of it --------------------------------------------------------------------
+# -- the disks that may remain -----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class State:
-    """One disk that may be left by a power loss after `point` events, and what it must hold."""
+    """One disk that may remain after a power loss after `point` events, and what it must hold."""
 
     point: int
     tree: dict[str, Any]
@@ -390,11 +390,11 @@ class State:
 def crash_states(
     recorder: Recorder, model: str, budget: int, rng: random.Random
 ) -> Iterator[State]:
-    """Yield at most `budget` different states, spread over all points of a recording.
+    """Yield at most `budget` different states, from all points of a recording.
 
-    At each point come first: nothing but what is sure; all but the first of several writes, whose
-    place holds zeros; everything; each choice among the last three names and truncations; every
-    size but no content; a random one; all content but no names. Then random ones.
+    The first states of each point: only what was synced; all but the first of several writes, with
+    zeros instead of that write; everything; each choice among the last three names and truncations;
+    all sizes without content; a random one; all content without names. Then random ones.
     """
     seen: set[int] = set()
     points = list(_points(recorder, model))
@@ -406,10 +406,10 @@ def crash_states(
                 continue
             how, disk = _left(sure, pending, model, nth, recorder.slots, rng)
             tree = disk.tree()
-            told = (len(facts.kept), len(facts.final), sum(facts.attempts.values()))
+            promised = (len(facts.kept), len(facts.final), sum(facts.attempts.values()))
             gone = (len(facts.requeued), len(facts.leaving), len(facts.removed), facts.paused)
             files = tree if nth >= PLANNED else _without_slots(tree)
-            key = hash((repr(files), told, gone, len(facts.lines)))
+            key = hash((repr(files), promised, gone, len(facts.lines)))
             if key in seen:
                 continue
             if len(seen) >= budget:
@@ -432,9 +432,9 @@ def _points(recorder: Recorder, model: str) -> Iterator[tuple[int, Disk, list[Ch
     facts = Facts()
     events = recorder.events
     for point, event in enumerate(events, 1):
-        if isinstance(event, Told):
+        if isinstance(event, Promised):
             facts = event.facts
-        elif isinstance(event, (Names, Write, Cut)):
+        elif isinstance(event, (Names, Write, Truncation)):
             pending = [*pending, event]
         else:
             sure = sure.copy()
@@ -445,7 +445,7 @@ def _points(recorder: Recorder, model: str) -> Iterator[tuple[int, Disk, list[Ch
                 else:
                     kept.append(change)
             pending = kept
-        if point == len(events) or not isinstance(events[point], Told):
+        if point == len(events) or not isinstance(events[point], Promised):
             yield point, sure, pending, facts
 
 
@@ -457,9 +457,9 @@ def _is_made_sure(change: Change, after: list[Change], event: Sync | SyncNames, 
     if isinstance(event, Sync) and event.file == change.file:
         return True
     if model == ORDERED:
-        # A cut in the log is sure, and what was written before it is past.
-        later_cut = any(isinstance(c, Cut) and c.file == change.file for c in after)
-        return isinstance(change, Cut) or later_cut
+        # A truncation in the log is durable; what was written before it no longer matters.
+        later_cut = any(isinstance(c, Truncation) and c.file == change.file for c in after)
+        return isinstance(change, Truncation) or later_cut
     return False
 
 
@@ -471,7 +471,7 @@ def _left(
     slots: set[int],
     rng: random.Random,
 ) -> tuple[str, Disk]:
-    """Choose what is left of the pending changes: the nth planned choice, then random."""
+    """Choose what remains of the pending changes: the nth planned choice, then random."""
     disk = sure.copy()
     how: list[str] = []
     logged = [i for i, change in enumerate(pending) if not isinstance(change, Write)]
@@ -495,7 +495,7 @@ def _left(
         if not isinstance(change, Write):
             if i in keep:
                 disk.apply(change)
-            elif isinstance(change, Cut):
+            elif isinstance(change, Truncation):
                 cut_lost.add(change.file)
             how.append(f"{change} {'kept' if i in keep else 'lost'}")
             continue
@@ -505,16 +505,16 @@ def _left(
         else:
             disk.apply(part)
             how.append(f"file {change.file}: {_shown(part.content)} of {len(change.content)} bytes")
-    return "; ".join(how[-8:]) or "all sure", disk
+    return "; ".join(how[-8:]) or "everything synced", disk
 
 
 def _shown(content: bytes) -> str:
     zeros = content.count(0)
-    return f"{len(content)}" + (f" (of them {zeros} zeros)" if zeros else "")
+    return f"{len(content)}" + (f" ({zeros} of them zeros)" if zeros else "")
 
 
 def _part(change: Write, nth: int, rng: random.Random) -> Write | None:
-    """Return what is left of a write that was not synced, or None."""
+    """Return what remains of a write that was not synced, or None."""
     content = change.content
     length = len(content)
     if nth == NOTHING:
@@ -529,7 +529,7 @@ def _part(change: Write, nth: int, rng: random.Random) -> Write | None:
     if fate == 1:
         return change
     at = rng.randint(0, length)
-    if rng.random() < 0.7:  # shortly after the beginning of a column
+    if rng.random() < 0.7:  # shortly after the start of a column
         columns = [i + 1 for i, byte in enumerate(content) if byte in b"\t\n"]
         at = min(rng.choice(columns or [0]) + rng.choice((0, 0, 1, 2, 3, 9)), length)
     if fate in (2, 3):

@@ -1,4 +1,4 @@
-"""What a process does before the power fails, and what it was promised by then."""
+"""What programs do before the power fails, and what they were promised by then."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ ARCHIVE = "archive.tsv"
 
 
 def done(payload: dict[str, Any]) -> dict[str, Any]:
-    """A handler's result; it is as long as the payload, so that its record spans sectors."""
+    """A handler's result. It is as long as the payload, so that its record spans sectors."""
     return {"done": payload["n"], "text": payload.get("text", "")[::-1]}
 
 
 class Session:
-    """A program that works with a queue, and writes down what it was promised."""
+    """A program that uses a queue, and records what it was promised."""
 
     def __init__(self, root: Path, recorder: Recorder) -> None:
         self.path = root / "data" / "queue.tsv"
@@ -38,32 +38,32 @@ class Session:
         self.deadly = True
         self.numbers = max(recorder.facts.started, default=0)
         self.queue = self.open()
-        with recorder.paused():
+        with recorder.unrecorded():
             self.reader = Queue(self.path)
 
     def open(self) -> Queue:
         return Queue(self.path, clock=lambda: self.now)
 
-    def look(self) -> None:
-        """What a reader sees as final, it may rely on."""
+    def read_final_jobs(self) -> None:
+        """Record the jobs that a reader sees as final: that must not change any more."""
         facts = self.recorder.facts
-        with self.recorder.paused():
+        with self.recorder.unrecorded():
             for job in self.reader.jobs():
                 if job["status"] in FINAL:
                     facts.final[job["id"]] = job
-        self.recorder.tell()
+        self.recorder.promise()
 
     def payload(self, do: str, run_at: int | None = None, **more: Any) -> dict[str, Any]:
         self.numbers += 1
         due = int(self.now) if run_at is None else run_at
         payload = {"n": self.numbers, "do": do, **more}
         self.recorder.facts.started[self.numbers] = {"payload": payload, "run_at": due}
-        self.recorder.tell()
+        self.recorder.promise()
         return payload
 
     def keep(self, job_id: str, number: int) -> str:
         self.recorder.facts.kept[job_id] = number
-        self.recorder.tell()
+        self.recorder.promise()
         return job_id
 
     def enqueue(
@@ -83,16 +83,16 @@ class Session:
         ids = self.queue.enqueue_many("step", payloads)
         for job_id, payload in zip(ids, payloads, strict=True):
             self.recorder.facts.kept[job_id] = payload["n"]
-        self.recorder.tell()
+        self.recorder.promise()
         return ids
 
     def cancel(self, job_id: str) -> None:
         assert self.queue.cancel_job(job_id)
-        self.look()
+        self.read_final_jobs()
 
     def chosen(self, *statuses: str) -> dict[str, int]:
         """Return id -> number of the jobs that have one of these statuses now."""
-        with self.recorder.paused():
+        with self.recorder.unrecorded():
             jobs = [job for job in self.reader.jobs() if job["status"] in statuses]
         return {job["id"]: job["payload"]["n"] for job in jobs}
 
@@ -103,19 +103,19 @@ class Session:
         for job_id, number in jobs.items():
             facts.final.pop(job_id, None)
             facts.attempts.pop(job_id, None)
-            facts.loose.add(job_id)
+            facts.uncertain.add(job_id)
             facts.when.setdefault(number, []).append(int(self.now))
-        self.recorder.tell()
+        self.recorder.promise()
         if statuses == ("failed",):
             assert self.queue.requeue_failed() == len(jobs) > 1
         else:
             (job_id,) = jobs
             assert self.queue.requeue(job_id)
         facts.requeued.update(dict.fromkeys(jobs, int(self.now)))
-        self.recorder.tell()
+        self.recorder.promise()
 
     def remove(self, *statuses: str, archive: bool) -> list[str]:
-        """Take all jobs with these statuses out; return their ids."""
+        """Remove all jobs with these statuses; return their ids."""
         jobs = self.chosen(*statuses)
         facts = self.recorder.facts
         for job_id, number in jobs.items():
@@ -123,7 +123,7 @@ class Session:
                 promised.pop(job_id, None)
             if archive:
                 facts.leaving.add(number)
-        self.recorder.tell()
+        self.recorder.promise()
         if archive:
             assert statuses == FINAL
             place = self.path.with_name(ARCHIVE)
@@ -132,36 +132,36 @@ class Session:
             assert statuses == ("failed",)
             assert self.queue.clear_failed() == len(jobs) > 1
         facts.removed.update(jobs.values())
-        self.recorder.tell()
+        self.recorder.promise()
         return list(jobs)
 
     def pause(self, *job_types: str) -> None:
         for job_type in job_types:
             assert self.queue.pause(job_type)
             self.recorder.facts.paused += (job_type,)
-            self.recorder.tell()
+            self.recorder.promise()
 
-    def put_off(self, job_id: str, payload: dict[str, Any], seconds: int) -> None:
+    def delay(self, job_id: str, payload: dict[str, Any], seconds: int) -> None:
         """Raise Delay: from here on the attempt may be returned."""
         facts = self.recorder.facts
         facts.attempts[job_id] -= 1
         facts.when.setdefault(payload["n"], []).append(int(self.now) + seconds)
-        self.recorder.tell()
+        self.recorder.promise()
         raise Delay(seconds, "too\tearly")
 
     def step(self, payload: dict[str, Any]) -> Any:
         facts = self.recorder.facts
         own_id = ""
-        with self.recorder.paused():
+        with self.recorder.unrecorded():
             for job in self.reader.jobs():
                 if isinstance(job["payload"], dict) and job["payload"].get("n") == payload["n"]:
                     own_id = job["id"]
                     facts.attempts[own_id] = job["attempts"]
-        self.look()  # the outcomes of the jobs before are on the disk by now
+        self.read_final_jobs()  # by now the outcomes of earlier jobs are on the disk
         if payload["do"] == "give up":
             raise Fail(f"never {payload['n']}")
         if payload["do"] == "delay" and self.now < NOW + 100:
-            self.put_off(own_id, payload, 120)
+            self.delay(own_id, payload, 120)
         if payload["do"] == "fail":
             raise ValueError(f"no\tsuch\nuser {payload['n']}")
         if payload["do"] == "nest":
@@ -172,16 +172,16 @@ class Session:
 
     def run_pass(self, queue: Queue | None = None, handler: Handler | None = None) -> None:
         handlers = {"step": handler or self.step}
-        # On a busy machine a second thread would write while the recorder is paused.
+        # Otherwise, on a busy machine, a second thread could write while the recorder is paused.
         with patch.object(Ticker, "start_once", lambda _: None):
             (queue or self.queue).process_jobs(handlers, max_attempts=MAX_ATTEMPTS)
-        self.look()
+        self.read_final_jobs()
 
-    def killed_in(self, act: Callable[[], object]) -> None:
-        """Run what ends with this process's death, and go on as another process."""
+    def die_in(self, act: Callable[[], object]) -> None:
+        """Run `act`, in which this process dies, and go on as another process."""
         with pytest.raises(Killed):
             act()
-        for file in list(openfile._to_close_after_fork):  # the slot's lock goes with its process
+        for file in list(openfile._to_close_after_fork):  # a dead process releases its slot's lock
             file.close()
         self.queue.close()
         self.recorder.calls_until_death = None
@@ -192,7 +192,7 @@ class Session:
 
 
 def first_steps(s: Session) -> None:
-    """The directory and every file are new; each outcome once."""
+    """The directory and all files are new; each outcome occurs once."""
     s.enqueue("ok")
     s.enqueue("fail", job_id="mine")
     s.enqueue("nest")
@@ -222,7 +222,7 @@ def bulk(s: Session) -> None:
 
 
 def two_processes(s: Session) -> None:
-    """Between an enqueue's write and its sync another process claims, runs and folds."""
+    """Between an enqueue's write and its sync, another process claims, runs and folds."""
     other = s.open()
     s.enqueue("ok")
     s.recorder.before_sync = lambda: s.run_pass(other)
@@ -230,7 +230,7 @@ def two_processes(s: Session) -> None:
     first = s.enqueue("ok", run_at=NOW + MONTH)
     s.recorder.before_sync = lambda: other.cancel_job(first)
     s.enqueue("fail")
-    s.look()
+    s.read_final_jobs()
     s.recorder.before_sync = lambda: s.enqueue("ok", queue=other)
     s.enqueue("nest")
     s.now += 10
@@ -240,23 +240,23 @@ def two_processes(s: Session) -> None:
 
 
 def kills(s: Session) -> None:
-    """Processes die in a handler, before a journal's write and in a fold; others go on."""
+    """Processes die in a handler, before a write to the journal and in a fold; others go on."""
     s.enqueue("ok")
     s.enqueue("die")
-    s.killed_in(s.run_pass)
+    s.die_in(s.run_pass)
     s.enqueue("fail")
     for _ in range(MAX_ATTEMPTS - 1):
-        s.killed_in(s.run_pass)
+        s.die_in(s.run_pass)
     s.run_pass()
     s.enqueue_many("ok", 3)
     s.recorder.calls_until_death = 9
-    s.killed_in(s.run_pass)
+    s.die_in(s.run_pass)
     s.run_pass()
-    s.look()
+    s.read_final_jobs()
 
 
 def journal_only(s: Session) -> None:
-    """As in a long queue: what has happened is in the journal alone until the pass ends."""
+    """Like a long queue: until the pass ends, changes are only in the journal."""
     assert hasattr(QueueFiles, "is_fold_cheap")
     with patch.object(QueueFiles, "is_fold_cheap", lambda *_: False):
         s.enqueue("ok", text="abc" * 600)
@@ -268,13 +268,13 @@ def journal_only(s: Session) -> None:
         s.enqueue("die", text="xyz" * 300)
         s.enqueue("ok")
         for _ in range(MAX_ATTEMPTS):
-            s.killed_in(s.run_pass)
+            s.die_in(s.run_pass)
         s.now += 130
         s.run_pass()
 
 
 def by_hand(s: Session) -> None:
-    """Lines that are no jobs, one with a NUL, are moved away; and an id is used again."""
+    """Invalid lines, one with a NUL, are moved away; an id is used again."""
     s.enqueue("ok", job_id="again")
     s.run_pass()
     bad = [b"no job at all", b"\0\0\0 zeros \xff", b"x\ty\t{}\tdone\t1\t1\t0\t\t"]
@@ -283,7 +283,7 @@ def by_hand(s: Session) -> None:
     os.fdatasync(fd)
     os.close(fd)
     s.recorder.facts.lines += bad
-    s.recorder.tell()
+    s.recorder.promise()
     s.enqueue("ok")
     s.run_pass()
     s.enqueue("nest")
@@ -294,7 +294,7 @@ def by_hand(s: Session) -> None:
 
 
 def policies(s: Session) -> None:
-    """Handlers put off, give up, and try again by a policy of their own; others are paused."""
+    """Handlers with a policy delay, fail for good and retry; other types are paused."""
     policy = Handler(s.step, max_attempts=2, backoff=Backoff(first=10))
     s.enqueue_many("delay", 2)
     s.enqueue("give up")
@@ -309,7 +309,7 @@ def policies(s: Session) -> None:
 
 
 def requeues(s: Session) -> None:
-    """What has failed or was cancelled, in the file or in the journal alone, is requeued."""
+    """Failed and cancelled jobs are requeued; some of their outcomes are only in the journal."""
     s.enqueue_many("give up", 2, text="r" * 300)
     s.enqueue_many("ok", 2)
     waiting = s.enqueue("ok", run_at=NOW + MONTH)
@@ -331,7 +331,7 @@ def requeues(s: Session) -> None:
 
 
 def purges(s: Session) -> None:
-    """What is finished leaves, into an archive or for good, and ids come back."""
+    """Finished jobs are archived or removed, and their ids are used again."""
     with patch.object(QueueFiles, "is_fold_cheap", lambda *_: False):
         for n in range(4):
             s.enqueue("ok", job_id=f"own.{n}", text="p" * 200)
@@ -371,6 +371,6 @@ WORKLOADS = [
 def record(work: Callable[[Session], None], root: Path) -> Recorder:
     recorder = Recorder(root)
     with recorder.recording():
-        recorder.tell()
+        recorder.promise()
         work(Session(root, recorder))
     return recorder

@@ -1,4 +1,4 @@
-"""What the log of a run promises: what was asked, acknowledged, started and reported."""
+"""What the log of a run promises: which jobs were enqueued, acknowledged, started and reported."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from bench import START
 from disk import FINAL
 
 CHANGES = ("requeue", "remove", "archive")
-"""The operations that a finished job may meet."""
+"""the operations on finished jobs"""
 
 
 class Promises:
-    """The log, read: what was asked, acknowledged, started and reported."""
+    """The promises in a log: which jobs were enqueued, acknowledged, started and reported."""
 
     def __init__(self, events: list[list[Any]]) -> None:
         self.events = events
@@ -21,30 +21,30 @@ class Promises:
         self.key_of: dict[str, str] = {}
         self.removed: set[str] = set()
         self.paused: set[str] = set()
-        """keys of the jobs whose type is paused for sure"""
+        """keys of the jobs whose type is certainly paused"""
         self.archived: set[str] = set()
-        self.revived: dict[str, int] = {}
+        self.requeued: dict[str, int] = {}
         """key -> how often it was requeued"""
         self.underway: dict[int, tuple[str, list[str]]] = {}
-        """pid -> a change of finished jobs that was called, and its end is not known"""
-        self.made_all_the_same: list[tuple[str, str]] = []
-        """(operation, message) of such changes that raised"""
+        """pid -> a change of finished jobs that was called and has not ended"""
+        self.made_despite_error: list[tuple[str, str]] = []
+        """(operation, message) of changes that were made though the call raised"""
         self.cancelled: set[str] = set()
         self.raised: list[tuple[list[str], str, list[Any]]] = []
         self.had: dict[str, int] = {}
         self.returned: dict[str, int] = {}
-        self.put_off: dict[str, int] = {}
+        self.delayed: dict[str, int] = {}
         self.starts: dict[str, int] = {}
         self.starts_under_error: dict[str, int] = {}
         self.starts_by: dict[int, set[str]] = {}
         self.outcomes: dict[str, tuple[str, int]] = {}
         self.now: float = START
-        self.gone = False
+        self.error_is_over = False
         self.wrong: list[str] = []
         self._running: dict[str, int] = {}
         self._under_error = False
         for pid, what, *rest in events:
-            read = getattr(self, "_read_" + what.replace(" ", "_"), None)
+            read = getattr(self, f"_read_{what}", None)
             if read is not None:
                 read(pid, *rest)
 
@@ -86,20 +86,20 @@ class Promises:
         for pid in killed:
             del self.underway[pid]
         if not killed:
-            self.made_all_the_same.append((operation, self.raised[-1][2][-1]))
+            self.made_despite_error.append((operation, self.raised[-1][2][-1]))
         if made:
             self._change(keys, operation)
 
     def _change(self, keys: str, operation: str) -> None:
-        """Take back what was promised of jobs that are requeued or removed."""
+        """Forget what was promised about jobs that are requeued or removed."""
         for key in keys.split():
             self.outcomes.pop(self.kept.get(key, key), None)
             self.cancelled.discard(key)
             if operation == "requeue":
                 self.called[key] = None  # it is due now
                 self.had[key] = self.had.get(key, 0) - self.started(key)
-                self.put_off.pop(key, None)
-                self.revived[key] = self.revived.get(key, 0) + 1
+                self.delayed.pop(key, None)
+                self.requeued[key] = self.requeued.get(key, 0) + 1
             else:
                 self.kept.pop(key, None)
                 self.removed.add(key)
@@ -126,19 +126,19 @@ class Promises:
         if now < (self.called.get(key) or 0):
             self.wrong.append(f"P1: {key} is started before its time")
 
-    def _read_had(self, _: int, key: str, attempts: int) -> None:
+    def _read_attempts(self, _: int, key: str, attempts: int) -> None:
         self.had[key] = attempts
 
     def started(self, key: str) -> int:
-        """Return how many attempts of a job have been started, and not returned for sure."""
+        """Return how many attempts of a job were started and not certainly returned."""
         return self.had.get(key, 0) + self.starts.get(key, 0) - self.returned.get(key, 0)
 
     def started_at_least(self, key: str) -> int:
-        """Return the same, without the attempts that may have been returned."""
-        return self.started(key) - self.put_off.get(key, 0)
+        """Return the same number without attempts that may have been returned."""
+        return self.started(key) - self.delayed.get(key, 0)
 
-    def _read_puts_off(self, _: int, key: str) -> None:
-        self.put_off[key] = self.put_off.get(key, 0) + 1
+    def _read_delay(self, _: int, key: str) -> None:
+        self.delayed[key] = self.delayed.get(key, 0) + 1
 
     def _read_end(self, _: int, key: str) -> None:
         self._running.pop(key, None)
@@ -148,7 +148,7 @@ class Promises:
         key = self.key_of.get(job_id, job_id)
         if name == "delayed":
             self.returned[key] = self.returned.get(key, 0) + 1
-            self.put_off[key] -= 1
+            self.delayed[key] -= 1
 
     def _read_final(self, _: int, job_id: str, status: str) -> None:
         self.outcomes[job_id] = (status, -1)
@@ -162,9 +162,9 @@ class Promises:
     def _read_error(self, _: int, __: str) -> None:
         self._under_error = True
 
-    def _read_gone(self, _: int) -> None:
+    def _read_over(self, _: int) -> None:
         self._under_error = False
-        self.gone = True
+        self.error_is_over = True
 
     def _read_wrong(self, _: int, text: str) -> None:
         self.wrong.append(text)

@@ -1,19 +1,19 @@
-"""Every file call that a process makes on the queue's files: counted, killed at, or refused.
+"""Counts the file calls that a process makes on the queue's files; kills it at one, or fails one.
 
-`Shim.install` replaces the functions of `os`, and `fcntl.flock`, in this very process: install it
-in a forked child only. A call is the queue's if its path lies below the root, or its descriptor
-was opened there. A `Plan` names one call by its number and what becomes of it:
+`Shim.install` replaces functions of `os`, and `fcntl.flock`, in this process: only install it in a
+forked child. A call is the queue's if its path is below the root, or its descriptor was opened
+there. A `Plan` names a call by its number and says what happens to it:
 
     before   the process is killed with SIGKILL instead of the call
-    half     ... when half of a write is done
-    torn     ... when all of a write but its last byte, a newline, is done
-    after    ... when the call is done
-    error    the call raises; with `lasting`, so does every later one that this error can meet
-    short    a write does half of its work; with `lasting`, later calls raise (a disk that fills)
-             or, without an error number, write half of what they are given, again and again
-             (with `then_error`, so does the `after`th call behind it that changes a file)
-    broken   a write does half of its work, and its rest is refused
-    meanwhile  `Shim.meanwhile` is called first: what another process does in that very moment
+    half     ... after half of a write
+    torn     ... after a write without its last byte, a newline
+    after    ... after the call
+    error    the call raises; with `lasting`, so does each later call that can raise this error
+             (with `then_error`, so does the `after`th later call that changes a file)
+    short    a write writes only half; with `lasting`, later calls raise (a disk that fills up)
+             or, without an error number, later writes also write only half
+    broken   a write writes half, and then raises
+    act      `Shim.act` is called first: what another process does at this moment
 """
 
 from __future__ import annotations
@@ -52,31 +52,31 @@ NAMES = (
 REAL: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in NAMES}
 REAL["lock"] = REAL["unlock"] = fcntl.flock
 
-TAKES_ROOM = frozenset(("create", "write", "rename", "mkdir", "fsync", "fdatasync"))
+TAKES_SPACE = frozenset(("create", "write", "rename", "mkdir", "fsync", "fdatasync"))
 CHECKS_ACCESS = frozenset(
     ("open", "create", "rename", "unlink", "mkdir", "stat", "lstat", "utime", "fchmod", "fchown")
 )
-# A close that fails has closed; and fstat and an unlock of a good descriptor cannot fail.
+# A close that fails still closes. fstat and unlock can't fail on a valid descriptor.
 NEVER_FAILS = frozenset(("close", "fstat", "unlock"))
-PRESENT_IN = {
-    errno.ENOSPC: TAKES_ROOM,
-    errno.EDQUOT: TAKES_ROOM,
+CALLS_WITH = {
+    errno.ENOSPC: TAKES_SPACE,
+    errno.EDQUOT: TAKES_SPACE,
     errno.EACCES: CHECKS_ACCESS,
     errno.EIO: (frozenset(REAL) | {"create"}) - NEVER_FAILS,
     errno.EINTR: (frozenset(REAL) | {"create"}) - NEVER_FAILS,
 }
-"""The calls in which each error number is met."""
+"""error number -> the calls that can raise it"""
 REFUSALS = ("error", "short", "broken")
 
 
-_LEAVES_SOMETHING = frozenset(
+_CHANGES_FILES = frozenset(
     ("create", "rename", "mkdir", "ftruncate", "unlink", "fchmod", "fchown", "lock", "unlock")
 ) | {"fsync", "fdatasync"}
 
 
 def changes(name: str) -> bool:
-    """Tell whether a call leaves something behind."""
-    return name == "write" or name in _LEAVES_SOMETHING
+    """Return whether a call changes something."""
+    return name == "write" or name in _CHANGES_FILES
 
 
 @dataclass(frozen=True)
@@ -96,17 +96,17 @@ class Call:
         return f"{self.name} {self.file} in {self.site}"
 
     def phases(self) -> tuple[str, ...]:
-        """Return the moments at which a kill in this call leaves different things behind."""
+        """Return the moments at which a kill leaves different states behind."""
         if self.name == "write":
             return ("before", "half", "torn", "after")
-        if self.name in _LEAVES_SOMETHING:
+        if self.name in _CHANGES_FILES:
             return ("before", "after")
-        return ("before",)  # nothing is left behind by a call that only looks
+        return ("before",)  # a call that only reads changes nothing
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of call `number`."""
+    """What happens to call `number`."""
 
     number: int
     phase: str
@@ -119,7 +119,7 @@ class Plan:
         if self.phase not in REFUSALS:
             return f"killed {self.phase} call {self.number}"
         name = errno.errorcode.get(self.error, "")
-        lasting = " for good" if self.lasting else " once"
+        lasting = " from then on" if self.lasting else " once"
         text = f"{self.phase} {name}{lasting} at call {self.number}"
         if self.then_error:
             text += f", {errno.errorcode[self.then_error]} {self.after} changing calls later"
@@ -127,23 +127,23 @@ class Plan:
 
 
 class Shim:
-    """The calls of this process below `root`, in their order."""
+    """Stands between this process and its file calls below `root`."""
 
     def __init__(self, root: str, plan: Plan | None = None) -> None:
         self.root = root
         self.plan = plan
         self.trace: list[Call] = []
         self.on = False
-        self.met = ""
-        self._behind = 0
+        self.first_error = ""
+        self._later_changes = 0
         self._counting = threading.Lock()
-        self.meanwhile: Callable[[], None] = lambda: None
+        self.act: Callable[[], None] = lambda: None
         self.locked = False
-        self.told: Callable[[str], None] = lambda _: None
+        self.on_error: Callable[[str], None] = lambda _: None
         self._descriptors: dict[int, str] = {}
 
     def install(self) -> None:
-        """Replace the functions of `os`, and `fcntl.flock`, in this process, for good."""
+        """Replace functions of `os`, and `fcntl.flock`, in this process. There is no way back."""
         for name in NAMES:
             setattr(os, name, self._wrapper(name))
         lock, unlock = self._wrapper("lock"), self._wrapper("unlock")
@@ -151,7 +151,7 @@ class Shim:
         def flock(fd: int, operation: int) -> None:
             (unlock if operation == fcntl.LOCK_UN else lock)(fd, operation)
 
-        setattr(fcntl, "flock", flock)  # noqa: B010 - of a signature of its own
+        setattr(fcntl, "flock", flock)  # noqa: B010 - its signature differs
         os.register_at_fork(after_in_child=self._after_fork)
         self.on = True
 
@@ -195,7 +195,7 @@ class Shim:
         if name == "open" and args[1] & os.O_CREAT:
             name = "create"
         call = Call(name, os.path.basename(file), _site(), self.locked)
-        with self._counting:  # two threads must not both be the call that the plan is for
+        with self._counting:  # two threads must not both make the planned call
             number = len(self.trace)
             self.trace.append(call)
         if name in ("lock", "unlock") and file.endswith(".lock"):
@@ -207,9 +207,9 @@ class Shim:
             return self._refuse(plan, number, name, function, args, options)
         if number > plan.number:
             return function(*args, **options)
-        if plan.phase == "meanwhile":
+        if plan.phase == "act":
             self.on = False
-            self.meanwhile()
+            self.act()
             self.on = True
             return function(*args, **options)
         if name == "write" and plan.phase == "half":
@@ -232,29 +232,29 @@ class Shim:
         options: dict[str, Any],
     ) -> Any:
         first = number == plan.number
-        if not first and plan.then_error and changes(name) and name in PRESENT_IN[plan.then_error]:
-            self._behind += 1
-            if self._behind == plan.after:
-                self.told(str(self.trace[number]))
+        if not first and plan.then_error and changes(name) and name in CALLS_WITH[plan.then_error]:
+            self._later_changes += 1
+            if self._later_changes == plan.after:
+                self.on_error(str(self.trace[number]))
                 return _raise(plan.then_error, args[0])
         if not first and not plan.lasting:
             return function(*args, **options)
         if name == "write" and plan.phase == "short" and (first or not plan.error):
-            self._meet(number)
+            self._report(number)
             return function(args[0], args[1][: (len(args[1]) + 1) // 2])
-        if not plan.error or (not first and name not in PRESENT_IN[plan.error]):
+        if not plan.error or (not first and name not in CALLS_WITH[plan.error]):
             return function(*args, **options)
-        if plan.phase == "broken" and name != "write":  # a thread has come in between this time
+        if plan.phase == "broken" and name != "write":  # another thread made this call
             return function(*args, **options)
-        self._meet(number)
+        self._report(number)
         if plan.phase == "broken":
             function(args[0], args[1][: (len(args[1]) + 1) // 2])
         return _raise(plan.error, args[0])
 
-    def _meet(self, number: int) -> None:
-        if not self.met:
-            self.met = str(self.trace[number])
-            self.told(self.met)
+    def _report(self, number: int) -> None:
+        if not self.first_error:
+            self.first_error = str(self.trace[number])
+            self.on_error(self.first_error)
 
 
 def _raise(error: int, where: Any) -> NoReturn:
@@ -264,11 +264,11 @@ def _raise(error: int, where: Any) -> NoReturn:
 
 
 _COMPARING = ("is_ours", "is_untouched", "set_mark")
-_AROUND = {("dbbasic_queue.store.disk.lock", name) for name in ("run", "read", "call")}
+_WRAPPERS = {("dbbasic_queue.store.disk.lock", name) for name in ("run", "read", "call")}
 
 
 def _only_compares(name: str) -> bool:
-    """Tell whether the call is one of the many that compare a descriptor with what was opened."""
+    """Return whether the call only checks that a descriptor is still the one that was opened."""
     return name in ("fstat", "lseek") and sys._getframe(2).f_code.co_name in _COMPARING
 
 
@@ -278,7 +278,7 @@ def _site() -> str:
     while frame is not None and len(names) < 5:
         name = frame.f_code.co_name
         module = frame.f_globals.get("__name__", "")
-        if "dbbasic_queue" in module and (module, name) not in _AROUND:
+        if "dbbasic_queue" in module and (module, name) not in _WRAPPERS:
             names.append(name)
         if frame.f_back is None:
             break
@@ -287,5 +287,5 @@ def _site() -> str:
 
 
 def die() -> None:
-    """End this process as `kill -9` does."""
+    """End this process like `kill -9`."""
     os.kill(os.getpid(), signal.SIGKILL)

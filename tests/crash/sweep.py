@@ -1,16 +1,16 @@
-"""Runs the attacks: one forked process for each point, from a parent that has all imported.
+"""Runs the attacks: one forked process per point, from a parent that has imported everything.
 
     python tests/crash/sweep.py kill WORKLOAD [EVERY]      kill at each call
-    python tests/crash/sweep.py double WORKLOAD [EVERY]    ... and again in the recovery
-    python tests/crash/sweep.py creations WORKLOAD [EVERY] kill at each creation, for a group
-    python tests/crash/sweep.py meetings WORKLOAD [EVERY]  let others act at each call
-    python tests/crash/sweep.py errors WORKLOAD [EVERY]    refuse each call
-    python tests/crash/sweep.py pairs WORKLOAD [EVERY]     ... and one of those that come of that
+    python tests/crash/sweep.py double WORKLOAD [EVERY]    ... and again during the recovery
+    python tests/crash/sweep.py creations WORKLOAD [EVERY] kill when files are created for a group
+    python tests/crash/sweep.py meetings WORKLOAD [EVERY]  let another process act at each call
+    python tests/crash/sweep.py errors WORKLOAD [EVERY]    make each call fail
+    python tests/crash/sweep.py pairs WORKLOAD [EVERY]     ... and one of the next calls
 
-EVERY is the step through the points (1: all of them); of each kind of call, told by its name, its
-file and who makes it, there is one at least for each moment of a kill, and one for the errors. The
-last line printed is a JSON object with the counts and with what is wrong; with DBBASIC_QUEUE_STOP=1
-the sweep ends at the first of that.
+EVERY is the step through the points (1: all of them). Each kind of call (its name, its file and its
+callers) is attacked at least once per moment of a kill, and at least once with an error. The last
+line printed is a JSON object with counts and mistakes. With DBBASIC_QUEUE_STOP=1 the sweep ends at
+the first mistake.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from attack import Attack, scratch, patch_constant, trace_of
+from attack import Attack, patch_constant, scratch, trace_of
 from bench import Bench
 from checks import check_errors
-from shim import PRESENT_IN, Call, Plan, changes
-from workloads import MEANWHILE, WORKLOADS, Workload, tear, tidy
+from shim import CALLS_WITH, Call, Plan, changes
+from workloads import ACTS, WORKLOADS, Workload, tear, tidy
 
 import dbbasic_queue.store.claiming.slots
 
@@ -40,7 +40,7 @@ _TRIES = 5
 
 
 class EnoughFound(Exception):
-    """Raised if one violation is all that the caller wants to know."""
+    """Raised at the first mistake if the caller wants no more."""
 
     def __init__(self, result: Result) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Result:
     runs: int = 0
     kills: int = 0
     errors: int = 0
-    unmet: int = 0
+    missed: int = 0
     states: set[str] = field(default_factory=set)
     wrong: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Result:
             "runs": self.runs,
             "kills": self.kills,
             "errors": self.errors,
-            "unmet": self.unmet,
+            "missed": self.missed,
             "states": len(self.states),
             "wrong": [f"{count} x {self.first[kind]}" for kind, count in self.wrong.most_common()],
         }
@@ -87,30 +87,30 @@ def attacked(
     *,
     root_mode: int = 0o700,
     error: bool = False,
-    meanwhile: Callable[[Bench], None] = lambda _: None,
+    act: Callable[[Bench], None] = lambda _: None,
 ) -> Attack:
-    """Run the workload, and kill it, refuse it a call, or let others act."""
+    """Run the workload; kill it, make a call fail, or let another process act."""
     attack = Attack(base, workload)
     os.chmod(attack.root, root_mode)
-    attack.lay()
-    attack.attack(workload.script, plan, error, meanwhile)
+    attack.prepare()
+    attack.attack(workload.script, plan, error, act)
     return attack
 
 
 def recovered(attack: Attack, result: Result, *, torn: int, kills: int = 0) -> None:
-    """Look at what is left, recover and settle: nothing may be wrong, and nothing may raise.
+    """Check the files, recover and settle: nothing may be wrong, and nothing may raise.
 
-    `torn` is how many lines may be torn, and how many attempts lost; `kills` what was planned.
+    `torn` is how many lines may be torn and attempts lost; `kills` is the planned number of kills.
     """
     result.runs += 1
     result.kills += attack.kills
-    result.unmet += attack.kills < kills
-    attack.look(max(torn, 1))
+    result.missed += attack.kills < kills
+    attack.check(max(torn, 1))
     result.states.add(attack.state())
     attack.recover()
     attack.settle(torn)
     for keys, operation, (*_, text) in attack.promises().raised:
-        attack.wrong.append(f"P3: after a kill {operation} of {keys} raised {text}")
+        attack.wrong.append(f"P3: after a kill, {operation} of {keys} raised {text}")
 
 
 def _kill_plans(trace: list[Call]) -> Iterator[tuple[Call, Plan]]:
@@ -120,7 +120,7 @@ def _kill_plans(trace: list[Call]) -> Iterator[tuple[Call, Plan]]:
 
 
 def sample(plans: list[tuple[Call, Plan]], every: int) -> list[tuple[Call, Plan]]:
-    """Return about one in `every`, of each kind of call at least one."""
+    """Return about one in `every` plans, and at least one for each kind of call."""
     kinds: dict[tuple[Call, str, int], list[int]] = {}
     for number, (call, plan) in enumerate(plans):
         phase = "" if plan.error and not plan.then_error else plan.phase
@@ -134,8 +134,8 @@ def sample(plans: list[tuple[Call, Plan]], every: int) -> list[tuple[Call, Plan]
 def _killed(base: str, workload: Workload, plan: Plan) -> Attack:
     """Run the workload, and kill it at a call.
 
-    The watcher's thread makes its calls when the machine lets it, so a run may have some calls
-    fewer than the one that was counted: then the last of these is where the next one is killed.
+    The ticker's thread makes its calls when it is scheduled, so a run may have fewer calls than the
+    counted one. The next try is then killed at the last of these calls.
     """
     for _ in range(_TRIES):
         attack = attacked(base, workload, plan)
@@ -147,10 +147,10 @@ def _killed(base: str, workload: Workload, plan: Plan) -> Attack:
 
 
 def _killed_twice(base: str, workload: Workload, plan: Plan, second: Plan) -> Attack:
-    """Run the workload, and kill it; let it recover, and kill it in the recovery."""
+    """Run the workload and kill it; recover, and kill the recovery."""
     for _ in range(_TRIES):
         attack = _killed(base, workload, plan)
-        attack.see_what_is_made()
+        attack.log_interrupted_changes()
         attack.recover(second)
         if attack.kills == 2:
             break
@@ -172,7 +172,7 @@ def sweep_kills(base: str, workload: Workload, every: int) -> Result:
 
 
 def sweep_double_kills(base: str, workload: Workload, every: int) -> Result:
-    """Kill in the recovery from a sample of the crash states, too; then recover and check."""
+    """Also kill the recovery from a sample of the crash states; then recover and check."""
     result = Result()
     trace = trace_of(base, workload)
     plans = list(_kill_plans(trace))[::every]
@@ -182,7 +182,7 @@ def sweep_double_kills(base: str, workload: Workload, every: int) -> Result:
         attack.end_partner()
         recovery = list(_kill_plans(attack.trace))
         result.points += len(attack.trace)
-        # A few points in each recovery, others in each: together they cover it.
+        # A few points in each recovery, different ones each time: together they cover it.
         for call2, second in recovery[n % 7 :: max(1, len(recovery) // 4)]:
             attack = _killed_twice(base, workload, plan, second)
             recovered(attack, result, torn=2, kills=2)
@@ -191,7 +191,7 @@ def sweep_double_kills(base: str, workload: Workload, every: int) -> Result:
 
 
 def sweep_creations(base: str, workload: Workload, every: int) -> Result:
-    """Kill while files are created in a directory of a group's; the group must get in."""
+    """Kill while files are created in a group's directory; the group must be able to use them."""
     result = Result()
     trace = trace_of(base, workload)
     result.points = len(trace)
@@ -220,16 +220,16 @@ def sweep_meetings(base: str, workload: Workload, every: int) -> Result:
     trace = trace_of(base, workload)
     result.points = len(trace)
     plans = [
-        (call, Plan(number, "meanwhile"), action)
+        (call, Plan(number, "act"), action)
         for number, call in enumerate(trace)
-        # Not between a change that is made and its report: a requeue there would be reported first.
-        # The unlock is the second one of an outcome, whose first comes before its sync.
+        # Not between a change and its report: a requeue there would be reported before the outcome.
+        # This unlock is an outcome's second one; the first one comes before its sync.
         if not call.locked and call.name not in ("close", "unlock")
-        for action in MEANWHILE
+        for action in ACTS
         if action is not tidy or call.name != "fdatasync"
     ]
     for call, plan, action in plans[::every]:
-        attack = attacked(base, workload, plan, meanwhile=action)
+        attack = attacked(base, workload, plan, act=action)
         recovered(attack, result, torn=2 if action is tear else 0)
         result.note(plan, f"{action.__name__} at {call}", attack.wrong)
     return result
@@ -242,10 +242,10 @@ _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES)
 def _error_plans(trace: list[Call]) -> Iterator[tuple[Call, Plan]]:
     for number, call in enumerate(trace):
         for error in _ONCE:
-            if call.name in PRESENT_IN[error]:
+            if call.name in CALLS_WITH[error]:
                 yield call, Plan(number, "error", error)
         for error in _LASTING:
-            if call.name in PRESENT_IN[error]:
+            if call.name in CALLS_WITH[error]:
                 yield call, Plan(number, "error", error, lasting=True)
         if call.name == "write":
             yield call, Plan(number, "short")
@@ -255,7 +255,7 @@ def _error_plans(trace: list[Call]) -> Iterator[tuple[Call, Plan]]:
 
 
 def sweep_errors(base: str, workload: Workload, every: int) -> Result:
-    """Refuse every call; check what was said, what was done, and that it works again."""
+    """Make each call fail; check the error, the files, and that everything works afterwards."""
     result = Result()
     trace = trace_of(base, workload)
     result.points = len(trace)
@@ -273,11 +273,11 @@ def _refuse(base: str, workload: Workload, call: Call, plan: Plan, result: Resul
         attack.end_partner()
     promises = attack.promises()
     result.errors += met
-    result.unmet += not met
+    result.missed += not met
     if "post" not in promises.kept or promises.starts.get("post") != 1:
-        attack.wrong.append("P6: the queue does not work again when the cause is gone")
+        attack.wrong.append("P6: the queue doesn't work again after the error")
     result.runs += 1
-    attack.look()
+    attack.check()
     attack.recover()
     disk = attack.settle(1)
     result.states.add(attack.state())
@@ -287,7 +287,7 @@ def _refuse(base: str, workload: Workload, call: Call, plan: Plan, result: Resul
 
 
 _SOON = ((errno.EIO, errno.EIO, 1), (errno.ENOSPC, errno.ENOSPC, 2))
-"""First error, second, and how many calls later: a repair that is refused, and a retry."""
+"""first error, second error, how many calls later: a failing repair, and a failing retry"""
 
 
 def _pair_plans(trace: list[Call], whole: bool) -> Iterator[tuple[Call, Plan]]:
@@ -296,12 +296,12 @@ def _pair_plans(trace: list[Call], whole: bool) -> Iterator[tuple[Call, Plan]]:
     for number, call in enumerate(trace):
         for phase in ("error", "broken") if call.name == "write" else ("error",):
             for first, then, after in pairs:
-                if changes(call.name) and call.name in PRESENT_IN[first]:
+                if changes(call.name) and call.name in CALLS_WITH[first]:
                     yield call, Plan(number, phase, first, after=after, then_error=then)
 
 
 def sweep_pairs(base: str, workload: Workload, every: int) -> Result:
-    """Refuse a call, and then one that comes of that: a repair, a retry, whatever is next."""
+    """Make a call fail, and then one of the next: a repair, a retry, or whatever follows."""
     result = Result()
     trace = trace_of(base, workload)
     result.points = len(trace)
@@ -323,8 +323,8 @@ SWEEPS = {
 def main(kind: str, workload: str, every: str = "1") -> int:
     patch_constant(
         dbbasic_queue.store.claiming.slots, "SLOTS", 6
-    )  # not 64 looks for slots that aren't there
-    gc.freeze()  # what is never looked at is never copied by a child
+    )  # 64 would make 64 calls for missing slot files
+    gc.freeze()  # so that children don't copy the parent's memory
     with scratch() as base:
         try:
             result = SWEEPS[kind](base, WORKLOADS[workload], int(every))

@@ -1,7 +1,7 @@
-"""The system refuses a call: a clear exception, nothing lost, nothing half-applied.
+"""System calls fail: the error is clear, and nothing is lost or half done.
 
-Each file call of the workloads is refused with each error number that it can meet, once, and from
-that point on until the cause is gone. A sample by default; DBBASIC_QUEUE_LONG=1 takes all.
+Each file call of the workloads fails with each error number that it can raise: once, or from that
+point on until the cause is gone. By default a sample of them; all with DBBASIC_QUEUE_LONG=1.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dbbasic_queue.store.writing.queue_files import QueueFiles
 
 @pytest.mark.sweep("errors", 1 if LONG else 23)
 @pytest.mark.parametrize("workload", WORKLOADS)
-def test_a_refused_call_says_so_and_does_nothing_and_all_works_when_the_cause_is_gone(
+def test_a_failed_file_call_raises_and_changes_nothing_and_later_calls_work(
     sweep: Callable[[], None],
 ) -> None:
     sweep()
@@ -35,20 +35,20 @@ def test_a_refused_call_says_so_and_does_nothing_and_all_works_when_the_cause_is
 
 @pytest.mark.sweep("pairs", 1 if LONG else 99)
 @pytest.mark.parametrize("workload", WORKLOADS)
-def test_a_second_error_in_what_comes_of_the_first_is_told_and_does_nothing_either(
+def test_a_second_failed_call_in_the_repair_or_retry_also_raises_and_changes_nothing(
     sweep: Callable[[], None],
 ) -> None:
     sweep()
 
 
-# -- a real disk that fills ----------------------------------------------------------------------
+# -- a real disk that fills up -------------------------------------------------------------------
 
 SIZE = 65_536
 
 
 @contextmanager
 def small_disk(place: Path) -> Iterator[Path]:
-    """Mount a tmpfs of 64 kB; skip the test where that may not be."""
+    """Mount a tmpfs of 64 kB; skip the test if that isn't allowed."""
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=0755", "tmpfs", str(place)]
     try:
@@ -64,7 +64,7 @@ def small_disk(place: Path) -> Iterator[Path]:
 
 
 class Ballast:
-    """A file that takes all the room that is left."""
+    """A file that takes all the free space."""
 
     def __init__(self, place: Path) -> None:
         self.path = place / "ballast"
@@ -79,7 +79,7 @@ class Ballast:
 
 
 def _pass(queue: Queue, handlers: dict[str, Any]) -> int:
-    """Make a pass; return the error number that it met, or 0."""
+    """Make a pass; return the number of the error that it raised, or 0."""
     try:
         queue.process_jobs(handlers)
     except StoreError as e:
@@ -89,7 +89,7 @@ def _pass(queue: Queue, handlers: dict[str, Any]) -> int:
     return 0
 
 
-def test_on_a_full_disk_no_job_is_started_and_all_are_run_once_there_is_room(
+def test_on_a_full_disk_no_job_is_started_and_all_run_once_there_is_space(
     tmp_path: Path,
 ) -> None:
     runs: Counter[int] = Counter()
@@ -113,12 +113,12 @@ def test_on_a_full_disk_no_job_is_started_and_all_are_run_once_there_is_room(
     print(f"full tmpfs: {refused} passes refused")
 
 
-def test_a_disk_that_fills_during_a_pass_is_reported_without_denying_the_jobs_that_ran(
+def test_the_error_of_a_disk_that_fills_up_during_a_pass_admits_that_jobs_ran(
     tmp_path: Path,
 ) -> None:
     def fill(_: object) -> str:
         Ballast(place).fill()
-        return "x" * 5000  # takes the room that was kept for it
+        return "x" * 5000  # uses the reserved space
 
     with small_disk(tmp_path / "disk") as place:
         queue = Queue(place / "data" / "queue.tsv")
@@ -129,7 +129,7 @@ def test_a_disk_that_fills_during_a_pass_is_reported_without_denying_the_jobs_th
         queue.close()
 
 
-def test_a_pause_that_finds_no_room_leaves_no_file(tmp_path: Path) -> None:
+def test_a_pause_on_a_full_disk_leaves_no_file(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as place:
         queue = Queue(place / "data" / "queue.tsv")
         queue.enqueue("work", {})
@@ -143,7 +143,7 @@ def test_a_pause_that_finds_no_room_leaves_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("jobs", [1, 40])
-def test_a_disk_that_fills_within_a_handler_has_room_for_the_outcome(
+def test_a_disk_that_fills_up_inside_a_handler_has_space_for_the_outcome(
     tmp_path: Path, jobs: int
 ) -> None:
     runs: Counter[int] = Counter()
@@ -171,7 +171,7 @@ def test_a_disk_that_fills_within_a_handler_has_room_for_the_outcome(
         queue.close()
 
 
-def test_a_result_for_which_there_is_no_room_does_not_make_its_job_run_again(
+def test_a_job_whose_result_does_not_fit_on_the_disk_does_not_run_again(
     tmp_path: Path,
 ) -> None:
     runs: Counter[int] = Counter()
@@ -195,10 +195,10 @@ def test_a_result_for_which_there_is_no_room_does_not_make_its_job_run_again(
         queue.close()
 
 
-def test_jobs_that_fill_the_disk_are_refused_whole_and_what_was_taken_is_run_once(
+def test_on_a_disk_that_fills_up_each_job_is_refused_or_run_once(
     tmp_path: Path,
 ) -> None:
-    """Enqueue until the disk is full, run, and again: the accounts must balance."""
+    """Enqueue until the disk is full, run, and repeat: each accepted job runs once."""
     runs: Counter[str] = Counter()
     kept: list[str] = []
     refused = 0
@@ -236,10 +236,10 @@ def test_jobs_that_fill_the_disk_are_refused_whole_and_what_was_taken_is_run_onc
     print(f"tmpfs of 64 kB: {len(kept)} jobs taken, {refused} refused")
 
 
-def test_an_outcome_refused_twice_takes_back_no_change_that_was_acknowledged(
+def test_an_outcome_that_fails_twice_undoes_no_acknowledged_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """First the sync finds the disk full, and then, after room was made, the write does."""
+    """First the disk is full for the sync and then, after space was freed, for the write."""
     monkeypatch.setattr(QueueFiles, "is_fold_cheap", lambda *_: False)  # as in a long queue
     queue = Queue(tmp_path / "data" / "queue.tsv")
     kept = queue.enqueue("work", {}, run_at=time.time() + 9999)
@@ -271,7 +271,7 @@ def test_an_outcome_refused_twice_takes_back_no_change_that_was_acknowledged(
     assert job["status"] == "cancelled"
 
 
-def test_a_purge_on_a_full_disk_needs_room_for_the_rows_that_stay_only(
+def test_a_purge_on_a_full_disk_only_needs_space_for_the_rows_that_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(QueueFiles, "is_fold_cheap", lambda *_: False)  # so the journal has records
@@ -330,7 +330,7 @@ def leak(payload):
     assert another.stdout.readline() == "True\\n"
     return "done"
 
-runs = os.open("runs", os.O_WRONLY | os.O_APPEND | os.O_CREAT)  # a job may find no descriptor left
+runs = os.open("runs", os.O_WRONLY | os.O_APPEND | os.O_CREAT)  # later none may be left
 handlers = {"leak": leak, "other": lambda payload: os.write(runs, b"next\\n") and None}
 try:
     queue.process_jobs(handlers)
@@ -344,7 +344,7 @@ queue.process_jobs(handlers)
 """
 
 
-def test_a_job_that_uses_up_all_descriptors_is_recorded_though_another_process_has_folded(
+def test_a_job_that_uses_all_descriptors_is_recorded_even_if_another_process_has_folded(
     tmp_path: Path,
 ) -> None:
     with Programs(tmp_path) as programs:

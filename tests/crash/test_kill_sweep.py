@@ -1,7 +1,7 @@
-"""kill -9 before, half-way through and after every file call: nothing is lost, or run again.
+"""`kill -9` before, during and after each file call: no job is lost, no recorded job runs again.
 
-The default takes a sample of the points in which every kind of call is met; DBBASIC_QUEUE_LONG=1
-takes all of them. What is promised, and how it is checked: `checks.py`.
+By default a sample of the points, with each kind of call; all of them with DBBASIC_QUEUE_LONG=1.
+`checks.py` says what is promised, and checks it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment, with the package that it has imported."""
+    """Return this process's environment, with the path of the imported package."""
     import dbbasic_queue
 
     package = str(Path(dbbasic_queue.__file__).parent.parent)
@@ -34,7 +34,7 @@ def environment() -> dict[str, str]:
 
 @pytest.mark.sweep("kill", 1 if LONG else 8)
 @pytest.mark.parametrize("workload", WORKLOADS)
-def test_a_kill_at_any_file_call_loses_nothing_and_runs_nothing_recorded(
+def test_a_kill_at_any_file_call_loses_no_job_and_runs_no_recorded_job_again(
     sweep: Callable[[], None],
 ) -> None:
     sweep()
@@ -42,7 +42,7 @@ def test_a_kill_at_any_file_call_loses_nothing_and_runs_nothing_recorded(
 
 @pytest.mark.sweep("double", 3 if LONG else 299)
 @pytest.mark.parametrize("workload", WORKLOADS)
-def test_a_second_kill_in_the_recovery_loses_nothing_either(
+def test_a_second_kill_during_the_recovery_loses_nothing_either(
     sweep: Callable[[], None],
 ) -> None:
     sweep()
@@ -58,16 +58,16 @@ def test_a_kill_while_a_file_is_created_locks_no_other_user_out(
 
 @pytest.mark.sweep("meetings", 1 if LONG else 5)  # not 4: there are four actions
 @pytest.mark.parametrize("workload", ["application", "passes", "overlapping"])
-def test_what_others_do_at_any_moment_without_the_lock_is_seen_and_respected(
+def test_changes_by_others_at_any_moment_without_the_lock_are_respected(
     sweep: Callable[[], None],
 ) -> None:
     sweep()
 
 
-# -- a write that a kill, or a power cut, tears at any byte --------------------------------------
+# -- writes torn at any byte by a kill or a power cut --------------------------------------------
 
 
-def test_a_row_torn_at_any_byte_neither_runs_early_nor_tears_the_next_one(tmp_path: Path) -> None:
+def test_a_row_torn_at_any_byte_neither_runs_early_nor_damages_the_next_one(tmp_path: Path) -> None:
     later = START + 50_000
     row = f'0123456789abcdef\tok\t{{"k": "torn"}}\tpending\t{START}\t{later}\t0\t\t\n'
     for end in range(len(row) + 1):
@@ -75,7 +75,7 @@ def test_a_row_torn_at_any_byte_neither_runs_early_nor_tears_the_next_one(tmp_pa
         bench = attack.bench
         os.makedirs(os.path.dirname(bench.path))
         Path(bench.path).write_bytes((HEADER + row[:end]).encode())
-        bench.log.say("call", "torn", "enqueue", later)
+        bench.log.add("call", "torn", "enqueue", later)
         bench.enqueue("next")
         bench.work()
         bench.set_clock(later)
@@ -90,11 +90,13 @@ def test_a_row_torn_at_any_byte_neither_runs_early_nor_tears_the_next_one(tmp_pa
 
 
 def _cut(row: str, tabs: int) -> int:
-    """Return how long the row is with its first `tabs` tabs."""
+    """Return the length of the row up to and including tab number `tabs`."""
     return len("\t".join(row.split("\t")[:tabs])) + 1
 
 
-def test_a_journal_record_torn_at_any_byte_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_journal_record_torn_at_any_byte_is_applied_completely_or_not_at_all(
+    tmp_path: Path,
+) -> None:
     cuts = 0
     for operation in ("cancel", "outcome"):
         end = 0
@@ -129,7 +131,7 @@ def _record_of(bench: Bench, operation: str) -> bytes:
     return record(bench.ids["victim"], state)
 
 
-# -- from outside: what a shim in Python cannot see ----------------------------------------------
+# -- kills from outside, at system calls that a shim in Python can't see -------------------------
 
 FROM_OUTSIDE = """
 import sys
@@ -158,7 +160,7 @@ def test_a_kill_from_outside_at_any_system_call_loses_nothing() -> None:
         for name in ("write", "ftruncate", "rename", "fdatasync", "fsync"):
             for number in range(1, 400 if LONG else 100, 1 if LONG else 9):
                 attack = Attack(base, WORKLOADS["passes"])
-                attack.lay()
+                attack.prepare()
                 program = FROM_OUTSIDE.format(
                     here=str(HERE),
                     path=attack.path,
@@ -173,8 +175,8 @@ def test_a_kill_from_outside_at_any_system_call_loses_nothing() -> None:
                 killed = code in (-9, 137)
                 assert killed or code == 0, code
                 kills += killed
-                attack.log.say("dead", _attacked(attack))
-                attack.look()
+                attack.log.add("dead", _attacked(attack))
+                attack.check()
                 attack.recover()
                 attack.settle(1)
                 assert not attack.wrong, f"killed at {name} number {number}: {attack.wrong}"
@@ -190,7 +192,7 @@ def _attacked(attack: Attack) -> int:
 
 
 def test_the_shim_sees_every_system_call_that_changes_a_file() -> None:
-    """Or else there would be points that the sweep never visits."""
+    """Otherwise the sweep would miss points."""
     if reason := _why_no_strace():
         pytest.skip(reason)
     program = (

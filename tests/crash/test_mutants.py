@@ -23,14 +23,14 @@ def test_a_planted_bug_fits_the_code_exactly_once_and_leaves_valid_python(
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_the_tests_that_are_to_catch_a_planted_bug_are_there(mutant: Mutant) -> None:
+def test_the_tests_that_must_catch_a_planted_bug_exist(mutant: Mutant) -> None:
     for test in mutant.tests:
         file, _, name = test.partition("::")
         text = (PROJECT / file).read_text(encoding="utf-8")
         assert not name or f"def {name.partition('[')[0]}(" in text
 
 
-def test_planted_bugs_have_names_of_their_own() -> None:
+def test_planted_bugs_have_unique_names() -> None:
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
 
 
@@ -42,7 +42,7 @@ def test_the_docs_name_each_planted_bug_once() -> None:
 
 
 def test_a_test_that_sets_a_constant_fails_if_the_constant_is_gone() -> None:
-    """`monkeypatch.setattr`, `patch` and `patch_constant` do; an assignment would change nothing."""
+    """`monkeypatch.setattr`, `patch` and `patch_constant` raise; an assignment would do nothing."""
     silent = re.compile(
         r"^\s*(?:\w+\.)+(?!QUEUE_FILE)_?[A-Z][A-Z_]+ = |\bvars\(.+\)\[.+\] = ", re.MULTILINE
     )

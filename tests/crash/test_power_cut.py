@@ -1,10 +1,10 @@
-"""Real power cuts: a mounted file system is shut down under working processes, and mounted again.
+"""Real power cuts: a file system is shut down under running processes, and mounted again.
 
-ext4 and XFS, each on a loop device. `FS_IOC_SHUTDOWN` without a flush of the log drops whatever
-the file system has not yet written, as a power cut does; the processes, stopped before, are
-killed; the next mount replays the log. Beside the queue runs a control that appends a line and
-calls fsync: it must lose nothing either, else the cut proves nothing. Needs root.
-DBBASIC_QUEUE_CUTS sets how many cuts each file system suffers (5).
+ext4 and XFS, each on a loop device. The processes are stopped. `FS_IOC_SHUTDOWN` without a flush of
+the log drops what the file system hasn't written yet, like a power cut. Then the processes are
+killed, and the next mount replays the log. Next to the queue runs a control, which appends lines
+and calls fsync: if it loses a line, the cut proves nothing. Needs root.
+DBBASIC_QUEUE_CUTS is the number of cuts of each file system (5).
 """
 
 from __future__ import annotations
@@ -39,53 +39,53 @@ MONTH = 30 * 86_400
 PROGRAMS = ("control", "enqueue", "bulk", "work", "work")
 
 
-# -- the programs; what was acknowledged goes into a pipe, out of the dying file system ----------
+# -- the programs; they report acknowledged calls to a pipe, outside the dying file system --------
 
 
-def control(place: Path, tell: Any) -> None:
+def control(place: Path, report: Any) -> None:
     fd = os.open(place / "control", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     directory = os.open(place, os.O_RDONLY)
     os.fsync(directory)
-    # What the last cut has torn is ended first, as the queue does: a line that crosses a page may
-    # be left in part, and the next one, though it was synced, would be a part of that.
+    # Like the queue, first end a line that the last cut has torn. Otherwise the next line would
+    # become a part of the torn one, even though it is synced.
     os.write(fd, b"\n")
     for n in range(10**9):
         os.write(fd, f"line {os.getpid()} {n}\n".encode())
         os.fsync(fd)
-        tell(f"line {os.getpid()} {n}")
+        report(f"line {os.getpid()} {n}")
 
 
-def enqueue(place: Path, tell: Any) -> None:
+def enqueue(place: Path, report: Any) -> None:
     queue = Queue(place / "data" / "queue.tsv")
     rng = random.Random(os.getpid())
     for n in range(10**9):
         text = "x" * rng.choice((0, 10, 700, 5000))
         do = rng.choice(("ok", "ok", "ok", "fail"))
-        tell(f"kept {queue.enqueue('step', {'do': do, 'text': text})}")
+        report(f"kept {queue.enqueue('step', {'do': do, 'text': text})}")
         if n % 5 == 0:
             job_id = queue.enqueue("step", {"do": "never"}, time.time() + MONTH)
-            tell(f"kept {job_id}")
+            report(f"kept {job_id}")
             assert queue.cancel_job(job_id)
-            tell(f"final {job_id} cancelled")
+            report(f"final {job_id} cancelled")
 
 
-def bulk(place: Path, tell: Any) -> None:
+def bulk(place: Path, report: Any) -> None:
     queue = Queue(place / "data" / "queue.tsv")
     while True:
         for job_id in queue.enqueue_many("step", [{"do": "ok", "text": "y" * 300}] * 20):
-            tell(f"kept {job_id}")
+            report(f"kept {job_id}")
         time.sleep(0.01)
 
 
-def work(place: Path, tell: Any) -> None:
+def work(place: Path, report: Any) -> None:
     queue = Queue(place / "data" / "queue.tsv")
     reader = Queue(place / "data" / "queue.tsv")
     ended: list[str] = []
 
     def step(payload: dict[str, str]) -> None:
-        # Only now is it sure that the outcomes before are recorded.
+        # Only now is it certain that the outcomes of earlier jobs are recorded.
         while ended:
-            tell(f"final {ended.pop()} completed")
+            report(f"final {ended.pop()} completed")
         if payload["do"] == "fail":
             raise ValueError("not this time")
 
@@ -94,7 +94,7 @@ def work(place: Path, tell: Any) -> None:
         queue.process_jobs({"step": step})
         for job in reader.jobs(status="completed"):
             if job["id"] not in before:
-                tell(f"final {job['id']} completed")
+                report(f"final {job['id']} completed")
         time.sleep(0.005)
 
 
@@ -117,13 +117,13 @@ def unmount(place: Path) -> None:
 
 @contextmanager
 def file_system(kind: str) -> Iterator[tuple[Path, Path]]:
-    """Yield the image and the place where it is mounted; skip where that cannot be had."""
+    """Yield the image and its mount point; skip the test if it can't be mounted."""
     if os.geteuid() != 0:
         pytest.skip("a power cut needs root: mount and FS_IOC_SHUTDOWN")
     for program in (f"mkfs.{kind}", "mount", "umount"):
         if shutil.which(program) is None:
             pytest.skip(f"a power cut on {kind} needs {program}")
-    # Not pytest's directory, which the next session would empty if the mount ever stayed.
+    # Not pytest's directory: the next session would empty it if the mount stayed.
     home = Path(tempfile.mkdtemp(prefix="power-cut-"))
     image, place = home / "image", home / "mounted"
     place.mkdir()
@@ -154,10 +154,10 @@ def shut_down(place: Path, kind: str) -> None:
 
 
 def stop(running: list[subprocess.Popen[bytes]]) -> None:
-    """Stop the programs where they are, so that none sees the shutdown.
+    """Stop the programs, so that none of them sees the shutdown.
 
-    An fsync that is under way while XFS is shut down may return as if it had been done: the
-    control lost lines so. No power cut lets a program see that.
+    An fsync that runs while XFS is shut down may return as if it had succeeded, and the control
+    loses lines. With a power cut, no program can see that.
     """
     for process in running:
         process.send_signal(signal.SIGSTOP)
@@ -168,31 +168,31 @@ def stop(running: list[subprocess.Popen[bytes]]) -> None:
 
 
 def cut_once(kind: str, image: Path, place: Path, home: Path, seconds: float) -> list[list[str]]:
-    """Let the programs work for a moment, cut the power, mount again; return what they told."""
-    heard, said = os.pipe()
+    """Let the programs run for a moment, cut the power, mount again; return what they reported."""
+    read_end, write_end = os.pipe()
     running = [
         subprocess.Popen(
-            [sys.executable, __file__, program, place / home, str(said)],
-            pass_fds=[said],
+            [sys.executable, __file__, program, place / home, str(write_end)],
+            pass_fds=[write_end],
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         for program in PROGRAMS
     ]
-    os.close(said)
+    os.close(write_end)
     content = b""
     try:
         end = None
         while end is None or time.monotonic() < end:
-            # All have started when each of the three kinds of news has come.
-            os.set_blocking(heard, False)
+            # All programs have started when each of the three kinds of report was read.
+            os.set_blocking(read_end, False)
             try:
-                content += os.read(heard, 1 << 16)
+                content += os.read(read_end, 1 << 16)
             except BlockingIOError:
                 time.sleep(0.002)
             if end is None and all(word in content for word in (b"line", b"kept", b"final")):
                 end = time.monotonic() + seconds
-            assert all(p.poll() is None for p in running), "a program has ended before the cut"
+            assert all(p.poll() is None for p in running), "a program ended before the cut"
         stop(running)
         shut_down(place, kind)
     finally:
@@ -200,20 +200,22 @@ def cut_once(kind: str, image: Path, place: Path, home: Path, seconds: float) ->
             process.send_signal(signal.SIGKILL)
         for process in running:
             process.wait()
-        os.set_blocking(heard, True)
-        while more := os.read(heard, 1 << 16):
+        os.set_blocking(read_end, True)
+        while more := os.read(read_end, 1 << 16):
             content += more
-        os.close(heard)
+        os.close(read_end)
     unmount(place)
     run("mount", "-o", "loop", image, place)
     return [line.split() for line in content.decode().split("\n")[:-1]]
 
 
-def check(place: Path, news: list[list[str]]) -> None:
-    """Hold what the cut has left against all that was told since the directory is there."""
+def check(place: Path, reports: list[list[str]]) -> None:
+    """Compare what the cut has left with all reports since the directory was created."""
     lines = (place / "control").read_text().split("\n") if (place / "control").exists() else []
     control_lines = set(lines)
-    lost = [words for words in news if words[0] == "line" and " ".join(words) not in control_lines]
+    lost = [
+        words for words in reports if words[0] == "line" and " ".join(words) not in control_lines
+    ]
     assert not lost, f"the control has lost {len(lost)} lines: this cut proves nothing"
     with Queue(place / "data" / "queue.tsv") as queue:
         for when in ("as found", "after a pass"):
@@ -221,9 +223,9 @@ def check(place: Path, news: list[list[str]]) -> None:
                 queue.process_jobs({"step": lambda _: None})
                 assert not queue.counts()["processing"]
             jobs = {job["id"]: job for job in queue.jobs()}
-            for word, job_id, *status in news:
+            for word, job_id, *status in reports:
                 if word in ("kept", "final"):
-                    assert job_id in jobs, f"{when}: {job_id} was {word}, and is lost"
+                    assert job_id in jobs, f"{when}: {job_id} was {word}, but is lost"
                 if word == "final":
                     assert jobs[job_id]["status"] == status[0], f"{when}: {jobs[job_id]}"
     file = (place / "data" / "queue.tsv").read_bytes()
@@ -234,24 +236,24 @@ def check(place: Path, news: list[list[str]]) -> None:
 def test_a_power_cut_loses_nothing_that_was_acknowledged(kind: str) -> None:
     began = time.monotonic()
     rng = random.Random(f"{SEED} {kind}")
-    told: Counter[str] = Counter()
+    reported: Counter[str] = Counter()
     with file_system(kind) as (image, place):
-        news: list[list[str]] = []
+        reports: list[list[str]] = []
         for n in range(CUTS):
             home = place / f"home{n // 3}"
-            if n % 3 == 0:  # each directory goes through three cuts, new in the first
+            if n % 3 == 0:  # each directory goes through three cuts, and is new in the first
                 shutil.rmtree(place / f"home{n // 3 - 1}", ignore_errors=True)
                 home.mkdir()
                 os.sync()
-                news = []
+                reports = []
             seconds = rng.choice((0.0, 0.02, 0.1, 0.3)) * rng.random()
             now = cut_once(kind, image, place, Path(home.name), seconds)
-            news += now
-            told += Counter(words[0] for words in now)
-            check(home, news)
+            reports += now
+            reported += Counter(words[0] for words in now)
+            check(home, reports)
     print(
-        f"{kind}: {CUTS} power cuts after {told['kept']} enqueues and {told['final']} "
-        f"ends, and {told['line']} lines of the control; nothing lost; seed {SEED}, "
+        f"{kind}: {CUTS} power cuts after {reported['kept']} enqueues and {reported['final']} "
+        f"ends, and {reported['line']} lines of the control; nothing lost; seed {SEED}, "
         f"{time.monotonic() - began:.0f} s",
     )
 

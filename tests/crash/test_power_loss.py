@@ -1,8 +1,8 @@
-"""The power fails at every point of every workload, and nothing that was promised is gone.
+"""The power fails at each point of each workload, and nothing that was promised is lost.
 
-Each workload is recorded once; of each point some of the disks that a power loss may leave
-(`power.py` says which) are laid out, recovered by a fresh process's calls, and held against what
-the workload had been told by then. Some 6,000 disks by default, 30,000 with DBBASIC_QUEUE_LONG=1;
+Each workload is recorded once. For each point, some of the disks that may remain after a power loss
+(`power.py` says which) are written, recovered by the calls of a new process, and compared with what
+the workload was promised by then. About 6,000 disks by default, 30,000 with DBBASIC_QUEUE_LONG=1;
 DBBASIC_QUEUE_SEED chooses other ones.
 """
 
@@ -47,7 +47,7 @@ STATES = 30_000 if LONG else 6_000
 
 
 def check(root: Path, facts: Facts) -> None:
-    """Recover as a process does that starts after the power loss; raises AssertionError."""
+    """Recover like a process that starts after the power loss. Raises AssertionError."""
     path = root / "data" / "queue.tsv"
     now = float(max((b["run_at"] for b in facts.started.values()), default=NOW))
     clock = min(now, NOW + MONTH / 2)
@@ -57,15 +57,17 @@ def check(root: Path, facts: Facts) -> None:
     def step(payload: dict[str, Any]) -> dict[str, Any]:
         ran[payload["n"]] += 1
         number = payload["n"]
-        assert number in facts.started, f"{payload} runs, and was never enqueued"
+        assert number in facts.started, f"{payload} runs, but was never enqueued"
         assert facts.started[number]["payload"] == payload, f"{payload} runs, changed"
         due = min([facts.started[number]["run_at"], *facts.when.get(number, ())])
-        assert due <= clock, f"{number} runs at {clock} and is due at {due}"
+        assert due <= clock, f"{number} runs at {clock}, but is due at {due}"
         return done(payload)
 
     paused = path.with_name("queue.tsv.paused")
     types = paused.read_text("utf-8").split() if paused.exists() else []
-    assert not set(facts.paused).difference(types), f"{facts.paused} were paused, {types} are"
+    assert not set(facts.paused).difference(types), (
+        f"{facts.paused} were paused, but only {types} are"
+    )
     found = holds(queue, facts, "as found")
     queue.process_jobs({"step": step}, max_attempts=MAX_ATTEMPTS)
     holds(queue, facts, "after the first pass")
@@ -74,7 +76,7 @@ def check(root: Path, facts: Facts) -> None:
     queue.process_jobs({"step": step, "new": lambda _: None}, max_attempts=MAX_ATTEMPTS)
     jobs = {job["id"]: job for job in queue.jobs()}
     holds(queue, facts, "in the end")
-    assert jobs[new]["status"] == "completed", "a new job does not run"
+    assert jobs[new]["status"] == "completed", "a new job doesn't run"
     for job in jobs.values():
         assert job["status"] in FINAL, f"never done: {job}"
     for job_id, number in facts.kept.items():
@@ -82,12 +84,14 @@ def check(root: Path, facts: Facts) -> None:
         was = found[job_id]["status"]
         assert times <= 1, f"{jobs[job_id]} ran {times} times"
         assert not times or job_id not in facts.final, f"{facts.final[job_id]} ran again"
-        # A record without its line end is one as soon as a writer has ended it: a cancel, or a
-        # requeue, that nobody was told of may be made or not.
+        # A record without its line end counts as soon as a writer adds the end. So a cancel or a
+        # requeue that didn't return may have been made or not.
         if jobs[job_id]["status"] == "cancelled":
             assert not times, f"{jobs[job_id]} ran"
-        elif job_id not in facts.attempts and not (job_id in facts.loose and was in FINAL):
-            spent = jobs[job_id]["attempts"] == MAX_ATTEMPTS  # all by crashes right after a claim
+        elif job_id not in facts.attempts and not (job_id in facts.uncertain and was in FINAL):
+            spent = (
+                jobs[job_id]["attempts"] == MAX_ATTEMPTS
+            )  # all attempts were lost in crashes right after a claim
             assert times == 1 or spent, f"never run: {jobs[job_id]}"
     check_archive(queue, facts, jobs)
     queue.close()
@@ -102,26 +106,28 @@ def check(root: Path, facts: Facts) -> None:
 
 
 def check_archive(queue: Queue, facts: Facts, jobs: dict[str, JobDict]) -> None:
-    """What was to be archived is in the queue or in the archive; that is whole after a purge."""
+    """Jobs to be archived are in the queue or in the archive, which a purge repairs."""
     archive = Path(queue.path).with_name(ARCHIVE)
     if not facts.leaving:
-        assert not archive.exists() or not facts.kept, "there is an archive of nothing"
+        assert not archive.exists() or not facts.kept, (
+            "there is an archive, but nothing was archived"
+        )
         return
     there = {job["payload"]["n"] for job in jobs.values() if job["type"] != "new"}
     queue.purge(0, archive=archive)
     header, *lines = archive.read_bytes().split(b"\n")
     assert header + b"\n" == HEADER and lines.pop() == b""
     whole = [line.split(b"\t") for line in lines if b"\0" not in line]
-    assert all(len(columns) == 9 for columns in whole), "a part of a row is left in the archive"
+    assert all(len(columns) == 9 for columns in whole), "the archive has a part of a row"
     numbers = {n for columns in whole if (n := json.loads(columns[2]).get("n"))}
     lost = facts.leaving - numbers
-    assert not lost, f"neither in the queue nor in the archive: {lost}; in the queue {there}"
+    assert not lost, f"neither in the queue nor in the archive: {lost}; in the queue: {there}"
 
 
 def holds(queue: Queue, facts: Facts, when: str) -> dict[str, JobDict]:
     jobs: dict[str, JobDict] = {}
     for job in queue.jobs():
-        assert job["id"] not in jobs, f"{when}: {job['id']} is there twice"
+        assert job["id"] not in jobs, f"{when}: {job['id']} is in the queue twice"
         jobs[job["id"]] = job
         if job["type"] == "new":
             continue
@@ -142,14 +148,14 @@ def holds(queue: Queue, facts: Facts, when: str) -> dict[str, JobDict]:
     for job_id, instant in facts.requeued.items():
         assert jobs[job_id]["run_at"] >= instant, f"{when}: {jobs[job_id]} was requeued"
     for job_id, job in facts.final.items():
-        # Whoever was not told that a job is there may have seen it finish all the same.
+        # A reader may have seen a job finish whose enqueue had not returned yet.
         found = jobs.get(job_id)
         assert found == job or (found is None and job_id not in facts.kept), (
-            f"{when}: {job} was final, and is {found}"
+            f"{when}: {job} was final, but is {found}"
         )
     for job_id, attempt in facts.attempts.items():
         if job_id in jobs:
-            assert jobs[job_id]["attempts"] >= attempt, f"{when}: an attempt is forgotten"
+            assert jobs[job_id]["attempts"] >= attempt, f"{when}: an attempt was forgotten"
     return jobs
 
 
@@ -169,7 +175,7 @@ def check_state(state: State, scratch: Path, label: str) -> None:
 
 @pytest.fixture
 def scratch() -> Iterator[Path]:
-    """A directory in memory where there is one: the disks are simulated, the calls are real."""
+    """A directory, in memory if possible: the disks are simulated, but the calls are real."""
     memory = Path("/dev/shm")
     where = memory if os.access(memory, os.W_OK) else None
     path = Path(tempfile.mkdtemp(prefix="power-", dir=where))
@@ -179,7 +185,7 @@ def scratch() -> Iterator[Path]:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("work", WORKLOADS, ids=lambda work: work.__name__)
-def test_after_a_power_loss_at_any_point_nothing_promised_is_gone(
+def test_a_power_loss_at_any_point_loses_nothing_that_was_promised(
     work: Callable[[Session], None],
     model: str,
     scratch: Path,
@@ -210,7 +216,7 @@ def crash_in_recovery(
     root = scratch / "again"
     lay_out(state.tree, root)
     recorder = Recorder(root, seed=1 + state.point)
-    recorder.begin_with(state.tree, state.facts)
+    recorder.start_with(state.tree, state.facts)
     try:
         with recorder.recording():
             session = Session(root, recorder)
@@ -229,13 +235,13 @@ def crash_in_recovery(
 
 @pytest.mark.parametrize("model", MODELS)
 def test_an_id_whose_row_the_disk_has_lost_can_be_used_again(model: str, scratch: Path) -> None:
-    # Another process has run the job before its enqueue was synced: its end was, its row was not.
+    # Another process has run the job before its enqueue was synced: the disk has its outcome only.
     journal = encode_record(b"mine", b"completed\t1700000000\t1700000000\t1\t\t")
     tree = {"data": {"queue.tsv": HEADER, "queue.tsv.journal": journal, "queue.tsv.lock": b""}}
     root = scratch / "live"
     lay_out(tree, root)
     recorder = Recorder(root)
-    recorder.begin_with(tree, Facts())
+    recorder.start_with(tree, Facts())
     with recorder.recording():
         session = Session(root, recorder)
         session.enqueue("ok", job_id="mine")
@@ -255,7 +261,7 @@ def test_the_recorder_sees_every_change_of_the_files(scratch: Path) -> None:
         assert disk["data"][name] == (root / "data" / name).read_bytes(), name
 
 
-def test_a_torn_line_of_the_journal_is_no_record() -> None:
+def test_a_torn_line_of_the_journal_is_not_a_record() -> None:
     line = b"a\tcompleted\t1\t1\t1\t\t\t"
     assert decode_record(line) is None
     assert decode_record(b"\0" * 40) is None

@@ -1,6 +1,6 @@
 """What the attacked processes do: scripts over a queue.
 
-A new workload is one function more in `WORKLOADS`.
+To add a workload, write a function and add it to `WORKLOADS`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ from disk import FINAL, HEADER
 
 @dataclass(frozen=True)
 class Workload:
-    """`lay` puts the files there and `ruin` more; between them a partner takes a job in hand."""
+    """A script, and the files that it starts with.
+
+    `prepare` creates the files. If there is a `damage`, a partner process starts a job, and then
+    `damage` adds what dead processes leave.
+    """
 
     name: str
     script: Callable[[Bench], None]
-    lay: Callable[[Bench], None] = lambda _: None
-    ruin: Callable[[Bench], None] | None = None
+    prepare: Callable[[Bench], None] = lambda _: None
+    damage: Callable[[Bench], None] | None = None
     junk: int = 0
-    """lines left there that are no jobs"""
-    dear: bool = False
-    """whether folds look dear, so that the journal grows"""
+    """number of invalid lines in these files"""
+    folds_seem_expensive: bool = False
+    """whether folds seem expensive, so that the journal grows"""
 
 
 # -- A: calls of an application, from the first one ----------------------------------------------
@@ -59,25 +63,25 @@ def _row(
     return f"{key}\t{job_type}\t{payload}\t{state}\n"
 
 
-def _lay_file(bench: Bench, rows: str) -> None:
+def _write_file(bench: Bench, rows: str) -> None:
     os.makedirs(os.path.dirname(bench.path))
     with open(bench.path, "w", encoding="utf-8") as file:
         file.write(HEADER + rows)
-    _tell_rows(bench, rows)
+    _log_rows(bench, rows)
 
 
-def _tell_rows(bench: Bench, rows: str) -> None:
+def _log_rows(bench: Bench, rows: str) -> None:
     for row in rows.splitlines():
         job_id, _, _, status, _, run_at, attempts, *_ = row.split("\t")
         bench.ids[job_id] = job_id
-        bench.log.say("call", job_id, "enqueue", int(run_at))
-        bench.log.say("done", job_id, "enqueue", job_id)
-        bench.log.say("had", job_id, int(attempts))
+        bench.log.add("call", job_id, "enqueue", int(run_at))
+        bench.log.add("done", job_id, "enqueue", job_id)
+        bench.log.add("attempts", job_id, int(attempts))
         if status in FINAL:
-            bench.log.say("final", job_id, status)
+            bench.log.add("final", job_id, status)
 
 
-def _lay_passes(bench: Bench) -> None:
+def _prepare_passes(bench: Bench) -> None:
     rows = [
         _row("b1", "ok", run_at=START - 9),
         _row("b2", "flaky", run_at=START - 8),
@@ -90,7 +94,7 @@ def _lay_passes(bench: Bench) -> None:
         _row("b8", "nobody", run_at=START - 2, attempts=2),
         _row("b9", "ok", run_at=START + 50_000),
     ]
-    _lay_file(bench, "".join(rows))
+    _write_file(bench, "".join(rows))
 
 
 def _passes(bench: Bench) -> None:
@@ -100,7 +104,7 @@ def _passes(bench: Bench) -> None:
     bench.status("b1")
 
 
-# -- C: two passes at a time, what the dead left, torn tails --------------------------------------
+# -- C: two passes at a time, leftovers of dead processes, torn tails -----------------------------
 
 
 def record(job_id: str, state: str) -> bytes:
@@ -108,12 +112,12 @@ def record(job_id: str, state: str) -> bytes:
     return b"%b\t%08x\n" % (body, zlib.crc32(body))
 
 
-def _lay_partner(bench: Bench) -> None:
-    _lay_file(bench, _row("c1", "waits", run_at=START - 99))
+def _prepare_partner(bench: Bench) -> None:
+    _write_file(bench, _row("c1", "waits", run_at=START - 99))
 
 
-def _ruin(bench: Bench) -> None:
-    """Leave what a pass and two writers leave that die in the middle of it."""
+def _leave_dead_processes(bench: Bench) -> None:
+    """Leave what two dead passes and two killed writers would leave."""
     rows = [
         _row("c2", "ok", run_at=START - 9),
         _row("c3", "ok", run_at=START - 8),
@@ -133,9 +137,9 @@ def _ruin(bench: Bench) -> None:
     _append(bench.path + ".journal", b"".join(journal))
     _append(bench.path + ".pass.2", b"pass\t99999\t1\nc2\t1\nc11\t1\n")
     _append(bench.path + ".pass.3", b"pass\t99998\t1\nc3\t3\nc12\t1\n")
-    _tell_rows(bench, "".join(rows))
-    bench.log.say("had", "c2", 1)
-    bench.log.say("had", "c3", MAX_ATTEMPTS)
+    _log_rows(bench, "".join(rows))
+    bench.log.add("attempts", "c2", 1)
+    bench.log.add("attempts", "c3", MAX_ATTEMPTS)
 
 
 def _append(path: str, content: bytes) -> None:
@@ -154,18 +158,18 @@ def _overlapping_passes(bench: Bench) -> None:
 # -- D: a job that takes long ---------------------------------------------------------------------
 
 
-def _lay_slow(bench: Bench) -> None:
+def _prepare_slow(bench: Bench) -> None:
     rows = [_row(f"d{n}", "ok", run_at=START - 20 + n) for n in range(3)]
     rows.append(_row("d3", "slow", run_at=START - 10))
     rows += [_row(f"d{n}", "ok", run_at=START - 20 + n) for n in range(11, 16)]
-    _lay_file(bench, "".join(rows))
+    _write_file(bench, "".join(rows))
 
 
 def _one_pass(bench: Bench) -> None:
     bench.work()
 
 
-# -- E: a long queue: a fold waits for the end of the pass ----------------------------------------
+# -- E: a long queue: the fold waits for the end of the pass --------------------------------------
 
 
 def _calls_and_passes(bench: Bench) -> None:
@@ -179,22 +183,22 @@ def _calls_and_passes(bench: Bench) -> None:
     bench.work()
 
 
-# -- F: handlers with policies, that put off, and that give up ------------------------------------
+# -- F: handlers with policies, with Delay and with Fail -------------------------------------------
 
 
-def _lay_policies(bench: Bench) -> None:
+def _prepare_policies(bench: Bench) -> None:
     rows = [
         _row("f1", "delays", run_at=START - 9),
         _row("f2", "fails", run_at=START - 8),
         _row("f3", "twice", run_at=START - 7),
         _row("f4", "often", run_at=START - 6),
         _row("f5", "delays", run_at=START - 5, attempts=1),
-        # Under no pass that is alive: in the last attempt, and not yet.
+        # Their passes are dead: one was in its last attempt, the other was not.
         _row("f6", "twice", "processing", run_at=START - 4, attempts=2),
         _row("f7", "often", "processing", run_at=START - 3, attempts=3),
         _row("f8", "ok", run_at=START - 2),
     ]
-    _lay_file(bench, "".join(rows))
+    _write_file(bench, "".join(rows))
 
 
 def _policies(bench: Bench) -> None:
@@ -209,10 +213,10 @@ def _policies(bench: Bench) -> None:
     bench.work()
 
 
-# -- G: what has failed or was cancelled is requeued ----------------------------------------------
+# -- G: failed and cancelled jobs are requeued ----------------------------------------------------
 
 
-def _lay_failed(bench: Bench) -> None:
+def _prepare_failed(bench: Bench) -> None:
     rows = [
         _row("g1", "ok", "failed", attempts=3),
         _row("g2", "ok", "cancelled"),
@@ -225,10 +229,10 @@ def _lay_failed(bench: Bench) -> None:
         _row("g8.victim", "ok", "cancelled"),
         _row("g9", "flaky", run_at=START + 50_000),
     ]
-    _lay_file(bench, "".join(rows))
-    # That one has failed, the journal alone says.
+    _write_file(bench, "".join(rows))
+    # That this job has failed is only in the journal.
     _append(bench.path + ".journal", record("g5", f"failed\t{START - 9}\t{START - 9}\t3\tno\t"))
-    bench.log.say("final", "g5", "failed")
+    bench.log.add("final", "g5", "failed")
 
 
 def _requeue(bench: Bench) -> None:
@@ -244,10 +248,10 @@ def _requeue(bench: Bench) -> None:
     bench.work()
 
 
-# -- H: what is finished leaves, into an archive or for good, and ids come back -------------------
+# -- H: finished jobs are purged or archived, and their ids are used again -------------------------
 
 
-def _lay_finished(bench: Bench) -> None:
+def _prepare_finished(bench: Bench) -> None:
     old = START - 10 * DAY
     rows = [
         _row("h1", "ok", "completed", run_at=old, attempts=1),
@@ -262,10 +266,10 @@ def _lay_finished(bench: Bench) -> None:
         _row("h10", "ok", run_at=old),
         _row("h11", "ok", run_at=START + 50_000),
     ]
-    _lay_file(bench, "".join(rows))
+    _write_file(bench, "".join(rows))
     state = f"cancelled\t{old}\t{old}\t0\tCancelled by user\t"
     _append(bench.path + ".journal", record("h10", state))
-    bench.log.say("final", "h10", "cancelled")
+    bench.log.add("final", "h10", "cancelled")
 
 
 def _purge(bench: Bench) -> None:
@@ -285,11 +289,11 @@ def _purge(bench: Bench) -> None:
     bench.work()
 
 
-# -- what another process does meanwhile -----------------------------------------------------------
+# -- what another process does at the same time ----------------------------------------------------
 
 
 def cancel_all(bench: Bench) -> None:
-    """Cancel whatever is pending."""
+    """Cancel all pending jobs."""
     queue, bench.queue = bench.queue, bench.open()
     for key in list(bench.ids):
         bench.cancel(key)
@@ -297,21 +301,21 @@ def cancel_all(bench: Bench) -> None:
 
 
 def make_a_pass(bench: Bench) -> None:
-    """Run whatever is due."""
+    """Run all due jobs."""
     queue, bench.queue = bench.queue, bench.open()
     bench.work()
     bench.queue = queue
 
 
 def tear(bench: Bench) -> None:
-    """Die in the middle of a line, of the file and of the journal."""
+    """Leave a torn line in the file and in the journal, as a killed writer would."""
     if os.path.exists(bench.path):
         _append(bench.path, b"torn\tok\t{")
         _append(bench.path + ".journal", b"torn\tcompl")
 
 
 def tidy(bench: Bench) -> None:
-    """Requeue what has failed or was cancelled, and purge the rest of what is finished."""
+    """Requeue all failed and cancelled jobs, and purge the completed ones."""
     queue, bench.queue = bench.queue, bench.open()
     bench.requeue_failed()
     for key in list(bench.ids):
@@ -320,18 +324,20 @@ def tidy(bench: Bench) -> None:
     bench.queue = queue
 
 
-MEANWHILE = (cancel_all, make_a_pass, tear, tidy)
+ACTS = (cancel_all, make_a_pass, tear, tidy)
 
 WORKLOADS = {
     workload.name: workload
     for workload in (
         Workload("application", _application),
-        Workload("passes", _passes, _lay_passes),
-        Workload("overlapping", _overlapping_passes, _lay_partner, _ruin, junk=1),
-        Workload("slow", _one_pass, _lay_slow),
-        Workload("unfolded", _calls_and_passes, _lay_passes, dear=True),
-        Workload("policies", _policies, _lay_policies),
-        Workload("requeue", _requeue, _lay_failed, dear=True),
-        Workload("purge", _purge, _lay_finished, dear=True),
+        Workload("passes", _passes, _prepare_passes),
+        Workload(
+            "overlapping", _overlapping_passes, _prepare_partner, _leave_dead_processes, junk=1
+        ),
+        Workload("slow", _one_pass, _prepare_slow),
+        Workload("unfolded", _calls_and_passes, _prepare_passes, folds_seem_expensive=True),
+        Workload("policies", _policies, _prepare_policies),
+        Workload("requeue", _requeue, _prepare_failed, folds_seem_expensive=True),
+        Workload("purge", _purge, _prepare_finished, folds_seem_expensive=True),
     )
 }

@@ -1,4 +1,4 @@
-"""The legal changes between a job's statuses, and the backoff."""
+"""Which changes of a job's status are allowed, and the backoff."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ def columns(after: State | None) -> tuple[object, ...]:
     return after.status, after.created_at, after.run_at, after.attempts, after.error, after.result
 
 
-def test_the_backoff_doubles_from_two_minutes_on() -> None:
+def test_the_backoff_starts_at_two_minutes_and_doubles() -> None:
     assert [backoff(attempt) for attempt in (1, 2, 3, 4)] == [120, 240, 480, 960]
 
 
 @pytest.mark.parametrize("attempt", [33, 64, 1000, 10**9])
-def test_no_attempt_is_too_high_for_a_backoff(attempt: int) -> None:
+def test_the_backoff_of_a_very_high_attempt_is_the_latest_instant(attempt: int) -> None:
     assert backoff(attempt) == LATEST
     assert later(NOW, backoff(attempt)) == LATEST
 
 
-def test_a_backoff_is_never_shorter_than_the_one_before() -> None:
+def test_each_backoff_is_at_least_as_long_as_the_one_before() -> None:
     waits = [backoff(attempt) for attempt in range(1, 60)]
     assert waits == sorted(waits)
 
 
-def test_a_fraction_of_a_second_is_waited_for() -> None:
+def test_a_fraction_of_a_second_is_rounded_up() -> None:
     assert later(NOW + 0.001, 120) == NOW + 121
     assert later(NOW, 120) == NOW + 120
 
@@ -79,24 +79,24 @@ def test_a_completed_job_keeps_its_result_and_loses_its_error() -> None:
     assert columns(after) == (COMPLETED, NOW - 100, NOW, 1, "", "0")
 
 
-def test_a_job_that_is_tried_again_keeps_its_attempts() -> None:
+def test_a_retried_job_keeps_its_attempts() -> None:
     after = retry(state(PROCESSING, attempts=2), "ValueError: no", NOW + 245)
     assert columns(after) == (PENDING, NOW - 100, NOW + 245, 2, "ValueError: no", "")
 
 
-def test_a_job_that_fails_is_not_due_again() -> None:
+def test_a_failed_job_is_not_due_again() -> None:
     after = fail(state(PROCESSING, attempts=3), "ValueError: no")
     assert columns(after) == (FAILED, NOW - 100, NOW, 3, "ValueError: no", "")
 
 
-def test_a_delayed_job_has_its_attempt_back_and_says_why() -> None:
+def test_a_delayed_job_gets_its_attempt_back_and_has_the_reason_as_its_error() -> None:
     after = delay(state(PROCESSING, attempts=2), "not yet", NOW + 10)
     assert columns(after) == (PENDING, NOW - 100, NOW + 10, 1, "delayed: not yet", "")
     assert columns(delay(state(PROCESSING), "", NOW + 10))[4] == "delayed"
 
 
 @pytest.mark.parametrize(("status", "due"), [(FAILED, NOW + 7), (CANCELLED, NOW)])
-def test_a_requeued_job_is_like_new_and_a_cancelled_one_keeps_its_run_at(
+def test_a_requeued_job_is_like_a_new_one_and_a_cancelled_one_keeps_its_run_at(
     status: str, due: int
 ) -> None:
     before = state(status, attempts=3, error="no")
@@ -104,7 +104,7 @@ def test_a_requeued_job_is_like_new_and_a_cancelled_one_keeps_its_run_at(
     assert columns(requeue(before, NOW + 7.9, NOW + 3)) == (PENDING, NOW - 100, NOW + 3, 0, "", "")
 
 
-def test_a_pending_job_that_is_to_run_now_is_due_at_once_and_a_due_one_stays_as_it_is() -> None:
+def test_run_now_makes_a_pending_job_due_and_leaves_a_due_one_alone() -> None:
     later = state(PENDING, attempts=2, error="delayed")
     assert columns(run_now(later, NOW - 60.5)) == (PENDING, NOW - 100, NOW - 61, 2, "delayed", "")
     assert columns(run_now(later, NOW + 60)) == columns(later)
@@ -112,7 +112,7 @@ def test_a_pending_job_that_is_to_run_now_is_due_at_once_and_a_due_one_stays_as_
         assert run_now(state(status), NOW) is None
 
 
-def test_a_job_given_back_has_its_attempt_back() -> None:
+def test_a_returned_job_gets_its_attempt_back() -> None:
     before = state(PENDING, attempts=1, error="ValueError: no")
     claimed = claim(before)
     assert claimed is not None
@@ -120,11 +120,11 @@ def test_a_job_given_back_has_its_attempt_back() -> None:
     assert columns(unclaim(claimed, "interrupted"))[4] == "interrupted"
 
 
-def test_a_job_without_attempts_cannot_be_given_back_below_zero() -> None:
+def test_a_returned_job_never_has_less_than_zero_attempts() -> None:
     assert columns(unclaim(state(PROCESSING, attempts=0)))[3] == 0
 
 
-def test_a_recovered_job_is_due_at_once_and_keeps_its_place() -> None:
+def test_a_recovered_job_is_due_at_once_and_keeps_its_order() -> None:
     assert columns(recover(state(PROCESSING, run_at=NOW - 50), 3, NOW))[:4] == (
         PENDING,
         NOW - 100,
@@ -134,12 +134,12 @@ def test_a_recovered_job_is_due_at_once_and_keeps_its_place() -> None:
     assert columns(recover(state(PROCESSING, run_at=NOW + 50), 3, NOW + 0.5))[2] == NOW
 
 
-def test_a_recovered_job_without_an_attempt_left_is_failed() -> None:
+def test_a_recovered_job_without_attempts_left_has_failed() -> None:
     after = recover(state(PROCESSING, attempts=3), 3, NOW)
     assert columns(after) == (FAILED, NOW - 100, NOW, 3, "worker died in attempt 3", "")
 
 
-def test_a_retry_that_no_backoff_explains_is_brought_near() -> None:
+def test_a_retry_further_ahead_than_its_backoff_is_pulled_in() -> None:
     years = 10 * 365 * 86400
     after = clamp(state(PENDING, run_at=NOW + years, attempts=2, error="no"), NOW + 240)
     assert columns(after) == (PENDING, NOW - 100, NOW + 240, 2, "no", "")
@@ -153,14 +153,14 @@ def test_a_retry_that_no_backoff_explains_is_brought_near() -> None:
         (NOW + 10**9, 0, ""),
         (NOW + 10**9, 2, "delayed: not yet"),
     ],
-    ids=["the backoff explains it", "it is due", "the caller asked for it", "its handler did"],
+    ids=["within the backoff", "due", "run_at of the caller", "delayed by its handler"],
 )
 def test_other_waits_are_left_alone(run_at: int, attempts: int, error: str) -> None:
     waiting = state(PENDING, run_at=run_at, attempts=attempts, error=error)
     assert clamp(waiting, NOW + 240) is None
 
 
-def test_a_cancelled_job_says_who_cancelled_it() -> None:
+def test_the_error_of_a_cancelled_job_names_who_cancelled_it() -> None:
     after = cancel(state(PENDING, attempts=1, error="ValueError: no"))
     assert columns(after) == (CANCELLED, NOW - 100, NOW, 1, "Cancelled by user", "")
 
@@ -177,19 +177,19 @@ def test_each_change_starts_from_one_status_and_a_recorded_outcome_is_final(stat
         "fail": fail(before, "no"),
         "retry": retry(before, "no", NOW),
         "requeue": requeue(before, NOW),
-        "give back": unclaim(before),
+        "unclaim": unclaim(before),
         "recover": recover(before, 3, NOW),
     }
     legal = {name for name, after in changes.items() if after is not None}
     assert legal == {
         PENDING: {"claim", "cancel", "clamp"},
-        PROCESSING: {"complete", "delay", "fail", "give back", "recover", "retry"},
+        PROCESSING: {"complete", "delay", "fail", "unclaim", "recover", "retry"},
         FAILED: {"requeue"},
         CANCELLED: {"requeue"},
     }.get(status, set())
 
 
-def test_no_change_touches_the_state_it_starts_from() -> None:
+def test_no_change_alters_the_state_that_it_starts_from() -> None:
     before = state(PROCESSING, attempts=2, error="no")
     copy = columns(before)
     complete(before, "1")
@@ -201,13 +201,13 @@ def test_no_change_touches_the_state_it_starts_from() -> None:
     assert columns(before) == copy
 
 
-def test_a_job_that_a_clock_ahead_has_enqueued_for_now_is_due_now() -> None:
+def test_a_job_enqueued_for_now_by_a_clock_that_was_ahead_is_due_now() -> None:
     ahead = NOW + 3 * 365 * 86_400
     for created_at, run_at, due in (
         (ahead, ahead, True),
         (ahead, ahead + 1, True),  # time.time(), rounded up
         (ahead, NOW + 7200, True),
-        (ahead, ahead + 2, False),  # wanted later
+        (ahead, ahead + 2, False),  # meant for later
         (NOW + 60, NOW + 60, False),  # another machine's clock
         (NOW, ahead, False),
     ):

@@ -1,4 +1,4 @@
-"""A worker that stays: its life cycle, how it is stopped, and which errors it survives."""
+"""A long-running worker: how it starts and stops, and which errors it survives."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dbbasic_queue import Handler, InvalidArgument, InvalidHandlers, Queue, Queu
 
 
 class Gate:
-    """A handler that waits: `began` says that a job runs, `open` lets it finish."""
+    """A handler that waits. `began` is set when a job runs; set `open` to let it finish."""
 
     def __init__(self) -> None:
         self.began = threading.Event()
@@ -46,13 +46,13 @@ def done(queue: Queue, job_id: str) -> Any:
     return found
 
 
-# --- its life
+# --- start and stop
 
 
-def test_a_worker_in_a_thread_runs_what_comes_until_it_is_stopped(queue: Queue) -> None:
+def test_a_worker_in_a_thread_runs_new_jobs_until_it_is_stopped(queue: Queue) -> None:
     with Worker(queue, {"greet": str.upper}) as worker:
         assert done(queue, queue.enqueue("greet", "ada"))["result"] == "ADA"
-        worker.start()  # it runs: nothing
+        worker.start()  # does nothing: it runs already
         assert done(queue, queue.enqueue("greet", "bob"))["result"] == "BOB"
     late = queue.enqueue("greet", "late")
     assert worker.stop()
@@ -62,7 +62,7 @@ def test_a_worker_in_a_thread_runs_what_comes_until_it_is_stopped(queue: Queue) 
     assert worker.stop()
 
 
-def test_is_alive_and_repr_tell_whether_it_runs(queue: Queue) -> None:
+def test_is_alive_and_repr_show_if_a_worker_runs(queue: Queue) -> None:
     gate = Gate()
     worker = Worker(queue, {"work": gate})
     assert (worker.is_alive(), repr(worker)) == (False, f"<Worker of {queue.path}: idle>")
@@ -77,7 +77,7 @@ def test_is_alive_and_repr_tell_whether_it_runs(queue: Queue) -> None:
     assert (worker.is_alive(), repr(worker)) == (False, f"<Worker of {queue.path}: idle>")
 
 
-def test_start_makes_a_worker_that_is_stopping_run_on(queue: Queue) -> None:
+def test_start_makes_a_stopping_worker_continue(queue: Queue) -> None:
     gate = Gate()
     worker = Worker(queue, {"work": gate, "greet": str.upper})
     worker.start()
@@ -126,7 +126,7 @@ def test_several_threads_that_start_a_worker_start_one_thread(queue: Queue) -> N
     assert worker.stop()
 
 
-def test_a_stop_before_run_forever_holds_for_it_once(queue: Queue) -> None:
+def test_a_stop_before_run_forever_ends_it_at_once_but_not_the_next_one(queue: Queue) -> None:
     worker = Worker(queue, {"last": lambda _: worker.stop()})
     job_id = queue.enqueue("last", {})
     assert worker.stop()
@@ -136,7 +136,7 @@ def test_a_stop_before_run_forever_holds_for_it_once(queue: Queue) -> None:
     assert job(queue, job_id)["result"] is False
 
 
-def test_a_worker_that_runs_cannot_be_run_a_second_time(queue: Queue) -> None:
+def test_a_running_worker_cannot_be_run_a_second_time(queue: Queue) -> None:
     with (
         Worker(queue, {"greet": str.upper}) as worker,
         pytest.raises(QueueError, match="this worker runs already"),
@@ -157,10 +157,10 @@ def test_start_while_another_thread_runs_the_worker_does_nothing(queue: Queue) -
     assert not thread.is_alive()
 
 
-def test_in_a_forked_child_a_worker_is_idle_and_can_be_started(
+def test_in_a_forked_child_a_worker_is_stopped_and_can_be_started(
     programs: Programs, tmp_path: Path
 ) -> None:
-    """As under gunicorn with --preload, whose workers are forked from a process that has loaded."""
+    """As under gunicorn with --preload, which loads the program and then forks its workers."""
     programs.run(
         """
         import warnings
@@ -182,7 +182,7 @@ def test_in_a_forked_child_a_worker_is_idle_and_can_be_started(
                 worker.start()
                 wait_for(lambda: str(os.getpid()) in notes("ran"), "a job to run in the child")
                 assert worker.stop()
-                note("child", "ended well")
+                note("child", "stopped")
             finally:
                 os._exit(0)
         while not notes("child"):
@@ -192,10 +192,10 @@ def test_in_a_forked_child_a_worker_is_idle_and_can_be_started(
         assert worker.stop()
         """
     )
-    assert notes(tmp_path / "child") == ["ended well"]
+    assert notes(tmp_path / "child") == ["stopped"]
 
 
-# --- how it is stopped
+# --- stopping
 
 
 def test_a_worker_that_is_stopped_lets_the_running_job_finish(queue: Queue) -> None:
@@ -212,7 +212,9 @@ def test_a_worker_that_is_stopped_lets_the_running_job_finish(queue: Queue) -> N
 
 
 @pytest.mark.parametrize("timeout", [float("nan"), "5", True])
-def test_an_invalid_timeout_is_an_error_and_the_worker_goes_on(queue: Queue, timeout: Any) -> None:
+def test_stop_with_an_invalid_timeout_raises_and_the_worker_goes_on(
+    queue: Queue, timeout: Any
+) -> None:
     with Worker(queue, {"greet": str.upper}) as worker:
         with pytest.raises(
             InvalidArgument, match=r"invalid timeout .*: must be seconds or a timed"
@@ -225,7 +227,7 @@ def test_an_invalid_timeout_is_an_error_and_the_worker_goes_on(queue: Queue, tim
 def test_stop_interrupts_no_job_however_often_it_is_called(
     programs: Programs, tmp_path: Path, kind: str, workers: int
 ) -> None:
-    """Nor does a first SIGTERM after it."""
+    """A first SIGTERM after it doesn't interrupt a job either."""
     programs.run(
         f"""
         import asyncio, threading, warnings
@@ -234,7 +236,7 @@ def test_stop_interrupts_no_job_however_often_it_is_called(
 
         def function(_):
             note("began", "")
-            wait_for(Path("go").exists, "the word")
+            wait_for(Path("go").exists, "the file `go`")
             return "done"
 
         async def coroutine(_):
@@ -280,7 +282,9 @@ def test_a_job_may_stop_its_worker(queue: Queue, how: str) -> None:
     assert job(queue, late)["status"] == "pending"
 
 
-def test_a_job_of_one_of_several_passes_stops_them_all(programs: Programs, tmp_path: Path) -> None:
+def test_a_job_that_stops_its_worker_stops_all_of_its_passes(
+    programs: Programs, tmp_path: Path
+) -> None:
     queue = Queue(tmp_path / "data/queue.tsv")
     job_id = queue.enqueue("work", {})
     programs.run(
@@ -294,7 +298,7 @@ def test_a_job_of_one_of_several_passes_stops_them_all(programs: Programs, tmp_p
     assert job(queue, job_id)["result"] is False
 
 
-def test_a_job_with_a_time_limit_is_told_that_it_cannot_stop_its_worker(queue: Queue) -> None:
+def test_a_job_with_a_time_limit_that_stops_its_worker_gets_an_error(queue: Queue) -> None:
     worker = Worker(queue, {"work": Handler(lambda _: worker.stop(), timeout=30, max_attempts=1)})
     job_id = queue.enqueue("work", {})
     threading.Thread(target=lambda: (done(queue, job_id), worker.stop())).start()
@@ -314,17 +318,17 @@ def test_run_forever_finishes_the_running_jobs_and_returns_on_sigterm(
 
         def work(n):
             note("started", n)
-            wait_for(lambda: Path("go").exists(), "the word")
+            wait_for(lambda: Path("go").exists(), "the file `go`")
 
         Worker(queue, {{"work": work}}, workers={workers}).run_forever()
-        print("ended well")
+        print("returned")
         """
     )
     ids = [queue.enqueue("work", n) for n in range(workers)]
     wait_for_notes(tmp_path / "started", workers)
     program.signal(signal.SIGTERM)
     (tmp_path / "go").touch()
-    assert program.succeed() == "ended well"
+    assert program.succeed() == "returned"
     assert {job(queue, i)["status"] for i in ids} == {"completed"}
 
 
@@ -354,10 +358,10 @@ def test_the_programs_own_signal_handler_can_end_run_forever(
     assert (found["status"], found["attempts"]) == (status, 0 if status == "pending" else 1)
 
 
-# --- what it survives
+# --- errors
 
 
-def test_a_worker_goes_on_after_the_system_has_refused(
+def test_a_worker_goes_on_after_a_system_error(
     queue: Queue, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     queue.enqueue("greet", "ada")
@@ -366,37 +370,37 @@ def test_a_worker_goes_on_after_the_system_has_refused(
     for file in held:
         fcntl.flock(file, fcntl.LOCK_EX)
     with Worker(queue, {"greet": str.upper}):
-        wait_for(lambda: "the worker restarts" in caplog.text, "the log to say so")
+        wait_for(lambda: "the worker restarts" in caplog.text, "the log line")
         for file in held:
             file.close()
         wait_for(lambda: queue.counts()["completed"], "the job")
 
 
 @pytest.mark.parametrize("how", ["no header", "a directory"])
-def test_a_worker_goes_on_when_the_file_is_whole_again(
+def test_a_worker_goes_on_once_a_damaged_file_is_repaired(
     queue: Queue, path: Path, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
-    """As with an editor that writes a file in two steps, or a directory that is mounted late."""
+    """An editor may write the file in two steps; a directory may be mounted late."""
     queue.enqueue("greet", "ada")
     with Worker(queue, {"greet": str.upper}):
         wait_for(lambda: queue.counts()["completed"], "the first job")
         kept = path.with_name("kept")
         with path.with_name("queue.tsv.lock").open("r+b") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a fold would put the whole file back
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a fold would restore the whole file
             path.rename(kept)
             if how == "no header":
                 path.write_bytes(kept.read_bytes().split(b"\n", 1)[1])
                 path.chmod(0o600)
             else:
                 path.mkdir()
-        wait_for(lambda: "the worker restarts" in caplog.text, "the log to say so")
+        wait_for(lambda: "the worker restarts" in caplog.text, "the log line")
         if how == "a directory":
             path.rmdir()
         kept.rename(path)
         done(queue, queue.enqueue("greet", "bob"))
 
 
-def test_an_error_that_nobody_foresaw_is_logged_with_its_traceback_and_the_worker_goes_on(
+def test_an_unexpected_error_is_logged_with_its_traceback_and_the_worker_goes_on(
     queue: Queue, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Breaks(UserDict[str, Any]):
@@ -405,7 +409,7 @@ def test_an_error_that_nobody_foresaw_is_logged_with_its_traceback_and_the_worke
         def get(self, key: str, default: Any = None) -> Any:
             if self.left:
                 self.left -= 1
-                raise asyncio.CancelledError("a bug of the program's")
+                raise asyncio.CancelledError("a bug in the program")
             return super().get(key, default)
 
     job_id = queue.enqueue("greet", "ada")
@@ -413,12 +417,12 @@ def test_an_error_that_nobody_foresaw_is_logged_with_its_traceback_and_the_worke
         assert done(queue, job_id)["result"] == "ADA"
     records = [r for r in caplog.records if "the worker restarts" in r.getMessage()]
     assert len(records) == 2
-    assert "CancelledError: a bug of the program's" in records[0].getMessage()
+    assert "CancelledError: a bug in the program" in records[0].getMessage()
     assert records[0].exc_info
 
 
 @pytest.mark.parametrize("logging", ["", "import logging"])
-def test_without_a_log_the_error_is_on_stderr_and_sigterm_in_the_pause_ends_the_worker_well(
+def test_without_logging_the_error_is_on_stderr_and_sigterm_during_the_pause_ends_the_worker(
     programs: Programs, tmp_path: Path, logging: str
 ) -> None:
     (tmp_path / "data").mkdir()
@@ -431,12 +435,12 @@ def test_without_a_log_the_error_is_on_stderr_and_sigterm_in_the_pause_ends_the_
 
         patch("dbbasic_queue.worker._RESTART_SECONDS", 600.0).start()
         Worker(queue, {{"greet": str.upper}}).run_forever()
-        print("ended well")
+        print("returned")
         """
     )
     wait_for(lambda: program.errors.read_text("utf-8"), "the error")
     program.signal(signal.SIGTERM)
-    assert program.succeed() == "ended well"
+    assert program.succeed() == "returned"
     assert program.errors.read_text("utf-8").startswith(
         "dbbasic_queue: the worker restarts in 600 seconds: "
     )
@@ -466,11 +470,11 @@ def test_stop_ends_the_pause_at_once(
     path.mkdir(parents=True)
     worker = Worker(queue, {"greet": str.upper})
     worker.start()
-    wait_for(lambda: "the worker restarts" in caplog.text, "the log to say so")
+    wait_for(lambda: "the worker restarts" in caplog.text, "the log line")
     assert worker.stop(30)
 
 
-def test_a_worker_is_refused_at_once_what_could_not_work(queue: Queue) -> None:
+def test_a_worker_checks_its_handlers_when_it_is_created(queue: Queue) -> None:
     with pytest.raises(InvalidHandlers):
         Worker(queue, {"greet": 5})  # type: ignore[dict-item]
 
@@ -479,10 +483,10 @@ def test_a_worker_is_refused_at_once_what_could_not_work(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_worker_of_coroutines_can_be_made_and_started_where_an_event_loop_runs(
+def test_a_worker_of_coroutines_can_be_created_and_started_in_a_running_event_loop(
     queue: Queue, workers: int
 ) -> None:
-    """As in the lifespan function of a web app."""
+    """For example in the lifespan function of a web app."""
 
     async def work(n: int) -> int:
         await asyncio.sleep(0)
@@ -517,7 +521,7 @@ def test_async_with_starts_a_worker_and_waits_for_its_job_while_the_event_loop_g
             assert worker.is_alive()
             assert await asyncio.to_thread(gate.began.wait, 30)
             opening = asyncio.ensure_future(open_the_gate(worker))
-        assert opening.done()  # the loop ran it while the worker was stopping
+        assert opening.done()  # the event loop ran it while the worker was stopping
         assert not worker.is_alive()
 
     asyncio.run(asyncio.wait_for(lifespan(), 30))
@@ -536,13 +540,13 @@ def test_async_with_stops_the_worker_if_its_block_raises_an_exception(queue: Que
     assert not workers[0].is_alive()
 
 
-# --- as a service of systemd
+# --- a systemd service
 
 DEPLOYMENT = (PROJECT / "docs/deployment.md").read_text(encoding="utf-8")
 FILE = re.compile(r"^```\w+(?: norun)? file=(\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def test_the_worker_program_in_the_docs_runs_jobs_and_ends_well_on_sigterm(
+def test_the_worker_program_in_the_docs_runs_jobs_and_exits_with_0_on_sigterm(
     programs: Programs, tmp_path: Path
 ) -> None:
     (source,) = [text for name, text in FILE.findall(DEPLOYMENT) if name == "worker.py"]

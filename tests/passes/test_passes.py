@@ -1,4 +1,4 @@
-"""A pass: what runs, in what order, how it ends, and what nothing in a handler can break."""
+"""A pass: which jobs run, in what order, how it ends, and what handlers can't break."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def raising(error: BaseException) -> Callable[[Any], Any]:
 
 
 def outcome(queue: Queue, handler: Callable[[Any], Any], attempts: int = 3) -> Any:
-    """Enqueue one job, make a pass, and return what became of it."""
+    """Enqueue one job, make a pass, and return the job."""
     job_id = queue.enqueue("greet", {})
     queue.process_jobs({"greet": handler}, attempts)
     return job(queue, job_id)
 
 
-# --- what runs, and in what order
+# --- which jobs run, and in what order
 
 
 def test_a_job_is_run_with_its_payload_and_its_result_is_recorded(queue: Queue, path: Path) -> None:
@@ -135,7 +135,7 @@ def test_each_outcome_is_recorded_before_the_next_job_begins(queue: Queue, path:
     assert before == [ids[:n] for n in range(30)]
 
 
-def test_jobs_may_be_of_many_types(queue: Queue) -> None:
+def test_a_pass_runs_jobs_of_many_types(queue: Queue) -> None:
     ran: list[str] = []
     handlers = {name: (lambda _, name=name: ran.append(name)) for name in ("a", "b:c", "d.e")}
     for name in ("b:c", "a", "d.e", "a"):
@@ -144,7 +144,7 @@ def test_jobs_may_be_of_many_types(queue: Queue) -> None:
     assert ran == ["b:c", "a", "d.e", "a"]
 
 
-# --- errors, retries, the last failure
+# --- errors, retries, the last attempt
 
 
 def test_a_job_that_fails_is_tried_again_after_its_backoff(
@@ -184,7 +184,7 @@ def test_a_job_that_succeeds_in_the_end_has_no_error_left(queue: Queue, clock: C
 
 
 @pytest.mark.parametrize("most", [1, 2, 5])
-def test_the_last_failure_is_the_one_at_max_attempts(queue: Queue, clock: Clock, most: int) -> None:
+def test_a_job_fails_for_good_at_max_attempts(queue: Queue, clock: Clock, most: int) -> None:
     job_id = queue.enqueue("greet", {})
     for _ in range(most):
         assert job(queue, job_id)["status"] == "pending"
@@ -193,7 +193,7 @@ def test_the_last_failure_is_the_one_at_max_attempts(queue: Queue, clock: Clock,
     assert (job(queue, job_id)["status"], job(queue, job_id)["attempts"]) == ("failed", most)
 
 
-def test_the_backoff_begins_when_the_job_has_failed(queue: Queue, clock: Clock) -> None:
+def test_the_backoff_starts_when_the_attempt_fails(queue: Queue, clock: Clock) -> None:
     def slow(_: Any) -> None:
         clock.now += 1000.5
         raise ValueError
@@ -271,7 +271,7 @@ class LyingText(Exception):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
-def test_whatever_a_handler_raises_is_one_line_of_the_file_and_stops_nobody(
+def test_any_exception_of_a_handler_is_one_line_in_the_file_and_the_pass_goes_on(
     queue: Queue, path: Path, error: BaseException, text: str
 ) -> None:
     ids = queue.enqueue_many("greet", range(3))
@@ -286,15 +286,15 @@ def test_whatever_a_handler_raises_is_one_line_of_the_file_and_stops_nobody(
     assert len(rows(path)) == 4
 
 
-def test_of_a_text_of_thousands_of_lines_the_beginning_is_kept(queue: Queue, path: Path) -> None:
-    found = outcome(queue, raising(ValueError("a line\n" * 100_000)))
-    assert found["error"].startswith("ValueError: a line\na line\n")
+def test_a_very_long_error_text_is_cut_off(queue: Queue, path: Path) -> None:
+    found = outcome(queue, raising(ValueError("text\n" * 100_000)))
+    assert found["error"].startswith("ValueError: text\ntext\n")
     assert found["error"].endswith("…")
     assert len(found["error"]) == len("ValueError: ") + 500
     assert len(rows(path)) == 1
 
 
-def test_a_recursion_without_end_is_the_jobs_error(queue: Queue) -> None:
+def test_endless_recursion_is_the_jobs_error(queue: Queue) -> None:
     def endless(payload: Any) -> Any:
         return endless(payload)
 
@@ -324,7 +324,7 @@ def test_an_exception_chain_with_a_loop_is_the_jobs_error(queue: Queue) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_job_whose_result_is_no_json_is_completed_and_never_run_again(
+def test_a_job_whose_result_is_not_json_is_completed_and_never_run_again(
     queue: Queue, path: Path, clock: Clock, result: object, reason: str
 ) -> None:
     found = outcome(queue, lambda _: result)
@@ -350,7 +350,7 @@ def test_a_result_that_raises_while_it_is_encoded_is_not_kept(queue: Queue) -> N
     assert found["error"] == "result not kept: SystemExit: from within the encoder"
 
 
-def test_a_coroutine_function_is_run_to_its_end(queue: Queue) -> None:
+def test_a_coroutine_function_is_awaited(queue: Queue) -> None:
     async def handler(payload: Any) -> Any:
         await asyncio.sleep(0)
         return payload
@@ -359,7 +359,7 @@ def test_a_coroutine_function_is_run_to_its_end(queue: Queue) -> None:
     assert (found["status"], found["result"]) == ("completed", found["payload"])
 
 
-def test_a_generator_function_has_done_nothing_and_is_no_success(queue: Queue) -> None:
+def test_a_generator_function_as_handler_is_an_error(queue: Queue) -> None:
     def handler(_: Any) -> Iterator[int]:
         yield 1
 
@@ -391,7 +391,7 @@ def test_jobs_that_handlers_enqueue_run_in_the_next_pass(queue: Queue) -> None:
     assert {job(queue, job_id)["status"] for job_id in ids} == {"completed"}
 
 
-def test_a_job_that_enqueues_itself_does_not_keep_its_pass_for_ever(queue: Queue) -> None:
+def test_a_job_that_enqueues_itself_does_not_make_its_pass_endless(queue: Queue) -> None:
     ran: list[int] = []
 
     def again(n: int) -> None:
@@ -417,7 +417,7 @@ def test_a_handler_sees_its_own_job_and_cannot_cancel_it(queue: Queue) -> None:
     assert job(queue, "mine")["result"] == "done"
 
 
-def test_a_handler_may_cancel_jobs_that_have_not_started(queue: Queue) -> None:
+def test_a_handler_can_cancel_jobs_that_have_not_started(queue: Queue) -> None:
     ran: list[str] = []
     queue.enqueue("cancel", "b")
     for name in "abc":
@@ -428,7 +428,7 @@ def test_a_handler_may_cancel_jobs_that_have_not_started(queue: Queue) -> None:
     assert job(queue, "b")["status"] == "cancelled"
 
 
-def test_a_handler_may_enqueue_and_close_and_look(queue: Queue) -> None:
+def test_a_handler_can_enqueue_read_and_close_the_queue(queue: Queue) -> None:
     def handler(n: int) -> int:
         queue.close()
         queue.enqueue("other", n, NOW * 2)
@@ -443,7 +443,7 @@ def test_a_handler_may_enqueue_and_close_and_look(queue: Queue) -> None:
 # --- a clock that is wrong
 
 
-def test_a_job_enqueued_while_the_clock_was_ahead_is_run_once_it_is_right(
+def test_a_job_enqueued_while_the_clock_was_ahead_runs_when_the_clock_is_right_again(
     queue: Queue, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock.now = NOW + 10**8
@@ -458,13 +458,13 @@ def test_a_job_enqueued_while_the_clock_was_ahead_is_run_once_it_is_right(
     assert [found["created_at"] for found in queue.jobs("completed")] == [NOW] * 3
     (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert message == "3 jobs were enqueued while the clock was ahead: they are due now"
-    clock.now = NOW + 100  # what the first pass has looked at is looked at again
+    clock.now = NOW + 100  # check the jobs again that the first pass has checked
     queue.enqueue("greet", "again")
     clock.now = NOW
     assert queue.process_jobs({"greet": ran.append})["completed"] == 1
 
 
-def test_a_pass_that_lingers_runs_a_job_that_a_clock_ahead_enqueues(queue: Queue) -> None:
+def test_a_lingering_pass_runs_a_job_enqueued_with_a_clock_that_is_ahead(queue: Queue) -> None:
     def handler(name: str) -> None:
         if name == "first":
             with Queue(queue.path, clock=Clock(NOW + 10**8)) as other:
@@ -478,7 +478,7 @@ def test_a_pass_that_lingers_runs_a_job_that_a_clock_ahead_enqueues(queue: Queue
 
 
 @pytest.mark.parametrize("now", [-1e9, -0.5, 1.8e12, math.nan, math.inf, 10**400])
-def test_a_time_that_no_row_can_hold_is_an_error_at_once(queue: Queue, now: float) -> None:
+def test_a_clock_out_of_range_is_an_error_at_once(queue: Queue, now: float) -> None:
     queue.enqueue("greet", 1)
     with Queue(queue.path, clock=lambda: now) as other:
         calls: tuple[Callable[[], object], ...] = (
@@ -493,12 +493,10 @@ def test_a_time_that_no_row_can_hold_is_an_error_at_once(queue: Queue, now: floa
     assert [found["payload"] for found in queue.jobs("pending")] == [1]
 
 
-# --- what cannot be read
+# --- lines that can't be read
 
 
-def test_a_row_that_cannot_be_read_never_keeps_the_others_from_running(
-    queue: Queue, path: Path
-) -> None:
+def test_an_invalid_row_never_keeps_the_others_from_running(queue: Queue, path: Path) -> None:
     broken: list[str | bytes] = [
         "no job at all\n",
         "\n",
@@ -525,7 +523,7 @@ def test_a_row_that_cannot_be_read_never_keeps_the_others_from_running(
         assert (text if isinstance(text, bytes) else text.encode()) in kept
 
 
-def test_payloads_that_are_not_json_leave_room_for_the_jobs_behind_them(
+def test_payloads_that_are_not_json_leave_room_for_the_jobs_after_them(
     queue: Queue, path: Path
 ) -> None:
     payload = "'" + "x" * 100_000 + "'"  # 11 of them are more than one batch may hold
@@ -537,7 +535,7 @@ def test_payloads_that_are_not_json_leave_room_for_the_jobs_behind_them(
     assert queue.process_jobs({"greet": lambda _: None})["completed"] == 3
 
 
-def test_lines_that_are_no_jobs_are_reported_by_number(
+def test_invalid_lines_are_logged_with_their_line_numbers(
     queue: Queue, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     add_lines(path, line("a"), "what is this\n", line("b"), line("a"), line("c", payload="{"))
@@ -569,7 +567,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Callable[[], list[Record]]:
     return lambda: caplog.records  # type: ignore[return-value]
 
 
-def test_each_outcome_is_logged_with_its_facts_once_it_is_on_the_disk(
+def test_each_outcome_is_logged_with_its_details_after_it_was_synced(
     queue: Queue, path: Path, log: Callable[[], list[Record]]
 ) -> None:
     on_disk: list[str] = []
@@ -637,7 +635,9 @@ def test_jobs_lost_with_their_worker_are_logged(
 
 
 @pytest.mark.parametrize("first", ["", "import logging; "], ids=["unused", "imported"])
-def test_a_pass_is_silent_unless_the_program_wants_its_log(tmp_path: Path, first: str) -> None:
+def test_a_pass_prints_nothing_unless_the_program_configures_logging(
+    tmp_path: Path, first: str
+) -> None:
     code = first + (
         "from dbbasic_queue import *\n"
         "enqueue_many('greet', [0, 1]); enqueue('nobody', {}); enqueue('odd', {})\n"
@@ -649,7 +649,7 @@ def test_a_pass_is_silent_unless_the_program_wants_its_log(tmp_path: Path, first
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_pass_without_a_log_is_recorded_all_the_same(
+def test_a_pass_without_logging_records_its_outcomes(
     queue: Queue, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL, "dbbasic_queue")
@@ -658,14 +658,14 @@ def test_a_pass_without_a_log_is_recorded_all_the_same(
 
 
 class Raises(logging.Filter):
-    """As a filter that adds the id of a web request does outside of one."""
+    """Like a filter that adds a web request's id and is used outside of one."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         raise RuntimeError("no request")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_log_that_raises_ends_no_pass_and_charges_no_job(
+def test_logging_that_raises_ends_no_pass_and_costs_no_attempt(
     queue: Queue,
     path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -692,15 +692,17 @@ def test_a_log_that_raises_ends_no_pass_and_charges_no_job(
     assert said == "dbbasic_queue: the program's logging raised RuntimeError, a record is lost"
 
 
-def test_every_record_is_written_by_the_function_that_catches_what_logging_raises() -> None:
+def test_every_log_call_goes_through_the_function_that_catches_logging_errors() -> None:
     source = inspect.getsource(log_lines)
     assert re.findall(r"\blog\.(?:log|error|warning|info|exception)\(", source) == ["log.log("]
 
 
-def test_a_pass_while_another_thread_imports_logging_has_no_log(
+def test_a_pass_does_not_log_while_another_thread_imports_logging(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "logging", types.ModuleType("logging"))  # still empty
+    monkeypatch.setitem(
+        sys.modules, "logging", types.ModuleType("logging")
+    )  # half imported: still empty
     queue.enqueue("greet", {})
     assert queue.process_jobs({"greet": lambda _: None})["completed"] == 1
 
@@ -724,7 +726,7 @@ def test_a_pass_while_another_thread_imports_logging_has_no_log(
         ({"greet": len}, None, "invalid max_attempts None: must be"),
     ],
 )
-def test_handlers_and_limits_that_cannot_work_are_refused_before_anything_runs(
+def test_invalid_handlers_and_limits_are_refused_before_anything_runs(
     queue: Queue, path: Path, handlers: Any, attempts: Any, reason: str
 ) -> None:
     queue.enqueue("greet", {})
@@ -749,7 +751,7 @@ def test_handlers_may_be_any_mapping_and_any_callable(queue: Queue) -> None:
 # --- passes that overlap
 
 
-def test_when_all_slots_are_held_a_pass_ends_at_once_and_says_so(queue: Queue, path: Path) -> None:
+def test_a_pass_raises_at_once_if_all_slots_are_held(queue: Queue, path: Path) -> None:
     job_id = queue.enqueue("greet", {})
     held = []
     for number in range(1, 65):
@@ -769,7 +771,7 @@ def test_when_all_slots_are_held_a_pass_ends_at_once_and_says_so(queue: Queue, p
         file.close()
 
 
-def test_a_pass_within_a_handler_runs_the_other_jobs_and_never_the_one_in_hand(
+def test_a_pass_inside_a_handler_runs_the_other_jobs_but_not_the_running_one(
     queue: Queue, path: Path
 ) -> None:
     ran: Counter[int] = Counter()
@@ -789,7 +791,7 @@ def test_a_pass_within_a_handler_runs_the_other_jobs_and_never_the_one_in_hand(
     assert {job["attempts"] for job in queue.jobs("completed")} == {1}
 
 
-def test_a_pass_within_a_handler_may_be_of_the_same_queue(queue: Queue) -> None:
+def test_a_pass_inside_a_handler_can_use_the_same_queue_object(queue: Queue) -> None:
     ran: Counter[int] = Counter()
 
     def handler(n: int) -> None:
@@ -801,8 +803,8 @@ def test_a_pass_within_a_handler_may_be_of_the_same_queue(queue: Queue) -> None:
     assert ran == dict.fromkeys(range(12), 1)
 
 
-def wait_for_its_batch_to_be_given_back(path: Path) -> bool:
-    """Where the pass of this very handler has claimed more, wait until it has given that back."""
+def wait_for_its_batch_to_be_returned(path: Path) -> bool:
+    """Wait until this handler's pass has returned its other jobs; False if it has none."""
     end = time.monotonic() + 20
     with Queue(path) as other:
         if other.counts()["processing"] == 1:
@@ -812,13 +814,13 @@ def wait_for_its_batch_to_be_given_back(path: Path) -> bool:
     return True
 
 
-def test_a_batch_that_drags_on_is_shared(path: Path) -> None:
+def test_a_slow_batch_is_shared_with_other_passes(path: Path) -> None:
     ran: list[tuple[str, int]] = []
     seconds: list[int] = []
 
     def first(n: int) -> None:
         ran.append(("first", n))
-        if not seconds and wait_for_its_batch_to_be_given_back(path):
+        if not seconds and wait_for_its_batch_to_be_returned(path):
             seconds.append(n)
             with Queue(path, fsync=False) as other:
                 other.process_jobs({"greet": lambda n: ran.append(("second", n))})
@@ -833,13 +835,13 @@ def test_a_batch_that_drags_on_is_shared(path: Path) -> None:
     assert {(columns[3], columns[6]) for columns in rows(path)} == {("completed", "1")}
 
 
-def test_what_is_given_back_is_run_by_the_same_pass_if_nobody_else_comes(path: Path) -> None:
+def test_returned_jobs_are_run_by_the_same_pass_if_there_is_no_other(path: Path) -> None:
     ran: list[int] = []
     seconds: list[int] = []
 
     def handler(n: int) -> None:
         ran.append(n)
-        if not seconds and wait_for_its_batch_to_be_given_back(path):
+        if not seconds and wait_for_its_batch_to_be_returned(path):
             seconds.append(n)
 
     with Queue(path, fsync=False) as queue:
@@ -868,13 +870,15 @@ def test_passes_in_many_threads_run_each_job_once(queue: Queue, path: Path) -> N
     assert {(columns[3], columns[6]) for columns in rows(path)} == {("completed", "1")}
 
 
-def test_the_outcome_of_an_attempt_that_is_no_longer_current_is_not_recorded(
+def test_the_outcome_of_an_outdated_attempt_is_not_recorded(
     queue: Queue, path: Path, log: Callable[[], list[Record]]
 ) -> None:
     def outrun(_: Any) -> str:
         if not inner:
             inner.append({})
-            sibling(path, "pass.1").unlink()  # by a person: the other pass takes this one for dead
+            sibling(
+                path, "pass.1"
+            ).unlink()  # deleted by hand: the other pass assumes that this one is dead
             with Queue(path, clock=Clock()) as other:
                 inner[0] = other.process_jobs({"greet": lambda _: "current"})
         return "outdated"
@@ -890,9 +894,7 @@ def test_the_outcome_of_an_attempt_that_is_no_longer_current_is_not_recorded(
 # --- passes that end early
 
 
-def test_nothing_is_left_of_an_old_list_once_a_new_pass_has_the_slot(
-    queue: Queue, path: Path
-) -> None:
+def test_a_new_pass_overwrites_the_claims_of_the_slots_last_pass(queue: Queue, path: Path) -> None:
     queue.enqueue("look", {}, job_id="mine")
     stale = [f"old-{n}\t1\n" for n in range(5000)]
     sibling(path, "pass.1").write_text("pass\t1\t1\n" + "".join(stale))
@@ -912,7 +914,7 @@ def test_a_job_of_a_dead_pass_is_recovered_at_once(queue: Queue, path: Path) -> 
     assert (job(queue, "a")["attempts"], job(queue, "a")["error"]) == (2, None)
 
 
-def test_the_dead_passs_jobs_that_were_not_started_keep_their_attempts(
+def test_jobs_that_a_dead_pass_has_not_started_keep_their_attempts(
     queue: Queue, path: Path, clock: Clock
 ) -> None:
     ids = queue.enqueue_many("greet", range(3))
@@ -930,7 +932,7 @@ def test_the_dead_passs_jobs_that_were_not_started_keep_their_attempts(
     assert [job(queue, job_id)["attempts"] for job_id in ids] == [1, 1, 1]
 
 
-def test_an_error_of_the_store_ends_the_pass_and_charges_no_job_that_was_not_started(
+def test_a_store_error_ends_the_pass_and_costs_unstarted_jobs_no_attempt(
     queue: Queue, path: Path
 ) -> None:
     lock = sibling(path, "lock")
@@ -951,7 +953,7 @@ def test_an_error_of_the_store_ends_the_pass_and_charges_no_job_that_was_not_sta
     assert [found["attempts"] for found in queue.jobs("completed")] == [1] * 4 + [2] + [1] * 15
 
 
-def test_sigterm_lets_the_job_in_hand_finish_and_gives_the_others_back(
+def test_sigterm_lets_the_running_job_finish_and_returns_the_others(
     queue: Queue, path: Path
 ) -> None:
     def handler(n: int) -> str:
@@ -969,7 +971,7 @@ def test_sigterm_lets_the_job_in_hand_finish_and_gives_the_others_back(
 
 
 @pytest.mark.parametrize("signals", [(signal.SIGINT,), (signal.SIGTERM, signal.SIGTERM)])
-def test_ctrl_c_or_a_second_signal_gives_the_job_in_hand_back(
+def test_ctrl_c_or_a_second_signal_returns_the_running_job(
     queue: Queue, path: Path, signals: tuple[signal.Signals, ...]
 ) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -993,7 +995,7 @@ def test_ctrl_c_or_a_second_signal_gives_the_job_in_hand_back(
     assert queue.process_jobs({"greet": len}) == NONE | {"retried": 10}
 
 
-def test_a_second_ctrl_c_interrupts_the_clean_up_of_the_job_too(queue: Queue) -> None:
+def test_a_second_ctrl_c_also_interrupts_the_jobs_cleanup(queue: Queue) -> None:
     def work(_: Any) -> None:
         try:
             os.kill(os.getpid(), signal.SIGINT)
@@ -1010,7 +1012,7 @@ def test_a_second_ctrl_c_interrupts_the_clean_up_of_the_job_too(queue: Queue) ->
     assert queue.process_jobs({"greet": len})["retried"] == 0
 
 
-def test_a_signal_handler_of_the_programs_own_is_left_alone(queue: Queue) -> None:
+def test_the_programs_own_signal_handler_is_left_alone(queue: Queue) -> None:
     received: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     try:
@@ -1023,7 +1025,7 @@ def test_a_signal_handler_of_the_programs_own_is_left_alone(queue: Queue) -> Non
 
 
 class Shutdown(Exception):
-    """As some programs raise it in their signal handlers."""
+    """What some programs raise in their signal handlers."""
 
 
 @contextlib.contextmanager
@@ -1043,7 +1045,7 @@ def state(queue: Queue, job_id: str) -> tuple[str, int]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("error", [SystemExit(7), KeyboardInterrupt(), Shutdown()])
-def test_when_the_programs_signal_handler_raises_the_job_is_given_back_and_the_pass_ends(
+def test_if_the_programs_signal_handler_raises_the_job_is_returned_and_the_pass_ends(
     queue: Queue, number: int, error: BaseException
 ) -> None:
     ids = queue.enqueue_many("greet", range(4))
@@ -1062,10 +1064,10 @@ def test_when_the_programs_signal_handler_raises_the_job_is_given_back_and_the_p
     assert job(queue, ids[1])["error"] == "interrupted: the pass was stopped"
 
 
-def test_the_programs_signal_handler_does_not_interrupt_what_the_pass_itself_does(
+def test_the_programs_signal_handler_does_not_interrupt_the_pass_itself(
     queue: Queue,
 ) -> None:
-    """It raises while an outcome is logged: only at the end of the pass is that seen."""
+    """If it raises while an outcome is logged, the exception is raised at the end of the pass."""
 
     class Kills(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -1087,7 +1089,7 @@ def test_the_programs_signal_handler_does_not_interrupt_what_the_pass_itself_doe
     assert [state(queue, i) for i in ids] == [("completed", 1)] + [("pending", 0)] * 2
 
 
-def test_coroutines_finish_when_the_programs_signal_handler_raises(queue: Queue) -> None:
+def test_coroutines_finish_if_the_programs_signal_handler_raises(queue: Queue) -> None:
     async def work(n: int) -> None:
         if n == 0:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -1115,15 +1117,13 @@ def test_a_signal_handler_that_a_job_installs_stays(queue: Queue) -> None:
 
 @pytest.mark.parametrize("where", ["the same thread", "another thread"])
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_pass_within_a_job_ends_with_the_pass_around_it(
-    queue: Queue, where: str, times: int
-) -> None:
-    """After one signal the inner job finishes; after two it is given back, in the main thread."""
+def test_a_pass_inside_a_job_ends_with_the_outer_pass(queue: Queue, where: str, times: int) -> None:
+    """After one signal the inner job finishes; after two it is returned, in the main thread."""
 
     def inner(n: int) -> None:
         for sent in range(times if n == 1 else 0):
             os.kill(os.getpid(), signal.SIGTERM)
-            if where == "another thread":  # the main thread receives it at some time
+            if where == "another thread":  # the main thread receives it a little later
                 assert signals._enclosing is not None
                 around = signals._enclosing.get()
                 assert around is not None
@@ -1153,7 +1153,7 @@ def test_a_pass_within_a_job_ends_with_the_pass_around_it(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_pass_that_a_job_begins_after_the_signal_ends_at_once(queue: Queue) -> None:
+def test_a_pass_that_a_job_starts_after_the_signal_ends_at_once(queue: Queue) -> None:
     def outer(_: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         while queue.counts()["pending"]:
@@ -1166,7 +1166,7 @@ def test_a_pass_that_a_job_begins_after_the_signal_ends_at_once(queue: Queue) ->
     assert queue.counts()["pending"] == 2
 
 
-def test_a_context_that_outlives_its_pass_stops_no_later_one(queue: Queue) -> None:
+def test_a_context_kept_after_its_pass_does_not_stop_a_later_one(queue: Queue) -> None:
     contexts = []
 
     def keep(_: Any) -> None:
@@ -1180,7 +1180,7 @@ def test_a_context_that_outlives_its_pass_stops_no_later_one(queue: Queue) -> No
     assert contexts[0].run(queue.process_jobs, {"greet": len})["completed"] == 1
 
 
-def test_a_coroutine_hidden_in_a_function_is_the_jobs_error_where_a_loop_runs(
+def test_a_function_that_returns_a_coroutine_is_the_jobs_error_in_a_running_event_loop(
     queue: Queue,
 ) -> None:
     async def work() -> int:
@@ -1198,7 +1198,7 @@ def test_a_coroutine_hidden_in_a_function_is_the_jobs_error_where_a_loop_runs(
     assert queue.process_jobs({"hidden": lambda _: work()}) == NONE
 
 
-def test_a_fold_that_fails_keeps_no_job_from_running(queue: Queue, path: Path) -> None:
+def test_jobs_run_even_if_the_fold_fails(queue: Queue, path: Path) -> None:
     path.parent.mkdir()
     sibling(path, "fold").mkdir()
     with pytest.raises(StoreError):
@@ -1235,7 +1235,7 @@ def fill(disk: Path) -> None:
             file.write(b"x" * 512)
 
 
-def test_a_disk_that_is_full_when_the_handler_ends_has_room_for_the_outcome(
+def test_a_disk_that_is_full_when_the_handler_returns_has_space_for_the_outcome(
     small_disk: Path,
 ) -> None:
     path = small_disk / "data" / "queue.tsv"
@@ -1289,10 +1289,10 @@ def test_a_result_too_large_for_a_full_disk_is_not_kept_and_its_job_is_not_repea
         assert "result not kept" in found["error"]
 
 
-# --- what the system refuses before a job is called
+# --- system errors before a handler is called
 
 
-def test_a_pass_without_a_thread_to_watch_its_jobs_keeps_no_other_while_one_runs(
+def test_a_pass_that_cannot_start_its_ticker_keeps_no_other_jobs_while_one_runs(
     queue: Queue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(_: threading.Thread) -> None:
@@ -1314,10 +1314,10 @@ def test_a_pass_without_a_thread_to_watch_its_jobs_keeps_no_other_while_one_runs
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_coroutine_that_no_event_loop_can_be_had_for_is_not_charged(
+def test_a_coroutine_without_an_event_loop_loses_no_attempt(
     queue: Queue, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    """One in a pass of its own is put back; the pass that would run several raises the error."""
+    """Alone in its pass, it is returned; a pass that would run several raises the error."""
 
     async def work(_: Any) -> None:
         raise AssertionError
@@ -1344,9 +1344,7 @@ TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="
 
 
 @pytest.mark.parametrize("kind", ["plain", "coroutines", "together"])
-def test_what_a_handler_sets_in_its_context_does_not_reach_the_next_job(
-    queue: Queue, kind: str
-) -> None:
+def test_a_handlers_context_variables_do_not_reach_the_next_job(queue: Queue, kind: str) -> None:
     def plain(name: str) -> list[str]:
         found = [TENANT.get(), str(Decimal(1) / 7)]
         TENANT.set(name)
@@ -1356,7 +1354,7 @@ def test_what_a_handler_sets_in_its_context_does_not_reach_the_next_job(
     async def coroutine(name: str) -> list[str]:
         return plain(name)
 
-    precision = getcontext().prec  # makes the context that the jobs' contexts are copies of
+    precision = getcontext().prec  # creates the context that the jobs' contexts copy
     names = ["ada", "bob", "eve"]
     ids = queue.enqueue_many("work", names)
     handler = plain if kind == "plain" else coroutine

@@ -1,4 +1,4 @@
-"""Several jobs at a time: forked passes, coroutines on one loop, and limits by type."""
+"""Several jobs at a time: forked passes, coroutines on one event loop, limits per job type."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ if TYPE_CHECKING:
 # --- plain functions in forked passes
 
 
-def test_plain_functions_run_side_by_side_in_as_many_processes(
+def test_plain_functions_run_at_the_same_time_in_one_process_per_worker(
     queue: Queue, tmp_path: Path
 ) -> None:
-    """All of them are at work at the same time: each waits until it sees the others."""
+    """All of them run at the same time: each waits until it sees the others."""
 
     def meet(n: int) -> int:
         note(tmp_path / "here", str(n))
@@ -77,7 +77,7 @@ def test_forked_passes_share_many_quick_jobs_and_run_each_once(
     assert {job(queue, i)["attempts"] for i in ids} == {1}
 
 
-def test_what_went_wrong_in_a_forked_pass_is_counted_like_the_rest(queue: Queue) -> None:
+def test_the_outcomes_of_forked_passes_are_counted_like_others(queue: Queue) -> None:
     def work(name: str) -> None:
         if name == "raise":
             raise ValueError
@@ -97,7 +97,7 @@ def test_what_went_wrong_in_a_forked_pass_is_counted_like_the_rest(queue: Queue)
     }
 
 
-def test_no_process_is_forked_for_what_is_not_there(
+def test_no_more_processes_are_forked_than_there_are_jobs(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fork() -> int:
@@ -109,9 +109,7 @@ def test_no_process_is_forked_for_what_is_not_there(
     assert queue.process_jobs({"greet": len}, workers=8) == NONE | {"completed": 1}
 
 
-def test_an_error_of_the_system_in_a_forked_pass_is_raised_by_the_call(
-    queue: Queue, path: Path
-) -> None:
+def test_a_system_error_in_a_forked_pass_is_raised_by_the_call(queue: Queue, path: Path) -> None:
     ids = queue.enqueue_many("breaks", range(2))
 
     def breaks(_: Any) -> None:
@@ -137,7 +135,7 @@ def test_a_forked_pass_that_is_killed_is_reported_and_its_job_recovered(queue: Q
         queue.process_jobs(handlers, workers=2)
     assert queue.process_jobs({"greet": str}, 1)["recovered"] <= 1
     found = job(queue, bad)
-    # The other pass may have recovered it, and have been killed as well.
+    # The other pass may have recovered it, and been killed by it as well.
     assert found["status"] == "failed"
     assert found["error"] == f"worker died in attempt {found['attempts']}"
 
@@ -145,7 +143,7 @@ def test_a_forked_pass_that_is_killed_is_reported_and_its_job_recovered(queue: Q
 SLOW = """
     def work(n):
         note("started", f"{os.getpid()} {n}")
-        wait_for(lambda: Path("go").exists(), "the word", 600)
+        wait_for(lambda: Path("go").exists(), "the file `go`", 600)
         return n
 
     note("supervisor", os.getpid())
@@ -154,7 +152,7 @@ SLOW = """
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_what_the_supervisor_is_told_its_passes_do(
+def test_the_supervisor_forwards_signals_to_its_passes(
     programs: Programs, tmp_path: Path, number: int, code: int
 ) -> None:
     queue = Queue(tmp_path / "data/queue.tsv")
@@ -163,7 +161,7 @@ def test_what_the_supervisor_is_told_its_passes_do(
     wait_for_notes(tmp_path / "started", 3)
     program.signal(number)
     if number == signal.SIGTERM:
-        # They may have been told already, by whoever tells all processes of a group.
+        # The passes may have the signal already, if all processes of the group received it.
         for line in notes(tmp_path / "started"):
             os.kill(int(line.split()[0]), number)
         (tmp_path / "go").touch()
@@ -175,7 +173,7 @@ def test_what_the_supervisor_is_told_its_passes_do(
     assert {found["attempts"] for found in queue.jobs(status="pending")} == {0}
 
 
-def test_the_programs_signal_handler_is_called_by_the_supervisor_and_not_by_its_passes(
+def test_the_programs_signal_handler_runs_in_the_supervisor_but_not_in_its_passes(
     programs: Programs, tmp_path: Path
 ) -> None:
     queue = Queue(tmp_path / "data/queue.tsv")
@@ -200,10 +198,10 @@ def test_the_programs_signal_handler_is_called_by_the_supervisor_and_not_by_its_
 
 
 @pytest.mark.parametrize("kind", ["function", "coroutine"])
-def test_ctrl_c_on_a_terminal_interrupts_each_job_of_forked_passes_once(
+def test_ctrl_c_in_a_terminal_interrupts_each_job_of_forked_passes_once(
     programs: Programs, tmp_path: Path, kind: str
 ) -> None:
-    """The terminal sends it to all processes, and the supervisor hands it on."""
+    """The terminal sends SIGINT to all processes, and the supervisor forwards it, too."""
     queue = Queue(tmp_path / "data/queue.tsv")
     queue.enqueue_many("work", range(2))
     program = programs.start(
@@ -236,7 +234,7 @@ def test_ctrl_c_on_a_terminal_interrupts_each_job_of_forked_passes_once(
     assert {(found["status"], found["attempts"]) for found in queue.jobs()} == {("pending", 0)}
 
 
-def test_passes_whose_supervisor_is_killed_end_after_the_job_in_hand(
+def test_passes_whose_supervisor_is_killed_end_after_the_running_job(
     programs: Programs, tmp_path: Path
 ) -> None:
     queue = Queue(tmp_path / "data/queue.tsv")
@@ -251,13 +249,13 @@ def test_passes_whose_supervisor_is_killed_end_after_the_job_in_hand(
 
 
 @pytest.mark.parametrize("workers", [0, -1, 1.5, True, "2", None])
-def test_a_number_of_workers_that_is_none_is_refused(queue: Queue, workers: Any) -> None:
+def test_an_invalid_number_of_workers_is_refused(queue: Queue, workers: Any) -> None:
     with pytest.raises(InvalidHandlers, match="workers"):
         queue.process_jobs({}, workers=workers)
 
 
 @pytest.mark.parametrize("fork", [os.fork, fork_without_hooks])
-def test_a_daemon_that_a_handler_leaves_does_not_keep_the_call_from_returning(
+def test_the_call_returns_even_if_a_handler_leaves_a_daemon(
     queue: Queue, tmp_path: Path, fork: Callable[[], int]
 ) -> None:
     def start(_: Any) -> None:
@@ -273,7 +271,7 @@ def test_a_daemon_that_a_handler_leaves_does_not_keep_the_call_from_returning(
             os.kill(int(pid), signal.SIGKILL)
 
 
-def test_if_the_system_refuses_one_process_the_other_passes_do_the_work(
+def test_if_one_process_cannot_be_forked_the_other_passes_do_the_work(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fork, forked = os.fork, []
@@ -294,10 +292,10 @@ def test_if_the_system_refuses_one_process_the_other_passes_do_the_work(
     assert open_pipes() == before
 
 
-def test_a_killed_pass_of_a_worker_that_stays_is_logged_and_replaced(
+def test_a_killed_pass_of_a_long_running_worker_is_logged_and_replaced(
     programs: Programs, tmp_path: Path
 ) -> None:
-    """Two jobs that wait for each other end only if two passes run again."""
+    """Two jobs that wait for each other finish only if two passes run again."""
     queue = Queue(tmp_path / "data/queue.tsv")
     queue.enqueue("die", {})
     program = programs.start(
@@ -330,8 +328,8 @@ def test_a_killed_pass_of_a_worker_that_stays_is_logged_and_replaced(
     assert "was killed before it could report (SIGKILL" in log
 
 
-def test_a_forked_pass_ends_as_a_program_does(programs: Programs, tmp_path: Path) -> None:
-    """Only what the program itself has registered is left for the program's own end."""
+def test_a_forked_pass_exits_like_a_program(programs: Programs, tmp_path: Path) -> None:
+    """What the program itself has registered runs only when the program exits."""
     queue = Queue(tmp_path / "data/queue.tsv")
     queue.enqueue_many("work", range(2))
     programs.run(
@@ -365,7 +363,7 @@ def test_a_forked_pass_ends_as_a_program_does(programs: Programs, tmp_path: Path
     ]
 
 
-def test_a_forked_pass_whose_thread_never_ends_is_waited_for_a_second(queue: Queue) -> None:
+def test_a_forked_pass_with_an_endless_thread_exits_after_a_second(queue: Queue) -> None:
     import threading
 
     def work(_: Any) -> None:
@@ -375,7 +373,7 @@ def test_a_forked_pass_whose_thread_never_ends_is_waited_for_a_second(queue: Que
     assert queue.process_jobs({"work": work}, workers=2) == NONE | {"completed": 2}
 
 
-def test_more_workers_than_there_are_slots_are_refused_before_anything_is_done(
+def test_more_workers_than_slots_are_refused_before_anything_is_done(
     queue: Queue, path: Path
 ) -> None:
     with pytest.raises(InvalidHandlers, match="invalid workers 65: must be 1 to 64"):
@@ -406,7 +404,7 @@ def test_coroutines_run_together_on_one_loop(queue: Queue) -> None:
     assert [job(queue, i)["result"] for i in ids] == list(range(50))
 
 
-def test_no_more_coroutines_run_at_a_time_than_workers(queue: Queue) -> None:
+def test_at_most_as_many_coroutines_as_workers_run_at_a_time(queue: Queue) -> None:
     running, most = set(), []
 
     async def work(n: int) -> None:
@@ -434,10 +432,10 @@ def test_a_pass_runs_coroutines_and_plain_functions_one_after_the_other(queue: Q
     handlers = {"async": asynchronous, "plain": seen.append}
     assert queue.process_jobs(handlers) == NONE | {"completed": 6}
     assert seen == [0, 1, 2, 3, 4, 5]
-    assert len(loops) == 1  # so that a client can be kept open between jobs
+    assert len(loops) == 1  # a client can stay open between jobs
 
 
-def test_what_a_coroutine_leaves_running_ends_with_its_job(queue: Queue) -> None:
+def test_tasks_that_a_coroutine_leaves_running_end_with_its_job(queue: Queue) -> None:
     ended = []
 
     async def linger() -> None:
@@ -458,7 +456,7 @@ def test_what_a_coroutine_leaves_running_ends_with_its_job(queue: Queue) -> None
     assert ended == ["1", "linger", "2", "linger"]
 
 
-def test_coroutines_and_plain_functions_are_shared_out_to_passes_of_their_own(
+def test_coroutines_and_plain_functions_run_in_separate_passes(
     queue: Queue, tmp_path: Path
 ) -> None:
     here: set[int] = set()
@@ -484,7 +482,9 @@ def test_coroutines_and_plain_functions_are_shared_out_to_passes_of_their_own(
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_coroutine_ends_as_a_function_does(queue: Queue, clock: Clock, workers: int) -> None:
+def test_a_coroutine_has_the_same_outcomes_as_a_function(
+    queue: Queue, clock: Clock, workers: int
+) -> None:
     async def work(name: str) -> Any:
         await asyncio.sleep(0)
         if name == "raise":
@@ -531,7 +531,7 @@ TOGETHER = """
 @pytest.mark.parametrize(
     ("number", "code", "completed"), [(signal.SIGTERM, 143, 3), (signal.SIGINT, 130, 0)]
 )
-def test_coroutines_in_hand_finish_or_on_ctrl_c_are_given_back(
+def test_on_sigterm_running_coroutines_finish_and_on_ctrl_c_they_are_returned(
     programs: Programs, tmp_path: Path, number: int, code: int, completed: int
 ) -> None:
     queue = Queue(tmp_path / "data/queue.tsv")
@@ -547,9 +547,7 @@ def test_coroutines_in_hand_finish_or_on_ctrl_c_are_given_back(
     assert {found["attempts"] for found in queue.jobs(status="pending")} == {0}
 
 
-def test_a_kill_costs_each_of_the_coroutines_in_hand_an_attempt(
-    programs: Programs, tmp_path: Path
-) -> None:
+def test_a_kill_costs_each_running_coroutine_an_attempt(programs: Programs, tmp_path: Path) -> None:
     queue = Queue(tmp_path / "data/queue.tsv")
     ids = queue.enqueue_many("work", range(5))
     program = programs.start(TOGETHER)
@@ -557,7 +555,7 @@ def test_a_kill_costs_each_of_the_coroutines_in_hand_an_attempt(
     program.kill()
     assert (
         queue.process_jobs({}, 1, skip_unknown=True)["recovered"] == 0
-    )  # its handler's limit counts
+    )  # only a pass with its handler knows the limit
     assert queue.process_jobs({"work": str}, 1) == NONE | {
         "completed": 2,
         "failed": 3,
@@ -615,7 +613,7 @@ async def cancels_itself() -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_what_a_coroutine_does_to_the_loop_is_its_own_error_and_no_other_jobs(
+def test_a_coroutine_that_disturbs_the_event_loop_does_not_affect_other_jobs(
     queue: Queue, clumsy: Callable[[], Coroutine[Any, Any, None]], error: str | None
 ) -> None:
     here: set[int] = set()
@@ -643,7 +641,7 @@ def test_what_a_coroutine_does_to_the_loop_is_its_own_error_and_no_other_jobs(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_a_coroutine_leaves_on_the_loop_cannot_end_its_pass(
+def test_a_task_left_on_the_event_loop_cannot_end_its_pass(
     queue: Queue, caplog: pytest.LogCaptureFixture, workers: int
 ) -> None:
     async def exits_when_it_is_cancelled() -> None:
@@ -662,7 +660,7 @@ def test_what_a_coroutine_leaves_on_the_loop_cannot_end_its_pass(
     assert sum(counts.values()) == 3
 
 
-def test_a_refused_claim_lets_the_running_coroutines_finish_and_be_recorded(
+def test_running_coroutines_finish_and_are_recorded_after_a_failed_claim(
     queue: Queue, path: Path
 ) -> None:
     async def work(_: Any) -> str:
@@ -677,7 +675,9 @@ def test_a_refused_claim_lets_the_running_coroutines_finish_and_be_recorded(
     assert job(queue, job_id)["result"] == "done"
 
 
-def test_a_refused_outcome_lets_the_other_coroutines_finish(queue: Queue, path: Path) -> None:
+def test_other_coroutines_finish_after_an_outcome_could_not_be_recorded(
+    queue: Queue, path: Path
+) -> None:
     lock = path.with_name("queue.tsv.lock")
     refused: list[int] = []
 
@@ -700,10 +700,10 @@ def test_a_refused_outcome_lets_the_other_coroutines_finish(queue: Queue, path: 
     assert job(queue, job_id)["result"] == "done"
 
 
-def test_a_job_that_was_put_off_leaves_the_list_while_another_coroutine_runs(
+def test_a_delayed_job_is_removed_from_the_slot_file_while_another_coroutine_runs(
     queue: Queue, path: Path
 ) -> None:
-    """Another pass may claim it under the same attempt number, and be killed."""
+    """Otherwise another pass could claim it with the same attempt number, and be killed."""
     slot = path.with_name("queue.tsv.pass.1")
     listed: list[bool] = []
 
@@ -725,7 +725,7 @@ def test_a_job_that_was_put_off_leaves_the_list_while_another_coroutine_runs(
     assert listed == [True, False]
 
 
-def test_a_coroutine_is_cancelled_once_and_may_clean_up_in_peace(
+def test_a_coroutine_is_cancelled_only_once_and_can_clean_up(
     programs: Programs, tmp_path: Path
 ) -> None:
     queue = Queue(tmp_path / "data/queue.tsv")
@@ -739,7 +739,7 @@ def test_a_coroutine_is_cancelled_once_and_may_clean_up_in_peace(
                 note("started", "")
                 await asyncio.sleep(60)
             finally:
-                await asyncio.sleep(0.2)  # as the closing of a connection
+                await asyncio.sleep(0.2)  # as when a connection is closed
                 note("cleaned", "")
 
         queue.process_jobs({"work": work}, workers=3)
@@ -752,7 +752,7 @@ def test_a_coroutine_is_cancelled_once_and_may_clean_up_in_peace(
     assert (job(queue, job_id)["status"], job(queue, job_id)["attempts"]) == ("pending", 0)
 
 
-def test_new_jobs_are_picked_up_while_coroutines_run(queue: Queue) -> None:
+def test_new_jobs_are_started_while_coroutines_run(queue: Queue) -> None:
     async def first(_: Any) -> None:
         second = queue.enqueue("second", {})
         while job(queue, second)["status"] != "completed":
@@ -766,7 +766,7 @@ def test_new_jobs_are_picked_up_while_coroutines_run(queue: Queue) -> None:
     assert counts == NONE | {"completed": 2}
 
 
-def test_a_pass_for_coroutines_inside_a_running_loop_is_refused_with_the_way_out(
+def test_a_pass_for_coroutines_in_a_running_event_loop_is_an_error_that_suggests_to_thread(
     queue: Queue,
 ) -> None:
     async def work(_: Any) -> int:
@@ -783,13 +783,13 @@ def test_a_pass_for_coroutines_inside_a_running_loop_is_refused_with_the_way_out
     assert job(queue, job_id)["result"] == 5
 
 
-# --- at most so many of a type
+# --- limits per job type
 
 
-def test_a_limit_by_type_holds_over_passes_and_processes(
+def test_a_limit_per_type_holds_across_passes_and_processes(
     programs: Programs, tmp_path: Path
 ) -> None:
-    """Each handler counts, while it runs, how many others do."""
+    """While it runs, each handler counts how many others do."""
     queue = Queue(tmp_path / "data/queue.tsv", fsync=False)
     queue.enqueue_many("limited", range(60))
     queue.enqueue_many("free", range(60))
@@ -812,7 +812,7 @@ def test_a_limit_by_type_holds_over_passes_and_processes(
             for fd in places:
                 os.close(fd)
 
-        wait_for(lambda: Path("go").exists(), "the word")
+        wait_for(lambda: Path("go").exists(), "the file `go`")
         while queue.counts()["pending"]:
             queue.process_jobs({"limited": Handler(limited, concurrency=2), "free": str})
     """
@@ -826,7 +826,7 @@ def test_a_limit_by_type_holds_over_passes_and_processes(
     assert set(places) <= {"0", "1"}
 
 
-def test_a_limit_by_type_does_not_hold_up_the_other_types(queue: Queue) -> None:
+def test_a_limit_per_type_does_not_delay_the_other_types(queue: Queue) -> None:
     running: set[int] = set()
     most = []
     here: set[int] = set()
@@ -849,7 +849,7 @@ def test_a_limit_by_type_does_not_hold_up_the_other_types(queue: Queue) -> None:
     assert max(most) == 2
 
 
-def test_one_pass_alone_works_through_a_limited_type(queue: Queue) -> None:
+def test_a_single_pass_runs_all_jobs_of_a_limited_type(queue: Queue) -> None:
     order: list[int] = []
     queue.enqueue_many("limited", range(30), NOW - 5)
     queue.enqueue_many("free", range(100, 130))
@@ -859,8 +859,8 @@ def test_one_pass_alone_works_through_a_limited_type(queue: Queue) -> None:
     assert [n for n in order if n < 100] == list(range(30))
 
 
-def test_what_a_limit_holds_back_is_taken_when_there_is_room(queue: Queue, path: Path) -> None:
-    """Another pass, stopped in a handler, has the only place of its type."""
+def test_a_job_held_back_by_a_limit_runs_later(queue: Queue, path: Path) -> None:
+    """Another pass, which is inside a handler, already runs the one job that is allowed."""
     queue.enqueue("limited", "first")
     handlers: dict[str, Any] = {"limited": Handler(str, concurrency=1)}
 
@@ -882,7 +882,7 @@ def test_what_a_limit_holds_back_is_taken_when_there_is_room(queue: Queue, path:
 # --- for async web apps
 
 
-def test_the_calls_for_coroutines_leave_the_loop_running(queue: Queue) -> None:
+def test_the_async_calls_do_not_block_the_event_loop(queue: Queue) -> None:
     ticks = 0
 
     async def tick() -> None:
@@ -912,8 +912,8 @@ def test_the_calls_for_coroutines_leave_the_loop_running(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize("name", ["aenqueue", "aget_job", "await_job"])
-def test_the_calls_for_coroutines_are_coroutine_functions_with_their_signatures(name: str) -> None:
-    """A web framework asks before it runs a background task."""
+def test_the_async_calls_are_coroutine_functions_with_the_same_signatures(name: str) -> None:
+    """Web frameworks check this before they run a background task."""
     call = getattr(Queue, name)
     assert inspect.iscoroutinefunction(call)
     plain = getattr(Queue, {"await_job": "wait"}.get(name, name.removeprefix("a")))
@@ -934,7 +934,7 @@ def test_a_function_of_the_module_has_the_signature_of_the_queues_method(name: s
     assert inspect.signature(function).return_annotation == signature.return_annotation
 
 
-def test_the_module_has_no_functions_but_these() -> None:
+def test_the_module_has_only_these_functions() -> None:
     functions = {
         name for name in dbbasic_queue.__all__ if inspect.isfunction(getattr(dbbasic_queue, name))
     }
@@ -950,7 +950,7 @@ def test_the_module_has_no_functions_but_these() -> None:
     }
 
 
-def test_a_job_enqueued_by_a_coroutine_function_of_the_module_is_in_the_default_queue(
+def test_the_modules_aenqueue_uses_the_default_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dbbasic_queue.queue.QUEUE_FILE", str(tmp_path / "data/queue.tsv"))
@@ -965,7 +965,7 @@ def test_a_job_enqueued_by_a_coroutine_function_of_the_module_is_in_the_default_
     assert (found["payload"], found["run_at"]) == ("ada", NOW)
 
 
-def test_a_pass_of_coroutines_that_lingers_does_not_recover_its_own_jobs(
+def test_a_lingering_pass_of_coroutines_does_not_recover_its_own_jobs(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recovery, "_SURVEY_SECONDS", 0.0)

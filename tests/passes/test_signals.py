@@ -1,4 +1,4 @@
-"""Signal handlers that raise, or use the queue, while a call of the queue runs; finalizers too."""
+"""Signal handlers and finalizers that raise, or use the queue, during a call of the queue."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Interrupt(Exception):
 class Offsets:
     """Raises Interrupt at the n-th place where CPython may call a signal handler.
 
-    That is when a Python function starts, and after the call of a C function.
+    These places are the start of a Python function and the return from a C function.
     """
 
     def __init__(self, number: int) -> None:
@@ -48,7 +48,7 @@ class Offsets:
 
 
 def interrupt(number: int, call: Callable[[], object]) -> str:
-    """Make the call, interrupted at its n-th place; return that place, or "" if it has fewer."""
+    """Interrupt the call at its n-th place; return that place, or "" if there are fewer."""
     places = Offsets(number)
     sys.setprofile(places)
     try:
@@ -61,7 +61,7 @@ def interrupt(number: int, call: Callable[[], object]) -> str:
 
 
 def may_enter(queue: Queue) -> bool:
-    """Tell whether another thread could make a call now."""
+    """Return whether another thread could make a call now."""
     found: list[bool] = []
 
     def enter() -> None:
@@ -82,7 +82,7 @@ def others_fold(path: Path) -> None:
 
 
 def others_edit(path: Path) -> None:
-    """Put another file into place, with other jobs in another order."""
+    """Replace the file by one with the jobs in another order."""
     header, *lines = path.read_bytes().splitlines(keepends=True)
     new = path.with_name("new")
     new.write_bytes(header + b"".join(reversed(lines)))
@@ -108,10 +108,12 @@ BEFORE: dict[str, Callable[[Path], None]] = {
     ("call", "before"),
     [(call, "nothing") for call in CALLS] + [("list", "fold"), ("list", "edit")],
 )
-def test_wherever_a_signal_handler_raises_the_locks_are_free_and_what_is_read_is_right(
+def test_after_a_signal_handler_raises_anywhere_the_locks_are_free_and_reads_are_right(
     tmp_path: Path, call: str, before: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # of an interrupted finalizer
+    monkeypatch.setattr(
+        sys, "unraisablehook", lambda _: None
+    )  # called if a finalizer is interrupted
     number, place = 0, "the first"
     while place:
         number += 1 if before == "nothing" and call != "cancel" else 3
@@ -136,7 +138,7 @@ def test_wherever_a_signal_handler_raises_the_locks_are_free_and_what_is_read_is
 
 @contextmanager
 def at_the_first_sync(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> Iterator[None]:
-    """Act once when something is synced: in the middle of a call."""
+    """Run `act` at the first sync: in the middle of a call."""
     acted: list[bool] = []
 
     def acting(real: Callable[[int], None]) -> Callable[[int], None]:
@@ -175,7 +177,7 @@ def used(tmp_path: Path) -> Iterator[Queue]:
 
 
 @pytest.mark.parametrize("call", MIDDLE)
-def test_a_call_by_a_signal_handler_within_a_call_works_or_is_refused_at_once(
+def test_a_call_by_a_signal_handler_inside_a_call_works_or_is_refused_at_once(
     used: Queue, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[str] = []
@@ -203,7 +205,7 @@ def test_a_call_by_a_signal_handler_within_a_call_works_or_is_refused_at_once(
     assert used.counts() == Queue(used.path).counts()
 
 
-def test_a_call_by_a_finalizer_within_a_call_is_refused_at_once(
+def test_a_call_by_a_finalizer_inside_a_call_is_refused_at_once(
     used: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Resource:
@@ -227,7 +229,7 @@ def test_a_call_by_a_finalizer_within_a_call_is_refused_at_once(
 
 
 def test_a_signal_during_the_first_use_finds_no_half_imported_module(tmp_path: Path) -> None:
-    """The handler's call and the one that it interrupts both work."""
+    """Both the signal handler's call and the interrupted one work."""
     program = """
 import importlib.abc, os, signal, sys
 from dbbasic_queue import Queue
@@ -245,10 +247,10 @@ print(queue.counts()["pending"])
 """
     done = python(program, cwd=tmp_path, flags=("-S",))
     assert done.stderr == ""
-    assert int(done.stdout) in (2, 3)  # two signals may be one
+    assert int(done.stdout) in (2, 3)  # two signals may be merged into one
 
 
-def test_a_finalizer_that_needs_a_module_which_its_thread_is_importing_is_refused() -> None:
+def test_a_finalizer_cannot_load_a_module_that_its_thread_is_importing() -> None:
     from dbbasic_queue import lazy
 
     seen: list[str] = []
@@ -272,8 +274,8 @@ def test_a_finalizer_that_needs_a_module_which_its_thread_is_importing_is_refuse
 # --- signals during a fork
 
 
-def test_a_process_that_a_handler_has_just_forked_ends_by_sigterm(tmp_path: Path) -> None:
-    """Python forgets a signal that comes while a process with signal handlers is being forked."""
+def test_a_process_that_a_handler_has_just_forked_is_ended_by_sigterm(tmp_path: Path) -> None:
+    """Python loses a signal that arrives while a process with signal handlers is being forked."""
     code = """
 import os, signal, time
 from dbbasic_queue import Queue

@@ -1,4 +1,4 @@
-"""Jobs in a process of their own: their time limit, their death, and what they leave behind."""
+"""Jobs that run in their own process: time limits, crashes, and processes that they leave."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def is_alive(pid: int) -> bool:
 
 
 def spin_in_c(_: Any) -> None:
-    re.match(r"(a+)+$", "a" * 64 + "b")  # does not look at signals before the end of time
+    re.match(r"(a+)+$", "a" * 64 + "b")  # handles no signals until it ends, which takes forever
 
 
 def ignore_sigterm(_: Any) -> NoReturn:
@@ -79,15 +79,15 @@ def eat_memory(_: Any) -> None:
         hoard.append(bytearray(1 << 20))
 
 
-def be_killed_for_want_of_memory(_: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)  # what the kernel does then
+def be_killed_because_memory_is_short(_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does
 
 
-def leave_at_once(_: Any) -> None:
+def exit_with_3(_: Any) -> None:
     os._exit(3)
 
 
-def leave_well_at_once(_: Any) -> None:
+def exit_with_0(_: Any) -> None:
     os._exit(0)
 
 
@@ -95,16 +95,16 @@ def become_another_program(_: Any) -> None:
     os.execvp("true", ["true"])
 
 
-def be_told_to_end(_: Any) -> None:
+def be_terminated(_: Any) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def fork_and_lose_children(_: Any) -> None:
-    os.fork()  # two of them, in a loop
+    os.fork()  # now there are two, in a loop
     while True:
         child = os.fork()
         if child == 0:
-            os.fork()  # and its parent is gone
+            os.fork()  # its parent exits
             os._exit(0)
         os.waitpid(child, 0)
 
@@ -118,14 +118,14 @@ def fork_and_lose_children(_: Any) -> None:
         (fork_and_lose_children, SHORT, "timed out after 0.3 s"),
         (crash, LONG, "the handler's process was killed by SIGSEGV"),
         (eat_memory, LONG, "MemoryError"),
-        (be_killed_for_want_of_memory, LONG, "the handler's process was killed by SIGKILL"),
-        (leave_at_once, LONG, "the handler's process ended with exit code 3"),
-        (leave_well_at_once, LONG, WITHOUT_RESULT),
+        (be_killed_because_memory_is_short, LONG, "the handler's process was killed by SIGKILL"),
+        (exit_with_3, LONG, "the handler's process ended with exit code 3"),
+        (exit_with_0, LONG, WITHOUT_RESULT),
         (become_another_program, LONG, WITHOUT_RESULT),
-        (be_told_to_end, LONG, "the handler's process was killed by SIGTERM"),
+        (be_terminated, LONG, "the handler's process was killed by SIGTERM"),
     ],
 )
-def test_whatever_becomes_of_its_process_the_job_ends_as_an_error_and_the_pass_goes_on(
+def test_however_its_process_ends_the_job_gets_an_error_and_the_pass_goes_on(
     queue: Queue, path: Path, handler: Any, timeout: float, error: str
 ) -> None:
     bad = queue.enqueue("bad", {}, NOW - 1)
@@ -146,12 +146,14 @@ def test_whatever_becomes_of_its_process_the_job_ends_as_an_error_and_the_pass_g
     assert job(queue, good)["result"] == 5
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux's subreaper finds all of them")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux can find all descendants (subreaper)"
+)
 @pytest.mark.parametrize("ending", ["timed out", "done", "crashed"])
-def test_nothing_that_a_job_has_started_outlives_it(
+def test_no_process_that_a_job_has_started_outlives_it(
     queue: Queue, tmp_path: Path, ending: str
 ) -> None:
-    """Not even what has made itself a daemon: another session, its parent dead."""
+    """Not even a daemon: a process in another session whose parent has exited."""
 
     def start_daemons(_: Any) -> str:
         script = "echo $$ >> pids; setsid sh -c 'echo $$ >> pids; sleep 1000' & sleep 1000"
@@ -173,10 +175,10 @@ def test_nothing_that_a_job_has_started_outlives_it(
     assert not any(is_alive(pid) for pid in pids)
 
 
-def test_a_daemon_that_cannot_be_found_does_not_keep_the_pass(
+def test_a_daemon_that_cannot_be_found_does_not_block_the_pass(
     queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a container without /proc."""
+    """For example in a container without /proc."""
 
     def start(_: Any) -> str:
         if fork_without_hooks() == 0:
@@ -195,9 +197,9 @@ def test_a_daemon_that_cannot_be_found_does_not_keep_the_pass(
         os.kill(int(notes(tmp_path / "pids")[0]), signal.SIGKILL)
 
 
-def test_news_without_a_pause_does_not_put_the_time_limit_off() -> None:
+def test_endless_input_does_not_delay_the_time_limit() -> None:
     quiet, quiet_end = os.pipe()
-    news = os.open("/dev/zero", os.O_RDONLY)  # there is always more
+    news = os.open("/dev/zero", os.O_RDONLY)  # endless input
     with subprocess.Popen(["sleep", "10"]) as sleeper:
         how, _ = guardian._watch(sleeper.pid, SHORT, quiet, news, quiet, os.getppid())
         sleeper.kill()
@@ -206,7 +208,7 @@ def test_news_without_a_pause_does_not_put_the_time_limit_off() -> None:
         os.close(fd)
 
 
-def test_a_job_that_is_killed_may_clean_up_first(queue: Queue, tmp_path: Path) -> None:
+def test_a_job_that_times_out_can_clean_up_first(queue: Queue, tmp_path: Path) -> None:
     def clean_up(*_: object) -> NoReturn:
         (tmp_path / "cleaned").touch()
         sys.exit()
@@ -236,10 +238,10 @@ KILLED = """
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux's subreaper finds all of them")
-def test_the_job_does_not_go_on_unnoticed_when_its_pass_is_killed(
-    programs: Programs, tmp_path: Path
-) -> None:
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux can find all descendants (subreaper)"
+)
+def test_the_job_is_killed_with_its_pass(programs: Programs, tmp_path: Path) -> None:
     queue = Queue(tmp_path / "data/queue.tsv")
     job_id = queue.enqueue("work", {})
     program = programs.start(KILLED)
@@ -253,11 +255,11 @@ def test_the_job_does_not_go_on_unnoticed_when_its_pass_is_killed(
     assert job(queue, job_id)["error"] == "No handler for work"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="what is left is found in /proc")
-def test_the_job_of_a_dead_pass_is_not_run_again_while_it_still_runs(
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to find the processes")
+def test_a_job_of_a_dead_pass_is_not_run_again_while_it_still_runs(
     programs: Programs, tmp_path: Path
 ) -> None:
-    """However late its guardian is: here it is stopped."""
+    """Even if its guardian is late: here the guardian is stopped."""
     queue = Queue(tmp_path / "data/queue.tsv")
     job_id = queue.enqueue("work", {})
     program = programs.start(
@@ -286,10 +288,10 @@ def test_the_job_of_a_dead_pass_is_not_run_again_while_it_still_runs(
 
 
 @pytest.mark.parametrize("fork", ["os.fork", "fork_without_hooks"])
-def test_the_job_ends_with_its_pass_whatever_else_the_program_has_forked(
+def test_the_job_ends_with_its_pass_even_if_the_program_has_forked_other_processes(
     programs: Programs, tmp_path: Path, fork: str
 ) -> None:
-    """A helper process must not hold open what tells the job that its pass is dead."""
+    """No other process may keep the pipe open that tells the job when its pass is dead."""
     queue = Queue(tmp_path / "data/queue.tsv")
     queue.enqueue("work", {})
     program = programs.start(
@@ -318,7 +320,7 @@ def test_the_job_ends_with_its_pass_whatever_else_the_program_has_forked(
     wait_for(lambda: not is_alive(int(pid)), "the job's process to end")
 
 
-def test_a_process_that_the_program_forks_inherits_no_pipe_of_a_job(
+def test_a_process_that_the_program_forks_inherits_no_pipes_of_a_job(
     programs: Programs, tmp_path: Path
 ) -> None:
     queue = Queue(tmp_path / "data/queue.tsv")
@@ -330,7 +332,7 @@ def test_a_process_that_the_program_forks_inherits_no_pipe_of_a_job(
         from helpers import open_pipes
 
         def start_helper():
-            wait_for(lambda: open_pipes() != before, "the job to begin")
+            wait_for(lambda: open_pipes() != before, "the job to start")
             if os.fork() == 0:
                 note("inherited", open_pipes() - before)
                 os._exit(0)
@@ -354,14 +356,14 @@ def test_a_process_that_the_program_forks_inherits_no_pipe_of_a_job(
 
 
 @pytest.mark.parametrize("refused", ["guardian", "handler"])
-def test_a_job_that_no_process_can_be_started_for_is_put_back_and_not_charged(
+def test_a_job_whose_process_cannot_be_started_is_returned_with_its_attempt(
     queue: Queue,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     refused: str,
 ) -> None:
-    """Neither the guardian's process nor, within it, the handler's."""
+    """If either the guardian's process or the handler's can't be forked."""
     fork, this_pass = os.fork, os.getpid()
 
     def refuse() -> int:
@@ -394,9 +396,7 @@ def test_a_job_that_no_process_can_be_started_for_is_put_back_and_not_charged(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
-def test_the_job_does_not_go_on_unnoticed_when_its_guardian_is_killed(
-    programs: Programs, tmp_path: Path
-) -> None:
+def test_the_job_is_killed_with_its_guardian(programs: Programs, tmp_path: Path) -> None:
     queue = Queue(tmp_path / "data/queue.tsv")
     job_id = queue.enqueue("work", {})
     program = programs.start(
@@ -424,7 +424,7 @@ def test_the_job_does_not_go_on_unnoticed_when_its_guardian_is_killed(
     assert found["error"] == "the handler's process was lost: its guardian was killed"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="what is left is found in /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to find the processes")
 def test_a_time_limit_holds_if_the_guardian_is_stopped(programs: Programs, tmp_path: Path) -> None:
     queue = Queue(tmp_path / "data/queue.tsv")
     job_id = queue.enqueue("work", {})
@@ -462,10 +462,10 @@ SERVICE = """
 """
 
 
-def test_a_job_is_given_back_if_sigterm_goes_to_all_processes_of_its_service(
+def test_a_job_is_returned_if_sigterm_goes_to_all_processes_of_its_service(
     programs: Programs, tmp_path: Path
 ) -> None:
-    """As systemd does by default; the pass may be the last to have the signal."""
+    """As systemd does by default. The pass may be the last to receive the signal."""
     queue = Queue(tmp_path / "data/queue.tsv")
     job_id = queue.enqueue("work", {})
     program = programs.start(SERVICE)
@@ -485,7 +485,7 @@ def test_a_job_is_given_back_if_sigterm_goes_to_all_processes_of_its_service(
     ("number", "status", "attempts", "code"),
     [(signal.SIGTERM, "completed", 1, 143), (signal.SIGINT, "pending", 0, -signal.SIGINT)],
 )
-def test_a_pass_that_is_told_to_end_lets_the_job_finish_or_on_ctrl_c_kills_it(
+def test_on_sigterm_a_pass_lets_the_job_finish_and_on_ctrl_c_it_kills_it(
     programs: Programs, tmp_path: Path, number: int, status: str, attempts: int, code: int
 ) -> None:
     queue = Queue(tmp_path / "data/queue.tsv")
@@ -496,7 +496,7 @@ def test_a_pass_that_is_told_to_end_lets_the_job_finish_or_on_ctrl_c_kills_it(
 
         def work(_):
             note("pids", os.getpid())
-            wait_for(lambda: Path("go").exists(), "the word", 600)
+            wait_for(lambda: Path("go").exists(), "the file `go`", 600)
 
         queue.process_jobs({"work": Handler(work, timeout=900)})
         """
@@ -511,8 +511,8 @@ def test_a_pass_that_is_told_to_end_lets_the_job_finish_or_on_ctrl_c_kills_it(
     assert (found["status"], found["attempts"]) == (status, attempts)
 
 
-def test_all_that_a_handler_may_say_comes_through(queue: Queue, clock: Clock) -> None:
-    def say(payload: Any, about: Job) -> Any:
+def test_every_kind_of_outcome_is_reported_by_the_jobs_process(queue: Queue, clock: Clock) -> None:
+    def respond(payload: Any, about: Job) -> Any:
         if payload == "delay":
             raise Delay(7, "not yet")
         if payload == "fail":
@@ -529,7 +529,7 @@ def test_all_that_a_handler_may_say_comes_through(queue: Queue, clock: Clock) ->
         p: queue.enqueue("say", p)
         for p in ("delay", "fail", "raise", "exit", "unfit", "long", 0, "")
     }
-    handlers = {"say": Handler(say, timeout=LONG, backoff=Backoff(first=5, factor=1))}
+    handlers = {"say": Handler(respond, timeout=LONG, backoff=Backoff(first=5, factor=1))}
     queue.process_jobs(handlers)
     found = {p: job(queue, job_id) for p, job_id in ids.items()}
     assert (found["delay"]["run_at"], found["delay"]["attempts"]) == (NOW + 7, 0)
@@ -546,9 +546,7 @@ def test_all_that_a_handler_may_say_comes_through(queue: Queue, clock: Clock) ->
     assert [found[0]["result"], found[""]["result"]] == [0, ""]
 
 
-def test_what_a_handler_prints_is_there_once(
-    queue: Queue, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_handlers_output_is_printed_once(queue: Queue, capfd: pytest.CaptureFixture[str]) -> None:
     queue.enqueue("work", {})
     with open(os.dup(1), "w", encoding="utf-8") as out, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", out)
@@ -557,7 +555,7 @@ def test_what_a_handler_prints_is_there_once(
     assert capfd.readouterr().out == "before\nin the job\n"
 
 
-def test_a_coroutine_with_a_time_limit_has_a_process_of_its_own(queue: Queue) -> None:
+def test_a_coroutine_with_a_time_limit_runs_in_its_own_process(queue: Queue) -> None:
     import asyncio
 
     async def work(_: Any) -> int:
@@ -575,7 +573,7 @@ def test_a_coroutine_with_a_time_limit_has_a_process_of_its_own(queue: Queue) ->
     assert job(queue, ids[1])["error"] == "timed out after 0.3 s"
 
 
-def test_while_a_job_with_a_time_limit_takes_long_others_can_have_the_rest(
+def test_while_a_job_with_a_time_limit_runs_long_other_passes_can_run_the_rest(
     programs: Programs, tmp_path: Path
 ) -> None:
     queue = Queue(tmp_path / "data/queue.tsv")
@@ -588,14 +586,14 @@ def test_while_a_job_with_a_time_limit_takes_long_others_can_have_the_rest(
 
         def slow(_):
             note("slow", "started")
-            wait_for(lambda: Path("go").exists(), "the word", 600)
+            wait_for(lambda: Path("go").exists(), "the file `go`", 600)
 
         queue.process_jobs({"quick": str, "slow": Handler(slow, timeout=900)})
         """
     )
     wait_for_notes(tmp_path / "slow", 1)
     file = tmp_path / "data/queue.tsv"
-    wait_for(lambda: row(file, slow)["status"] == "processing", "the file to say what runs")
+    wait_for(lambda: row(file, slow)["status"] == "processing", "the file to show the running job")
     wait_for(lambda: all(job(queue, i)["status"] == "pending" for i in last), "the rest")
     assert queue.process_jobs({"quick": str})["completed"] == len(last)
     assert row(file, slow)["status"] == "processing"
@@ -603,14 +601,14 @@ def test_while_a_job_with_a_time_limit_takes_long_others_can_have_the_rest(
 
 
 @pytest.mark.parametrize("timeout", [math.inf, 30 * 86400, 2_147_484])
-def test_a_time_limit_may_be_of_any_length_or_none(queue: Queue, timeout: float) -> None:
+def test_a_time_limit_can_have_any_length(queue: Queue, timeout: float) -> None:
     job_id = queue.enqueue("work", {})
     queue.process_jobs({"work": Handler(lambda _: os.getpid(), timeout=timeout)})
     assert job(queue, job_id)["result"] not in (None, os.getpid())
 
 
-def test_the_process_of_a_job_ends_as_a_program_does(programs: Programs, tmp_path: Path) -> None:
-    """Only what the program itself has registered is left for the program's own end."""
+def test_a_jobs_process_exits_like_a_program(programs: Programs, tmp_path: Path) -> None:
+    """What the program itself has registered runs only when the program exits."""
     queue = Queue(tmp_path / "data/queue.tsv")
     queue.enqueue("work", {})
     programs.run(
@@ -639,10 +637,10 @@ def test_the_process_of_a_job_ends_as_a_program_does(programs: Programs, tmp_pat
     assert notes(tmp_path / "log") == ["a record of the job", "a record of the program"]
 
 
-def test_the_end_of_a_jobs_process_ends_no_other_process_of_the_program(
+def test_the_exit_of_a_jobs_process_ends_no_other_process_of_the_program(
     programs: Programs, tmp_path: Path
 ) -> None:
-    """multiprocessing ends the daemons of a process at its exit: here they are the program's."""
+    """multiprocessing ends a process's daemons when it exits, but these belong to the program."""
     queue = Queue(tmp_path / "data/queue.tsv")
     queue.enqueue("work", {})
     queue.enqueue_many("plain", range(2))
@@ -671,7 +669,7 @@ def test_the_end_of_a_jobs_process_ends_no_other_process_of_the_program(
     assert next(queue.jobs())["result"] == [2, 4]
 
 
-def test_a_job_whose_thread_never_ends_is_done_a_second_after_its_handler(queue: Queue) -> None:
+def test_a_job_with_an_endless_thread_ends_a_second_after_its_handler(queue: Queue) -> None:
     def work(_: Any) -> str:
         threading.Thread(target=signal.pause).start()
         return "done"
@@ -694,6 +692,6 @@ def test_an_atexit_callback_that_hangs_beyond_the_time_limit_does_not_undo_the_j
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), "30", True])
-def test_a_time_limit_that_is_none_is_refused(timeout: Any) -> None:
+def test_an_invalid_time_limit_is_refused(timeout: Any) -> None:
     with pytest.raises(InvalidHandlers, match="timeout"):
         Handler(len, timeout=timeout)

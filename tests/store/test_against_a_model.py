@@ -1,8 +1,8 @@
-"""Every call against a dict: whatever the order, the queue says what the model says.
+"""Every call, in any order, has the same effect on the queue as on a dict of jobs.
 
-Hypothesis chooses the calls, the payloads, the clock, and which of two objects on the same path
-makes the call (in regard to caches the second is another process); between them a hand appends
-raw bytes and a torn line is left behind. 2,000 examples with DBBASIC_QUEUE_LONG=1.
+Hypothesis chooses the calls, the payloads, the clock, and which of two queues on the same path
+makes the call (each has caches of its own, as two processes would). Between the calls, raw bytes
+are appended as an editor might, and writes are torn. 2,000 examples with DBBASIC_QUEUE_LONG=1.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class TheQueueAndItsModel(RuleBasedStateMachine):
             ]
         ),
     )
-    def enqueue_what_is_refused(self, which: int, wrong: dict[str, Any]) -> None:
+    def enqueue_an_invalid_job(self, which: int, wrong: dict[str, Any]) -> None:
         with pytest.raises(InvalidJob):
             self.queues[which].enqueue(**{"job_type": "ok", "payload": {}, **wrong})
 
@@ -207,7 +207,7 @@ class TheQueueAndItsModel(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 1), result=results, text=texts, plain=st.booleans())
     def make_a_pass(self, which: int, result: Any, text: str, plain: bool) -> None:
-        for job in self.model.values():  # what a clock ahead has enqueued for now is due now
+        for job in self.model.values():  # enqueued for now while the clock was ahead: due now
             if (
                 (job["status"], job["attempts"]) == ("pending", 0)
                 and job["run_at"] <= job["created_at"] + 1
@@ -220,7 +220,7 @@ class TheQueueAndItsModel(RuleBasedStateMachine):
             for place, job in enumerate(self.model.values())
             if job["status"] == "pending" and job["run_at"] <= self.now
         )
-        for job in self.model.values():  # what no backoff explains is brought near
+        for job in self.model.values():  # a wait that is longer than the backoff is cut short
             latest = -int(-(self.now + backoff(job["attempts"])) // 1)
             if job["status"] == "pending" and job["attempts"] and job["run_at"] > latest:
                 job["run_at"] = latest
@@ -297,7 +297,7 @@ class TheQueueAndItsModel(RuleBasedStateMachine):
         assert found is not None and str(found["error"]).startswith(beginning)
         return str(found["error"])
 
-    # -- what is not a call --
+    # -- changes that are not calls --
 
     @rule(seconds=st.sampled_from([1, 59, 121, 300, 1000, 86_400, -1, -500, -86_400, 0.5]))
     def the_clock_jumps(self, seconds: float) -> None:
@@ -306,7 +306,7 @@ class TheQueueAndItsModel(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1), close=st.booleans())
     def reopen(self, which: int, close: bool) -> None:
         if close:
-            self.queues[which].close()  # and it may be used again
+            self.queues[which].close()  # a closed queue can be used again
         else:
             self.queues[which] = self.open()
 
@@ -316,7 +316,7 @@ class TheQueueAndItsModel(RuleBasedStateMachine):
 
     @precondition(lambda self: self.path.exists())
     @rule(line=bad_lines, carriage=st.booleans())
-    def a_hand_adds_what_is_no_job(self, line: bytes, carriage: bool) -> None:
+    def an_editor_adds_an_invalid_line(self, line: bytes, carriage: bool) -> None:
         if carriage and line:
             line += b"\r"
         self.by_hand(line + b"\n")
@@ -330,11 +330,11 @@ class TheQueueAndItsModel(RuleBasedStateMachine):
         short=st.booleans(),
         ended=st.booleans(),
     )
-    def a_hand_adds_a_job(self, job_type: str, due: int, short: bool, ended: bool) -> Any:
+    def an_editor_adds_a_job(self, job_type: str, due: int, short: bool, ended: bool) -> Any:
         self.hands += 1
         job_id = f"hand{self.hands}"
         row = f"{job_id}\t{job_type}\t[1]\tpending\t{START}\t{due}\t0" + ("" if short else "\t\t")
-        # Without its end the line is no job, until the next writer ends it: here at once.
+        # Without a line end it isn't a job until the next writer adds the end: here at once.
         self.by_hand(row.encode() + (b"\n" if ended else b""))
         if not ended:
             assert self.queues[0].get_job(job_id) is None
@@ -352,7 +352,7 @@ class TheQueueAndItsModel(RuleBasedStateMachine):
             "error": None,
             "result": None,
         }
-        if not ended:  # the file's order
+        if not ended:  # put them in the order of the file
             after = self.model.pop("after-" + job_id)
             self.model["after-" + job_id] = after
         return job_id
@@ -363,7 +363,7 @@ class TheQueueAndItsModel(RuleBasedStateMachine):
 
     @precondition(lambda self: self.path.exists())
     @rule(which=st.integers(0, 1), cut=st.integers(1, 60), zeros=st.booleans())
-    def a_writer_is_killed_in_its_write(self, which: int, cut: int, zeros: bool) -> None:
+    def a_writer_is_killed_while_it_writes(self, which: int, cut: int, zeros: bool) -> None:
         self.hands += 1
         row = f"torn{self.hands}\tok\t{{}}\tpending\t{START}\t{START + 10**9}\t0\t\t\n".encode()
         torn = row[: min(cut, row.index(b"\t17") + 22)]
@@ -384,17 +384,17 @@ class TheQueueAndItsModel(RuleBasedStateMachine):
             with open(journal, "ab") as file:
                 file.write(content)
 
-    # -- what holds at every step --
+    # -- invariants --
 
     @invariant()
-    def the_queue_says_what_the_model_says(self) -> None:
+    def the_queue_agrees_with_the_model(self) -> None:
         if not hasattr(self, "queues"):
             return
         expected = list(self.model.values())
         for queue in self.queues:
             jobs = list(queue.jobs())
             assert jobs == expected
-            # 0 == False and 0 == 0.0: their text must be the same, too.
+            # 0 == False and 0 == 0.0: compare their text, too.
             assert repr(jobs) == repr(expected)
             counts = dict.fromkeys(STATUSES, 0)
             for job in expected:

@@ -1,4 +1,4 @@
-"""The archive of a purge: a TSV file that several queues may share, and no other file."""
+"""The archive of a purge: a TSV file that several queues can share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.disk.openfile import OpenFile
 
 OLD = 5
-"""How many finished jobs each queue of these tests has."""
+"""number of finished jobs in each queue of these tests"""
 
 
 def finished(name: str, count: int = OLD) -> list[str]:
@@ -39,7 +39,7 @@ def archive(tmp_path: Path) -> Path:
 
 
 def archived(archive: Path) -> list[str]:
-    """Return the ids in an archive; every line of it is whole."""
+    """Return the ids in an archive. Each of its lines must be complete."""
     header, *lines = archive.read_text("utf-8").split("\n")
     assert header + "\n" == HEADER
     assert lines.pop() == ""
@@ -51,7 +51,7 @@ def ids(queue: Queue) -> list[str]:
     return [found["id"] for found in queue.jobs()]
 
 
-def test_purged_rows_go_to_the_end_of_a_table_with_one_header(
+def test_purged_rows_are_appended_to_a_table_with_one_header(
     old: Queue, path: Path, archive: Path, clock: Clock
 ) -> None:
     lines = path.read_text("utf-8").splitlines()[1 : OLD + 1]
@@ -110,7 +110,7 @@ def test_many_processes_purge_into_one_archive_and_every_row_is_there_once(
 
 
 @pytest.mark.parametrize("torn", ["old-9\tgreet\t", "\0" * 70_000, "x" * 70_000])
-def test_a_row_that_a_kill_has_torn_is_cut_off_the_archive(
+def test_a_row_torn_by_a_kill_is_removed_from_the_archive(
     old: Queue, archive: Path, torn: str
 ) -> None:
     archive.write_text(HEADER + line("before") + torn, "utf-8")
@@ -119,7 +119,7 @@ def test_a_row_that_a_kill_has_torn_is_cut_off_the_archive(
 
 
 @pytest.mark.parametrize("torn", ["", HEADER[:9], "\0" * 9, HEADER[:9] + "\0" * 11])
-def test_what_a_kill_or_a_power_cut_leaves_of_a_header_is_made_whole(
+def test_a_header_torn_by_a_kill_or_a_power_cut_is_repaired(
     old: Queue, archive: Path, torn: str
 ) -> None:
     archive.write_text(torn, "utf-8")
@@ -127,7 +127,7 @@ def test_what_a_kill_or_a_power_cut_leaves_of_a_header_is_made_whole(
     assert len(archived(archive)) == OLD
 
 
-def test_an_archive_that_logrotate_renames_during_a_purge_is_started_again(
+def test_an_archive_that_logrotate_renames_during_a_purge_is_created_again(
     old: Queue, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rotated = archive.with_suffix(".1")
@@ -165,7 +165,7 @@ def test_another_programs_lock_file_is_left_alone(old: Queue, archive: Path) -> 
     assert not archive.exists()
 
 
-def test_another_queue_is_not_taken_for_an_archive(old: Queue, tmp_path: Path) -> None:
+def test_another_queue_is_not_used_as_an_archive(old: Queue, tmp_path: Path) -> None:
     with Queue(tmp_path / "other.tsv") as other:
         other.enqueue("greet", {}, job_id="there")
         assert other.cancel_job("there")
@@ -203,7 +203,7 @@ def test_without_the_archives_directory_nothing_is_removed(old: Queue, tmp_path:
 
 
 @pytest.mark.parametrize("kind", ["link", "FIFO", "directory"])
-def test_a_link_fifo_or_directory_in_the_place_of_the_archive_is_refused(
+def test_a_link_fifo_or_directory_at_the_archives_path_is_refused(
     old: Queue, archive: Path, kind: str
 ) -> None:
     if kind == "link":

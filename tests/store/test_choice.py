@@ -1,4 +1,4 @@
-"""What others do while a purge or a requeue reads the queue without the lock is respected."""
+"""A purge or requeue reads the queue without the lock, and respects what others change then."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from helpers import Clock
 
     Action = Callable[[], object]
-    Meanwhile = Callable[[Action], None]
+    Scheduling = Callable[[Action], None]
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def other(queue: Queue, clock: Clock) -> Iterator[Queue]:
 
 
 @pytest.fixture
-def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
-    """Have something done each time after the queue was read, and before the lock is acquired."""
+def after_reading(monkeypatch: pytest.MonkeyPatch) -> Scheduling:
+    """Run an action each time after the queue was read and before the lock is acquired."""
 
     def set_up(action: Action) -> None:
         real = Choice.read
@@ -45,8 +45,8 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
 
 
 @pytest.fixture
-def once_archived(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
-    """Have something done once, when rows are in the archive and the lock isn't held yet."""
+def once_archived(monkeypatch: pytest.MonkeyPatch) -> Scheduling:
+    """Run an action once, after rows were archived and before the lock is acquired."""
 
     def set_up(action: Action) -> None:
         real = archive.append_rows
@@ -76,7 +76,7 @@ def archived(path: Path) -> list[str]:
 
 @pytest.mark.usefixtures("finished")
 def test_a_job_requeued_after_it_was_archived_stays_in_the_queue(
-    queue: Queue, other: Queue, tmp_path: Path, once_archived: Meanwhile
+    queue: Queue, other: Queue, tmp_path: Path, once_archived: Scheduling
 ) -> None:
     once_archived(lambda: other.requeue("b"))
     assert queue.purge(60, archive=tmp_path / "archive.tsv") == 2
@@ -86,7 +86,7 @@ def test_a_job_requeued_after_it_was_archived_stays_in_the_queue(
 
 @pytest.mark.usefixtures("finished")
 def test_a_job_that_runs_again_after_it_was_archived_stays_with_its_new_outcome(
-    queue: Queue, other: Queue, tmp_path: Path, once_archived: Meanwhile
+    queue: Queue, other: Queue, tmp_path: Path, once_archived: Scheduling
 ) -> None:
     def run_again() -> None:
         other.requeue("b")
@@ -99,8 +99,8 @@ def test_a_job_that_runs_again_after_it_was_archived_stays_with_its_new_outcome(
 
 
 @pytest.mark.usefixtures("finished")
-def test_a_fold_after_rows_were_archived_makes_none_of_them_come_twice(
-    queue: Queue, other: Queue, tmp_path: Path, once_archived: Meanwhile
+def test_a_fold_after_rows_were_archived_archives_no_row_twice(
+    queue: Queue, other: Queue, tmp_path: Path, once_archived: Scheduling
 ) -> None:
     def fold() -> None:
         other.enqueue("fail", {}, job_id="d")
@@ -113,7 +113,7 @@ def test_a_fold_after_rows_were_archived_makes_none_of_them_come_twice(
 
 
 def test_jobs_added_and_changed_while_a_removal_reads_the_queue_are_removed_too(
-    queue: Queue, other: Queue, meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch
+    queue: Queue, other: Queue, after_reading: Scheduling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = store_of(other).files  # as in a long queue:
     monkeypatch.setattr(files, "is_fold_cheap", lambda *_: False)
@@ -124,34 +124,34 @@ def test_jobs_added_and_changed_while_a_removal_reads_the_queue_are_removed_too(
         other.enqueue("other", {})
         assert other.cancel_job(other.enqueue("greet", {}))
 
-    meanwhile(enqueue_and_cancel)
+    after_reading(enqueue_and_cancel)
     assert queue.remove_type("greet") == 4
     assert [found["type"] for found in queue.jobs()] == ["other"] * 2
 
 
 @pytest.mark.usefixtures("finished")
 def test_a_job_that_fails_while_a_requeue_reads_the_queue_is_requeued_too(
-    queue: Queue, other: Queue, meanwhile: Meanwhile
+    queue: Queue, other: Queue, after_reading: Scheduling
 ) -> None:
     other.enqueue("fail", {}, job_id="d")
-    meanwhile(lambda: other.process_jobs({"fail": lambda _: 1 / 0}, max_attempts=1))
+    after_reading(lambda: other.process_jobs({"fail": lambda _: 1 / 0}, max_attempts=1))
     assert queue.requeue_failed() == 4
     assert queue.counts()["pending"] == 4
 
 
 @pytest.mark.usefixtures("finished")
 def test_a_job_that_is_requeued_while_a_requeue_of_all_reads_the_queue_is_not_counted(
-    queue: Queue, other: Queue, meanwhile: Meanwhile, monkeypatch: pytest.MonkeyPatch
+    queue: Queue, other: Queue, after_reading: Scheduling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_of(other).files, "is_fold_cheap", lambda *_: False)
-    meanwhile(lambda: other.requeue("b"))
+    after_reading(lambda: other.requeue("b"))
     assert queue.requeue_failed() == 2
     assert queue.counts()["pending"] == 3
 
 
 @pytest.mark.usefixtures("finished")
-def test_a_removal_ends_although_others_fold_each_time_that_it_has_read_the_queue(
-    queue: Queue, other: Queue, meanwhile: Meanwhile
+def test_a_removal_ends_even_if_others_fold_after_each_of_its_reads(
+    queue: Queue, other: Queue, after_reading: Scheduling
 ) -> None:
     folds = 0
 
@@ -161,16 +161,16 @@ def test_a_removal_ends_although_others_fold_each_time_that_it_has_read_the_queu
         if folds <= 3:  # the fourth reading is under the lock
             assert other.cancel_job(other.enqueue("greet", {}))
 
-    meanwhile(fold)
+    after_reading(fold)
     assert queue.clear_failed() == 3
     assert folds == 4
     assert queue.counts()["cancelled"] == 3
 
 
-def test_a_long_queue_is_read_while_others_have_the_lock(
+def test_a_long_queue_is_read_without_the_lock(
     queue: Queue, other: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first call with an id of the caller's own reads the whole file."""
+    """The first call with the caller's own id reads the whole file."""
     monkeypatch.setattr("dbbasic_queue.store.writing.queue_files._MUCH_BYTES", 1000)
     other.enqueue_many("greet", range(100))
     real = store_of(queue).view.refresh

@@ -1,7 +1,7 @@
-"""Many processes, many threads, both sides of a fork, one queue: nothing lost, nothing twice.
+"""Many processes, many threads and forks use one queue: no job is lost, none runs twice.
 
-The large run at the top has four enqueuers, three overlapping passes and a reader that looks at the
-file with awk all the time; DBBASIC_QUEUE_LONG=1 makes it go on until awk has looked 3,000 times.
+The large run at the top has four enqueuers, three overlapping passes, and a reader that keeps
+reading the file with awk. With DBBASIC_QUEUE_LONG=1 it goes on until awk has read it 3,000 times.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ENQUEUER = """
 enqueuer, jobs = sys.argv[1], int(sys.argv[2])
 n = 0
 while n < jobs or not Path("enough").exists():
-    time.sleep(0.02 if n >= jobs else 0)  # the rest is there for awk to look at: at its pace
+    time.sleep(0.02 if n >= jobs else 0)  # the rest only gives awk something to read
     name = f"{enqueuer}-{n}"
     n += 1
     if n % 100 == 0:
@@ -65,18 +65,18 @@ while not is_last:
     is_last = Path("over").exists()
     with Queue(queue.path) as queue:
         queue.process_jobs({"work": work, "fail": fail})
-    time.sleep(0.3)  # cron starts passes, too, now and then; jobs come meanwhile
+    time.sleep(0.3)  # like cron, start passes now and then; jobs arrive in between
 """
 
 
 @pytest.fixture
 def clock() -> Callable[[], float]:
-    """The machine's, as the other processes have it."""
+    """The machine's clock, which the other processes use, too."""
     return time.time
 
 
 def awk(directory: Path, program: str) -> list[bytes]:
-    """Run a program over the file just as a user does; return the lines that it prints."""
+    """Run an awk program on the file, as a user would; return the lines it prints."""
     command = ["awk", "-F\\t", program, QUEUE]
     done = subprocess.run(command, cwd=directory, capture_output=True, timeout=DEADLINE)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -87,7 +87,7 @@ def awk(directory: Path, program: str) -> list[bytes]:
 
 
 class Crowd:
-    """What a run of enqueuers, passes and awk has left, and what awk has printed meanwhile."""
+    """One run of enqueuers, passes and awk: what it left, and what awk printed during it."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -109,15 +109,17 @@ class Crowd:
                 self.look()
             for child in (*enqueuers, *passes):
                 assert child.succeed() == ""
-        print(f"awk has looked {self.looks} times and seen {len(self.partial)} partial lines")
+        print(
+            f"awk has read the file {self.looks} times and seen {len(self.partial)} partial lines"
+        )
 
     def look(self) -> None:
-        """Look with awk, and mostly look, too, whether each job that is enqueued is there, once."""
+        """Read the file with awk; now and then, also check that each enqueued job is there once."""
         wrong = awk(self.directory, "NF!=9")
         assert len(wrong) <= 1, wrong
         self.partial += wrong
         self.looks += 1
-        if self.looks % (LOOKS // 100):  # a hundred readings of the whole file are enough
+        if self.looks % (LOOKS // 100):  # a hundred full checks are enough
             return
         enqueued = {line.split(" ")[1].encode() for line in notes(self.directory / "enqueued")}
         header, *lines, partial = (self.directory / QUEUE).read_bytes().split(b"\n")
@@ -166,7 +168,7 @@ def test_four_enqueuers_and_three_overlapping_passes_run_none_of_8000_jobs_twice
 
 
 def test_awk_sees_whole_rows_while_passes_run_and_enqueuers_write(crowd: Crowd) -> None:
-    """That each look saw the header and one row a job is asserted during the run itself."""
+    """Each read saw the header and one row per job: the run itself asserts that."""
     assert crowd.looks >= LOOKS
     rows = (crowd.directory / QUEUE).read_bytes().split(b"\n")
     for partial in crowd.partial:
@@ -186,7 +188,7 @@ def test_counts_by_awk_agree_with_the_queues_own_when_passes_have_ended(crowd: C
 # -- cancel against passes
 
 
-def test_each_job_is_either_cancelled_and_never_run_or_run_once_and_cancel_says_which(
+def test_each_job_is_either_cancelled_and_never_run_or_run_once_and_cancel_returns_which(
     programs: Programs, queue: Queue, tmp_path: Path
 ) -> None:
     names = [f"job-{n}" for n in range(700)]
@@ -206,7 +208,7 @@ def test_each_job_is_either_cancelled_and_never_run_or_run_once_and_cancel_says_
     a_pass = """
     def work(payload):
         note("effects", payload)
-        time.sleep(0.001)  # so that the cancellers come to something
+        time.sleep(0.001)  # so that the cancellers get a chance
 
     queue.process_jobs({"work": work})
     """
@@ -227,7 +229,7 @@ def test_each_job_is_either_cancelled_and_never_run_or_run_once_and_cancel_says_
 # -- threads
 
 
-def test_eight_threads_of_one_process_share_a_queue_with_a_pass_beside_them(queue: Queue) -> None:
+def test_eight_threads_of_one_process_share_a_queue_with_a_pass(queue: Queue) -> None:
     runs: list[str] = []
     cancelled: list[str] = []
     enqueued: list[str] = []
@@ -302,7 +304,7 @@ def check_forks(queue: Queue, directory: Path, users: int) -> None:
     assert len(runs) == len(set(runs)) == 40 * users + 1
 
 
-def test_a_queue_that_was_open_at_a_fork_serves_the_parent_and_all_children(
+def test_a_queue_that_was_open_at_a_fork_works_in_the_parent_and_all_children(
     programs: Programs, queue: Queue, tmp_path: Path
 ) -> None:
     programs.run(
@@ -327,7 +329,7 @@ for child in children:
     check_forks(queue, tmp_path, 5)
 
 
-def test_a_queue_that_was_open_at_a_fork_serves_multiprocessing(
+def test_a_queue_that_was_open_at_a_fork_works_with_multiprocessing(
     programs: Programs, queue: Queue, tmp_path: Path
 ) -> None:
     programs.run(
@@ -368,8 +370,8 @@ assert os.waitpid(child, 0)[1] == 0
     assert queue.counts() == dict.fromkeys(queue.counts(), 0) | {"completed": 301}
 
 
-# A child that is forked while a thread of its parent is in the middle of a lock: the fork itself
-# warns of threads since Python 3.12, and is what gunicorn's and multiprocessing's users do.
+# A child is forked while a thread of its parent holds the lock, as with gunicorn and
+# multiprocessing. Python 3.12 and later warn about a fork in a process with threads.
 A_THREAD_IN_A_LOCK = """
 import threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
@@ -387,7 +389,7 @@ assert held.wait(30)
 """
 
 
-def test_a_child_forked_while_a_thread_of_its_parent_holds_the_lock_waits_for_it_and_goes_on(
+def test_a_child_forked_while_a_thread_of_its_parent_holds_the_lock_waits_for_it(
     programs: Programs, queue: Queue, tmp_path: Path
 ) -> None:
     child = programs.start(
@@ -417,7 +419,7 @@ assert os.waitpid(child, 0)[1] == 0
     assert sorted(job["payload"] for job in queue.jobs()) == [0, 1, 2]
 
 
-def test_a_forked_child_that_closes_its_queue_and_ends_does_not_free_its_parents_lock(
+def test_a_forked_child_that_closes_its_queue_and_exits_does_not_release_its_parents_lock(
     programs: Programs, tmp_path: Path
 ) -> None:
     programs.run(
@@ -468,7 +470,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_forks_at_random_instants_of_a_busy_thread_never_hang_a_child(
     programs: Programs, queue: Queue, is_open: str
 ) -> None:
-    """Also when the thread is loading, for the first lock, what a lock needs (and imports lock)."""
+    """Even while the thread imports what its first lock needs, and so holds an import lock."""
     programs.run(
         ('queue.enqueue("work", "parent")' if is_open == "long open" else "")
         + """
@@ -503,11 +505,11 @@ thread.join()
     assert [job["payload"] for job in queue.jobs("pending")][-30:] == ["child"] * 30
 
 
-# -- what only an unlucky instant shows: passes step by step
+# -- races, made certain by running passes step by step
 
 
 def a_pass(queue: Queue, *, fsync: bool = False) -> Claims:
-    """Return a pass with descriptors and a view of its own, as another process would have them."""
+    """Return a pass with its own descriptors and view, as in another process."""
     return Claims(
         QueueFiles(queue.path, fsync=fsync),
         Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True),
@@ -529,17 +531,17 @@ def complete(passing: Claims, claim: Claim) -> None:
     assert passing.record(claim, state)
 
 
-def test_a_pass_that_missed_a_fold_sees_it_though_the_journal_has_its_old_length_and_end(
+def test_a_pass_that_missed_a_fold_notices_it_even_if_the_journal_has_its_old_length_and_end(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fold cuts the journal, which may then grow again to the very bytes that it ended with."""
-    monkeypatch.setattr(QueueFiles, "is_fold_cheap", lambda *_: False)  # as in a queue that is long
+    """A fold truncates the journal, which may then grow until it ends in the same bytes again."""
+    monkeypatch.setattr(QueueFiles, "is_fold_cheap", lambda *_: False)  # as in a long queue
     for letter in "abcd":
         queue.enqueue("work", letter, run_at=1, job_id=long_id(letter))
     slow = a_pass(queue)
-    in_hand = claimed(slow, 2)
-    assert set(in_hand) == {"a", "b"}
-    slow.unclaim([in_hand["a"]])
+    claims = claimed(slow, 2)
+    assert set(claims) == {"a", "b"}
+    slow.unclaim([claims["a"]])
     journal = f"{queue.path}.journal"
     with open(journal, "rb") as file:
         before = file.read()
@@ -553,52 +555,52 @@ def test_a_pass_that_missed_a_fold_sees_it_though_the_journal_has_its_old_length
     assert quick.finish() is None
     queue.enqueue("work", "e", run_at=1, job_id=long_id("e"))
     last = a_pass(queue)
-    in_hand_of_last = claimed(last, 2)
-    assert set(in_hand_of_last) == {"a", "e"}
-    last.unclaim([in_hand_of_last["a"]])
+    claims_of_last = claimed(last, 2)
+    assert set(claims_of_last) == {"a", "e"}
+    last.unclaim([claims_of_last["a"]])
     with open(journal, "rb") as file:
         after = file.read()
     assert (len(after), after[-64:]) == (len(before), before[-64:]) and after != before
 
     assert set(claimed(slow, 5)) == {"a"}  # neither "c" nor "d", which are completed
-    complete(slow, in_hand["b"])
-    complete(last, in_hand_of_last["e"])
+    complete(slow, claims["b"])
+    complete(last, claims_of_last["e"])
     assert {job["id"][0] for job in queue.jobs("completed")} == set("bcde")
 
 
-def test_jobs_that_a_pass_has_yet_to_give_back_stay_its_own_when_it_claims_again(
+def test_jobs_that_a_pass_has_not_returned_yet_stay_claimed_when_it_claims_again(
     queue: Queue,
 ) -> None:
-    """A pass claims while its watcher, a thread, waits for the lock to give back what it took."""
+    """A pass claims while its ticker thread waits for the lock to return unstarted jobs."""
     for letter in "abc":
         queue.enqueue("work", letter, run_at=1, job_id=letter)
     passing = a_pass(queue)
-    in_hand = claimed(passing, 2)
-    complete(passing, in_hand["a"])
+    claims = claimed(passing, 2)
+    complete(passing, claims["a"])
     assert set(claimed(passing, 1)) == {"c"}
 
     other = a_pass(queue)
     assert other.take_recovered() == (0, [])
-    passing.unclaim([in_hand["b"]])
+    passing.unclaim([claims["b"]])
     assert set(claimed(other, 1)) == {"b"}
     found = queue.get_job("b")
     assert found is not None and (found["attempts"], found["error"]) == (1, None)
 
 
-# -- an outcome is synced when the lock is free again
+# -- an outcome is synced after the lock was released
 
 
 class Syncs:
-    """What happens while the disk is waited for, once; and how the wait ends."""
+    """Runs an action during one sync, and decides how that sync ends."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._real = os.fdatasync
-        self.meanwhile: Callable[[], object] | None = None
+        self.action: Callable[[], object] | None = None
         self.error: int | None = None
         monkeypatch.setattr(os, "fdatasync", self)
 
     def __call__(self, fd: int) -> None:
-        act, self.meanwhile = self.meanwhile, None
+        act, self.action = self.action, None
         if act is None:
             self._real(fd)
             return
@@ -613,32 +615,28 @@ def syncs(monkeypatch: pytest.MonkeyPatch) -> Syncs:
 
 
 def statuses(queue: Queue) -> dict[str, str]:
-    """Return what a process that begins now reads."""
+    """Return what a process that starts now reads."""
     with Queue(queue.path) as fresh:
         return {job["id"]: job["status"] for job in fresh.jobs()}
 
 
-def test_others_go_on_while_the_disk_is_waited_for_with_an_outcome(
-    queue: Queue, syncs: Syncs
-) -> None:
+def test_other_processes_go_on_while_an_outcome_is_synced(queue: Queue, syncs: Syncs) -> None:
     queue.enqueue("work", 1, run_at=1, job_id="a")
     passing = a_pass(queue, fsync=True)
-    in_hand = claimed(passing, 1)
-    syncs.meanwhile = lambda: queue.enqueue("work", 2, job_id="b")
-    complete(passing, in_hand["a"])
-    assert syncs.meanwhile is None
+    claims = claimed(passing, 1)
+    syncs.action = lambda: queue.enqueue("work", 2, job_id="b")
+    complete(passing, claims["a"])
+    assert syncs.action is None
     assert statuses(queue) == {"a": "completed", "b": "pending"}
     assert passing.finish() is None
 
 
-def test_nobody_sees_a_claim_that_is_not_on_the_disk_before_the_lock_is_free(
-    queue: Queue, syncs: Syncs
-) -> None:
-    """For if it cannot be synced, it is taken back, and the job has not lost an attempt."""
+def test_a_claim_is_synced_before_the_lock_is_released(queue: Queue, syncs: Syncs) -> None:
+    """If it can't be synced, it is undone, and the job keeps its attempt."""
     queue.enqueue("work", 1, run_at=1, job_id="a")
     passing = a_pass(queue, fsync=True)
     free: list[bool] = []
-    syncs.meanwhile = lambda: free.append(is_free(f"{queue.path}.lock"))
+    syncs.action = lambda: free.append(is_free(f"{queue.path}.lock"))
     syncs.error = errno.EIO
     with pytest.raises(StoreError, match="nothing was changed"):
         claimed(passing, 1)
@@ -646,29 +644,29 @@ def test_nobody_sees_a_claim_that_is_not_on_the_disk_before_the_lock_is_free(
     assert statuses(queue) == {"a": "pending"}
 
 
-def test_an_outcome_that_cannot_be_synced_is_taken_back(queue: Queue, syncs: Syncs) -> None:
+def test_an_outcome_that_cannot_be_synced_is_undone(queue: Queue, syncs: Syncs) -> None:
     queue.enqueue("work", 1, run_at=1, job_id="a")
     passing = a_pass(queue, fsync=True)
-    in_hand = claimed(passing, 1)
-    syncs.meanwhile, syncs.error = lambda: None, errno.EIO
+    claims = claimed(passing, 1)
+    syncs.action, syncs.error = lambda: None, errno.EIO
     with pytest.raises(StoreError, match=r"nothing was changed"):
-        complete(passing, in_hand["a"])
+        complete(passing, claims["a"])
     assert statuses(queue) == {"a": "processing"}
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("folded", [True, False])
-def test_an_outcome_that_cannot_be_synced_stays_where_others_have_gone_on_from_it(
+def test_an_outcome_that_cannot_be_synced_stays_if_others_have_written_after_it(
     queue: Queue, syncs: Syncs, monkeypatch: pytest.MonkeyPatch, folded: bool, error: int
 ) -> None:
-    """To cut it off would take their records with it, or theirs and the file would not agree."""
+    """Truncating it would remove their records, or leave records that don't fit the file."""
     monkeypatch.setattr(QueueFiles, "is_fold_cheap", lambda *_: folded)
     for job_id in "ab":
         queue.enqueue("work", job_id, run_at=1, job_id=job_id)
     passing = a_pass(queue, fsync=True)
-    in_hand = claimed(passing, 1)
-    syncs.meanwhile, syncs.error = lambda: queue.cancel_job("b"), error
+    claims = claimed(passing, 1)
+    syncs.action, syncs.error = lambda: queue.cancel_job("b"), error
     with pytest.raises(StoreError, match="the change was made, but may not survive a power cut"):
-        complete(passing, in_hand["a"])
+        complete(passing, claims["a"])
     assert (os.path.getsize(f"{queue.path}.journal") == 0) == folded
     assert statuses(queue) == {"a": "completed", "b": "cancelled"}

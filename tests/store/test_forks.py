@@ -1,4 +1,4 @@
-"""Forks in programs that use a queue: with Python's hooks and without, in one thread or several."""
+"""Programs that use a queue and fork: with or without Python's hooks, in one thread or several."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def c_fork():
     return ctypes.PyDLL(None).fork()
 
 def child(fork, work):
-    "Run work in a forked process; return its id."
+    "Run `work` in a forked process; return its process id."
     pid = fork()
     if pid == 0:
         code = 1
@@ -37,7 +37,7 @@ def child(fork, work):
     return pid
 
 def succeeds(pid):
-    "Wait for a child, at most ten seconds."
+    "Return whether a child succeeds within ten seconds."
     end = time.monotonic() + 10
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
@@ -50,8 +50,8 @@ def succeeds(pid):
         time.sleep(.002)
 
 def held(suffix):
-    "Return how many descriptors of a file of the queue this process has; a pass's spare ones,"
-    "which are for reading and never locked, don't count."
+    "Return how many writable descriptors of one of the queue's files this process has."
+    "A pass's spare ones, which are for reading and never locked, don't count."
     import fcntl
     found = []
     for fd in os.listdir("/proc/self/fd"):
@@ -69,7 +69,7 @@ linux_only = pytest.mark.skipif(
 
 
 def run(directory: Path, program: str) -> None:
-    # Without `site`: what an environment loads before a program would hide what we import late.
+    # Without `site`: modules that an environment loads at startup would hide our late imports.
     done = python(PRELUDE + textwrap.dedent(program), cwd=directory, flags=("-S",))
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
 
@@ -78,7 +78,7 @@ BEFORE_IMPORT = """
 import importlib.abc, importlib.machinery
 
 class Before(importlib.abc.MetaPathFinder):
-    "Calls a function when a module that is half imported is about to be executed."
+    "Calls a function when a module is half imported: right before its code runs."
     def __init__(self, module, act):
         self.module, self.act = module, act
     def find_spec(self, name, path, target=None):
@@ -93,10 +93,10 @@ class Before(importlib.abc.MetaPathFinder):
 
 
 @pytest.mark.parametrize("module", ["dbbasic_queue.model.strict_json", "json", "json.decoder"])
-def test_a_child_forked_while_another_thread_imports_works_and_nothing_waits(
+def test_a_child_forked_while_another_thread_imports_works_without_waiting(
     tmp_path: Path, module: str
 ) -> None:
-    """The child inherits the half-imported module, and its import lock that nobody releases."""
+    """The child inherits the half-imported module and its import lock, which nobody releases."""
     run(
         tmp_path,
         BEFORE_IMPORT
@@ -149,7 +149,7 @@ assert succeeds(pids[0])
 
 
 @linux_only
-def test_processes_forked_in_c_share_no_lock_lose_nothing_and_give_no_id_twice(
+def test_processes_forked_in_c_share_a_queue_lose_no_job_and_use_no_id_twice(
     tmp_path: Path,
 ) -> None:
     run(
@@ -258,7 +258,7 @@ def test_a_fork_while_another_thread_opens_a_lock_file_gives_the_child_no_copy(
     )
 
 
-def test_threads_that_fork_at_once_are_never_refused_after_a_queue_was_used(
+def test_threads_can_fork_at_the_same_time_after_a_queue_was_used(
     tmp_path: Path,
 ) -> None:
     run(
@@ -302,12 +302,12 @@ def test_a_dropped_queue_closes_its_files_without_a_garbage_collector(tmp_path: 
     )
 
 
-# -- descriptors that the program closes, or has closed
+# -- descriptors that the program closes
 
 
 CLOSE_ALL = """
 def close_all():
-    "Close everything, as careless daemon libraries do, and open own files under the same numbers."
+    "Close all descriptors, as some daemon libraries do, and open files with the same numbers."
     os.closerange(3, 256)
     own = [os.open(f"own-{n}", os.O_RDWR | os.O_CREAT | os.O_APPEND) for n in range(12)]
     for fd in own:
@@ -321,10 +321,10 @@ def check():
 
 
 @pytest.mark.parametrize("rows", [3, 900])
-def test_a_program_that_closes_all_descriptors_gets_no_row_into_its_files(
+def test_a_program_that_closes_all_descriptors_finds_no_rows_in_its_own_files(
     tmp_path: Path, rows: int
 ) -> None:
-    """Also if the queue's file is long, which is then told from others by its end."""
+    """Also with a long queue file, which is recognised by its last bytes."""
     run(
         tmp_path,
         CLOSE_ALL
@@ -375,8 +375,8 @@ assert calls == [0, 1, 2]
     )
 
 
-def test_a_batch_is_not_run_on_after_one_of_its_jobs_has_closed_the_slot(tmp_path: Path) -> None:
-    """For other passes take the rest of the batch for lost, and run it."""
+def test_a_batch_stops_after_one_of_its_jobs_has_closed_the_slot(tmp_path: Path) -> None:
+    """Other passes assume that the rest of the batch is lost, and run it."""
     run(
         tmp_path,
         CLOSE_ALL
@@ -395,7 +395,7 @@ except StoreError as e:
     assert "no further job is started" in str(e), e
 assert calls == [0, 1, 2, 3]
 assert Queue("queue.tsv").process_jobs({"work": calls.append})["completed"] == 5
-assert sorted(calls) == [*range(9)]  # the first one left runs last
+assert sorted(calls) == [*range(9)]  # the first remaining one runs last
 check()
 """,
     )
@@ -421,10 +421,10 @@ def test_no_file_of_the_queue_is_opened_as_standard_input_or_output(tmp_path: Pa
     )
 
 
-def test_a_queue_in_a_program_with_two_queues_and_one_lock_file_excludes_itself(
+def test_two_queues_of_one_program_on_one_file_notice_that_a_lock_descriptor_was_closed(
     tmp_path: Path,
 ) -> None:
-    """A number that was closed may come back as another descriptor of the same lock file."""
+    """A closed number may come back as the other queue's descriptor of the same lock file."""
     queue, other = Queue(tmp_path / "queue.tsv"), Queue(tmp_path / "queue.tsv")
     queue.enqueue("work", 1)
     lock = store_of(queue).lock._file

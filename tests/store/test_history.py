@@ -1,4 +1,4 @@
-"""The history: `queue.tsv.history`, a row for each attempt that has ended."""
+"""The history: `queue.tsv.history`, with one row per finished attempt."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ def raising(error: BaseException) -> Callable[[Any], None]:
     return work
 
 
-# --- what stands in it
+# --- its rows
 
 
-def test_each_way_in_which_an_attempt_ends_is_a_row(queue: Queue, path: Path, clock: Clock) -> None:
+def test_each_way_an_attempt_can_end_is_a_row(queue: Queue, path: Path, clock: Clock) -> None:
     handlers: dict[str, Any] = {
         "good": str,
         "bad": raising(ValueError("no such user")),
@@ -114,7 +114,7 @@ class Stopwatch:
         self.seconds += seconds
 
 
-def test_a_row_says_when_the_job_was_due_when_it_ended_and_how_long_its_handler_ran(
+def test_a_row_has_the_due_time_the_end_time_and_the_handlers_run_time(
     queue: Queue, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Stopwatch()
@@ -124,7 +124,7 @@ def test_a_row_says_when_the_job_was_due_when_it_ended_and_how_long_its_handler_
         clock.now += seconds
         watch.seconds += seconds
 
-    past = queue.enqueue("work", 0.25, run_at=NOW - 100)  # due when it came
+    past = queue.enqueue("work", 0.25, run_at=NOW - 100)  # due when it was enqueued
     later = queue.enqueue("work", 1.5, run_at=NOW + 10)
     clock.now += 20.125
     queue.process_jobs({"work": work})
@@ -179,7 +179,7 @@ def test_a_job_that_has_not_run_has_no_history(queue: Queue, job_id: Any) -> Non
     assert history(queue, job_id) == []
 
 
-def test_an_id_that_begins_like_another_has_its_own_history(queue: Queue) -> None:
+def test_an_id_that_starts_with_another_id_has_its_own_history(queue: Queue) -> None:
     for job_id in ("a", "ab"):
         queue.enqueue("work", {}, job_id=job_id)
     queue.process_jobs({"work": str})
@@ -204,11 +204,11 @@ def test_an_interrupted_attempt_is_a_row(programs: Programs, tmp_path: Path) -> 
     assert 0 < found["seconds"] < 60
 
 
-def test_an_outcome_that_comes_too_late_is_a_row(queue: Queue, path: Path, clock: Clock) -> None:
+def test_a_late_outcome_is_a_row(queue: Queue, path: Path, clock: Clock) -> None:
     job_id = queue.enqueue("work", {})
 
     def work(_: Any) -> str:
-        sibling(path, "pass.1").unlink()  # a slot that was deleted: its pass is taken for dead
+        sibling(path, "pass.1").unlink()  # others assume that a pass without its slot file is dead
         with Queue(path, clock=clock) as other:
             assert other.process_jobs({"work": str}) == NONE | {"recovered": 1, "completed": 1}
         return "late"
@@ -218,7 +218,7 @@ def test_an_outcome_that_comes_too_late_is_a_row(queue: Queue, path: Path, clock
     assert ends == [(1, "died"), (2, "completed"), (1, "late")]
 
 
-def test_a_pass_that_is_killed_loses_what_it_has_not_written_and_its_job_has_died(
+def test_a_killed_pass_loses_only_unwritten_rows_and_its_job_gets_a_row(
     programs: Programs, tmp_path: Path
 ) -> None:
     source = """
@@ -245,7 +245,7 @@ def test_a_pass_that_is_killed_loses_what_it_has_not_written_and_its_job_has_die
     assert (completed["attempt"], completed["outcome"]) == (2, "completed")
 
 
-def test_jobs_that_a_dead_pass_had_not_started_have_no_row(
+def test_jobs_that_a_dead_pass_has_not_started_have_no_row(
     programs: Programs, tmp_path: Path
 ) -> None:
     programs.start("""
@@ -264,7 +264,7 @@ def test_jobs_that_a_dead_pass_had_not_started_have_no_row(
     assert Counter(outcomes(path))["died"] == 1
 
 
-# --- however it is run
+# --- each way of running a handler
 
 
 async def waits(payload: Any) -> str:
@@ -280,7 +280,7 @@ def fails(payload: Any) -> str:
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("how", ["plain", "coroutine", "apart", "coroutine apart"])
-def test_its_row_is_the_same_in_whatever_way_a_handler_is_run(
+def test_the_row_is_the_same_for_each_way_of_running_a_handler(
     queue: Queue, path: Path, how: str, workers: int
 ) -> None:
     function: Any = waits if "coroutine" in how else fails
@@ -317,7 +317,7 @@ def caught(function: Callable[[], object]) -> BaseException:
     raise AssertionError("nothing was raised")
 
 
-def test_a_traceback_begins_with_the_handler(queue: Queue) -> None:
+def test_a_traceback_starts_at_the_handler(queue: Queue) -> None:
     def outer(_: Any) -> None:
         inner()
 
@@ -339,21 +339,21 @@ def test_a_traceback_begins_with_the_handler(queue: Queue) -> None:
     ]
 
 
-def test_calls_of_the_queue_that_a_handler_makes_are_in_its_traceback(queue: Queue) -> None:
+def test_a_traceback_shows_the_queue_calls_that_a_handler_makes(queue: Queue) -> None:
     job_id = queue.enqueue("work", {})
     queue.process_jobs({"work": lambda _: queue.enqueue("no type", {})})
     (found,) = history(queue, job_id)
     assert "in <lambda>" in found["traceback"] and "in check_type" in found["traceback"]
 
 
-def test_a_handler_that_is_a_function_of_the_package_is_in_its_traceback(queue: Queue) -> None:
+def test_a_traceback_shows_a_handler_that_is_a_function_of_the_package(queue: Queue) -> None:
     job_id = queue.enqueue("work", "no type")
     queue.process_jobs({"work": check_type})
     (found,) = history(queue, job_id)
     assert found["traceback"].split("\n")[1].endswith("in check_type")
 
 
-def test_a_cause_a_note_and_the_members_of_a_group_are_in_the_traceback() -> None:
+def test_a_traceback_shows_causes_notes_and_the_members_of_a_group() -> None:
     def chained() -> None:
         try:
             dict[str, str]()["key"]
@@ -372,7 +372,7 @@ def test_a_cause_a_note_and_the_members_of_a_group_are_in_the_traceback() -> Non
     assert all(part in text for part in ("several", "by hand", "first", "other"))
 
 
-def test_a_handler_that_returns_a_generator_has_no_frame_to_show(queue: Queue) -> None:
+def test_a_handler_that_returns_a_generator_has_a_traceback_without_frames(queue: Queue) -> None:
     job_id = queue.enqueue("work", {})
     queue.process_jobs({"work": lambda _: (n for n in "abc")})
     (found,) = history(queue, job_id)
@@ -382,7 +382,7 @@ def test_a_handler_that_returns_a_generator_has_no_frame_to_show(queue: Queue) -
 @pytest.mark.parametrize(
     "text", ["x" * 100_000, "\n" * 50_000, "\x1b\u2028\\" * 9000, "ä€😀" * 9999]
 )
-def test_a_long_traceback_keeps_its_beginning_and_its_end_in_8_kilobytes(text: str) -> None:
+def test_a_long_traceback_keeps_its_start_and_its_end_in_8_kilobytes(text: str) -> None:
     found = format_traceback(caught(lambda: raising(ValueError(text + "THE END"))(0)))
     assert len(found.encode()) <= MAX_TRACEBACK
     assert found.startswith(r"Traceback (most recent call last):\n") and found.endswith("THE END")
@@ -415,11 +415,11 @@ def test_an_exception_whose_text_raises_has_a_traceback_without_it(queue: Queue)
     queue.process_jobs({"work": raising(Unspeakable())})
     (found,) = history(queue, job_id)
     assert found["outcome"] == "retried"
-    assert found["error"].startswith("Unspeakable: (its text cannot be had")
+    assert found["error"].startswith("Unspeakable: (its text isn't available")
     assert found["traceback"].endswith("Unspeakable: <exception str() failed>")
 
 
-def test_an_exception_that_cannot_be_formatted_costs_no_more_than_its_traceback(
+def test_an_exception_that_cannot_be_formatted_only_loses_its_traceback(
     queue: Queue,
 ) -> None:
     job_id = queue.enqueue("work", {})
@@ -433,7 +433,7 @@ def test_an_exception_that_cannot_be_formatted_costs_no_more_than_its_traceback(
     "text",
     ["\t", "\n", "\r\n", "\\", "\\n", "\x00", "\x1b[31m", "\u2028", "\udcff", "a\t" * 9 + "\n# x"],
 )
-def test_no_text_makes_a_row_or_a_column_or_drives_a_terminal(
+def test_no_text_can_add_a_row_or_column_or_control_a_terminal(
     queue: Queue, path: Path, text: str
 ) -> None:
     job_id = queue.enqueue("work", {})
@@ -446,15 +446,13 @@ def test_no_text_makes_a_row_or_a_column_or_drives_a_terminal(
     assert found["traceback"].endswith(f"ValueError: {text}".rstrip("\n"))
 
 
-def test_a_type_that_a_person_wrote_with_a_control_character_is_escaped(
-    queue: Queue, path: Path
-) -> None:
+def test_a_control_character_in_a_type_edited_by_hand_is_escaped(queue: Queue, path: Path) -> None:
     add_lines(path, line("strange", type="a\x1b[31m\u2028b"))
     queue.process_jobs({})
     assert [columns[1] for columns in table(path)] == [r"a\x1b[31m\u2028b"]
 
 
-# --- when it is written
+# --- when rows are written
 
 
 class Space:
@@ -486,7 +484,7 @@ def add(queue: Queue, log: HistoryWriter, at: float = NOW, trace: str = "") -> N
     log.note(row, "completed", "", at, 0.5, trace)
 
 
-def test_a_row_is_written_when_a_second_has_passed(
+def test_rows_are_written_once_a_second_has_passed(
     queue: Queue, path: Path, log: HistoryWriter
 ) -> None:
     for at in (NOW, NOW + 0.5, NOW + 0.999):
@@ -496,7 +494,7 @@ def test_a_row_is_written_when_a_second_has_passed(
     assert len(table(path)) == 4
 
 
-def test_a_clock_that_is_set_back_holds_no_row_back(
+def test_rows_are_written_at_once_if_the_clock_is_set_back(
     queue: Queue, path: Path, log: HistoryWriter
 ) -> None:
     add(queue, log, NOW)
@@ -504,7 +502,7 @@ def test_a_clock_that_is_set_back_holds_no_row_back(
     assert len(table(path)) == 2
 
 
-def test_rows_are_written_when_they_are_512(queue: Queue, path: Path, log: HistoryWriter) -> None:
+def test_rows_are_written_once_there_are_512(queue: Queue, path: Path, log: HistoryWriter) -> None:
     for _ in range(511):
         add(queue, log)
     assert not sibling(path, "history").exists()
@@ -512,7 +510,7 @@ def test_rows_are_written_when_they_are_512(queue: Queue, path: Path, log: Histo
     assert len(table(path)) == 512
 
 
-def test_what_was_done_before_a_long_job_can_be_read_while_that_runs(
+def test_earlier_attempts_can_be_read_while_a_long_job_runs(
     programs: Programs, tmp_path: Path
 ) -> None:
     programs.start("""
@@ -529,7 +527,7 @@ def test_what_was_done_before_a_long_job_can_be_read_while_that_runs(
         wait_until(lambda: len(history(queue, "short")) == 1)
 
 
-def test_a_lingering_pass_has_written_what_it_did_before_it_rests(
+def test_a_lingering_pass_writes_its_rows_before_it_waits(
     programs: Programs, tmp_path: Path
 ) -> None:
     programs.start("""
@@ -542,7 +540,7 @@ def test_a_lingering_pass_has_written_what_it_did_before_it_rests(
         wait_until(lambda: len(history(queue, "a")) == 1)
 
 
-def test_a_pass_that_raises_has_written_what_it_did(
+def test_a_pass_writes_its_rows_before_it_raises(
     queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def work(payload: int) -> None:
@@ -559,10 +557,10 @@ def test_a_pass_that_raises_has_written_what_it_did(
     assert outcomes(path) == ["completed"] * 3
 
 
-# --- what can be done to it
+# --- deleted, damaged and full files
 
 
-def test_it_may_be_deleted_at_any_time(queue: Queue, path: Path) -> None:
+def test_the_history_can_be_deleted_at_any_time(queue: Queue, path: Path) -> None:
     def work(payload: int) -> None:
         if payload in (40, 41):
             sibling(path, "history").unlink(missing_ok=True)
@@ -577,7 +575,7 @@ def test_it_may_be_deleted_at_any_time(queue: Queue, path: Path) -> None:
     assert outcomes(path) == ["completed"] * 5
 
 
-def test_one_that_is_deleted_while_a_pass_has_it_open_is_started_again(
+def test_a_history_that_is_deleted_while_a_pass_has_it_open_is_created_again(
     queue: Queue, path: Path, log: HistoryWriter
 ) -> None:
     for _ in range(3):
@@ -587,7 +585,7 @@ def test_one_that_is_deleted_while_a_pass_has_it_open_is_started_again(
         sibling(path, "history").unlink()
 
 
-def test_lines_that_are_no_rows_are_passed_over_and_a_torn_one_is_ended_by_the_next_writer(
+def test_invalid_lines_are_skipped_and_the_next_writer_ends_a_torn_one(
     queue: Queue, path: Path
 ) -> None:
     def run() -> None:
@@ -612,13 +610,13 @@ def test_lines_that_are_no_rows_are_passed_over_and_a_torn_one_is_ended_by_the_n
     run()
     assert len(history(queue, "j0")) == len(history(queue, "j1")) == 1
     with sibling(path, "history").open("ab") as file:
-        file.write(whole + b"Traceback (mo")  # perhaps it is being written
+        file.write(whole + b"Traceback (mo")  # its writer may not be done yet
     assert len(history(queue, "j0")) == 1
     assert whole[:-3] + b"\n" in sibling(path, "history").read_bytes()
     assert queue.metrics()["types"]["work"]["attempts"] == {"completed": 2}
 
 
-def test_rows_of_the_history_that_cannot_be_read_are_reported_once(
+def test_invalid_lines_of_the_history_are_reported_once(
     queue: Queue, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     queue.enqueue("work", {}, job_id="a")
@@ -636,7 +634,7 @@ def test_rows_of_the_history_that_cannot_be_read_are_reported_once(
 
 @pytest.mark.parametrize("kind", ["symlink", "hard link", "fifo", "directory"])
 @pytest.mark.parametrize("suffix", ["history", "history.1"])
-def test_a_link_in_its_place_is_refused_untouched_and_the_pass_goes_on(
+def test_a_link_at_the_historys_path_is_left_alone_and_the_pass_goes_on(
     queue: Queue,
     path: Path,
     tmp_path: Path,
@@ -674,7 +672,7 @@ def test_a_link_in_its_place_is_refused_untouched_and_the_pass_goes_on(
         history(queue, "x")
 
 
-def test_two_passes_that_find_it_full_rotate_it_once(
+def test_two_passes_that_find_the_history_full_rotate_it_once(
     queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch, space: Space
 ) -> None:
     first, second = log_of(queue, space), log_of(queue, space)
@@ -696,7 +694,7 @@ def test_two_passes_that_find_it_full_rotate_it_once(
     assert len(table(path)) == 2
 
 
-def test_a_pass_that_is_overtaken_before_it_has_the_lock_does_not_rotate_again(
+def test_a_pass_does_not_rotate_if_another_did_before_it_got_the_lock(
     queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch, space: Space
 ) -> None:
     first = log_of(queue, space)
@@ -730,7 +728,7 @@ print(len(list(queue.jobs())))
 """
 
 
-def test_four_processes_that_write_and_rotate_at_once_mix_up_no_row(
+def test_four_processes_that_write_and_rotate_at_once_keep_every_row_whole(
     programs: Programs, tmp_path: Path
 ) -> None:
     children = [programs.start(ROTATE) for _ in range(4)]
@@ -757,7 +755,7 @@ def test_four_processes_that_write_and_rotate_at_once_mix_up_no_row(
     assert max(seen.values()) == 1
 
 
-def test_a_reader_that_is_overtaken_by_a_rotation_misses_nothing(
+def test_a_reader_misses_no_row_during_a_rotation(
     queue: Queue, path: Path, log: HistoryWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(queue, log)
@@ -780,10 +778,10 @@ def test_a_reader_that_is_overtaken_by_a_rotation_misses_nothing(
     assert [found["ended_at"] for found in history(queue, "job-0")] == [NOW, NOW + 0.5]
 
 
-def test_it_is_started_and_rotated_under_the_queues_lock(
+def test_the_history_is_created_and_rotated_under_the_queues_lock(
     queue: Queue, path: Path, log: HistoryWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else two passes that look at the same time would both rotate it."""
+    """Otherwise two passes that check at the same time would both rotate it."""
     done: list[str] = []
 
     def locked(name: str) -> None:
@@ -805,12 +803,12 @@ def test_it_is_started_and_rotated_under_the_queues_lock(
     assert done == ["ftruncate", "rename", "ftruncate"]
 
 
-# --- `queue.tsv.attempts`, as it was called before
+# --- `queue.tsv.attempts`, its name in earlier versions
 
 
 @pytest.fixture
 def old(queue: Queue, path: Path) -> list[bytes]:
-    """A queue with a history of the old name, and an older one; the rows of both."""
+    """A queue with a current and a rotated history under their old names; both contents."""
     for job_id in ("first", "second"):
         queue.enqueue("work", {}, job_id=job_id)
         queue.process_jobs({"work": str})
@@ -821,12 +819,12 @@ def old(queue: Queue, path: Path) -> list[bytes]:
 
 
 def names(path: Path) -> set[str]:
-    """Return which files of the history there are."""
+    """Return the endings of the history's files that exist."""
     found = {file.name.removeprefix(f"{path.name}.") for file in path.parent.iterdir()}
     return {name for name in found if name.startswith(("history", "attempts"))}
 
 
-def test_a_history_of_the_old_name_is_read_and_looking_leaves_it_alone(
+def test_a_history_with_the_old_name_can_be_read_without_changing_it(
     queue: Queue, path: Path, old: list[bytes]
 ) -> None:
     for job_id in ("first", "second"):
@@ -836,7 +834,7 @@ def test_a_history_of_the_old_name_is_read_and_looking_leaves_it_alone(
     assert [sibling(path, name).read_bytes() for name in ("attempts.1", "attempts")] == old
 
 
-def test_a_history_of_the_old_name_is_taken_over_by_the_next_pass_that_writes(
+def test_the_next_pass_that_writes_renames_a_history_with_the_old_name(
     queue: Queue, path: Path, old: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.rename
@@ -858,10 +856,10 @@ def test_a_history_of_the_old_name_is_taken_over_by_the_next_pass_that_writes(
         assert len(history(queue, job_id)) == 1
 
 
-def test_a_full_history_of_the_old_name_is_taken_over_and_rotated(
+def test_a_full_history_with_the_old_name_is_renamed_and_rotated(
     queue: Queue, path: Path, old: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history_file, "LARGEST", len(old[1]))
+    monkeypatch.setattr(history_file, "LARGEST_BYTES", len(old[1]))
     queue.enqueue("work", {}, job_id="third")
     queue.process_jobs({"work": str})
     assert names(path) == {"history", "history.1"}
@@ -869,7 +867,7 @@ def test_a_full_history_of_the_old_name_is_taken_over_and_rotated(
     assert [columns[0] for columns in table(path)] == ["third"]
 
 
-def test_a_history_whose_takeover_a_kill_has_cut_short_is_read_and_taken_over(
+def test_a_history_that_a_killed_pass_has_half_renamed_can_be_read_and_is_renamed(
     queue: Queue, path: Path, old: list[bytes]
 ) -> None:
     sibling(path, "attempts.1").rename(sibling(path, "history.1"))
@@ -881,7 +879,7 @@ def test_a_history_whose_takeover_a_kill_has_cut_short_is_read_and_taken_over(
     assert [columns[0] for columns in table(path)] == ["second", "third"]
 
 
-def test_a_history_of_the_old_name_next_to_a_new_one_is_left_alone(
+def test_a_history_with_the_old_name_next_to_a_new_one_is_left_alone(
     queue: Queue, path: Path, old: list[bytes]
 ) -> None:
     sibling(path, "history").write_bytes(HEADER)
@@ -893,18 +891,18 @@ def test_a_history_of_the_old_name_next_to_a_new_one_is_left_alone(
 
 
 @pytest.mark.parametrize("moved", ["before", "after", "in between"])
-def test_a_reader_that_is_overtaken_by_a_takeover_misses_nothing(
+def test_a_reader_misses_no_row_while_a_history_is_renamed(
     queue: Queue, path: Path, old: list[bytes], monkeypatch: pytest.MonkeyPatch, moved: str
 ) -> None:
     real = vars(history_file)["open_file"]
-    begun = False
+    is_taken_over = False
 
     def take_over() -> None:
-        nonlocal begun
-        if begun:
+        nonlocal is_taken_over
+        if is_taken_over:
             return
-        begun = True
-        if moved == "in between":  # of its two renames
+        is_taken_over = True
+        if moved == "in between":  # between its two renames
             sibling(path, "attempts.1").rename(sibling(path, "history.1"))
         else:
             history_file._take_over(str(sibling(path, "history")))
@@ -919,12 +917,12 @@ def test_a_reader_that_is_overtaken_by_a_takeover_misses_nothing(
 
     monkeypatch.setattr(history_file, "open_file", opens)
     found = [attempt.id for attempt in history_file.read(queue.path)]
-    assert begun
+    assert is_taken_over
     assert found == ["first", "second"]
 
 
 @pytest.mark.parametrize("suffix", ["attempts", "attempts.1"])
-def test_a_link_in_the_place_of_the_old_history_is_refused_untouched_and_the_pass_goes_on(
+def test_a_link_at_the_old_historys_path_is_left_alone_and_the_pass_goes_on(
     queue: Queue,
     path: Path,
     old: list[bytes],
@@ -971,10 +969,10 @@ def fill(disk: Path) -> None:
             return
 
 
-def test_on_a_disk_that_fills_the_history_takes_no_room_from_the_outcomes(
+def test_on_a_full_disk_the_history_leaves_the_reserved_space_to_the_outcomes(
     small_disk: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tracebacks of one batch come to more than is buffered, and nothing may be written."""
+    """The tracebacks of one batch exceed the buffer, and none of them may be written."""
     monkeypatch.setattr(
         "dbbasic_queue.passes.sequential._BATCH_SECONDS", 1e9
     )  # batches of 1, 8, 64
@@ -985,7 +983,7 @@ def test_on_a_disk_that_fills_the_history_takes_no_room_from_the_outcomes(
         ran[number] += 1
         room_in_block = -sibling(path, "journal").stat().st_size % 4096
         if number > 9 and room_in_block < 150 and not (small_disk / "filler").exists():
-            fill(small_disk)  # so that this very outcome takes the space that is reserved for it
+            fill(small_disk)  # this outcome has to use the reserved space
         raise Fail("no" * 50) from ValueError("x" * 20_000)
 
     path = small_disk / "data/queue.tsv"
@@ -999,7 +997,7 @@ def test_on_a_disk_that_fills_the_history_takes_no_room_from_the_outcomes(
         assert queue.counts()["failed"] == 73
 
 
-def test_where_it_cannot_be_written_rows_are_lost_and_that_is_logged_once(
+def test_a_write_error_loses_rows_and_is_logged_once(
     queue: Queue, path: Path, log: HistoryWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Stopwatch()
@@ -1029,7 +1027,7 @@ def test_where_it_cannot_be_written_rows_are_lost_and_that_is_logged_once(
     assert log.take_error() is None
 
 
-def test_after_an_error_it_is_not_tried_again_for_a_minute(
+def test_after_a_write_error_the_next_try_is_a_minute_later(
     queue: Queue, path: Path, log: HistoryWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Stopwatch()
@@ -1061,7 +1059,7 @@ def test_nothing_is_written_after_the_reserved_disk_space_was_freed(
     assert len(table(path)) == 10
 
 
-def test_a_history_that_cannot_be_written_is_no_error_of_the_pass(
+def test_a_pass_succeeds_even_if_the_history_cannot_be_written(
     queue: Queue, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     queue.enqueue_many("work", range(3))
@@ -1073,10 +1071,10 @@ def test_a_history_that_cannot_be_written_is_no_error_of_the_pass(
     assert not (path.parent / "nowhere").exists()
 
 
-def test_a_retry_by_another_pass_stands_after_the_attempt_that_failed(
+def test_the_row_of_a_retry_comes_after_the_row_of_the_failed_attempt(
     queue: Queue, path: Path, clock: Clock
 ) -> None:
-    """Even where the pass that failed is the later one to write."""
+    """Even if the pass in which it failed writes later."""
     soon = Backoff(first=0)
     queue.enqueue("work", 0, run_at=NOW - 6)  # a batch of its own
     job_id = queue.enqueue("work", 1, run_at=NOW - 5)

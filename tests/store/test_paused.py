@@ -1,4 +1,4 @@
-"""Pausing: passes claim nothing of a type, and anyone can see why."""
+"""Pausing: passes don't claim jobs of a paused type, and its name is in a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_nothing_of_a_paused_type_is_claimed_until_it_is_resumed(queue: Queue, path: Path) -> None:
+def test_a_paused_type_is_not_claimed_until_it_is_resumed(queue: Queue, path: Path) -> None:
     paused, free = queue.enqueue("mail", "a"), queue.enqueue("greet", "b")
     assert queue.pause("mail") is True
     assert queue.pause("mail") is False
@@ -53,8 +53,8 @@ def test_all_types_can_be_paused_at_once(queue: Queue, path: Path) -> None:
     assert queue.process_jobs({"mail": str, "greet": str}) == NONE | {"completed": 4}
 
 
-def test_a_pause_inside_a_pass_holds_from_the_next_claim_on(queue: Queue) -> None:
-    """What has been claimed runs; a pause takes nothing out of a pass's hands."""
+def test_a_pause_during_a_pass_applies_from_the_next_claim_on(queue: Queue) -> None:
+    """Jobs that are already claimed still run."""
     queue.enqueue("greet", "first")
 
     def work(payload: Any) -> None:
@@ -67,7 +67,7 @@ def test_a_pause_inside_a_pass_holds_from_the_next_claim_on(queue: Queue) -> Non
     assert job(queue, second)["status"] == "pending"
 
 
-def test_a_worker_that_lingers_notices_a_resume(queue: Queue) -> None:
+def test_a_lingering_pass_notices_a_resume(queue: Queue) -> None:
     job_id = queue.enqueue("greet", "ada")
     queue.pause("greet")
     seen = []
@@ -81,7 +81,7 @@ def test_a_worker_that_lingers_notices_a_resume(queue: Queue) -> None:
     assert (seen, counts["completed"]) == (["pending"], 2)
 
 
-def test_a_person_may_pause_and_resume_with_a_shell(queue: Queue, path: Path) -> None:
+def test_a_type_can_be_paused_and_resumed_from_a_shell(queue: Queue, path: Path) -> None:
     queue.enqueue("mail", {})
     sibling(path, "paused").write_text("  mail  \n\n")
     assert queue.process_jobs({"mail": str}) == NONE
@@ -89,21 +89,21 @@ def test_a_person_may_pause_and_resume_with_a_shell(queue: Queue, path: Path) ->
     assert queue.process_jobs({"mail": str}) == NONE | {"completed": 1}
 
 
-def test_a_paused_job_can_be_cancelled_and_more_can_come(queue: Queue) -> None:
+def test_a_job_of_a_paused_type_can_be_enqueued_and_cancelled(queue: Queue) -> None:
     queue.pause("mail")
     job_id = queue.enqueue("mail", {})
     assert queue.cancel_job(job_id)
     assert queue.metrics()["paused"] == 0
 
 
-def test_what_cannot_be_a_type_is_refused(queue: Queue) -> None:
+def test_an_invalid_type_cannot_be_paused_or_resumed(queue: Queue) -> None:
     for call in (queue.pause, queue.resume):
         for name in ("*", "", "a b", 5):
             with pytest.raises(InvalidJob, match="job type"):
                 call(name)  # type: ignore[arg-type]
 
 
-def test_a_link_in_the_place_of_the_list_is_refused_with_the_victim_untouched(
+def test_a_link_at_the_lists_path_is_refused_and_its_target_is_left_alone(
     queue: Queue, path: Path, tmp_path: Path
 ) -> None:
     queue.enqueue("mail", {})
@@ -116,7 +116,7 @@ def test_a_link_in_the_place_of_the_list_is_refused_with_the_victim_untouched(
     assert victim.read_text() == "precious"
 
 
-def test_what_a_crash_has_left_of_a_new_list_is_no_list(queue: Queue, path: Path) -> None:
+def test_an_unfinished_list_left_by_a_crash_is_ignored(queue: Queue, path: Path) -> None:
     queue.enqueue("mail", {})
     sibling(path, "paused.new").write_text("greet\n")
     assert queue.metrics()["paused"] == 0

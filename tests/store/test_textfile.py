@@ -1,4 +1,4 @@
-"""The queue's files: what a reader sees in any state of them, and what a writer leaves."""
+"""The queue's files: what readers see in each state of the files, and what writers leave."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 HANDLERS: dict[str, Callable[[Any], Any]] = {"greet": lambda payload: payload}
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be several users")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to act as several users")
 
 
 def record(job_id: str, status: str, **columns: Any) -> bytes:
@@ -74,7 +74,7 @@ def record(job_id: str, status: str, **columns: Any) -> bytes:
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """Let the system refuse to write further than `size` into any file, as a full disk would."""
+    """Let writes beyond `size` bytes fail in any file, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -102,7 +102,7 @@ def test_a_change_is_one_line_of_the_journal_until_it_is_folded(queue: Queue, pa
     assert sibling(path, "journal").read_bytes() == b""
 
 
-def test_of_a_jobs_records_the_last_one_counts(queue: Queue, path: Path) -> None:
+def test_a_jobs_last_record_counts(queue: Queue, path: Path) -> None:
     add_lines(path, line("a"), line("b"))
     sibling(path, "journal").write_bytes(
         record("a", "processing")
@@ -119,7 +119,7 @@ def test_of_a_jobs_records_the_last_one_counts(queue: Queue, path: Path) -> None
 
 
 @pytest.mark.parametrize("size", [0, 1, 5, 30, -2, -1])
-def test_a_torn_last_record_is_no_record_and_harms_no_later_one(
+def test_a_torn_last_record_is_ignored_and_does_not_damage_the_next_one(
     queue: Queue, path: Path, size: int
 ) -> None:
     add_lines(path, line("a"), line("b"), line("c"))
@@ -130,7 +130,7 @@ def test_a_torn_last_record_is_no_record_and_harms_no_later_one(
         assert queue.cancel_job("c")
     with Queue(path) as other:
         statuses = [found["status"] for found in other.jobs()]
-    # A record that lacks nothing but its end is whole, once a writer has ended it.
+    # A record that only lacks its line end is complete as soon as a writer adds that.
     assert statuses == ["completed", "completed" if size == -1 else "pending", "cancelled"]
 
 
@@ -146,7 +146,7 @@ def test_a_torn_last_record_is_no_record_and_harms_no_later_one(
         b"b\tcompleted\t1\t1\t1\t\t\t00000000\n",
     ],
 )
-def test_a_damaged_record_is_passed_over(queue: Queue, path: Path, damage: bytes) -> None:
+def test_a_damaged_record_is_skipped(queue: Queue, path: Path, damage: bytes) -> None:
     add_lines(path, line("a"), line("b"), line("c"))
     sibling(path, "journal").write_bytes(record("a", "completed") + damage)
     with sibling(path, "journal").open("ab") as file:
@@ -156,16 +156,14 @@ def test_a_damaged_record_is_passed_over(queue: Queue, path: Path, damage: bytes
     assert [columns[3] for columns in rows(path)] == ["completed", "completed", "failed"]
 
 
-def test_a_journal_that_is_replayed_after_its_fold_changes_nothing(
-    queue: Queue, path: Path
-) -> None:
+def test_replaying_a_journal_after_its_fold_changes_nothing(queue: Queue, path: Path) -> None:
     add_lines(path, line("a"), line("b"))
     old = record("a", "processing") + record("a", "completed", result="0") + record("b", "failed")
     sibling(path, "journal").write_bytes(old)
     queue.process_jobs(HANDLERS)
     folded, before = path.read_bytes(), list(queue.jobs())
     assert sibling(path, "journal").read_bytes() == b""
-    sibling(path, "journal").write_bytes(old)  # killed between the rename and the cut
+    sibling(path, "journal").write_bytes(old)  # killed between the rename and the truncation
     for reader in (queue, Queue(path)):
         assert list(reader.jobs()) == before
         assert reader.process_jobs(HANDLERS) == NONE
@@ -174,7 +172,7 @@ def test_a_journal_that_is_replayed_after_its_fold_changes_nothing(
         sibling(path, "journal").write_bytes(old)
 
 
-def test_a_journal_that_is_gone_is_started_again(queue: Queue, path: Path) -> None:
+def test_a_missing_journal_is_created_again(queue: Queue, path: Path) -> None:
     ids = queue.enqueue_many("greet", range(3))
     queue.cancel_job(ids[0])
     sibling(path, "journal").unlink()
@@ -186,7 +184,7 @@ def test_a_journal_that_is_gone_is_started_again(queue: Queue, path: Path) -> No
 # --- the fold
 
 
-def test_a_fold_that_fails_changes_nothing_and_leaves_nothing(queue: Queue, path: Path) -> None:
+def test_a_failed_fold_changes_nothing_and_leaves_no_file(queue: Queue, path: Path) -> None:
     ids = queue.enqueue_many("greet", range(100))
     before = path.read_bytes()
     with largest_file(2000):
@@ -198,7 +196,7 @@ def test_a_fold_that_fails_changes_nothing_and_leaves_nothing(queue: Queue, path
     assert [columns[3] for columns in rows(path)] == ["cancelled"] * 2 + ["pending"] * 98
 
 
-def test_what_a_crash_has_left_of_a_fold_is_worth_nothing(queue: Queue, path: Path) -> None:
+def test_an_unfinished_fold_left_by_a_crash_is_ignored(queue: Queue, path: Path) -> None:
     job_id = queue.enqueue("greet", {})
     sibling(path, "fold").write_text("half a fi")
     assert queue.cancel_job(job_id)
@@ -206,9 +204,7 @@ def test_what_a_crash_has_left_of_a_fold_is_worth_nothing(queue: Queue, path: Pa
     assert not sibling(path, "fold").exists()
 
 
-def test_a_fold_keeps_every_row_in_its_place_and_every_line_that_is_no_job(
-    queue: Queue, path: Path
-) -> None:
+def test_a_fold_keeps_the_order_of_rows_and_all_invalid_lines(queue: Queue, path: Path) -> None:
     lines = [
         line("a"),
         "no job\n",
@@ -245,10 +241,12 @@ def test_a_fold_keeps_the_files_owner_and_group(queue: Queue, path: Path) -> Non
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (12345, 54321, 0o664)
 
 
-# --- what others write meanwhile
+# --- changes by other processes and by hand
 
 
-def test_what_another_process_adds_changes_and_folds_is_noticed(queue: Queue, path: Path) -> None:
+def test_a_queue_notices_what_another_process_adds_changes_and_folds(
+    queue: Queue, path: Path
+) -> None:
     mine = queue.enqueue("greet", "mine")
     with Queue(path, clock=Clock()) as other:
         assert job(other, mine)["payload"] == "mine"
@@ -267,7 +265,7 @@ def test_what_another_process_adds_changes_and_folds_is_noticed(queue: Queue, pa
     assert len(rows(path)) == 12
 
 
-def test_a_row_that_a_careless_script_appends_is_a_job(queue: Queue, path: Path) -> None:
+def test_a_row_appended_without_the_lock_is_a_job(queue: Queue, path: Path) -> None:
     queue.enqueue("greet", "first")
     add_lines(path, line("foreign", payload='"foreign"'))
     assert job(queue, "foreign")["payload"] == "foreign"
@@ -276,7 +274,7 @@ def test_a_row_that_a_careless_script_appends_is_a_job(queue: Queue, path: Path)
     assert job(queue, "foreign")["result"] == "foreign"
 
 
-@pytest.mark.skipif(shutil.which("flock") is None, reason="there is no flock(1) here")
+@pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock(1)")
 def test_a_shell_can_add_a_job_under_the_lock(queue: Queue, path: Path) -> None:
     queue.enqueue("greet", "first")
     text = line("from-a-shell", payload='{"to": "you"}').rstrip("\n").replace("\t", "\\t")
@@ -286,7 +284,7 @@ def test_a_shell_can_add_a_job_under_the_lock(queue: Queue, path: Path) -> None:
     assert queue.process_jobs(HANDLERS) == NONE | {"completed": 2}
 
 
-def test_a_last_line_without_its_end_is_no_job_until_a_writer_has_ended_it(
+def test_a_last_line_without_a_line_end_becomes_a_job_when_a_writer_ends_it(
     queue: Queue, path: Path
 ) -> None:
     add_lines(path, line("a"), line("torn")[:-1])
@@ -297,7 +295,7 @@ def test_a_last_line_without_its_end_is_no_job_until_a_writer_has_ended_it(
 
 
 @pytest.mark.parametrize("size", [1, 6, 15, 40])
-def test_a_torn_line_is_never_glued_to_the_next_job(queue: Queue, path: Path, size: int) -> None:
+def test_a_torn_line_is_never_joined_with_the_next_job(queue: Queue, path: Path, size: int) -> None:
     torn = line("torn", payload='"' + "x" * 50 + '"')[:size]
     add_lines(path, line("a"), torn)
     after = queue.enqueue("greet", {})
@@ -360,9 +358,7 @@ def test_a_directory_deleted_and_created_by_hand_is_used(queue: Queue, path: Pat
     assert row(path, job_id)["status"] == "completed"
 
 
-def test_what_was_read_is_not_taken_for_another_file_of_the_same_inode(
-    queue: Queue, path: Path
-) -> None:
+def test_a_new_file_with_the_same_inode_number_is_read_again(queue: Queue, path: Path) -> None:
     for n in range(8):
         path.unlink(missing_ok=True)  # the next file often gets the same number
         sibling(path, "journal").unlink(missing_ok=True)
@@ -406,20 +402,20 @@ TOO_LONG = LONGEST_ROW_BYTES + 1
 
 
 def add_hole(path: Path, size: int, end: str = "\n") -> None:
-    """Append a line of NULs that takes no room on the disk."""
+    """Append a line of NULs that takes no disk space."""
     with path.open("ab") as file:
         file.truncate(file.tell() + size)
     add_lines(path, end)
 
 
-def test_a_row_that_an_editor_left_without_a_line_end_is_run(queue: Queue, path: Path) -> None:
+def test_a_row_that_an_editor_saved_without_a_line_end_is_run(queue: Queue, path: Path) -> None:
     add_lines(path, line("a")[:-1])
     assert queue.counts()["pending"] == 0
     assert queue.process_jobs(HANDLERS) == NONE | {"completed": 1}
     assert row(path, "a")["status"] == "completed"
 
 
-def test_a_pass_that_lingers_runs_a_row_without_a_line_end(queue: Queue, path: Path) -> None:
+def test_a_lingering_pass_runs_a_row_without_a_line_end(queue: Queue, path: Path) -> None:
     def handler(name: str) -> None:
         if name == "first":
             add_lines(path, line("b", payload='"second"')[:-1])
@@ -431,7 +427,7 @@ def test_a_pass_that_lingers_runs_a_row_without_a_line_end(queue: Queue, path: P
         queue.process_jobs({"greet": handler}, linger=20)
 
 
-def test_a_part_of_a_row_without_a_line_end_is_kept_and_reported_and_never_run(
+def test_a_partial_row_without_a_line_end_is_kept_and_reported_but_never_run(
     queue: Queue, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     part = line("a", run_at=NOW - 500).partition(f"{NOW - 500}\t0")[0] + "18"
@@ -445,7 +441,7 @@ def test_a_part_of_a_row_without_a_line_end_is_kept_and_reported_and_never_run(
     assert queue.process_jobs(HANDLERS) == NONE | {"completed": 1}
 
 
-def test_a_line_that_is_too_long_for_a_row_hides_no_job_and_is_not_held_in_memory(
+def test_a_line_that_is_too_long_for_a_row_hides_no_job_and_is_not_loaded_into_memory(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     add_lines(path, line("a"))
@@ -454,9 +450,9 @@ def test_a_line_that_is_too_long_for_a_row_hides_no_job_and_is_not_held_in_memor
         assert [found["id"] for found in other.jobs()] == ["a"]
         queue.enqueue("greet", {}, job_id="b")
         tracemalloc.start()
-        for looks in (queue, other, Queue(path)):
-            assert [found["id"] for found in looks.jobs()] == ["a", "b"]
-            assert job(looks, "b")["status"] == "pending"
+        for reader in (queue, other, Queue(path)):
+            assert [found["id"] for found in reader.jobs()] == ["a", "b"]
+            assert job(reader, "b")["status"] == "pending"
         assert queue.process_jobs(HANDLERS) == NONE | {"completed": 2}
         assert [found["status"] for found in other.jobs()] == ["completed"] * 2
         assert other.cancel_job(other.enqueue("greet", {}))
@@ -469,7 +465,7 @@ def test_a_line_that_is_too_long_for_a_row_hides_no_job_and_is_not_held_in_memor
         assert [len(text) for text in file][2] == TOO_LONG + 1
 
 
-def test_a_row_that_is_longer_than_one_reading_is_a_job(path: Path) -> None:
+def test_a_row_that_is_longer_than_one_read_is_a_job(path: Path) -> None:
     text = "x" * 3_000_000
     with Queue(path, fsync=False, max_payload=LARGEST_PAYLOAD) as queue:
         job_id = queue.enqueue("greet", text)
@@ -480,7 +476,7 @@ def test_a_row_that_is_longer_than_one_reading_is_a_job(path: Path) -> None:
         assert job(other, later)["result"] == 1
 
 
-def test_a_payload_may_be_as_long_as_a_row_has_room_for_it_and_its_result(path: Path) -> None:
+def test_the_largest_payload_and_result_fit_into_a_row(path: Path) -> None:
     an_error = MAX_ERROR * len("\\U0010ffff")
     assert 2 * LARGEST_PAYLOAD + an_error + 1000 < LONGEST_ROW_BYTES
     with pytest.raises(
@@ -489,7 +485,7 @@ def test_a_payload_may_be_as_long_as_a_row_has_room_for_it_and_its_result(path: 
         Queue(path, max_payload=LARGEST_PAYLOAD + 1)
 
 
-def test_what_was_read_of_a_line_without_an_end_is_not_read_again(
+def test_a_long_line_without_an_end_is_read_only_once(
     queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = 0
@@ -511,16 +507,16 @@ def test_what_was_read_of_a_line_without_an_end_is_not_read_again(
         view.refresh()
         assert read < 1_000_000
         add_hole(path, 100_000, end="")
-    with path.open("r+b") as file:  # it is cut off, and others add rows
+    with path.open("r+b") as file:  # the line is removed, and rows are added
         file.truncate(len(HEADER) + len(line("a")))
     add_lines(path, *[line(f"{n}", payload=f'"{"x" * 500_000}"') for n in range(50)])
     assert queue.counts()["pending"] == 51
 
 
-# --- lines that are odd, or no jobs
+# --- odd and invalid lines
 
 
-def test_of_two_rows_with_one_id_the_first_is_the_job_and_the_other_is_kept(
+def test_the_first_of_two_rows_with_the_same_id_is_the_job_and_the_other_is_kept(
     queue: Queue, path: Path
 ) -> None:
     add_lines(path, line("a", payload="1"), line("a", payload="2"), line("b", payload="3"))
@@ -552,7 +548,7 @@ def test_a_file_with_windows_line_ends_and_a_byte_order_mark_is_a_queue(
 
 
 @pytest.mark.parametrize("content", ["", "i", "id\ttype", HEADER[:-1], HEADER])
-def test_an_empty_file_and_a_header_cut_short_are_a_queue_without_jobs(
+def test_a_file_that_is_empty_or_has_a_torn_header_is_a_queue_without_jobs(
     queue: Queue, path: Path, content: str
 ) -> None:
     path.parent.mkdir()
@@ -564,7 +560,9 @@ def test_an_empty_file_and_a_header_cut_short_are_a_queue_without_jobs(
     assert job(queue, job_id)["status"] == "pending"
 
 
-def test_lines_that_would_stop_grep_are_moved_away_untouched(queue: Queue, path: Path) -> None:
+def test_lines_that_grep_cannot_read_are_moved_to_the_rejected_file(
+    queue: Queue, path: Path
+) -> None:
     binary = [b"\0\0\0\0\n", line("x", error="a\0b").encode(), b"caf\xe9\tb\n", b"\xed\xa0\x80\n"]
     add_lines(path, line("a"), *binary[:2], line("b"), *binary[2:], line("c"), "no job\n")
     assert queue.process_jobs(HANDLERS) == NONE | {"completed": 3}
@@ -577,7 +575,9 @@ def test_lines_that_would_stop_grep_are_moved_away_untouched(queue: Queue, path:
     assert [columns[3] for columns in rows(path) if len(columns) > 1] == ["completed"] * 5
 
 
-def test_jobs_in_hand_survive_that_lines_are_moved_away_meanwhile(queue: Queue, path: Path) -> None:
+def test_running_jobs_are_kept_when_lines_are_moved_to_the_rejected_file(
+    queue: Queue, path: Path
+) -> None:
     def handler(n: int) -> int:
         if n == 12:
             add_lines(path, b"\0\0\n", line("late", run_at=NOW * 2))
@@ -593,7 +593,7 @@ def test_jobs_in_hand_survive_that_lines_are_moved_away_meanwhile(queue: Queue, 
     assert {found["attempts"] for found in queue.jobs("completed")} == {1}
 
 
-def test_what_was_moved_away_before_a_crash_may_be_there_twice_and_is_never_lost(
+def test_a_line_moved_to_the_rejected_file_before_a_crash_may_be_there_twice(
     queue: Queue, path: Path
 ) -> None:
     add_lines(path, b"\0\n", line("a"))
@@ -622,7 +622,9 @@ def bad_lines() -> dict[str | bytes, str]:
     }
 
 
-def test_what_is_not_a_job_is_listed_with_its_line_and_the_reason(queue: Queue, path: Path) -> None:
+def test_invalid_lines_are_listed_with_their_number_and_the_reason(
+    queue: Queue, path: Path
+) -> None:
     assert (list(queue.unreadable()), queue.remove_unreadable()) == ([], 0)
     bad = bad_lines()
     binary = {b"\0\0\n": "it has NUL bytes", b"caf\xe9\n": "it is not UTF-8"}
@@ -638,7 +640,7 @@ def test_what_is_not_a_job_is_listed_with_its_line_and_the_reason(queue: Queue, 
     assert [entry["id"] for entry in queue.jobs()] == ["first"]
 
 
-def test_a_last_line_without_an_end_is_listed_as_long_as_nobody_ends_it(
+def test_a_last_line_without_a_line_end_is_listed_until_a_pass_ends_it(
     queue: Queue, path: Path
 ) -> None:
     add_lines(path, line("a"), "half a r")
@@ -651,7 +653,7 @@ def test_a_last_line_without_an_end_is_listed_as_long_as_nobody_ends_it(
     assert found["reason"] == "it has fewer than nine columns separated by tabs"
 
 
-def test_a_row_whose_payload_is_not_json_is_a_job_for_no_call(queue: Queue, path: Path) -> None:
+def test_every_call_ignores_a_row_whose_payload_is_not_json(queue: Queue, path: Path) -> None:
     queue.enqueue("greet", 1)
     for status in ("pending", "failed", "processing", "completed"):
         add_lines(path, line(status, payload="'", status=status, attempts=1, run_at=NOW - 9999))
@@ -669,7 +671,7 @@ def test_a_row_whose_payload_is_not_json_is_a_job_for_no_call(queue: Queue, path
         queue.enqueue("greet", 1, job_id="pending")
 
 
-def test_what_is_not_a_job_is_moved_away_when_asked_and_the_jobs_stay(
+def test_remove_unreadable_moves_invalid_lines_away_and_keeps_the_jobs(
     queue: Queue, path: Path
 ) -> None:
     bad = list(bad_lines())
@@ -678,7 +680,9 @@ def test_what_is_not_a_job_is_moved_away_when_asked_and_the_jobs_stay(
     queue.cancel_job("last")
     with Queue(path, clock=Clock()) as other:
         assert len(list(other.jobs())) == 2
-        assert queue.remove_unreadable() == len(bad) + 1  # the fold of the cancel has moved one
+        assert (
+            queue.remove_unreadable() == len(bad) + 1
+        )  # the fold after the cancel has already moved one
         rejected = [text if isinstance(text, bytes) else text.encode() for text in bad]
         kept = sibling(path, "rejected").read_bytes()
         assert sorted(kept.splitlines(True)) == sorted([*rejected, b"\0\n", b"half\n"])
@@ -687,13 +691,13 @@ def test_what_is_not_a_job_is_moved_away_when_asked_and_the_jobs_stay(
             ("last", "cancelled"),
         ]
         assert list(other.unreadable()) == []
-        add_lines(path, running)  # perhaps by a pass of 1.0.0
+        add_lines(path, running)  # a pass of 1.0.0 may run it
         assert other.remove_unreadable() == queue.remove_unreadable() == 0
         assert queue.enqueue("greet", 1, job_id="p") == "p"
         assert other.process_jobs(HANDLERS)["completed"] == 2
 
 
-def test_a_line_of_any_length_is_moved_away_in_pieces(path: Path) -> None:
+def test_a_line_of_any_length_can_be_removed_without_loading_it_into_memory(path: Path) -> None:
     add_lines(path, line("a"))
     add_hole(path, TOO_LONG)
     add_lines(path, "no job\n")
@@ -711,7 +715,7 @@ def test_a_line_of_any_length_is_moved_away_in_pieces(path: Path) -> None:
     sibling(path, "rejected").unlink()
 
 
-def test_a_full_disk_keeps_what_is_not_a_job_where_it_is(queue: Queue, path: Path) -> None:
+def test_on_a_full_disk_invalid_lines_stay_where_they_are(queue: Queue, path: Path) -> None:
     add_lines(path, line("a"), *["no job\n"] * 100)
     queue.process_jobs(HANDLERS)
     content = path.read_bytes()
@@ -738,14 +742,16 @@ lines_of_a_file = st.lists(
 
 @settings(max_examples=60)
 @given(lines_of_a_file, st.booleans())
-def test_a_queue_holds_the_jobs_that_its_lines_are_read_as(lines: list[str], is_old: bool) -> None:
+def test_a_queue_has_the_jobs_that_can_be_parsed_from_its_lines(
+    lines: list[str], is_old: bool
+) -> None:
     jobs: dict[str, dict[str, Any]] = {}
     for text in lines:
         parsed = parse_row(text.encode())
         if parsed is not None:
             jobs.setdefault(parsed.id, {"status": parsed.state.status, "type": parsed.type})
     with tempfile.TemporaryDirectory() as directory, Queue(f"{directory}/q", fsync=False) as queue:
-        if is_old:  # rows come while the file is being followed
+        if is_old:  # rows are added to a file that was already read
             add_lines(Path(queue.path), "")
             queue.counts()
         add_lines(Path(queue.path), *(f"{text}\n" for text in lines))
@@ -759,15 +765,15 @@ def test_a_queue_holds_the_jobs_that_its_lines_are_read_as(lines: list[str], is_
             with pytest.raises(DuplicateJob):
                 queue.enqueue("greet", {}, job_id=job_id)
             found = queue.get_job(job_id)
-            if found is not None:  # else its payload is no JSON
+            if found is not None:  # otherwise its payload isn't JSON
                 assert found["status"] == expected["status"]
                 assert queue.cancel_job(job_id) is (expected["status"] == "pending")
 
 
-# --- a row taken out by hand, and its record
+# --- a row deleted by hand, and its record in the journal
 
 
-def test_a_new_job_is_not_what_the_journal_says_of_an_old_one_with_its_id(
+def test_a_new_job_does_not_get_the_journals_record_of_an_old_job_with_its_id(
     queue: Queue, path: Path
 ) -> None:
     add_lines(path, line("other"))
@@ -792,7 +798,7 @@ def test_jobs_that_do_not_fit_on_the_disk_are_all_refused(path: Path, fsync: boo
     with Queue(path, fsync=fsync) as queue:
         queue.enqueue("greet", {})
         before = path.read_bytes()
-        for count in (1, 100):  # a write that is refused, and one that is cut short
+        for count in (1, 100):  # a write that fails, and one that is cut short
             with largest_file(len(before) if count == 1 else 3000):
                 with pytest.raises(StoreError, match="nothing was added") as refusal:
                     queue.enqueue_many("greet", range(count))
@@ -803,7 +809,7 @@ def test_jobs_that_do_not_fit_on_the_disk_are_all_refused(path: Path, fsync: boo
         assert len(rows(path)) == 2
 
 
-def test_a_job_that_is_not_surely_on_the_disk_is_taken_back(
+def test_a_change_that_cannot_be_synced_is_undone(
     queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = queue.enqueue("greet", {})
@@ -821,7 +827,7 @@ def test_a_job_that_is_not_surely_on_the_disk_is_taken_back(
         assert path.read_bytes() == before
         with pytest.raises(StoreError, match="nothing was changed; the disk reports an error"):
             queue.cancel_job(first)
-        assert len(synced) == 2, "a failed sync is not to be tried again"
+        assert len(synced) == 2, "a failed sync must not be retried"
     assert job(queue, first)["status"] == "pending"
     with Queue(path) as other:
         assert job(other, first)["status"] == "pending"
@@ -859,7 +865,7 @@ def test_a_writer_waits_for_the_lock_and_a_reader_does_not(queue: Queue, path: P
     assert [found["payload"] for found in queue.jobs()] == [{}, "waited"]
 
 
-def test_a_lock_that_stays_taken_is_an_error_that_says_who_to_look_for(
+def test_waiting_too_long_for_the_lock_is_an_error_that_says_how_to_find_its_holder(
     queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue.enqueue("greet", {})
@@ -872,7 +878,7 @@ def test_a_lock_that_stays_taken_is_an_error_that_says_who_to_look_for(
     assert len(rows(path)) == 2
 
 
-def test_a_lock_file_that_was_deleted_is_not_locked_any_more(queue: Queue, path: Path) -> None:
+def test_a_deleted_lock_file_is_replaced_by_a_new_one(queue: Queue, path: Path) -> None:
     with Queue(path) as other:
         for n in range(4):
             queue.enqueue("greet", n)
@@ -883,7 +889,9 @@ def test_a_lock_file_that_was_deleted_is_not_locked_any_more(queue: Queue, path:
     assert len(rows(path)) == 9
 
 
-def test_one_who_waits_for_a_deleted_lock_file_takes_the_new_one(queue: Queue, path: Path) -> None:
+def test_a_process_waiting_for_a_deleted_lock_file_acquires_the_new_one(
+    queue: Queue, path: Path
+) -> None:
     queue.enqueue("greet", {})
     with sibling(path, "lock").open("r+") as old:
         fcntl.flock(old, fcntl.LOCK_EX)
@@ -901,32 +909,32 @@ def test_one_who_waits_for_a_deleted_lock_file_takes_the_new_one(queue: Queue, p
 
 
 class Waiting:
-    """A clock, and a sleep, for which no time passes; the lock is freed after some seconds."""
+    """A clock and a sleep without real time; frees the lock after five of its seconds."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, free: Callable[[], object]) -> None:
         self.now = 0.0
-        self.looks = 0
+        self.polls = 0
         self._free = free
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
         monkeypatch.setattr(time, "sleep", self.sleep)
 
     def sleep(self, seconds: float) -> None:
-        self.looks += 1
+        self.polls += 1
         self.now += seconds
         if self.now > 5:
             self._free()
 
 
-def test_a_process_that_waits_long_for_the_lock_looks_rarely(
+def test_a_process_that_waits_long_for_the_lock_polls_rarely(
     queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """64 of them would otherwise keep the one that holds it off the processor."""
+    """Otherwise 64 waiting processes would slow down the one that holds it."""
     queue.enqueue("greet", {})
     with sibling(path, "lock").open("r+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         waiting = Waiting(monkeypatch, lambda: fcntl.flock(held, fcntl.LOCK_UN))
         queue.enqueue("greet", {})
-    assert waiting.looks < 1000
+    assert waiting.polls < 1000
     assert len(rows(path)) == 2
 
 
@@ -950,7 +958,7 @@ def test_a_file_system_without_flock_is_an_error_that_says_what_to_do(
     assert queue.process_jobs(HANDLERS) == NONE | {"completed": 1}
 
 
-def test_inode_numbers_that_change_at_each_look_are_an_error_not_an_endless_loop(
+def test_inode_numbers_that_always_change_are_an_error_not_an_endless_loop(
     queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = queue.enqueue("greet", {})
@@ -975,10 +983,10 @@ def test_inode_numbers_that_change_at_each_look_are_an_error_not_an_endless_loop
     assert queue.counts()["pending"] == 1
 
 
-def test_a_recovery_that_is_refused_leaves_no_slot_locked(
+def test_a_failed_recovery_leaves_no_slot_locked(
     queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does the traceback of its error, which keeps the files open."""
+    """Not even if the error's traceback keeps the files open."""
     queue.enqueue("greet", {}, job_id="a")
     sibling(path, "pass.1").write_text("pass\t1\t1\t1\na\t1\n")
     sibling(path, "pass.2").write_text("pass\t1\t1\t1\nb\t1\n")
@@ -998,13 +1006,13 @@ def test_a_recovery_that_is_refused_leaves_no_slot_locked(
     assert queue.process_jobs(HANDLERS)["recovered"] == 1
 
 
-# --- what is damaged beyond reading
+# --- a damaged header
 
 
 @pytest.mark.parametrize(
     "start", [line("a").encode(), b"\0" * 62 + b"\n", b"id\ttype\0\0\0\n" + line("a").encode()]
 )
-def test_a_queue_whose_header_is_lost_is_said_to_be_damaged_and_left_as_it_is(
+def test_a_queue_without_a_header_is_reported_as_damaged_and_left_alone(
     queue: Queue, path: Path, start: bytes
 ) -> None:
     path.parent.mkdir()
@@ -1021,7 +1029,7 @@ def test_a_queue_whose_header_is_lost_is_said_to_be_damaged_and_left_as_it_is(
     assert path.read_bytes() == start + line("b").encode()
 
 
-def test_each_error_is_also_the_built_in_that_a_caller_would_expect() -> None:
+def test_each_error_is_also_a_fitting_builtin_error() -> None:
     for error, built_in in {
         InvalidArgument: ValueError,
         InvalidJob: ValueError,
@@ -1037,7 +1045,7 @@ def test_each_error_is_also_the_built_in_that_a_caller_would_expect() -> None:
         assert issubclass(error, QueueError)
 
 
-# --- who gets in
+# --- permissions, links and strange files
 
 
 def give_to_another_user(file: Path) -> None:
@@ -1047,7 +1055,7 @@ def give_to_another_user(file: Path) -> None:
 
 
 def refuse_all(queue: Queue) -> None:
-    """Make every call that may meet the strange file, twice; one at least must refuse it."""
+    """Make every call that could open the strange file, twice; at least one must refuse it."""
     refused = 0
     calls: list[Callable[[], object]] = [
         lambda: queue.enqueue("greet", {}),
@@ -1067,7 +1075,7 @@ def refuse_all(queue: Queue) -> None:
 
 @pytest.mark.parametrize("suffix", ["", ".lock", ".journal", ".pass.1", ".rejected"])
 @pytest.mark.parametrize("kind", ["link", "dangling link", "hard link", "fifo", "directory"])
-def test_what_stands_in_the_place_of_a_file_is_refused_and_left_untouched(
+def test_a_strange_file_at_the_path_of_a_queue_file_is_refused_and_left_alone(
     path: Path, tmp_path: Path, suffix: str, kind: str
 ) -> None:
     add_lines(path, line("a"), line("b"))
@@ -1090,7 +1098,7 @@ def test_what_stands_in_the_place_of_a_file_is_refused_and_left_untouched(
     }
     make[kind]()
     status = place.lstat()
-    if suffix == ".rejected":  # needed by a fold alone, which can wait
+    if suffix == ".rejected":  # only a fold needs it, and that can wait
         with Queue(path, clock=Clock()) as queue:
             assert queue.process_jobs(HANDLERS) == NONE | {"completed": 2}
             assert queue.counts()["completed"] == 2
@@ -1109,7 +1117,7 @@ def test_what_stands_in_the_place_of_a_file_is_refused_and_left_untouched(
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_link_in_the_place_of_an_unfinished_fold_is_not_followed(
+def test_a_link_at_the_path_of_an_unfinished_fold_is_not_followed(
     queue: Queue, path: Path, tmp_path: Path
 ) -> None:
     victim = tmp_path / "victim"
@@ -1166,7 +1174,7 @@ ALL_FILES = ["queue.tsv"] + [
 @pytest.mark.parametrize(
     ("directory", "file"), [(0o700, 0o600), (0o755, 0o600), (0o770, 0o660), (0o2775, 0o660)]
 )
-def test_the_directory_decides_the_mode_of_each_file_and_the_umask_does_not(
+def test_the_mode_of_each_file_follows_the_directory_not_the_umask(
     path: Path, mask: int, directory: int, file: int
 ) -> None:
     path.parent.mkdir()
@@ -1183,7 +1191,7 @@ def test_the_directory_decides_the_mode_of_each_file_and_the_umask_does_not(
 @pytest.mark.parametrize(
     ("parent", "made"), [(0o700, 0o755), (0o755, 0o755), (0o770, 0o2770), (0o1777, 0o755)]
 )
-def test_a_new_directory_lets_in_whom_its_parent_lets_in(
+def test_a_new_directory_gets_the_permissions_of_its_parent(
     tmp_path: Path, mask: int, parent: int, made: int
 ) -> None:
     home = tmp_path / "home"
@@ -1197,7 +1205,7 @@ def test_a_new_directory_lets_in_whom_its_parent_lets_in(
 
 @as_root
 @pytest.mark.parametrize("directory", [0o755, 0o750, 0o770, 0o2770])
-def test_what_root_creates_is_for_the_directorys_owner(path: Path, directory: int) -> None:
+def test_files_that_root_creates_belong_to_the_directorys_owner(path: Path, directory: int) -> None:
     path.parent.mkdir()
     os.chown(path.parent, 12345, 54321)
     path.parent.chmod(directory)
@@ -1209,7 +1217,7 @@ def test_what_root_creates_is_for_the_directorys_owner(path: Path, directory: in
 
 
 @as_root
-def test_a_directory_that_root_makes_is_for_its_parents_owner(tmp_path: Path) -> None:
+def test_a_directory_that_root_creates_belongs_to_its_parents_owner(tmp_path: Path) -> None:
     home = tmp_path / "app"
     home.mkdir()
     os.chown(home, 12345, 54321)
@@ -1223,7 +1231,7 @@ import os, sys, tempfile
 from dbbasic_queue import Queue
 path, (uid, gid), mask, name = sys.argv[1], map(int, sys.argv[2:4]), sys.argv[4], sys.argv[5]
 with tempfile.TemporaryDirectory() as directory:
-    # Python itself may be out of the user's reach: what is loaded later is loaded now.
+    # The user may not be allowed to read Python's files: import everything now.
     with Queue(f"{directory}/queue.tsv") as queue:
         queue.enqueue("greet", {})
         queue.process_jobs({"greet": len})
@@ -1247,7 +1255,7 @@ def a_user() -> tuple[int, int]:
         except KeyError:
             continue
         return user.pw_uid, user.pw_gid
-    pytest.skip("there is no user www-data, daemon or nobody here")
+    pytest.skip("needs a user www-data, daemon or nobody")
 
 
 @pytest.fixture
@@ -1285,7 +1293,7 @@ def test_root_with_umask_077_and_the_web_server_share_a_queue(
 
 
 @as_root
-def test_a_user_whom_the_directory_keeps_out_is_told_what_to_do(open_directory: Path) -> None:
+def test_a_user_without_permission_gets_an_error_that_says_what_to_do(open_directory: Path) -> None:
     uid, gid = a_user()
     (open_directory / "data").mkdir(0o755)
     path = open_directory / "data" / "queue.tsv"
@@ -1318,7 +1326,7 @@ def fork(tmp_path: Path, scene: str) -> str:
     return done.stdout
 
 
-def test_both_sides_of_a_fork_go_on_with_the_queue(tmp_path: Path) -> None:
+def test_parent_and_child_can_both_use_the_queue_after_a_fork(tmp_path: Path) -> None:
     fork(
         tmp_path,
         """
@@ -1343,7 +1351,7 @@ assert queue.counts() == {"pending": 101, "processing": 0, "completed": 0, "fail
     assert len(rows(tmp_path / "data" / "queue.tsv")) == 227
 
 
-def test_a_fork_amid_the_work_of_other_threads_hangs_no_child(tmp_path: Path) -> None:
+def test_a_child_forked_while_other_threads_use_the_queue_does_not_hang(tmp_path: Path) -> None:
     fork(
         tmp_path,
         """
@@ -1373,7 +1381,7 @@ assert queue.counts()["pending"] == 1
     )
 
 
-def test_a_child_never_unlocks_what_its_parent_holds(tmp_path: Path) -> None:
+def test_a_child_never_releases_its_parents_lock(tmp_path: Path) -> None:
     fork(
         tmp_path,
         """
@@ -1395,7 +1403,7 @@ def hold():
         else:
             raise SystemExit("the child has freed the lock")
 queue.store.lock.run(hold)
-# And once the parent is done, the child that lives on does not keep it.
+# When the parent has released it, the child that lives on doesn't hold it either.
 with open("queue.tsv.lock", "r+") as file:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 os.write(w2, b"x")
@@ -1404,7 +1412,7 @@ assert os.waitpid(pid, 0)[1] == 0
     )
 
 
-def test_a_child_that_outlives_its_pass_keeps_no_slot(tmp_path: Path) -> None:
+def test_a_child_that_outlives_its_pass_does_not_hold_a_slot(tmp_path: Path) -> None:
     fork(
         tmp_path,
         """
@@ -1415,7 +1423,7 @@ def handler(_):
         os.write(w, b"x")
         os.read(r2, 1)
         os._exit(0)
-    os.read(r, 1)  # the child has closed by now what it must not keep
+    os.read(r, 1)  # by now the child has closed the slot
     return "done"
 import warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # a process with threads forks
@@ -1428,7 +1436,7 @@ assert os.waitpid(pid, 0)[1] == 0
     )
 
 
-# --- readers while others write
+# --- reads during writes
 
 
 def test_a_reader_sees_every_acknowledged_job_while_others_write_and_fold(
@@ -1447,7 +1455,7 @@ def test_a_reader_sees_every_acknowledged_job_while_others_write_and_fold(
                         own.cancel_job(acknowledged[-1])
                     if n % 50 == 0:
                         own.process_jobs(HANDLERS)
-            except BaseException as e:  # noqa: BLE001 - the test looks at it
+            except BaseException as e:  # noqa: BLE001 - the test checks it
                 errors.append(e)
             finally:
                 stopped.set()
@@ -1469,12 +1477,12 @@ def test_a_reader_sees_every_acknowledged_job_while_others_write_and_fold(
 
 @pytest.mark.parametrize("when", range(1, 12))
 @pytest.mark.parametrize("has_looked", [False, True])
-def test_a_look_up_bears_a_fold_before_any_of_its_reads(
+def test_a_lookup_works_with_a_fold_before_any_of_its_reads(
     queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch, has_looked: bool, when: int
 ) -> None:
     ids = queue.enqueue_many("greet", range(100))
     with largest_file(2000):
-        assert queue.cancel_job(ids[50])  # it is in the journal alone
+        assert queue.cancel_job(ids[50])  # only in the journal
     reads: list[int] = []
     real = os.pread
 
@@ -1490,12 +1498,12 @@ def test_a_look_up_bears_a_fold_before_any_of_its_reads(
             assert reader.counts()["cancelled"] == 1
         monkeypatch.setattr(os, "pread", read)
         assert job(reader, ids[50])["status"] == "cancelled"
-        assert reader.counts()["cancelled"] in (1, 2)  # it may come too late for this one
+        assert reader.counts()["cancelled"] in (1, 2)  # the fold may be after this call's reads
         monkeypatch.undo()
         assert reader.counts()["cancelled"] == 1 + (len(reads) >= when)
 
 
-def test_a_first_look_up_reads_what_later_ones_do(queue: Queue, path: Path) -> None:
+def test_a_first_lookup_finds_the_same_as_later_ones(queue: Queue, path: Path) -> None:
     add_lines(path, "a\n", "a\tb\n", line("a", payload="1"), line("a", payload="2"))
     add_lines(path, line("b", run_at="soon"), line("b")[:-1] + "\r\n", line("torn")[:-1])
     sibling(path, "journal").write_bytes(
@@ -1515,7 +1523,7 @@ def test_a_first_look_up_reads_what_later_ones_do(queue: Queue, path: Path) -> N
     assert queue.get_job("torn") is None
 
 
-def test_a_bulk_that_finds_room_for_a_part_only_leaves_no_row_of_it(path: Path) -> None:
+def test_jobs_that_only_partly_fit_on_the_disk_leave_no_rows(path: Path) -> None:
     program = """
 import resource, sys
 from dbbasic_queue import Queue, StoreError
@@ -1523,7 +1531,7 @@ queue = Queue(sys.argv[1])
 queue.enqueue("greet", "first")
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
 try:
-    queue.enqueue_many("greet", range(100))  # some 60 bytes each: a write of a part, then EFBIG
+    queue.enqueue_many("greet", range(100))  # about 60 bytes each: a part is written, then EFBIG
 except StoreError as e:
     assert "nothing was added" in str(e), e
     print(e.errno)
@@ -1541,10 +1549,10 @@ except StoreError as e:
 
 
 @pytest.mark.parametrize("length", [100, 990, 5000, 300_000])
-def test_a_job_enqueued_in_the_place_of_one_that_was_taken_back_is_seen_by_all(
+def test_a_job_enqueued_right_after_one_that_was_undone_is_seen_by_all(
     queue: Queue, path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
-    """Their rows differ in the id alone: not in length, and not in how they end."""
+    """Their rows differ only in the id, not in length or in their last bytes."""
     payload = {"template": "welcome_newsletter_of_this_month", "padding": "x" * length}
     queue.enqueue("greet", {})
     with Queue(path, clock=clock) as other:
@@ -1563,3 +1571,18 @@ def test_a_job_enqueued_in_the_place_of_one_that_was_taken_back_is_seen_by_all(
         for _ in range(4):
             assert job(other, job_id)["payload"] == payload
         assert other.process_jobs(HANDLERS) == NONE | {"completed": 2}
+
+
+def test_a_file_that_outlives_its_modules_globals_at_exit_causes_no_message(path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from dbbasic_queue import Queue\n"
+        "from dbbasic_queue.store.disk import openfile\n"
+        "queue = Queue(sys.argv[1])\n"
+        "queue.enqueue('greet', {})\n"
+        "for name in ('_SEEK_CUR', '_SEEK_SET', 'os'):  # as the interpreter does at its end\n"
+        "    setattr(openfile, name, None)\n"
+        "del queue\n"
+    )
+    done = python(code, path)
+    assert (done.returncode, done.stderr) == (0, "")

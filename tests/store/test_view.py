@@ -1,4 +1,4 @@
-"""Many rows at once are what they are one by one; where a row lies stays known."""
+"""The view: rows read in bulk equal rows read one by one, and their offsets stay right."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ODD = st.sampled_from(
         b"",
         b"\t" * 8,
         b"no job",
-        b"short\tgreet\t{}\tpending\t5\t7\t0",  # what is missing is empty
+        b"short\tgreet\t{}\tpending\t5\t7\t0",  # missing columns are empty
         b"shorter\tgreet\t{}\tpending\t5\t7",
         b"ten\tgreet\t{}\tpending\t5\t7\t0\tan\terror\tresult",
         b"nine-and-seven\tgreet\t{}\tpending\t5\t7\t0\t\t\tgreet\t{}\tpending",
@@ -51,7 +51,7 @@ ODD = st.sampled_from(
         b"x" * 65 + b"\tgreet\t{}\tpending\t5\t7\t0\t\t",
         b"nul\tgreet\t{\0}\tpending\t5\t7\t0\t\t",
         b"latin\tgr\xfcet\t{}\tpending\t5\t7\t0\t\t",
-        b"1\tgreet\t{}\tpending\t5\t9\t0\t\t",  # an id that may be there already
+        b"1\tgreet\t{}\tpending\t5\t9\t0\t\t",  # an id that may occur twice
     ]
 )
 RUNS = st.lists(st.tuples(st.integers(0, 60), st.lists(ODD, max_size=2)), min_size=1, max_size=12)
@@ -72,7 +72,7 @@ def written(directory: str, lines: list[bytes]) -> str:
 
 
 @given(RUNS)
-def test_rows_read_many_at_once_are_what_they_are_one_by_one(
+def test_rows_read_in_bulk_are_the_same_as_rows_read_one_by_one(
     runs: list[tuple[int, list[bytes]]],
 ) -> None:
     lines = lines_of(runs)
@@ -103,7 +103,7 @@ def test_rows_read_many_at_once_are_what_they_are_one_by_one(
         view.close()
 
 
-def test_a_piece_with_one_odd_line_is_read_one_by_one_near_it_only() -> None:
+def test_only_the_rows_near_an_odd_line_are_read_one_by_one() -> None:
     lines = [PLAIN % (n, n) for n in range(2000)]
     lines[1234] = b"odd"
 
@@ -116,7 +116,7 @@ def test_a_piece_with_one_odd_line_is_read_one_by_one_near_it_only() -> None:
 
 
 @given(st.lists(st.integers(0, 40), max_size=80), st.data())
-def test_where_rows_lie_is_known_while_they_are_added_and_change_their_length(
+def test_offsets_stay_right_when_rows_are_added_and_change_their_length(
     lengths: list[int], data: st.DataObject
 ) -> None:
     offsets = Offsets(7)
@@ -150,7 +150,7 @@ def test_where_rows_lie_is_known_while_they_are_added_and_change_their_length(
 
 
 @given(RUNS, st.data())
-def test_a_fold_changes_the_rows_that_the_journal_names_and_no_other_byte(
+def test_a_fold_changes_only_the_rows_that_the_journal_names(
     runs: list[tuple[int, list[bytes]]], data: st.DataObject
 ) -> None:
     lines = [line for line in lines_of(runs) if b"\0" not in line and b"\xfc" not in line]
@@ -187,13 +187,13 @@ def test_a_file_edited_in_place_in_the_middle_of_a_change_is_not_folded(tmp_path
         with pytest.raises(StoreError, match=r"edited in place.*the queue is as it was"):
             store.files.fold()
         assert path.read_bytes() == edited
-        assert store.files.try_fold() is None  # all was read again
+        assert store.files.try_fold() is None  # everything was read again
     assert path.read_bytes() == edited
     store.close()
 
 
 @given(RUNS)
-def test_a_job_found_without_an_index_is_the_one_that_the_index_names(
+def test_a_lookup_without_an_index_finds_the_same_job_as_the_index(
     runs: list[tuple[int, list[bytes]]],
 ) -> None:
     lines = lines_of(runs)
@@ -209,7 +209,7 @@ def test_a_job_found_without_an_index_is_the_one_that_the_index_names(
         view.close()
 
 
-def test_lines_longer_than_a_reading_are_followed(tmp_path: Path) -> None:
+def test_lines_longer_than_one_read_are_followed(tmp_path: Path) -> None:
     lines = [b"x" * size for size in (1, 1 << 16, 1 << 18, 1 << 20, 3, 5 << 20, 7)]
     path = tmp_path / "lines"
     path.write_bytes(b"".join(line + b"\n" for line in lines) + b"torn")
@@ -221,7 +221,7 @@ def test_lines_longer_than_a_reading_are_followed(tmp_path: Path) -> None:
 
 
 def are_floors(view: View) -> bool:
-    """Tell whether no job of a block of rows is due before the block's floor."""
+    """Return whether no job of a block of rows is due before the block's floor."""
     size = 1 << 10
     blocks = [view.when[start : start + size] for start in range(0, len(view.when), size)]
     return len(blocks) == len(view.floors) and all(
@@ -229,7 +229,7 @@ def are_floors(view: View) -> bool:
     )
 
 
-def test_what_a_look_for_due_jobs_costs_is_up_to_what_is_due_and_not_to_the_rows(
+def test_the_cost_of_finding_due_jobs_depends_on_their_number_not_on_the_rows(
     tmp_path: Path,
 ) -> None:
     read = 0
@@ -288,7 +288,7 @@ ACTS = ["change", "fold", "add", "purge", "edit", "restore", "look"]
 
 
 @given(RUNS, st.data())
-def test_after_whatever_others_did_a_view_knows_what_a_new_one_would(
+def test_a_view_that_follows_changes_knows_the_same_as_a_new_view(
     runs: list[tuple[int, list[bytes]]], data: st.DataObject
 ) -> None:
     lines = lines_of(runs)
@@ -368,8 +368,8 @@ def test_a_file_that_was_edited_in_place_and_then_folded_is_read_again(tmp_path:
     store.close()
 
 
-def test_a_change_that_was_taken_back_is_not_known_after_a_fold(tmp_path: Path) -> None:
-    """Its row is the same in both files, and is not what the view took it for."""
+def test_a_change_that_was_undone_is_forgotten_after_a_fold(tmp_path: Path) -> None:
+    """Its row is the same in both files, and differs from the state that the view had read."""
     path = written(str(tmp_path), [PLAIN % (n, n) for n in range(3000)])
     cancelled = encode_state(states.State(states.CANCELLED, 5, 7, 0, "", ""))
     view = View(path)

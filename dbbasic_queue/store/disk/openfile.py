@@ -86,7 +86,9 @@ class OpenFile:
         self.fd = -1
 
     def __del__(self) -> None:
-        self.close()
+        # At the interpreter's end, modules lose their globals before the last objects go.
+        if _SEEK_CUR is not None:
+            self.close()
 
     def is_ours(self) -> bool:
         """Return whether the descriptor still is the file that was opened."""
