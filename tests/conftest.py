@@ -44,6 +44,13 @@ def queue(path: Path, clock: Clock) -> Iterator[Queue]:
 
 
 @pytest.fixture
+def now_queue(path: Path) -> Iterator[Queue]:
+    """A queue that uses the machine's clock, for tests that wait for their jobs."""
+    with Queue(path) as queue:
+        yield queue
+
+
+@pytest.fixture
 def programs(tmp_path: Path) -> Iterator[Programs]:
     """Starts processes in the test's directory. Their queue is at `path`."""
     with Programs(tmp_path) as programs:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,19 +23,27 @@ from typing import TYPE_CHECKING, Any, cast
 
 import dbbasic_queue
 from dbbasic_queue import Queue
+from dbbasic_queue.model.states import STATUSES
+from dbbasic_queue.store.protocol import Terms
 from dbbasic_queue.store.textfile import TextFileStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
+    from dbbasic_queue.engines.protocol import Engine
     from dbbasic_queue.store.disk.lock import QueueLock
 
 PROJECT = Path(__file__).resolve().parent.parent
 HEADER = "id\ttype\tpayload\tstatus\tcreated_at\trun_at\tattempts\terror\tresult\n"
 NOW = 1_800_000_000
+DAY = 86_400
 NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
 """What a pass returns if it has run no job."""
+EMPTY = dict.fromkeys(STATUSES, 0)
+"""What `counts` returns for a queue without jobs."""
+TERMS = Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True)
+"""Three attempts per job, a minute between them, and a handler for every type."""
 
 
 class Clock:
@@ -66,7 +76,7 @@ def sibling(path: Path, suffix: str) -> Path:
     return path.with_name(f"{path.name}.{suffix}")
 
 
-def job(queue: Queue, job_id: str) -> dict[str, Any]:
+def job(queue: Engine, job_id: str) -> dict[str, Any]:
     """Return a job with untyped values, so that tests needn't check each one for None."""
     found = queue.get_job(job_id)
     assert found is not None, f"there is no job {job_id}"
@@ -132,6 +142,65 @@ def python(
         check=False,
         **options,
     )
+
+
+def run_command(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a `dbbasic-queue` command in a directory, with more environment variables."""
+    return subprocess.run(
+        [sys.executable, "-m", "dbbasic_queue", *arguments],
+        cwd=cwd,
+        env={**environment(), **more},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+
+
+# -- handlers and calls --
+
+
+def raises(*errors: BaseException) -> Callable[[Any], str]:
+    """Return a handler that raises one of these per call, and then returns "done"."""
+    left = list(errors)
+
+    def handler(_: Any) -> str:
+        if left:
+            raise left.pop(0)
+        return "done"
+
+    return handler
+
+
+def passes_on(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function as many decorators do, with `*args` and `**kwargs`."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def at_once(*calls: Callable[[], object]) -> None:
+    """Make each call in its own thread, all at the same moment. Re-raise the first error."""
+    barrier = threading.Barrier(len(calls))
+    errors: list[BaseException] = []
+
+    def run(call: Callable[[], object]) -> None:
+        try:
+            barrier.wait()
+            call()
+        except BaseException as e:  # noqa: BLE001 - it is raised below
+            errors.append(e)
+
+    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 # -- child processes --

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from helpers import (
+    DAY,
     NONE,
     NOW,
+    TERMS,
     Clock,
     Programs,
     add_lines,
@@ -46,8 +48,6 @@ from dbbasic_queue.store.reading.view import View
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DAY = 86_400
-
 
 class Night:
     """The time that a lingering pass sees: it and the clock move only while the pass sleeps.
@@ -79,6 +79,17 @@ class Night:
 @pytest.fixture
 def night(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Night:
     return Night(clock, monkeypatch)
+
+
+def record_reads(monkeypatch: pytest.MonkeyPatch, reads: list[object]) -> None:
+    """Append to the list each time that a row is read from the file."""
+    real = View.row
+
+    def row(view: View, *args: Any, **options: Any) -> Any:
+        reads.append(args)
+        return real(view, *args, **options)
+
+    monkeypatch.setattr(View, "row", row)
 
 
 # --- skip_unknown
@@ -176,22 +187,12 @@ def test_an_idle_lingering_pass_polls_20_times_a_second_and_reads_no_row(
     queue.enqueue_many("other", range(50))
     queue.enqueue_many("greet", range(50), NOW + DAY)
     queue.enqueue_many("greet", range(50))
-    reads = 0
-    real = View.row
-
-    def counted(*args: Any, **options: Any) -> Any:
-        nonlocal reads
-        reads += 1
-        return real(*args, **options)
-
-    def settled() -> None:
-        monkeypatch.setattr(View, "row", counted)
-
-    night.at[2] = settled
+    reads: list[object] = []
+    night.at[2] = lambda: record_reads(monkeypatch, reads)
     done = queue.process_jobs({"greet": str}, skip_unknown=True, linger=10)
     assert done == NONE | {"completed": 50}
     assert night.polls <= 202
-    assert reads == 0
+    assert reads == []
 
 
 def test_due_jobs_of_unknown_types_do_not_hide_other_jobs(queue: Queue, night: Night) -> None:
@@ -283,8 +284,7 @@ def test_a_job_added_between_the_start_of_a_pass_and_its_first_poll_is_found(
 ) -> None:
     """It wasn't there when the pass started, so it isn't due yet. At the next poll it must be."""
     queue.cancel_job("create the files")
-    terms = Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True)
-    claims = Claims(store_of(queue).files, terms, NOW)
+    claims = Claims(store_of(queue).files, TERMS, NOW)
     queue.enqueue("greet", {})
     assert claims.claim(1) == []
     assert claims.find_due(NOW)
@@ -316,9 +316,8 @@ def test_run_until_complete_waits_for_jobs_that_another_pass_runs(
     queue: Queue, path: Path, night: Night
 ) -> None:
     job_id = queue.enqueue("greet", {})
-    terms = Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True)
     with Queue(path, clock=night.clock) as other:
-        elsewhere = Claims(store_of(other).files, terms, NOW)
+        elsewhere = Claims(store_of(other).files, TERMS, NOW)
         (claim,) = elsewhere.claim(1)
 
         def end() -> None:
@@ -360,17 +359,10 @@ def test_run_until_complete_reads_jobs_of_other_types_once_while_it_waits(
     queue.pause("paused")
     queue.enqueue_many("paused", range(50))
     queue.enqueue("greet", [], NOW + 9)
-    reads = 0
-    real = View.row
-
-    def counted(*args: Any, **options: Any) -> Any:
-        nonlocal reads
-        reads += 1
-        return real(*args, **options)
-
-    monkeypatch.setattr(View, "row", counted)
+    reads: list[object] = []
+    record_reads(monkeypatch, reads)
     assert queue.run_until_complete({"greet": len}) == NONE | {"completed": 1}
-    assert reads < 300
+    assert len(reads) < 300
 
 
 @pytest.mark.parametrize(
@@ -707,12 +699,11 @@ def test_a_requeued_job_that_another_pass_loses_is_recovered_while_its_first_pas
             raise errors.pop()
 
     job_id = queue.enqueue("greet", {})
-    terms = Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True)
 
     def lose() -> None:
         with Queue(path, clock=night.clock) as other:
             assert other.requeue(job_id)
-            dead = Claims(store_of(other).files, terms, night.clock())
+            dead = Claims(store_of(other).files, TERMS, night.clock())
             assert len(dead.claim(1)) == 1
             dead.abandon()
         with Queue(path, clock=night.clock) as third:

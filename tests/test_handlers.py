@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import NONE, NOW, Clock, add_lines, job, line
+from helpers import NONE, NOW, Clock, add_lines, job, line, passes_on, raises
 
 from dbbasic_queue import Backoff, Delay, Fail, Handler, InvalidHandlers, Job, Queue
 from dbbasic_queue.model.states import LATEST, backoff
@@ -23,17 +23,6 @@ from dbbasic_queue.store.disk.files import open_file
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-
-def raising(*errors: BaseException) -> Callable[[Any], Any]:
-    """Return a handler that raises one of these per call, and then returns."""
-    left = list(errors)
-
-    def handler(_: Any) -> None:
-        if left:
-            raise left.pop(0)
-
-    return handler
 
 
 # --- Backoff
@@ -230,7 +219,7 @@ def test_a_retry_set_by_a_wrong_clock_is_moved_to_the_backoff_of_its_type(
 def test_a_long_backoff_is_not_mistaken_for_a_wrong_clock(queue: Queue, clock: Clock) -> None:
     random.seed(4)
     slow = Backoff(first=259200, factor=3, jitter=0.5)
-    handlers = {"greet": Handler(raising(ValueError("no")), backoff=slow)}
+    handlers = {"greet": Handler(raises(ValueError("no")), backoff=slow)}
     job_id = queue.enqueue("greet", {})
     queue.process_jobs(handlers)
     run_at = job(queue, job_id)["run_at"]
@@ -253,7 +242,7 @@ def test_a_pass_for_other_types_does_not_shorten_a_backoff_that_it_does_not_know
 def test_a_delay_after_a_failed_attempt_is_not_mistaken_for_a_wrong_clock(
     queue: Queue, clock: Clock
 ) -> None:
-    handlers = {"greet": raising(ValueError("no"), Delay(10**8, "next year"))}
+    handlers = {"greet": raises(ValueError("no"), Delay(10**8, "next year"))}
     job_id = queue.enqueue("greet", {})
     queue.process_jobs(handlers)
     clock.now += 120
@@ -270,7 +259,7 @@ def test_a_delay_after_a_failed_attempt_is_not_mistaken_for_a_wrong_clock(
 def test_a_delayed_job_is_pending_with_its_reason_and_costs_no_attempt(
     queue: Queue, clock: Clock
 ) -> None:
-    handlers = {"greet": raising(*[Delay(30.5, "the shop\tis closed")] * 5)}
+    handlers = {"greet": raises(*[Delay(30.5, "the shop\tis closed")] * 5)}
     job_id = queue.enqueue("greet", {})
     for _ in range(5):
         began = clock.now
@@ -289,7 +278,7 @@ def test_a_delayed_job_is_pending_with_its_reason_and_costs_no_attempt(
 def test_a_delay_can_be_a_datetime(queue: Queue) -> None:
     instant = datetime.fromtimestamp(NOW + 90.25, timezone(timedelta(hours=5)))
     job_id = queue.enqueue("greet", {})
-    assert queue.process_jobs({"greet": raising(Delay(instant))}) == NONE | {"delayed": 1}
+    assert queue.process_jobs({"greet": raises(Delay(instant))}) == NONE | {"delayed": 1}
     found = job(queue, job_id)
     assert (found["run_at"], found["error"]) == (NOW + 91, "delayed")
 
@@ -297,7 +286,7 @@ def test_a_delay_can_be_a_datetime(queue: Queue) -> None:
 def test_a_delay_can_be_a_timedelta(queue: Queue) -> None:
     job_id = queue.enqueue("greet", {})
     delay = Delay(timedelta(minutes=1, seconds=0.5), "on hold")
-    assert queue.process_jobs({"greet": raising(delay)}) == NONE | {"delayed": 1}
+    assert queue.process_jobs({"greet": raises(delay)}) == NONE | {"delayed": 1}
     found = job(queue, job_id)
     assert (found["run_at"], found["error"]) == (NOW + 61, "delayed: on hold")
 
@@ -310,7 +299,7 @@ def test_a_delayed_job_is_not_due_again_in_the_same_pass_however_short_the_delay
     queue: Queue, when: Any
 ) -> None:
     job_id = queue.enqueue("greet", {})
-    handlers = {"greet": raising(*[Delay(when)] * 2)}
+    handlers = {"greet": raises(*[Delay(when)] * 2)}
     assert queue.process_jobs(handlers) == NONE | {"delayed": 1}
     assert NOW <= job(queue, job_id)["run_at"] <= NOW + 1
 
@@ -360,7 +349,7 @@ class Forgetful(Delay):
 def test_an_invalid_delay_fails_the_job_like_any_error(queue: Queue, delay: Delay) -> None:
     job_id = queue.enqueue("greet", {})
     other = queue.enqueue("other", {})
-    done = queue.process_jobs({"greet": raising(delay), "other": len})
+    done = queue.process_jobs({"greet": raises(delay), "other": len})
     assert done == NONE | {"retried": 1, "completed": 1}
     found = job(queue, job_id)
     assert (found["attempts"], found["run_at"]) == (1, NOW + 120)
@@ -370,7 +359,7 @@ def test_an_invalid_delay_fails_the_job_like_any_error(queue: Queue, delay: Dela
 
 def test_a_long_reason_is_cut(queue: Queue) -> None:
     job_id = queue.enqueue("greet", {})
-    queue.process_jobs({"greet": raising(Delay(1, "x" * 10_000))})
+    queue.process_jobs({"greet": raises(Delay(1, "x" * 10_000))})
     assert len(job(queue, job_id)["error"]) == len("delayed: ") + 500
 
 
@@ -381,7 +370,7 @@ def test_a_long_reason_is_cut(queue: Queue) -> None:
     ("error", "text"), [(Fail("no such user"), "no such user"), (Fail(), "Fail")]
 )
 def test_a_job_that_raises_fail_is_not_retried(queue: Queue, error: Fail, text: str) -> None:
-    handler = Handler(raising(error), max_attempts=9)
+    handler = Handler(raises(error), max_attempts=9)
     job_id = queue.enqueue("greet", {})
     assert queue.process_jobs({"greet": handler}) == NONE | {"failed": 1}
     found = job(queue, job_id)
@@ -409,14 +398,6 @@ class Mailer:
 
     @staticmethod
     def static(payload: Any) -> None: ...
-
-
-def passes_on(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
-
-    return wrapper
 
 
 def gives_a_database(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -500,7 +481,7 @@ def test_log_records_of_a_job_have_its_id_and_attempt(
 def test_a_delayed_job_is_logged_as_such(queue: Queue, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     job_id = queue.enqueue("greet", {})
-    queue.process_jobs({"greet": raising(Delay(5, "busy"))})
+    queue.process_jobs({"greet": raises(Delay(5, "busy"))})
     assert [r.getMessage() for r in caplog.records] == [
         f"greet {job_id} delayed, attempt 0: delayed: busy"
     ]
@@ -519,7 +500,7 @@ def test_a_sleeping_pass_lists_no_claims_in_its_slot(
         raise TimeoutError
 
     job_id = queue.enqueue("greet", {})
-    handlers = {"greet": raising(Delay(60))}
+    handlers = {"greet": raises(Delay(60))}
     with pytest.MonkeyPatch.context() as patch, pytest.raises(TimeoutError):
         # Only in the pass: a process that held the lock for long sleeps, too.
         pass_time = SimpleNamespace(sleep=look, monotonic=time.monotonic)

@@ -14,7 +14,20 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import HEADER, NOW, Clock, add_lines, job, line, python, row, rows, sibling
+from helpers import (
+    EMPTY,
+    HEADER,
+    NOW,
+    Clock,
+    add_lines,
+    at_once,
+    job,
+    line,
+    python,
+    row,
+    rows,
+    sibling,
+)
 
 import dbbasic_queue
 from dbbasic_queue import (
@@ -44,9 +57,6 @@ from dbbasic_queue import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-NONE = dict.fromkeys(("pending", "processing", "completed", "failed", "cancelled"), 0)
-
 
 # --- enqueue
 
@@ -329,11 +339,7 @@ def test_only_one_of_many_threads_gets_a_job_id(queue: Queue, path: Path) -> Non
         except DuplicateJob as e:
             refused.append(e)
 
-    threads = [threading.Thread(target=ask) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(*[ask] * 8)
     assert len(refused) == 7
     assert len(rows(path)) == 1
 
@@ -403,7 +409,7 @@ def test_get_job_of_an_unknown_id_returns_none(queue: Queue, path: Path, job_id:
 
 
 def test_reading_a_missing_queue_writes_nothing(queue: Queue, path: Path) -> None:
-    assert (queue.get_job("x"), list(queue.jobs()), queue.counts()) == (None, [], NONE)
+    assert (queue.get_job("x"), list(queue.jobs()), queue.counts()) == (None, [], EMPTY)
     assert queue.cancel_job("x") is False
     assert queue.process_jobs({})["completed"] == 0
     assert not path.parent.exists()
@@ -517,14 +523,14 @@ def test_iterating_goes_on_after_a_close(queue: Queue) -> None:
 
 
 def test_counts_name_all_five_statuses_and_agree_with_the_file(queue: Queue, path: Path) -> None:
-    assert queue.counts() == NONE
+    assert queue.counts() == EMPTY
     ids = queue.enqueue_many("greet", range(5))
     queue.enqueue("other", {})
     queue.cancel_job(ids[0])
     queue.process_jobs({"greet": lambda n: None if n < 3 else 1 / 0, "other": None}, 1)  # type: ignore[dict-item]
-    assert queue.counts() == NONE | {"cancelled": 1, "completed": 2, "failed": 3}
+    assert queue.counts() == EMPTY | {"cancelled": 1, "completed": 2, "failed": 3}
     statuses = [columns[3] for columns in rows(path)]
-    assert queue.counts() == {name: statuses.count(name) for name in NONE}
+    assert queue.counts() == {name: statuses.count(name) for name in EMPTY}
 
 
 # --- durations
@@ -626,7 +632,7 @@ def test_a_queue_can_be_closed_while_other_threads_use_it(queue: Queue, path: Pa
     while any(thread.is_alive() for thread in threads):
         queue.close()
     assert errors == []
-    assert queue.counts() == NONE | {"pending": 150, "cancelled": 150}
+    assert queue.counts() == EMPTY | {"pending": 150, "cancelled": 150}
     assert len(rows(path)) == 300
 
 
@@ -648,7 +654,7 @@ def test_the_module_functions_use_the_default_queue(
     outcome = dbbasic_queue.process_jobs({"greet": lambda _: 1}, max_attempts=3)
     assert outcome == {"completed": 2, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
     assert [job["id"] for job in default_queue().jobs("completed", "greet")] == [job_id, "own"]
-    assert default_queue().counts() == NONE | {"completed": 2, "pending": 1, "cancelled": 1}
+    assert default_queue().counts() == EMPTY | {"completed": 2, "pending": 1, "cancelled": 1}
     assert len(rows(tmp_path / "data" / "queue.tsv")) == 4
     assert dbbasic_queue.queue.MAX_ATTEMPTS == 3
 

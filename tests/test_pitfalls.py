@@ -17,9 +17,11 @@ import pytest
 from helpers import (
     NONE,
     NOW,
+    TERMS,
     Clock,
     add_lines,
     held,
+    is_free,
     job,
     line,
     python,
@@ -33,21 +35,11 @@ from dbbasic_queue import InvalidJob, Queue, StoreError
 from dbbasic_queue.model.records import encode_record, encode_state
 from dbbasic_queue.model.states import State
 from dbbasic_queue.store.claiming.claims import Claims
-from dbbasic_queue.store.protocol import Terms
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 TEN_YEARS = 10 * 365 * 86400
-
-
-def is_locked(file: Path) -> bool:
-    with file.open("r+") as other:
-        try:
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
 
 
 def raise_(error: BaseException) -> None:
@@ -61,7 +53,7 @@ def test_a_deleted_lock_file_does_not_let_two_processes_in(queue: Queue, path: P
     queue.enqueue("greet", {})
     sibling(path, "lock").unlink()  # the queue still has the deleted file open
     with held(store_of(queue).lock):
-        assert is_locked(sibling(path, "lock"))
+        assert not is_free(sibling(path, "lock"))
 
 
 def enqueue_waits_for(queue: Queue, lock_file: Path) -> bool:
@@ -412,8 +404,7 @@ def test_an_outcome_of_an_old_attempt_does_not_overwrite_the_current_one(
     queue: Queue, path: Path, clock: Clock
 ) -> None:
     job_id = queue.enqueue("greet", {})
-    terms = Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True)
-    old = Claims(store_of(queue).files, terms, clock())
+    old = Claims(store_of(queue).files, TERMS, clock())
     (claim,) = old.claim(1)
     sibling(path, "pass.1").unlink()  # it is assumed to be dead, and wakes up later
     with Queue(path, clock=clock) as other:

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import NONE, NOW, PROJECT, Clock, job
+from helpers import NONE, NOW, PROJECT, Clock, job, passes_on
 
 import dbbasic_queue.queue
 from dbbasic_queue import (
@@ -481,14 +481,6 @@ def test_a_function_can_receive_the_job_as_a_keyword_only_argument(
     assert queue.process_jobs(jobs) == NONE | {"completed": len(jobs)}
     results = [job(queue, job_id)["result"] for job_id in ids]
     assert results == [*ids[:3], None, ids[4], None]
-
-
-def passes_on(function: Any) -> Any:
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
-
-    return wrapper
 
 
 # --- arguments by name

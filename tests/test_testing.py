@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import NONE, NOW, PROJECT
+from helpers import DAY, NONE, NOW, PROJECT
 
 from dbbasic_queue import Backoff, Delay, Handler
 from dbbasic_queue.testing import Clock, JobQueue
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytest_plugins = ["pytester"]
-
-DAY = 86_400
 
 
 @pytest.fixture

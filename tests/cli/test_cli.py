@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 import pytest
-from helpers import HEADER, PROJECT, Clock, add_lines, line, row
+from helpers import HEADER, PROJECT, Clock, add_lines, line, row, run_command
 
 import dbbasic_queue
 from dbbasic_queue import Fail, Queue
@@ -35,12 +35,8 @@ def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
     )
 
 
-def run_module(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run(sys.executable, "-m", "dbbasic_queue", *arguments, cwd=cwd, **environment)
-
-
 def test_the_version_is_that_of_the_package(tmp_path: Path) -> None:
-    done = run_module("--version", cwd=tmp_path)
+    done = run_command("--version", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"dbbasic-queue {dbbasic_queue.__version__}\n"
 
@@ -58,21 +54,21 @@ def test_the_console_script_is_the_same_command(tmp_path: Path) -> None:
 def test_wrong_usage_exits_with_2_and_prints_the_usage(
     tmp_path: Path, arguments: list[str]
 ) -> None:
-    done = run_module(*arguments, cwd=tmp_path)
+    done = run_command(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("usage: dbbasic-queue")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_help_names_the_commands(tmp_path: Path) -> None:
-    done = run_module("--help", cwd=tmp_path, COLUMNS="40")
+    done = run_command("--help", cwd=tmp_path, COLUMNS="40")
     assert (done.returncode, done.stderr) == (0, "")
     assert "demo" in done.stdout
 
 
 def test_an_error_is_one_line_and_exits_with_1(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    done = run_module("demo", "--dir", "file/below", cwd=tmp_path)
+    done = run_command("demo", "--dir", "file/below", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("dbbasic-queue: ")
     assert done.stderr.count("\n") == 1
@@ -116,7 +112,7 @@ def test_a_command_does_not_import_modules_that_only_others_need(tmp_path: Path)
 def test_the_command_works_from_a_copy_that_is_not_installed(tmp_path: Path) -> None:
     shutil.copytree(PROJECT / "dbbasic_queue", tmp_path / "checkout" / "dbbasic_queue")
     shutil.copytree(PROJECT / "workers", tmp_path / "checkout" / "workers")
-    done = run_module("demo", "--dir", "demo", cwd=tmp_path / "checkout", PYTHONPATH="")
+    done = run_command("demo", "--dir", "demo", cwd=tmp_path / "checkout", PYTHONPATH="")
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "checkout" / "demo" / "report.tsv").exists()
 
@@ -141,14 +137,14 @@ EXISTING = (
 
 def ok(*arguments: str, cwd: Path, **environment: str) -> str:
     """Run a command that must succeed; return its output."""
-    done = run_module(*arguments, cwd=cwd, **environment)
+    done = run_command(*arguments, cwd=cwd, **environment)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
 
 def refused(*arguments: str, cwd: Path, **environment: str) -> str:
     """Run a command that must fail; return the line that says why."""
-    done = run_module(*arguments, cwd=cwd, **environment)
+    done = run_command(*arguments, cwd=cwd, **environment)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     return done.stderr.removeprefix("dbbasic-queue: ").strip()
 
@@ -259,7 +255,7 @@ def test_a_job_can_be_enqueued_for_later_and_only_once_per_id(tmp_path: Path) ->
 def test_a_payload_that_is_not_json_is_wrong_usage_and_writes_nothing(
     tmp_path: Path, payload: str
 ) -> None:
-    done = run_module("enqueue", "greet", payload, cwd=tmp_path)
+    done = run_command("enqueue", "greet", payload, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert "invalid PAYLOAD: must be JSON: " in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -347,7 +343,7 @@ def test_metrics_are_printed_or_written_to_a_file(tmp_path: Path) -> None:
 
 
 def test_cancel_reports_which_jobs_it_cancelled_and_which_not(some: Queue, tmp_path: Path) -> None:
-    done = run_module("cancel", "done", "later", "nobody", cwd=tmp_path)
+    done = run_command("cancel", "done", "later", "nobody", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "cancelled\tlater\n")
     assert done.stderr.splitlines() == [
         "dbbasic-queue: done was not cancelled: it is completed (only a pending job can be)",
@@ -391,7 +387,7 @@ def test_a_command_with_wrong_usage_exits_with_2_and_changes_nothing(
     tmp_path: Path, arguments: list[str]
 ) -> None:
     before = (tmp_path / "data/queue.tsv").read_bytes()
-    done = run_module(*arguments, cwd=tmp_path)
+    done = run_command(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"usage: dbbasic-queue {arguments[0]}")
     assert (tmp_path / "data/queue.tsv").read_bytes() == before
@@ -516,7 +512,7 @@ def test_no_command_prints_raw_control_characters_from_any_file(
         ("list", "--file", colour): 1,
         ("list", f"--{colour}"): 2,
     }.items():
-        done = run_module(*words, cwd=tmp_path)
+        done = run_command(*words, cwd=tmp_path)
         assert done.returncode == code
         shown = done.stdout + done.stderr
         assert [c for c in shown if not c.isprintable() and c not in "\t\n"] == []

@@ -1,12 +1,12 @@
-"""The engines that the contract is tested on, one fixture each, and the tests' shared helpers."""
+"""The engines that the contract is tested on, one fixture each."""
 
 from __future__ import annotations
 
 import functools
-import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from helpers import NOW
 
 from dbbasic_queue import open_queue
 from dbbasic_queue.testing import Clock
@@ -16,52 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dbbasic_queue.engines.protocol import Engine
-
-
-NOW = 1_800_000_000
-DAY = 86_400
-STATUSES = ("pending", "processing", "completed", "failed", "cancelled")
-NONE = dict.fromkeys(("completed", "failed", "retried", "delayed", "recovered"), 0)
-EMPTY = dict.fromkeys(STATUSES, 0)
-
-
-def job(queue: Engine, job_id: str) -> Any:
-    found = queue.get_job(job_id)
-    assert found is not None, f"there is no job {job_id}"
-    return found
-
-
-def raises(*errors: BaseException) -> Callable[[Any], str]:
-    """Return a handler that raises one of these per call, and then returns "done"."""
-    left = list(errors)
-
-    def handler(_: Any) -> str:
-        if left:
-            raise left.pop(0)
-        return "done"
-
-    return handler
-
-
-def at_once(*calls: Callable[[], object]) -> None:
-    """Make each call in its own thread, all at the same moment. Re-raise the first error."""
-    barrier = threading.Barrier(len(calls))
-    errors: list[BaseException] = []
-
-    def run(call: Callable[[], object]) -> None:
-        try:
-            barrier.wait()
-            call()
-        except BaseException as e:  # noqa: BLE001 - it is raised below
-            errors.append(e)
-
-    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
 
 
 class Opener:

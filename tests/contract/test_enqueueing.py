@@ -9,15 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from helpers import DAY, NONE, NOW, at_once, job, raises
 
-from contract.conftest import (
-    DAY,
-    NONE,
-    NOW,
-    at_once,
-    job,
-    raises,
-)
 from dbbasic_queue import Backoff, DuplicateJob, Fail, Handler, InvalidJob, JobNotFound
 from dbbasic_queue.testing import Clock
 

@@ -7,15 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from helpers import DAY, EMPTY, NONE, NOW, job, raises
 
-from contract.conftest import (
-    DAY,
-    EMPTY,
-    NONE,
-    NOW,
-    job,
-    raises,
-)
 from dbbasic_queue import Fail, InvalidArgument, InvalidJob, JobNotFound
 from dbbasic_queue.testing import Clock
 

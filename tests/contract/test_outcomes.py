@@ -7,14 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from helpers import DAY, NONE, NOW, job, raises
 
-from contract.conftest import (
-    DAY,
-    NONE,
-    NOW,
-    job,
-    raises,
-)
 from dbbasic_queue import Backoff, Delay, Fail, Handler
 from dbbasic_queue.testing import Clock
 

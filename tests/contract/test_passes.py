@@ -10,16 +10,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from helpers import DAY, EMPTY, NONE, NOW, at_once, job, raises
 
-from contract.conftest import (
-    DAY,
-    EMPTY,
-    NONE,
-    NOW,
-    at_once,
-    job,
-    raises,
-)
 from dbbasic_queue import (
     Delay,
     Fail,

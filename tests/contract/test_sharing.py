@@ -8,15 +8,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from helpers import EMPTY, NONE, NOW, at_once, job, raises
 
-from contract.conftest import (
-    EMPTY,
-    NONE,
-    NOW,
-    at_once,
-    job,
-    raises,
-)
 from dbbasic_queue import DuplicateJob, Fail, InvalidArgument
 from dbbasic_queue.testing import Clock
 

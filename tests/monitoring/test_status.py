@@ -4,52 +4,36 @@ from __future__ import annotations
 
 import fcntl
 import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
-import pytest
-from helpers import NOW, Clock, Programs, add_lines, environment, line, sibling, wait_for_notes
+from helpers import NOW, Clock, Programs, add_lines, line, run_command, sibling, wait_for_notes
 
 from dbbasic_queue import Delay, Fail, Queue
 from dbbasic_queue.monitoring.status import instant, lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
     from pathlib import Path
 
 
-@pytest.fixture
-def programs(tmp_path: Path) -> Iterator[Programs]:
-    with Programs(tmp_path) as programs:
-        yield programs
+def by_first_word(texts: Iterable[str]) -> dict[str, list[list[str]]]:
+    found: dict[str, list[list[str]]] = {}
+    for text in texts:
+        name, *words = text.split("\t")
+        found.setdefault(name, []).append(words)
+    return found
 
 
 def status(queue: Queue, now: float = NOW) -> dict[str, list[list[str]]]:
     """Return the words of the status lines, by their first word."""
-    found: dict[str, list[list[str]]] = {}
-    for text in lines(queue.store, now):
-        name, *words = text.split("\t")
-        found.setdefault(name, []).append(words)
-    return found
+    return by_first_word(lines(queue.store, now))
 
 
 def status_of(directory: Path) -> dict[str, list[list[str]]]:
     """Return the same from the command, run in the programs' directory."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dbbasic_queue", "status"],
-        cwd=directory,
-        env=environment(),
-        capture_output=True,
-        encoding="utf-8",
-        timeout=60,
-    )
+    done = run_command("status", cwd=directory)
     assert (done.returncode, done.stderr) == (0, "")
-    found: dict[str, list[list[str]]] = {}
-    for text in done.stdout.splitlines():
-        name, *words = text.split("\t")
-        found.setdefault(name, []).append(words)
-    return found
+    return by_first_word(done.stdout.splitlines())
 
 
 def fail(payload: object) -> None:

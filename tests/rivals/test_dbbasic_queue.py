@@ -11,14 +11,12 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import NOW, Clock, Programs, job
+from helpers import DAY, EMPTY, NOW, Clock, Programs, job
 
 from dbbasic_queue import Fail, Queue
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-DAY = 86400
 
 
 def test_a_report_is_scheduled_for_midnight(queue: Queue, clock: Clock) -> None:
@@ -66,10 +64,9 @@ def test_a_worker_script_logs_each_job_and_each_error(tmp_path: Path) -> None:
 
 def test_an_admin_page_can_show_the_counts(queue: Queue) -> None:
     """Guide, Admin Endpoint, which reads the file: here `counts()`, all 0 if there is no file."""
-    none = dict.fromkeys(["pending", "processing", "completed", "failed", "cancelled"], 0)
-    assert queue.counts() == none
+    assert queue.counts() == EMPTY
     queue.enqueue("greet", {})
-    assert queue.counts() == none | {"pending": 1}
+    assert queue.counts() == EMPTY | {"pending": 1}
 
 
 def test_grep_and_tail_can_read_the_queue(queue: Queue, path: Path) -> None:

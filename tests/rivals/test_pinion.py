@@ -6,12 +6,10 @@ which of our calls replaces which of theirs.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
-from helpers import NOW, Clock, Programs, environment, job, wait_for, wait_for_notes
+from helpers import NONE, NOW, Clock, Programs, job, run_command, wait_for, wait_for_notes
 
 from dbbasic_queue import Backoff, Handlers, Queue, Worker, open_queue
 
@@ -136,10 +134,9 @@ def test_a_running_job_is_recovered_as_soon_as_its_worker_is_dead(tmp_path: Path
         )
         wait_for_notes(tmp_path / "started", 1)
         queue = Queue(tmp_path / "data/queue.tsv")
-        nothing = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
-        assert queue.process_jobs({"work": str}) == nothing  # slow is not dead
+        assert queue.process_jobs({"work": str}) == NONE  # slow is not dead
         first.kill()
-        assert queue.process_jobs({"work": str}) == nothing | {"completed": 1, "recovered": 1}
+        assert queue.process_jobs({"work": str}) == NONE | {"completed": 1, "recovered": 1}
     assert job(queue, "a")["attempts"] == 2
 
 
@@ -147,14 +144,7 @@ def test_dead_letters_are_listed_and_replayed_from_a_shell(tmp_path: Path) -> No
     """`pinion status`, `pending`, `running`, `dlq-list`, `dlq-replay`, `enqueue`, `worker`."""
 
     def command(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "dbbasic_queue", *arguments],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            encoding="utf-8",
-            timeout=60,
-        )
+        done = run_command(*arguments, cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
 

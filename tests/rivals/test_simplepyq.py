@@ -18,17 +18,9 @@ from helpers import NOW, Clock, Programs, job, wait_for
 from dbbasic_queue import Backoff, Delay, Handler, Handlers, InvalidHandlers, Queue, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 AT_ONCE = Backoff(first=0)
-
-
-@pytest.fixture
-def now_queue(path: Path) -> Iterator[Queue]:
-    """A queue that uses the machine's clock: these examples wait for their jobs."""
-    with Queue(path) as queue:
-        yield queue
 
 
 class Api(HTTPServer):

@@ -15,15 +15,7 @@ from helpers import NOW, Clock, Programs, history, job, notes
 from dbbasic_queue import Delay, Handlers, InvalidJob, JobNotFound, Queue, QueueError, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-
-@pytest.fixture
-def now_queue(path: Path) -> Iterator[Queue]:
-    """A queue that uses the machine's clock: these examples wait for their jobs."""
-    with Queue(path) as queue:
-        yield queue
 
 
 def test_from_enqueue_to_result_with_a_coroutine_and_a_plain_function(now_queue: Queue) -> None:

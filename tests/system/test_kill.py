@@ -23,13 +23,14 @@ from helpers import (
     Child,
     Programs,
     is_free,
+    job,
     note,
     notes,
     wait_for,
     wait_for_notes,
 )
 
-from dbbasic_queue import JobDict, Queue
+from dbbasic_queue import Queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,12 +74,6 @@ make_a_pass(deadly=deadly, work=work)
 def clock() -> Callable[[], float]:
     """The machine's clock, which the other processes use, too."""
     return time.time
-
-
-def job(queue: Queue, job_id: str) -> JobDict:
-    found = queue.get_job(job_id)
-    assert found is not None
-    return found
 
 
 def fates(queue: Queue) -> dict[str, tuple[str, int]]:
