@@ -1,11 +1,12 @@
-"""A pytest plugin: the crash sweeps run beside the other tests, some at a time, as both wait a lot.
+"""A pytest plugin that runs the crash sweeps in the background, while the other tests run.
 
-A test is marked with its sweep's kind and sampling, and is given what waits for it. All sweeps are
-started before the first test. Then comes what is marked `waits`, which needs no processor, and at
-last what needs a sweep's end.
+A sweep is slow but mostly waits, so several run at the same time. A test for a sweep has the mark
+`sweep(kind, every)` and calls its fixture `sweep`, which waits for the result. All sweeps start
+before the first test. Tests marked `waits` come first, because they need no CPU time; tests for
+sweeps come last.
 
-As a program it runs the sweeps, apart from the tests' process with its forks, and what tests do to
-its directory, its environment and its umask.
+Started as a program, this file runs the sweeps. They have their own process because tests fork, and
+change the working directory, the environment and the umask.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Key = tuple[str, str, int]
 
 
 class Sweeps:
-    """Sweeps in processes of their own: kind, workload, every."""
+    """Runs sweeps in other processes. A sweep's key is its kind, workload and step."""
 
     def __init__(self, wanted: list[Key]) -> None:
         self._results: dict[Key, tuple[int, str, str]] = {}
@@ -50,15 +51,15 @@ class Sweeps:
         assert self._runner.stdout
         while key not in self._results:
             line = self._runner.stdout.readline()
-            assert line, "what runs the sweeps has ended"
+            assert line, "the process that runs the sweeps has ended"
             (kind, workload, every), code, output, errors = json.loads(line)
             self._results[kind, workload, every] = code, output, errors
         return self._results[key]
 
     def end(self) -> None:
-        """End what nobody waits for any more."""
+        """Stop the sweeps that are still running."""
         with self._runner:
-            os.killpg(self._runner.pid, signal.SIGINT)  # they remove their files, which are memory
+            os.killpg(self._runner.pid, signal.SIGINT)  # they remove their files in /dev/shm
 
 
 def run(key: Key) -> tuple[Key, int, str, str]:
@@ -68,17 +69,17 @@ def run(key: Key) -> tuple[Key, int, str, str]:
 
 
 def main(wanted: list[Key]) -> None:
-    """Run sweeps; print what comes of them, a line each, in their order."""
+    """Run sweeps; print one line with the result of each, in their order."""
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         for result in pool.map(run, wanted):
             print(json.dumps(result), flush=True)
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment, with the package that it has imported.
+    """Return this process's environment, extended so that the sweeps import the same package.
 
-    Coverage is not measured there: it would take longer than the sweeps, and nothing in the
-    package is met by them alone.
+    Coverage isn't measured there: it would take longer than the sweeps, and the other tests run
+    the same code.
     """
     plain = {name: text for name, text in os.environ.items() if not name.startswith("COV")}
     return plain | {"PYTHONPATH": PACKAGE}

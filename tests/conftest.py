@@ -1,4 +1,4 @@
-"""Fixtures: a clock that stands still, a queue in a directory of its own, child processes."""
+"""Fixtures: a clock that doesn't move by itself, a queue in its own directory, child processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["background_sweeps"]
 
-# How long an example takes depends on the machine, and on what else it is doing.
+# No deadline: how long an example takes depends on the machine and its load.
 hypothesis.settings.register_profile("project", deadline=None)
 hypothesis.settings.load_profile("project")
 

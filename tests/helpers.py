@@ -1,8 +1,8 @@
-"""What the tests share: a clock, looks at a queue and its file, child processes, nasty inputs.
+"""Shared by the tests: a clock, views of a queue and its file, child processes, hostile inputs.
 
 A child process is a program of a few lines that runs in the test's own directory. It reports to the
-test by writing to files there, because files survive SIGKILL and nobody has to read them in time. A
-test waits for such a file or for the child's end, never for an amount of time.
+test by writing to files there, because files survive SIGKILL and can be read at any time. A test
+waits for such a file or for the child's exit, never for an amount of time.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ PROJECT = Path(__file__).resolve().parent.parent
 HEADER = "id\ttype\tpayload\tstatus\tcreated_at\trun_at\tattempts\terror\tresult\n"
 NOW = 1_800_000_000
 NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
-"""what a pass returns that has run no job"""
+"""What a pass returns if it has run no job."""
 
 
 class Clock:
-    """A time in Unix seconds that changes only when a test changes it."""
+    """A clock, in Unix seconds, that changes only when a test changes it."""
 
     def __init__(self, now: float = NOW) -> None:
         self.now = now
@@ -51,7 +51,7 @@ class Clock:
 
 @contextmanager
 def held(lock: QueueLock) -> Iterator[None]:
-    """Hold the lock during a `with` block of a test, as `QueueLock.run` does for a function."""
+    """Hold the lock during a `with` block, as `QueueLock.run` does while it calls a function."""
     with lock._mutex:
         lock._acquire(even_if_moved=False)
         assert lock._file is not None
@@ -67,14 +67,14 @@ def sibling(path: Path, suffix: str) -> Path:
 
 
 def job(queue: Queue, job_id: str) -> dict[str, Any]:
-    """Return a job, its values untyped: which of them are None is what tests ask."""
+    """Return a job with untyped values, so that tests needn't check each one for None."""
     found = queue.get_job(job_id)
     assert found is not None, f"there is no job {job_id}"
     return cast("dict[str, Any]", found)
 
 
 def history(queue: Queue, job_id: str) -> list[dict[str, Any]]:
-    """Return a job's history, its values untyped: which of them are None is what tests ask."""
+    """Return a job's history with untyped values, so that tests needn't check each one for None."""
     return cast("list[dict[str, Any]]", queue.history(job_id))
 
 
@@ -182,7 +182,7 @@ def wait_for_notes(file: str | Path, count: int) -> None:
 
 
 class Child:
-    """A program started in the test's directory; it may have ended."""
+    """A program that was started in the test's directory. It may have ended."""
 
     def __init__(
         self,
@@ -204,7 +204,7 @@ class Child:
                 stdout=output,
                 stderr=errors,
                 pass_fds=pass_fds,
-                start_new_session=True,  # a process group of its own, with its children
+                start_new_session=True,  # its own process group, which its children share
             )
 
     def is_running(self) -> bool:
@@ -219,13 +219,13 @@ class Child:
         self.process.wait(DEADLINE)
 
     def clean_up(self) -> None:
-        """Kill it with its children; called however the test has ended."""
+        """Kill it and its children. Called whether the test has passed or failed."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(DEADLINE)
 
     def stop(self, lock: Path) -> None:
-        """SIGSTOP it at a moment when it doesn't hold the queue's lock."""
+        """Send SIGSTOP at a moment when it doesn't hold the queue's lock."""
         while True:
             self.signal(signal.SIGSTOP)
             os.waitpid(self.process.pid, os.WUNTRACED)
@@ -234,11 +234,11 @@ class Child:
             self.signal(signal.SIGCONT)
 
     def wait(self) -> int:
-        """Wait for its end; return its exit code, or a signal's number as a negative int."""
+        """Wait until it ends; return its exit code, or a signal's number as a negative int."""
         return self.process.wait(DEADLINE)
 
     def succeed(self) -> str:
-        """Wait for its end, check that the exit code is 0, and return its output."""
+        """Wait until it ends, check that the exit code is 0, and return its output."""
         code = self.wait()
         text = self.errors.read_text(encoding="utf-8")
         assert code == 0, f"exit code {code}: {text}"
@@ -276,7 +276,7 @@ class Programs:
 
 
 def environment() -> dict[str, str]:
-    """Return environment variables with which a child finds this module and the package."""
+    """Return environment variables that let a child import this module and the package."""
     found = [Path(dbbasic_queue.__file__).parents[1], Path(__file__).parent]
     path = [*map(str, found), *filter(None, [os.environ.get("PYTHONPATH")])]
     ours = {name: text for name, text in os.environ.items() if name != "DBBASIC_QUEUE_FILE"}
@@ -296,7 +296,7 @@ def is_free(lock: str | Path) -> bool:
 
 
 def open_pipes() -> set[str]:
-    """Return the ends of pipes that this process has open: descriptor and pipe, in a string."""
+    """Return the pipe ends that this process has open, each as "descriptor pipe"."""
     found = set()
     for fd in os.listdir("/proc/self/fd"):
         with suppress(FileNotFoundError):  # the descriptor that `listdir` used
@@ -305,11 +305,11 @@ def open_pipes() -> set[str]:
 
 
 def fork_without_hooks() -> int:
-    """Fork as a C library does: without Python's fork hooks."""
+    """Fork like a C library, without Python's fork hooks."""
     return int(ctypes.PyDLL(None).fork())
 
 
-# -- texts that break careless code: inputs for the tests of rows, and seeds for the fuzzer --
+# -- texts that break careless code: used by the row tests, and as seeds by the fuzzer --
 
 NASTY = [
     "\t",
@@ -340,4 +340,4 @@ NASTY = [
 ]
 NO_JSON = ["NaN", "[Infinity]", "-Infinity", "{", "", "'a'", '"\t"', "1 2", "\ufeff1", "01"]
 BOMBS = ["[" * 101, "[" * 10**6, '{"a":' * 10**5, "9" * 5000]
-"""JSON that must not be decoded: nested too deep, or a number that is too long."""
+"""JSON that must not be decoded: nested too deeply, or with a number that is too long."""

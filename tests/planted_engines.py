@@ -1,4 +1,4 @@
-"""Engines with one bug each, and the contract's tests for them. `test_engines.py` runs this file.
+"""Runs the contract's tests on engines with one bug each. `test_planted_engines.py` runs this file.
 
 `CAUGHT` names the test that must catch each bug. The engine without a bug must pass every test.
 """
@@ -44,7 +44,7 @@ __all__ = [
 
 
 class Planted(Queue):
-    """The engine without a bug, over another store or with other claims."""
+    """The engine without a bug. Subclasses replace the store, the claims or a call."""
 
     memory: type[MemoryStore] = MemoryStore
     claims: type[MemoryClaims] = MemoryClaims
@@ -61,24 +61,24 @@ class Planted(Queue):
 
 
 class Sound(Planted):
-    """No bug: the suite has to pass."""
+    """No bug: every test must pass."""
 
 
-# --- what is kept
+# --- stored data
 
 
-class KeepsWhatIsNoJson(Planted):
+class AcceptsValuesThatAreNotJson(Planted):
     def enqueue(self, job_type: str, payload: Any, *arguments: Any, **options: Any) -> str:
         as_json = json.loads(json.dumps(payload, default=str, allow_nan=False, skipkeys=True))
         return super().enqueue(job_type, as_json, *arguments, **options)
 
 
-class AddsAPart(Planted):
+class AddsSomeOfTheJobs(Planted):
     def enqueue_many(self, job_type: str, payloads: Iterable[Any], run_at: Any = None) -> list[str]:
         return [self.enqueue(job_type, payload, run_at) for payload in payloads]
 
 
-class TakesAnIdTwice(Planted):
+class AcceptsAnIdTwice(Planted):
     def enqueue(self, *arguments: Any, job_id: str | None = None, **options: Any) -> str:
         try:
             return super().enqueue(*arguments, job_id=job_id, **options)
@@ -87,7 +87,7 @@ class TakesAnIdTwice(Planted):
             return job_id
 
 
-class ShowsWhatItKeeps(Planted):
+class ReturnsItsOwnPayloads(Planted):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._shown: dict[str, Any] = {}
@@ -99,7 +99,7 @@ class ShowsWhatItKeeps(Planted):
         return found
 
 
-class LosesFalseResults(Planted):
+class LosesFalsyResults(Planted):
     class claims(MemoryClaims):
         def record(self, claim: Claim, state: states.State) -> states.State | None:
             if state.result in ("0", "false", '""', "[]", "{}", "0.0"):
@@ -107,7 +107,7 @@ class LosesFalseResults(Planted):
             return super().record(claim, state)
 
 
-# --- what runs
+# --- running jobs
 
 
 class RunsTwice(Planted):
@@ -138,7 +138,7 @@ class RunsTheLatestFirst(Planted):
             return found
 
 
-class RunsWhatIsCancelled(Planted):
+class RunsCancelledJobs(Planted):
     class memory(MemoryStore):
         def cancel(self, job_id: str) -> bool:
             with self.lock:
@@ -146,7 +146,7 @@ class RunsWhatIsCancelled(Planted):
                 return row is not None and row.state.status == states.PENDING
 
 
-class CancelsWhatIsBeingRun(Planted):
+class CancelsRunningJobs(Planted):
     class memory(MemoryStore):
         def cancel(self, job_id: str) -> bool:
             row = self.jobs.get(job_id)
@@ -156,7 +156,7 @@ class CancelsWhatIsBeingRun(Planted):
             return True
 
 
-class RunsWhatItAddedItself(Planted):
+class RunsJobsOfItsOwnHandlers(Planted):
     class claims(MemoryClaims):
         looks = 0
 
@@ -182,7 +182,7 @@ class RecordsOutcomesAtTheEnd(Planted):
                 super().record(claim, state)
 
 
-class RunsWhatIsPaused(Planted):
+class RunsPausedJobs(Planted):
     class claims(MemoryClaims):
         def _is_due(self, job: MemoryJob) -> bool:
             store = cast("MemoryStore", self.store)
@@ -196,16 +196,16 @@ class RunsWhatIsPaused(Planted):
                         store.pause(job_type)
 
 
-class KnowsNoLimit(Planted):
+class IgnoresLimits(Planted):
     class claims(MemoryClaims):
         def _use_remaining(self, job_type: str, remaining: dict[str, int]) -> bool:
             return True
 
 
-# --- how it ends
+# --- outcomes
 
 
-class CountsADelay(Planted):
+class CountsADelayAsAnAttempt(Planted):
     class claims(MemoryClaims):
         def record(self, claim: Claim, state: states.State) -> states.State | None:
             if state.error.startswith(states.DELAYED):
@@ -213,7 +213,7 @@ class CountsADelay(Planted):
             return super().record(claim, state)
 
 
-class TriesOnceMore(Planted):
+class TriesOnceTooOften(Planted):
     def process_jobs(self, handlers: Any, max_attempts: Any = 3, **options: Any) -> dict[str, int]:
         if type(max_attempts) is int and max_attempts:
             max_attempts += 1
@@ -227,15 +227,15 @@ class KeepsTheOldError(Planted):
             return super().record(claim, state)
 
 
-# --- living with it
+# --- maintenance
 
 
-class WaitsForNothing(Planted):
+class DoesNotWait(Planted):
     def wait(self, job_id: str, timeout: Any) -> Any:
         return self.get_job(job_id)
 
 
-class WaitsForAJobThatIsNotThere(Planted):
+class WaitsForAMissingJob(Planted):
     def wait(self, job_id: str, timeout: Any) -> Any:
         return super().wait(job_id, timeout) if self.get_job(job_id) else None
 
@@ -247,7 +247,7 @@ class MakesNothingDue(Planted):
             return row is not None and row.state.status == states.PENDING
 
 
-class MakesDueWhatIsDone(Planted):
+class MakesFinishedJobsDue(Planted):
     class memory(MemoryStore):
         def run_now(self, job_id: str, now: float) -> bool:
             row = self.jobs.get(job_id)
@@ -261,7 +261,7 @@ class SendsACancelledReminderToday(Planted):
         return super().requeue(job_id, 0 if run_at is None else run_at)
 
 
-class RequeuesForNowAlways(Planted):
+class AlwaysRequeuesForNow(Planted):
     def requeue(self, job_id: str, run_at: Any = None) -> bool:
         return super().requeue(job_id, run_at) and (run_at is None or self.run_now(job_id))
 
@@ -271,7 +271,7 @@ class ForgetsThatAllArePaused(Planted):
         return super().paused() - {"*"}
 
 
-class RequeuesWithItsAttempts(Planted):
+class KeepsAttemptsOnRequeue(Planted):
     class memory(MemoryStore):
         def requeue(self, now: float, **which: Any) -> int:
             before = {row.id: row.state.attempts for row in self.rows()}
@@ -282,7 +282,7 @@ class RequeuesWithItsAttempts(Planted):
             return requeued
 
 
-class RemovesWhatIsBeingRun(Planted):
+class RemovesRunningJobs(Planted):
     class memory(MemoryStore):
         def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
             removed = super().remove(unwanted, archive)
@@ -293,13 +293,13 @@ class RemovesWhatIsBeingRun(Planted):
             return removed
 
 
-class PurgesTheYoung(Planted):
+class PurgesYoungJobs(Planted):
     def purge(self, older_than: Any, *arguments: Any, **options: Any) -> int:
         super().purge(older_than, *arguments, **options)
         return super().purge(0, *arguments, **options)
 
 
-class ListsWhatComesMeanwhile(Planted):
+class ListsJobsAddedDuringTheIteration(Planted):
     class memory(MemoryStore):
         def rows(self, unreadable: list[int] | None = None) -> Iterator[Row]:
             for job_id in list(self.jobs):
@@ -320,45 +320,45 @@ class LosesItsArchive(Planted):
 
 
 CAUGHT: dict[type[Planted], str] = {
-    KeepsWhatIsNoJson: "invalid_arguments_are_refused_and_add_no_job",
-    AddsAPart: "an_error_while_iterating_over_the_payloads_adds_no_job",
-    TakesAnIdTwice: "an_id_can_be_used_only_once_whatever_the_status_of_its_job",
-    ShowsWhatItKeeps: "changing_a_returned_job_does_not_change_the_queue",
-    LosesFalseResults: "a_json_result_reads_back_unchanged",
+    AcceptsValuesThatAreNotJson: "invalid_arguments_are_refused_and_add_no_job",
+    AddsSomeOfTheJobs: "an_error_while_iterating_over_the_payloads_adds_no_job",
+    AcceptsAnIdTwice: "an_id_can_be_used_only_once_whatever_the_status_of_its_job",
+    ReturnsItsOwnPayloads: "changing_a_returned_job_does_not_change_the_queue",
+    LosesFalsyResults: "a_json_result_reads_back_unchanged",
     RunsTwice: "concurrent_passes_run_each_job_once",
     RunsEarly: "a_job_runs_when_it_is_due_and_not_before",
     RunsTheLatestFirst: "jobs_run_in_the_order_of_run_at_and_then_of_their_enqueue",
-    RunsWhatIsCancelled: "a_pending_job_can_be_cancelled_once_and_never_runs",
-    CancelsWhatIsBeingRun: "a_running_or_finished_job_cannot_be_cancelled",
-    RunsWhatItAddedItself: "a_job_enqueued_by_a_handler_waits_for_the_next_pass",
+    RunsCancelledJobs: "a_pending_job_can_be_cancelled_once_and_never_runs",
+    CancelsRunningJobs: "a_running_or_finished_job_cannot_be_cancelled",
+    RunsJobsOfItsOwnHandlers: "a_job_enqueued_by_a_handler_waits_for_the_next_pass",
     RecordsOutcomesAtTheEnd: "each_outcome_is_recorded_before_the_next_handler_starts",
-    RunsWhatIsPaused: "jobs_of_a_paused_type_wait_and_are_counted_until_it_is_resumed",
-    KnowsNoLimit: "all_passes_together_keep_the_concurrency_limit_of_a_type",
-    CountsADelay: "a_delay_postpones_a_job_and_costs_no_attempt",
-    TriesOnceMore: ("a_failing_job_is_retried_after_its_backoff_until_no_attempts_are_left"),
+    RunsPausedJobs: "jobs_of_a_paused_type_wait_and_are_counted_until_it_is_resumed",
+    IgnoresLimits: "all_passes_together_keep_the_concurrency_limit_of_a_type",
+    CountsADelayAsAnAttempt: "a_delay_postpones_a_job_and_costs_no_attempt",
+    TriesOnceTooOften: ("a_failing_job_is_retried_after_its_backoff_until_no_attempts_are_left"),
     KeepsTheOldError: "a_job_that_finally_succeeds_has_no_error",
-    WaitsForNothing: "wait_returns_the_finished_job_or_none_after_the_timeout",
-    WaitsForAJobThatIsNotThere: "wait_returns_the_finished_job_or_none_after_the_timeout",
+    DoesNotWait: "wait_returns_the_finished_job_or_none_after_the_timeout",
+    WaitsForAMissingJob: "wait_returns_the_finished_job_or_none_after_the_timeout",
     MakesNothingDue: "a_pending_job_can_be_made_due_now",
-    MakesDueWhatIsDone: "run_now_returns_false_unless_pending_and_raises_for_an_unknown_job",
+    MakesFinishedJobsDue: "run_now_returns_false_unless_pending_and_raises_for_an_unknown_job",
     SendsACancelledReminderToday: (
         "a_failed_or_cancelled_job_can_be_requeued_and_runs_as_if_it_were_new"
     ),
-    RequeuesForNowAlways: "a_requeued_job_is_due_at_its_run_at",
+    AlwaysRequeuesForNow: "a_requeued_job_is_due_at_its_run_at",
     ForgetsThatAllArePaused: "paused_returns_the_paused_types_and_a_star_for_all",
-    RequeuesWithItsAttempts: (
+    KeepsAttemptsOnRequeue: (
         "a_failed_or_cancelled_job_can_be_requeued_and_runs_as_if_it_were_new"
     ),
-    RemovesWhatIsBeingRun: "maintenance_calls_do_not_touch_a_running_job",
-    PurgesTheYoung: "purge_removes_old_finished_jobs",
-    ListsWhatComesMeanwhile: "changes_during_an_iteration_do_not_affect_it",
+    RemovesRunningJobs: "maintenance_calls_do_not_touch_a_running_job",
+    PurgesYoungJobs: "purge_removes_old_finished_jobs",
+    ListsJobsAddedDuringTheIteration: "changes_during_an_iteration_do_not_affect_it",
     SharesNothing: "queues_opened_at_one_place_have_the_same_jobs",
     LosesItsArchive: "purged_jobs_are_in_the_archive_as_rows_of_nine_columns",
 }
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test for the engine without a bug, and for those whose bug it must catch."""
+    """Run each test on the engine without a bug, and on those whose bugs it must catch."""
     caught = [e for e, by in CAUGHT.items() if metafunc.definition.originalname == f"test_{by}"]
     metafunc.parametrize("open_at", [Sound, *caught], ids=lambda e: e.__name__, indirect=True)
 

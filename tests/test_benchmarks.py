@@ -1,4 +1,4 @@
-"""The benchmarks work: no figure is judged here."""
+"""The benchmarks run and write their files. Their numbers aren't judged here."""
 
 from __future__ import annotations
 

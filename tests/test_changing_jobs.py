@@ -1,4 +1,4 @@
-"""LivePass with a queue: passes for some types, passes that stay, waiting, requeueing, purging."""
+"""Passes for some types, lingering passes, waiting, and calls that change jobs: requeue, purge."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ DAY = 86_400
 
 
 class Night:
-    """Time as a pass that lingers sees it: it passes while the pass sleeps, and only then.
+    """The time that a lingering pass sees: it and the clock move only while the pass sleeps.
 
-    `at` says what happens at which look. The clock goes with it.
+    `polls` counts the sleeps. `at` has functions to call, by the number of the poll.
     """
 
     def __init__(self, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock = clock
         self.at: dict[int, Callable[[], object]] = {}
-        self.looks = 0
+        self.polls = 0
         self.asked = 0
         self.seconds = 0.0
         for module in ("base", "sequential", "executor"):
@@ -66,14 +66,14 @@ class Night:
 
     def monotonic(self) -> float:
         self.asked += 1
-        assert self.asked < 20_000, "a pass that rests goes on without a sleep"
+        assert self.asked < 20_000, "an idle pass doesn't sleep"
         return self.seconds
 
     def sleep(self, seconds: float) -> None:
-        self.looks += 1
+        self.polls += 1
         self.seconds += seconds
         self.clock.now += seconds
-        self.at.get(self.looks, lambda: None)()
+        self.at.get(self.polls, lambda: None)()
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_a_lingering_pass_runs_its_own_retries_and_delays_when_they_are_due(
     soon = Handler(work, backoff=Backoff(first=1))
     done = queue.process_jobs({"greet": soon}, linger=20)
     assert done == NONE | {"completed": 1, "retried": 2, "delayed": 1}
-    # `run_at` is in whole seconds, rounded up, and then comes the next look.
+    # `run_at` is rounded up to whole seconds, and the pass finds the job at its next poll.
     assert ran == pytest.approx([0, 1, 4, 7], abs=0.11)
 
 
@@ -190,7 +190,7 @@ def test_an_idle_lingering_pass_polls_20_times_a_second_and_reads_no_row(
     night.at[2] = settled
     done = queue.process_jobs({"greet": str}, skip_unknown=True, linger=10)
     assert done == NONE | {"completed": 50}
-    assert night.looks <= 202
+    assert night.polls <= 202
     assert reads == 0
 
 
@@ -246,7 +246,7 @@ def test_a_lingering_pass_runs_jobs_of_other_processes_immediately_until_sigterm
     began = time.monotonic()
     child.signal(signal.SIGTERM)
     assert child.wait() == 143
-    assert time.monotonic() - began < 10  # of the hundred seconds that it would stay
+    assert time.monotonic() - began < 10  # it would linger for 100 seconds
     assert notes(tmp_path / "effects") == ["a", "b"]
 
 
@@ -281,7 +281,7 @@ def test_a_lingering_pass_recovers_the_job_of_a_pass_that_dies(
 def test_a_job_added_between_the_start_of_a_pass_and_its_first_poll_is_found(
     queue: Queue,
 ) -> None:
-    """It was not there when the pass began, so it is not due; but it must be at the next look."""
+    """It wasn't there when the pass started, so it isn't due yet. At the next poll it must be."""
     queue.cancel_job("create the files")
     terms = Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True)
     claims = Claims(store_of(queue).files, terms, NOW)
@@ -292,7 +292,7 @@ def test_a_job_added_between_the_start_of_a_pass_and_its_first_poll_is_found(
     claims.abandon()
 
 
-# --- until complete
+# --- run_until_complete
 
 
 def test_run_until_complete_waits_for_retries_and_delays(queue: Queue, night: Night) -> None:
@@ -327,7 +327,7 @@ def test_run_until_complete_waits_for_jobs_that_another_pass_runs(
 
         night.at[30] = end
         assert queue.run_until_complete({"greet": len}) == NONE | {"completed": 1}
-    assert night.looks >= 30
+    assert night.polls >= 30
     assert job(queue, job_id)["attempts"] == 1
 
 
@@ -456,14 +456,14 @@ def test_wait_sees_a_job_that_another_process_finishes(programs: Programs, tmp_p
     assert found is not None and found["result"] == "ADA"
 
 
-# --- requeue, clear, remove, purge: which jobs
+# --- requeue, clear, remove, purge
 
 AGES = {"old": NOW - 10 * DAY, "new": NOW - 10}
 
 
 @pytest.fixture
 def full(queue: Queue, path: Path) -> Queue:
-    """A queue with an old and a new job of each status and of two types; `processing` is run."""
+    """A queue with an old and a new job of each status, for two types. `processing` jobs run."""
     add_lines(
         path,
         *(
@@ -600,7 +600,7 @@ def test_purge_removes_old_finished_jobs(full: Queue, status: Any) -> None:
 def test_an_early_run_at_does_not_make_a_job_old_enough_for_a_purge(
     queue: Queue, clock: Clock
 ) -> None:
-    """`run_at=1` is what puts a job first; it says nothing of the job's age."""
+    """`run_at=1` makes a job run first. It says nothing about the age of the job."""
     queue.enqueue("greet", {}, 1)
     queue.process_jobs({"greet": str})
     assert queue.purge(60) == 0
@@ -645,21 +645,21 @@ def test_maintenance_of_an_empty_queue_changes_nothing(queue: Queue, path: Path)
     assert not path.exists()
 
 
-# --- ids that come back, outcomes that come late
+# --- reused ids, late outcomes
 
 
 @pytest.mark.parametrize("folded", [True, False])
 def test_a_purged_id_can_be_enqueued_again_and_runs(
     queue: Queue, path: Path, clock: Clock, folded: bool
 ) -> None:
-    """Whether the journal still had records of it or not."""
+    """With and without records of the old job in the journal."""
     with Queue(path, clock=clock) as reader:
         queue.enqueue("greet", 1, job_id="x")
         queue.process_jobs({"greet": lambda _: "first"})
         if not folded:
             path.with_name("other").write_bytes(path.read_bytes())
             queue.enqueue("greet", 1, job_id="y")
-            with held(store_of(queue).lock):  # a cancel whose fold has to wait
+            with held(store_of(queue).lock):  # as a cancel does that doesn't fold
                 store_of(queue).files.read_new()
                 state = b"cancelled\t%d\t%d\t0\tno\t" % (NOW, NOW)
                 store_of(queue).files.change([(b"y", state)])
@@ -683,7 +683,7 @@ def test_an_outcome_of_an_attempt_before_a_requeue_is_not_recorded(
     job_id = queue.enqueue("greet", {})
 
     def work(_: Any) -> str:
-        sibling(path, "pass.1").unlink()  # a slot that was deleted: its pass is taken for dead
+        sibling(path, "pass.1").unlink()  # without its slot, the pass is assumed to be dead
         clock.now += 5
         with Queue(path, clock=clock) as other:
             assert other.process_jobs({"greet": len}, 1) == NONE | {"recovered": 1, "failed": 1}

@@ -1,7 +1,7 @@
-"""dbbasic-queue 1.0.0: the files that it left are taken over, and code written for it runs.
+"""Files that dbbasic-queue 1.0.0 wrote can be used, and code written for it runs unchanged.
 
-The real 1.0.0 writes the files: it is fetched from PyPI for the run, and where that cannot be
-reached these tests are skipped.
+The real 1.0.0 writes the files. Each test run installs it from PyPI; without access to PyPI these
+tests are skipped.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def old_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     except subprocess.TimeoutExpired:
         reason = "no answer in time"
     if not (folder / "dbbasic_queue" / "queue.py").exists():
-        pytest.skip(f"dbbasic-queue 1.0.0 cannot be had from PyPI: {reason}")
+        pytest.skip(f"dbbasic-queue 1.0.0 can't be installed from PyPI: {reason}")
     return folder
 
 
@@ -80,7 +80,7 @@ def found(**columns: Any) -> Any:
 def test_jobs_enqueued_by_1_0_0_during_passes_of_this_release_are_not_lost(
     old: Callable[[str], None],
 ) -> None:
-    """As between the installation and the restart of a web app's processes."""
+    """As after an upgrade, until the web app's processes have been restarted."""
     ran: list[int] = []
     dbbasic_queue.enqueue("count", -1)
     enqueuing = Thread(target=old, args=["for n in range(1000): enqueue('count', n)"])
@@ -166,7 +166,7 @@ def test_rows_without_trailing_columns_are_read(old: Callable[[str], None]) -> N
         enqueue('greet', 'Grace')
         """)
     path = Path("data/queue.tsv")
-    # As an editor that strips white space leaves it, and as 1.0.0 itself reads it.
+    # Some editors strip trailing white space, and 1.0.0 itself reads such a file.
     path.write_text("".join(f"{text.rstrip()}\n" for text in path.read_text().split("\n")[:-1]))
     assert dbbasic_queue.process_jobs({"greet": lambda name: name}) == NONE | {"completed": 1}
     assert found(payload="Grace")["result"] == "Grace"
@@ -243,7 +243,7 @@ def test_the_examples_of_the_1_0_0_readme_run_unchanged(
     (metadata,) = old_release.glob("dbbasic_queue-1.0.0.dist-info/METADATA")
     examples = re.findall(r"```python\n(.*?)```", metadata.read_text("utf-8"), re.DOTALL)
     assert len(examples) == 2
-    names: dict[str, Any] = {"__name__": "__main__", "time": time}  # its worker forgets to import
+    names: dict[str, Any] = {"__name__": "__main__", "time": time}  # an import its worker lacks
     for example in examples:
         exec(compile(example, "README.md", "exec"), names)
     sent = job(Queue("data/queue.tsv"), names["job_id"])
@@ -314,6 +314,6 @@ def test_code_written_for_1_0_0_gets_the_same_results_from_both_releases(
 
 
 def filtered_path() -> list[str]:
-    """Return PYTHONPATH without the folders that hold a release of their own."""
+    """Return the folders of PYTHONPATH that don't contain this package."""
     folders = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     return [folder for folder in folders if not Path(folder, "dbbasic_queue").exists()]

@@ -1,4 +1,4 @@
-"""A handler's policy, what it may raise, and what it is told of its job."""
+"""The policy of a handler, the exceptions that it can raise, and the job that it receives."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def raising(*errors: BaseException) -> Callable[[Any], Any]:
-    """Return a handler that raises these, one a call, and then returns."""
+    """Return a handler that raises one of these per call, and then returns."""
     left = list(errors)
 
     def handler(_: Any) -> None:
@@ -509,7 +509,7 @@ def test_a_delayed_job_is_logged_as_such(queue: Queue, caplog: pytest.LogCapture
 def test_a_sleeping_pass_lists_no_claims_in_its_slot(
     queue: Queue, path: Path, clock: Clock
 ) -> None:
-    """Else a job that it delayed, and that another pass has claimed and lost, waits for its end."""
+    """Otherwise a job that it delayed, and that another pass claimed and lost, isn't recovered."""
     listed: list[list[tuple[str, int]]] = []
 
     def look(seconds: float) -> None:
@@ -521,7 +521,7 @@ def test_a_sleeping_pass_lists_no_claims_in_its_slot(
     job_id = queue.enqueue("greet", {})
     handlers = {"greet": raising(Delay(60))}
     with pytest.MonkeyPatch.context() as patch, pytest.raises(TimeoutError):
-        # Of the pass alone: whoever has held the lock for long sleeps, too.
+        # Only in the pass: a process that held the lock for long sleeps, too.
         pass_time = SimpleNamespace(sleep=look, monotonic=time.monotonic)
         patch.setattr("dbbasic_queue.passes.sequential.time", pass_time)
         queue.process_jobs(handlers, linger=5)

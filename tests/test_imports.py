@@ -1,4 +1,4 @@
-"""What imports what: downward only, nothing that is not needed, and nothing dangerous."""
+"""Modules only import from lower layers, nothing dangerous, and nothing before it is needed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import dbbasic_queue
 import pytest_dbbasic_queue
 
 PACKAGE = Path(dbbasic_queue.__file__).parent
-# From the ground up: a module imports from lines above its own, or from its own folder.
-FLOORS = [
+# The lowest layer first. A module imports from lower layers, or from its own folder.
+LAYERS = [
     "errors forks",
     "lazy",
     "model signatures",
@@ -30,7 +30,7 @@ FLOORS = [
     "cli pytest_dbbasic_queue",
     "__main__",
 ]
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+LAYER_OF = {folder: layer for layer, folders in enumerate(LAYERS) for folder in folders.split()}
 MODULES = {
     ".".join(file.relative_to(PACKAGE).with_suffix("").parts): file
     for file in sorted(PACKAGE.rglob("*.py"))
@@ -45,13 +45,13 @@ def imported(tree: ast.AST) -> list[tuple[int, str]]:
         if isinstance(node, ast.Import):
             found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are written out in full"
+            assert node.level == 0, "imports must be absolute"
             found += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
     return found
 
 
 def own_module(name: str) -> str | None:
-    """Return the module of this package that an imported name is or is in, or None."""
+    """Return the module of this package that an imported name is, or is in; otherwise None."""
     top, *parts = name.split(".")
     if top != "dbbasic_queue":
         return None
@@ -60,16 +60,16 @@ def own_module(name: str) -> str | None:
         for candidate in (module, f"{module}.__init__".removeprefix(".")):
             if candidate in MODULES:
                 return candidate
-    raise AssertionError(f"{name} is in no module of the package")
+    raise AssertionError(f"{name} isn't in any module of the package")
 
 
-def room(module: str) -> str:
-    """Return the folder of a module, or its own name if it is in none."""
+def folder_of(module: str) -> str:
+    """Return the folder of a module, or its name if it isn't in a folder."""
     return module.partition(".")[0]
 
 
 def test_every_module_is_in_a_layer() -> None:
-    assert {room(module) for module in MODULES} == set(FLOOR_OF)
+    assert {folder_of(module) for module in MODULES} == set(LAYER_OF)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -78,8 +78,8 @@ def test_a_module_imports_only_from_lower_layers_or_its_own_folder(name: str) ->
         f"{name}, line {line}: {full}"
         for line, full in imported(TREES[name])
         if (module := own_module(full)) is not None
-        and room(module) != room(name)
-        and FLOOR_OF[room(module)] >= FLOOR_OF[room(name)]
+        and folder_of(module) != folder_of(name)
+        and LAYER_OF[folder_of(module)] >= LAYER_OF[folder_of(name)]
     ]
     assert upward == []
 
@@ -104,7 +104,7 @@ def test_no_module_is_imported_by_a_string(name: str) -> None:
 
 
 def extra(name: str) -> set[str]:
-    """Return what a module may use that no other may: what comes with an extra."""
+    """Return the packages that only this module can use, because they belong to an extra."""
     if name == "pickles":
         return {"cloudpickle"}
     return {"pytest"} if name == "pytest_dbbasic_queue" else set()
@@ -132,7 +132,7 @@ DANGEROUS_CALLS = {"eval", "exec", "compile", "__import__", "system", "popen"}
 @pytest.mark.parametrize("name", MODULES)
 def test_nothing_is_unpickled_evaluated_or_given_to_a_shell(name: str) -> None:
     tree = TREES[name]
-    # prctl(2) has no other way in; what `pickles` unpickles is signed.
+    # `guardian` can call prctl(2) only with ctypes; `pickles` only unpickles signed payloads.
     excepted = {"passes.guardian": {"ctypes"}, "pickles": {"cloudpickle"}}
     dangerous = DANGEROUS_MODULES - excepted.get(name, set())
     assert {full.split(".")[0] for _, full in imported(tree)}.isdisjoint(dangerous)
@@ -164,7 +164,7 @@ def test_no_module_imports_the_one_that_unpickles() -> None:
     assert importers == []
 
 
-# Most of it comes with `threading` and `array`, whatever else is left out.
+# Most of these are imported by `threading` and `array`.
 LOADED_FROM_THE_STANDARD_LIBRARY = {
     "array",
     "bisect",
@@ -191,9 +191,9 @@ DONE = "".join(f"done-{n}\tgreet\t{{}}\tcompleted\t900\t900\t1\t\t[{n}]\n" for n
 
 
 def loaded_by(code: str) -> tuple[set[str], set[str]]:
-    """Return which of our modules a program loads, and which public ones of others.
+    """Return our modules that a program imports, and the public ones of others.
 
-    It runs without `site`: what an environment loads before a program would hide what we load.
+    It runs without `site`, because modules that are imported at startup would hide ours.
     """
     code = (
         "import os, sys; before = set(sys.modules)\n"
@@ -257,7 +257,7 @@ def test_an_idle_pass_imports_nothing_more_from_the_standard_library(
 
 
 def test_neither_a_web_app_nor_a_pass_imports_filelock(tmp_path: Path) -> None:
-    """Its hooks reach into every fork of the program, and refuse some."""
+    """filelock's hooks run in every fork of the program, and some forks fail in them."""
     path = tmp_path / "queue.tsv"
     _, others = loaded_by(
         "from dbbasic_queue import Handler, Queue\n"

@@ -1,4 +1,4 @@
-"""The calls: what they take, what they refuse, and what is in the file when they return."""
+"""The calls of a queue: what they accept and refuse, and what is in the file when they return."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ def test_errors_derive_from_the_builtin_errors_that_callers_expect() -> None:
         assert issubclass(error, base)
 
 
-# --- an id of the caller's own
+# --- ids chosen by the caller
 
 
 def test_the_caller_can_choose_the_job_id(queue: Queue) -> None:
@@ -394,7 +394,7 @@ def test_get_job_of_an_unknown_id_returns_none(queue: Queue, path: Path, job_id:
     assert queue.cancel_job(job_id) is False
     queue.enqueue("greet", {}, job_id="x")
     queue.enqueue("greet", {}, job_id="a")
-    with Queue(path) as other:  # whether it has read the file before or not
+    with Queue(path) as other:  # it hasn't read the file before its first look-up
         for _ in range(5):
             assert other.get_job(job_id) is None
         assert other.cancel_job(job_id) is False
@@ -617,7 +617,7 @@ def test_a_queue_can_be_closed_while_other_threads_use_it(queue: Queue, path: Pa
             for n in range(50):
                 queue.get_job(queue.enqueue("greet", n))
                 queue.cancel_job(queue.enqueue("greet", n))
-        except BaseException as e:  # noqa: BLE001 - the test looks at them
+        except BaseException as e:  # noqa: BLE001 - checked by the test
             errors.append(e)
 
     threads = [threading.Thread(target=enqueue) for _ in range(3)]
@@ -881,7 +881,7 @@ def test_public_objects_have_a_readable_repr(tmp_path: Path) -> None:
     assert seen == [f"<Job {job_id}: look, attempt 1>"]
 
 
-# --- a file that is none of ours
+# --- files that aren't queues
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Payloads that are pickles: what is signed comes through, and nothing else is ever unpickled."""
+"""Payloads that are pickles: signed ones are unpickled, and all others are refused before that."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Image:
 
 
 class Bomb:
-    """Whoever unpickles it makes a directory."""
+    """Creates a directory when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,12 +61,12 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
-# --- what is signed
+# --- signed payloads
 
 
 def test_an_object_comes_through_the_queue(queue: Queue, pickles: Pickles) -> None:
     def scaled(factor: int) -> Callable[[int], int]:
-        return lambda n: n * factor  # which only cloudpickle can pickle
+        return lambda n: n * factor  # only cloudpickle can pickle it
 
     @pickles.unpickled
     def resize(value: Any) -> Any:
@@ -159,7 +159,7 @@ def test_an_unpicklable_value_or_an_invalid_type_is_refused(pickles: Pickles, ke
         pickles.payload("a\0b", 1)
 
 
-# --- what is not
+# --- payloads without a valid signature
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The traps that caught other queues, one by one: each test's name is what must not happen here."""
+"""Bugs that other queues have had: each test shows that one of them doesn't happen here."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def raise_(error: BaseException) -> None:
 
 def test_a_deleted_lock_file_does_not_let_two_processes_in(queue: Queue, path: Path) -> None:
     queue.enqueue("greet", {})
-    sibling(path, "lock").unlink()  # the queue's descriptor is of an inode without a name
+    sibling(path, "lock").unlink()  # the queue still has the deleted file open
     with held(store_of(queue).lock):
         assert is_locked(sibling(path, "lock"))
 
 
 def enqueue_waits_for(queue: Queue, lock_file: Path) -> bool:
-    """Tell whether an enqueue waits while another open file holds the lock; end it."""
+    """Return whether an enqueue waits while another open file holds the lock."""
     with lock_file.open("r+") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         thread = threading.Thread(target=queue.enqueue, args=("greet", {}))
@@ -98,7 +98,7 @@ def test_an_enqueue_waits_for_the_lock_of_the_directory_that_replaced_a_moved_on
 
 def test_an_enqueue_notices_that_its_lock_file_was_renamed(queue: Queue, path: Path) -> None:
     queue.enqueue("greet", {})
-    time.sleep(0.02)  # the system's clock for changes of files may tick that slowly
+    time.sleep(0.02)  # the kernel's clock for file times may tick that slowly
     sibling(path, "backup").hardlink_to(sibling(path, "lock"))  # as a backup by `cp -al` does
     sibling(path, "lock").unlink()
     sibling(path, "lock").touch()
@@ -118,7 +118,7 @@ def test_a_reused_descriptor_number_is_not_mistaken_for_the_own_lock(
         assert again is not None
         assert again.fd == lock.fd
         assert again.is_untouched()
-        lock.remember_names()  # its owner sets the mode when opening it, which is noticed, too
+        lock.remember_names()  # opening it as its owner sets the mode, which is noticed, too
         assert not lock.is_untouched()
         queue.enqueue("greet", {})
         assert store_of(queue).lock._file is not lock
@@ -221,7 +221,7 @@ def test_a_line_appended_by_others_during_a_rewrite_is_not_lost(queue: Queue, pa
     other = threading.Thread(target=append_as_a_shell_does)
     other.start()
     for job_id in ids:
-        assert queue.cancel_job(job_id)  # each one a rewrite
+        assert queue.cancel_job(job_id)  # each cancel rewrites the file
     other.join()
     assert len(rows(path)) == 120
     assert queue.counts() == {
@@ -415,7 +415,7 @@ def test_an_outcome_of_an_old_attempt_does_not_overwrite_the_current_one(
     terms = Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True)
     old = Claims(store_of(queue).files, terms, clock())
     (claim,) = old.claim(1)
-    sibling(path, "pass.1").unlink()  # it is taken for dead, and wakes up later
+    sibling(path, "pass.1").unlink()  # it is assumed to be dead, and wakes up later
     with Queue(path, clock=clock) as other:
         assert other.process_jobs({"greet": lambda _: 1 / 0}) == NONE | {
             "recovered": 1,
@@ -455,13 +455,13 @@ def test_no_way_to_end_a_pass_leaves_a_job_in_processing(
     assert sibling(path, "journal").read_bytes() == b""
 
 
-# --- who gets in
+# --- permissions
 
 
 @pytest.mark.parametrize("mask", [0o077, 0o000])
 def test_the_umask_of_roots_cron_does_not_lock_the_web_server_out(path: Path, mask: int) -> None:
     path.parent.mkdir()
-    path.parent.chmod(0o2770)  # (with two real users: test_store.py)
+    path.parent.chmod(0o2770)  # test_textfile.py does this with two real users
     before = os.umask(mask)
     try:
         with Queue(path) as queue:
@@ -475,11 +475,11 @@ def test_the_umask_of_roots_cron_does_not_lock_the_web_server_out(path: Path, ma
     assert modes == dict.fromkeys(files, 0o660)
 
 
-# --- full disks, for which a limit on the size of files stands here
+# --- full disks, simulated by a limit on the size of files
 
 
 class FullDisk:
-    """While it lasts, no file of this process can grow beyond `size` bytes."""
+    """Between `begin` and `end`, no file of this process can grow beyond `size` bytes."""
 
     def __init__(self) -> None:
         self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -541,7 +541,7 @@ def test_a_job_whose_outcome_cannot_be_written_is_not_run_every_minute(
     assert (job(queue, job_id)["result"], len(ran)) == ("done", 2)
 
 
-# --- clocks and names
+# --- clocks and ids
 
 
 def test_a_clock_set_years_ahead_and_back_makes_no_retry_wait_for_years(

@@ -51,7 +51,8 @@ def test_the_contract_catches_every_planted_bug_and_passes_the_engine_without_on
         ended[engine].add(end)
     assert ended.pop("Sound") == {"PASSED"}, done.stdout[-5000:]
     caught = {engine for engine, ends in ended.items() if "FAILED" in ends and "ERROR" not in ends}
-    assert {planted.__name__ for planted in planted_engines.CAUGHT} - caught == set()
+    survived = {planted.__name__ for planted in planted_engines.CAUGHT} - caught
+    assert survived == set()
 
 
 # --- the protocol
@@ -63,7 +64,7 @@ BEYOND = {"aenqueue", "aget_job", "await_job"} | {
     "unreadable",
     "remove_unreadable",
 }
-"""What `Queue` has beside: how it is made, threads around other calls, its history, its lines."""
+"""What only `Queue` has: coroutines around other calls, history, metrics, unreadable lines."""
 
 
 def test_the_protocol_has_every_call_of_a_queue() -> None:
@@ -153,7 +154,7 @@ def test_each_queue_in_memory_is_new_unless_it_has_a_name() -> None:
         again.remove_type("greet")
 
 
-# --- memory's own limits
+# --- limits of a queue in memory
 
 
 def test_a_forked_child_cannot_use_its_copy_of_a_queue_in_memory() -> None:

@@ -131,16 +131,16 @@ def test_case_matters_unless_ignore_case_is_set(queue: Queue) -> None:
 
 def test_a_limit_holds_for_any_spelling_of_the_type(queue: Queue, path: Path) -> None:
     loose = Handlers(ignore_case=True)
-    beside: list[dict[str, int]] = []
+    overlapping: list[dict[str, int]] = []
 
     @loose.handler("Greet", concurrency=1)
     def greet(payload: object) -> None:
         with Queue(path, clock=queue.now) as other:
-            beside.append(other.process_jobs(loose))
+            overlapping.append(other.process_jobs(loose))
 
     queue.enqueue_many("gREET", [1, 2])
     assert queue.process_jobs(loose) == NONE | {"completed": 2}
-    assert beside == [NONE, NONE]
+    assert overlapping == [NONE, NONE]
 
 
 def test_a_registered_function_is_enqueued_under_its_type(jobs: Handlers, queue: Queue) -> None:
@@ -255,7 +255,7 @@ def test_a_handler_registered_during_a_pass_is_used_from_then_on(
     assert found["attempts"] == (1 if only else 2)
 
 
-# --- a second run of a module
+# --- modules that are loaded twice
 
 
 def test_a_reloaded_module_replaces_its_handlers(
@@ -269,7 +269,7 @@ def test_a_reloaded_module_replaces_its_handlers(
     REGISTRIES.append(jobs)
     file.write_text(code.format("") + "    return 'before'\n")
     tasks = importlib.import_module("reloaded_tasks")
-    file.write_text("# A line more.\n" + code.format("") + "    return 'after it'\n")
+    file.write_text("# One more line.\n" + code.format("") + "    return 'after it'\n")
     importlib.reload(tasks)
     assert jobs["greet"] is tasks.greet and len(jobs) == 1
     job_id = queue.enqueue("greet", {})

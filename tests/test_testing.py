@@ -1,4 +1,4 @@
-"""For users' tests: the fixture `job_queue`, in runs of pytest as users start them."""
+"""The fixture `job_queue` for users' tests, in pytest runs started as users start them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def jobs(tmp_path: Path) -> Iterator[JobQueue]:
         yield jobs
 
 
-# --- the clock, and running all
+# --- the clock, run_all
 
 
 def test_time_only_passes_when_the_test_moves_the_clock(jobs: JobQueue) -> None:
@@ -168,7 +168,7 @@ def test_an_assertion_takes_only_one_payload(jobs: JobQueue) -> None:
 def installed(
     pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> pytest.Pytester:
-    """A directory for a user's tests, where the plugin is found as setup.py registers it."""
+    """A directory for a user's tests, with the plugin registered as in setup.py."""
     metadata = tmp_path / "site" / "dbbasic_queue-0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Name: dbbasic-queue\nVersion: 0\n", encoding="utf-8")
@@ -179,7 +179,7 @@ def installed(
 
 
 def entry_points() -> str:
-    """Return setup.py's entry points in the form of an installed package's."""
+    """Return setup.py's entry points in the format of an installed package."""
     (call,) = [
         node.value
         for node in ast.parse((PROJECT / "setup.py").read_text("utf-8")).body

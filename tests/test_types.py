@@ -1,4 +1,4 @@
-"""Type checkers understand a user's program, and find its mistakes."""
+"""Type checkers accept a user's program, and find the mistakes in another one."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ send_email.enqueue({"to": "x"}, run_at="tomorrow")
 send_email.enqueue({"to": "x"}, jobid="y")
 report("done")
 """
-# The lines of BAD that have a mistake. The first line is empty.
+# The lines of BAD with mistakes. Its first line is empty.
 MISTAKES = {7: "stauts", 8: "pendign", 9: "payload", 10: "run_at", 11: "jobid", 12: "done"}
 
 

@@ -1,4 +1,4 @@
-"""The command line, run as a user runs it: as a process."""
+"""The command line, started as a process, as users start it."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_the_command_works_from_a_copy_that_is_not_installed(tmp_path: Path) -> 
     assert (tmp_path / "checkout" / "demo" / "report.tsv").exists()
 
 
-# -- commands that act on a queue ----------------------------------------------------------------
+# -- commands that use a queue -------------------------------------------------------------------
 
 EXISTING = (
     ["status"],
@@ -140,14 +140,14 @@ EXISTING = (
 
 
 def ok(*arguments: str, cwd: Path, **environment: str) -> str:
-    """Run a command to its good end; return what it printed."""
+    """Run a command that must succeed; return its output."""
     done = run_module(*arguments, cwd=cwd, **environment)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
 
 def refused(*arguments: str, cwd: Path, **environment: str) -> str:
-    """Run a command that is not done; return the one line that says why."""
+    """Run a command that must fail; return the line that says why."""
     done = run_module(*arguments, cwd=cwd, **environment)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     return done.stderr.removeprefix("dbbasic-queue: ").strip()
@@ -159,7 +159,7 @@ def fail(payload: object) -> None:
 
 @pytest.fixture
 def some(tmp_path: Path) -> Iterator[Queue]:
-    """A queue with a job that is done, one that has failed, and one that is to come."""
+    """A queue with a completed job, a failed job, and one that is due later."""
     with Queue(tmp_path / "data/queue.tsv") as queue:
         queue.enqueue("greet", {"to": "ada"}, job_id="done")
         queue.enqueue("break", {}, job_id="broken")

@@ -1,4 +1,4 @@
-"""The demo, run as a user runs it; and its mail server, held against smtplib."""
+"""The demo, started as users start it; and its mail server, tested with smtplib."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run_demo(*arguments: str, cwd: Path, **environment: str) -> subprocess.Compl
 
 @pytest.fixture(scope="module")
 def toured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, float]:
-    """One run of the demo: its directory, what it printed, and how long it took."""
+    """One run of the demo: its directory, its output, and how many seconds it took."""
     home = tmp_path_factory.mktemp("toured")
     began = time.monotonic()
     done = run_demo("--dir", "home", cwd=home)
@@ -85,7 +85,7 @@ def test_the_demos_elements_are_sorted_and_listed_once() -> None:
     rows = [line.split("\t") for line in text.splitlines()[1:]]
     assert {len(row) for row in rows} == {6}
     numbers = [int(row[0]) for row in rows]
-    # Those without a standard atomic weight are left out.
+    # Elements without a standard atomic weight are left out.
     assert numbers == sorted({*range(1, 84), 90, 91, 92} - {43, 61})
     for column in (1, 2):
         assert len({row[column] for row in rows}) == len(rows)

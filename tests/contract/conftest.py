@@ -1,4 +1,4 @@
-"""The engines that the contract is tested on, one fixture each, and what the tests share."""
+"""The engines that the contract is tested on, one fixture each, and the tests' shared helpers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def job(queue: Engine, job_id: str) -> Any:
 
 
 def raises(*errors: BaseException) -> Callable[[Any], str]:
-    """Return a handler that raises these, one a call, and then returns "done"."""
+    """Return a handler that raises one of these per call, and then returns "done"."""
     left = list(errors)
 
     def handler(_: Any) -> str:
@@ -44,7 +44,7 @@ def raises(*errors: BaseException) -> Callable[[Any], str]:
 
 
 def at_once(*calls: Callable[[], object]) -> None:
-    """Make the calls in threads of their own, all at the same moment; raise what one raises."""
+    """Make each call in its own thread, all at the same moment. Re-raise the first error."""
     barrier = threading.Barrier(len(calls))
     errors: list[BaseException] = []
 
@@ -65,10 +65,7 @@ def at_once(*calls: Callable[[], object]) -> None:
 
 
 class Opener:
-    """Opens one engine: the same jobs for the same directory, and others for another directory.
-
-    `{}` in `url` stands for the directory.
-    """
+    """Opens queues of one engine. Each directory has its own jobs; `{}` in `url` stands for it."""
 
     def __init__(
         self,
@@ -92,13 +89,13 @@ ENGINES: dict[str, set[str]] = {
     "text_file": {"sharing", "durability", "archiving"},
     "memory": {"sharing", "archiving"},
 }
-"""The fixture of each engine, and what it can do that not all of them can.
+"""The fixture of each engine, and its optional abilities.
 
-- sharing: all queues that are opened at one place in a process have the same jobs.
+- sharing: all queues that a process opens at one place have the same jobs.
 - durability: jobs survive the process that enqueued or ran them.
 - archiving: `purge` can write an archive.
 
-`@pytest.mark.needs("sharing")` limits tests to the engines that can do it.
+`@pytest.mark.needs("sharing")` limits tests to the engines with that ability.
 """
 
 

@@ -1,4 +1,4 @@
-"""Jobs come into the queue, are looked at, and are withdrawn."""
+"""Jobs are enqueued, looked up and cancelled."""
 
 from __future__ import annotations
 

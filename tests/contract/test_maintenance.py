@@ -1,4 +1,4 @@
-"""Jobs are requeued, taken out, listed and counted."""
+"""Jobs are requeued, made due, removed, listed and counted."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class TestMaintenance:
-    """What the calls for a queue that is in use promise."""
+    """What the maintenance calls promise."""
 
     @pytest.fixture
     def full(self, queue: Engine, clock: Clock) -> Engine:
-        """Jobs `STATUS-AGE-TYPE` of four statuses, two ages and two types, at NOW."""
+        """A queue with jobs `STATUS-AGE-TYPE` of four statuses, two ages and two types, at NOW."""
         ends = {"completed": raises(), "failed": raises(*[Fail("no")] * 9)}
         for age, run_at in (("old", NOW - 10 * DAY), ("new", NOW - 10)):
             clock.now = run_at
@@ -225,7 +225,7 @@ class TestMaintenance:
         assert full.process_jobs({"mine": handler}, skip_unknown=True) == NONE | {"completed": 1}
         assert job(full, "mine")["result"] == "ran on"
 
-    # --- looking
+    # --- listing and counting
 
     def test_jobs_are_listed_in_enqueue_order_and_filtered_by_status_and_type(
         self, queue: Engine

@@ -1,4 +1,4 @@
-"""How a job ends, whatever its handler does."""
+"""The outcome of a job, for everything that its handler can do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class TestOutcomes:
-    """What `process_jobs` makes of what a handler returns or raises."""
+    """What `process_jobs` records for each thing that a handler can return or raise."""
 
     @pytest.mark.parametrize("result", [None, 0, False, "", [], {}, 0.0, "é\t\n", {"a": [1]}])
     def test_a_json_result_reads_back_unchanged(self, queue: Engine, result: Any) -> None:

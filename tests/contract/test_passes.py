@@ -1,4 +1,4 @@
-"""What a pass runs, when, and in which order; passes that stay; waiting."""
+"""Which jobs a pass runs, when, and in which order; lingering passes; waiting."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class TestPasses:
-    """What `process_jobs`, `run_until_complete` and `wait` promise of jobs before they end."""
+    """What `process_jobs`, `run_until_complete` and `wait` promise until a job ends."""
 
     def test_jobs_run_in_the_order_of_run_at_and_then_of_their_enqueue(self, queue: Engine) -> None:
         for payload, run_at in [("c", NOW), ("a", 5), ("d", NOW), ("b", 6), ("e", NOW)]:
@@ -272,7 +272,7 @@ class TestPasses:
         queue.resume()
         assert queue.paused() == frozenset()
 
-    # --- staying, waiting
+    # --- lingering, waiting
 
     @pytest.mark.parametrize("linger", [0.3, timedelta(seconds=0.3)])
     def test_a_lingering_pass_runs_jobs_that_become_due(

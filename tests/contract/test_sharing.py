@@ -1,4 +1,4 @@
-"""What only some engines can do: share jobs, survive a killed process, archive."""
+"""The optional abilities: sharing jobs, surviving a killed process, archiving."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.needs("sharing")
 class TestSharing:
-    """All queues that are opened at one place in a process have the same jobs."""
+    """All queues that a process opens at one place have the same jobs."""
 
     def test_queues_opened_at_one_place_have_the_same_jobs(
         self, queue: Engine, open_at: Opener, tmp_path: Path
@@ -74,7 +74,7 @@ class TestDurability:
     """Jobs survive the process that enqueued or ran them."""
 
     def run(self, url: str, code: str) -> None:
-        """Run `code`, which uses `queue`, in another process; it kills itself at the end."""
+        """Run `code`, which uses `queue`, in another process that kills itself at the end."""
         program = (
             "import os, signal, sys\n"
             "from dbbasic_queue import open_queue\n"

@@ -1,4 +1,4 @@
-"""FastAPI under uvicorn, with a worker in its lifespan, is started again and again."""
+"""FastAPI under uvicorn, with a worker in its lifespan, is started and reloaded repeatedly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures about a queue, as a dict and as a Prometheus textfile."""
+"""The metrics of a queue, as a dict and as a Prometheus textfile."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NOTHING = {"p50": None, "p95": None, "p99": None, "sum": 0, "count": 0}
 
 
 def add_attempts(path: Path, *attempts: dict[str, Any]) -> None:
-    """Append rows to the history, as passes have left them."""
+    """Append rows to the history, as passes do."""
     path.parent.mkdir(exist_ok=True)
     history = sibling(path, "history")
     with history.open("ab") as file:
@@ -207,7 +207,7 @@ def test_a_history_that_is_a_symbolic_link_is_refused(
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Return what Prometheus' own parser makes of it: families by name."""
+    """Return the metric families that Prometheus' own parser finds, by name."""
     return {family.name: family for family in text_string_to_metric_families(text)}
 
 

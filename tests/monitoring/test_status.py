@@ -1,4 +1,4 @@
-"""`dbbasic-queue status`: what a person sees at three in the morning, of real passes too."""
+"""`dbbasic-queue status`: what it shows about queues and about running passes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def programs(tmp_path: Path) -> Iterator[Programs]:
 
 
 def status(queue: Queue, now: float = NOW) -> dict[str, list[list[str]]]:
-    """Return the lines' words by their first one."""
+    """Return the words of the status lines, by their first word."""
     found: dict[str, list[list[str]]] = {}
     for text in lines(queue.store, now):
         name, *words = text.split("\t")
@@ -35,7 +35,7 @@ def status(queue: Queue, now: float = NOW) -> dict[str, list[list[str]]]:
 
 
 def status_of(directory: Path) -> dict[str, list[list[str]]]:
-    """Return the same from the command, run in a directory of the programs."""
+    """Return the same from the command, run in the programs' directory."""
     done = subprocess.run(
         [sys.executable, "-m", "dbbasic_queue", "status"],
         cwd=directory,

@@ -1,8 +1,8 @@
-"""The README's crontab line, under a real cron, works through what a real web app enqueues.
+"""The README's crontab line, under a real cron, runs the jobs that a real web app enqueues.
 
-The app is Flask under gunicorn, which loads it, opens its queue and only then forks two workers.
-Cron fires once a minute, so this one test takes one or two. It writes a file into /etc/cron.d, and
-starts a cron where none is running: it needs root and Debian's cron, and is skipped without them.
+The app is Flask under gunicorn, which opens the queue and then forks two workers. Cron starts a
+pass once a minute, so this test takes one or two minutes. It writes a file into /etc/cron.d, and
+starts cron if it isn't running. It needs root and Debian's cron, and is skipped without them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from dbbasic_queue import enqueue, get_job
 from flask import Flask, jsonify, request
 
 app = Flask(__name__)
-# The queue is open before gunicorn forks its workers.
+# This opens the queue before gunicorn forks its workers.
 assert get_job(enqueue("greet", {"order": 0, "name": "preloaded"}))["attempts"] == 0
 
 
@@ -62,7 +62,7 @@ from dbbasic_queue import process_jobs
 
 def greet(payload):
     note("effects", f"{payload['order']} {payload['name']}")
-    time.sleep(0.005)  # jobs are to come in while this pass is at work
+    time.sleep(0.005)  # so that jobs are added while this pass runs
     return {"greeted": payload["name"], "stdout": sys.stdout.encoding}
 
 
@@ -80,18 +80,18 @@ if __name__ == "__main__":
 
 
 def what_is_missing() -> str:
-    """Say what keeps this test from running here; nothing where it can."""
+    """Return why this test can't run here; "" if it can."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
-        return "it writes to /etc/cron.d, as root on Linux"
+        return "needs root on Linux, to write to /etc/cron.d"
     if shutil.which("cron", path="/usr/sbin:/usr/bin") is None or not CRON_D.is_dir():
-        return "there is no cron (Debian: apt-get install cron)"
+        return "needs cron (Debian: apt-get install cron)"
     missing = [name for name in ("flask", "gunicorn") if find_spec(name) is None]
     return f"{' and '.join(missing)} not installed" if missing else ""
 
 
 @contextmanager
 def running(command: list[str], directory: Path, log: str, **options: Any) -> Iterator[Path]:
-    """Run a server as long as the block takes; yield the file that its output goes to."""
+    """Run a server during the block; yield the file with its output."""
     path = directory / log
     with path.open("wb") as output:
         server = subprocess.Popen(
@@ -127,7 +127,7 @@ def cron_is_running() -> bool:
 
 @contextmanager
 def cron(directory: Path) -> Iterator[None]:
-    """See that a cron is running: the machine's own, or one for this test."""
+    """Make sure that cron is running: the machine's own, or one started for this test."""
     if cron_is_running():
         yield
         return
@@ -140,15 +140,15 @@ def cron(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def crontab(directory: Path, line: str) -> Iterator[None]:
-    """Give cron this line of a crontab; in /etc/cron.d it names a user, too."""
-    for stale in CRON_D.glob("dbbasic-queue-test-*"):  # of a test that was killed
+    """Give cron this crontab line. In /etc/cron.d, a line also names a user."""
+    for stale in CRON_D.glob("dbbasic-queue-test-*"):  # left by a test that was killed
         if not Path("/proc", stale.name.rpartition("-")[2]).exists():
             stale.unlink()
     file = CRON_D / f"dbbasic-queue-test-{os.getpid()}"
     schedule, command = line[: len("* * * * *")], line[len("* * * * *") :]
     content = f"{schedule} root{command.replace('/srv/app', str(directory))}\n"
-    assert "%" not in content, "cron takes a percent sign for the end of a line"
-    hidden = file.with_name(f".{file.name}")  # cron passes over names with a dot
+    assert "%" not in content, "cron reads a percent sign as the end of the line"
+    hidden = file.with_name(f".{file.name}")  # cron ignores names with a dot
     try:
         hidden.write_text(content, encoding="utf-8")
         hidden.chmod(0o644)
@@ -161,7 +161,7 @@ def crontab(directory: Path, line: str) -> Iterator[None]:
 
 @contextmanager
 def web_app(directory: Path) -> Iterator[int]:
-    """Serve the app by gunicorn with two forked workers; yield the port."""
+    """Serve the app with gunicorn and two forked workers; yield the port."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port: int = listening.getsockname()[1]
         command = [sys.executable, "-m", "gunicorn", "--preload", "--workers", "2"]
@@ -181,7 +181,7 @@ def web_app(directory: Path) -> Iterator[int]:
 
 
 def install(directory: Path, worker: str) -> None:
-    """Set up an app as the README says: its own .venv, its worker, the web app."""
+    """Install an app as the README says: with its own .venv, its worker and the web app."""
     subprocess.run(
         [sys.executable, "-m", "venv", "--without-pip", str(directory / ".venv")],
         check=True,

@@ -1,7 +1,7 @@
 """Real signals to real processes: no job is lost, and none runs again without a kill.
 
-Every child is a process of its own. It says in files how far it is, and only then is it killed,
-stopped or interrupted: the tests wait for events, and no clock decides them.
+Each child process writes its progress to files. The tests wait for that before they kill, stop or
+interrupt it, so they don't depend on timing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-# A handler that hangs until the file "go" is there, one that only takes note, and a pass.
+# A handler that hangs until the file "go" exists, one that only writes a note, and a pass.
 HANG = """
 def hang(payload):
     note("effects", payload)
@@ -57,7 +57,7 @@ A_DEADLY_PASS = (
     + """
 from unittest.mock import patch
 
-# Many are claimed at once, however slow the machine makes quick jobs look.
+# Claim many jobs at once, even if the machine is so slow that quick jobs look slow.
 patch("dbbasic_queue.passes.sequential._BATCH_SECONDS", 1e9).start()
 
 def deadly(payload):
@@ -71,7 +71,7 @@ make_a_pass(deadly=deadly, work=work)
 
 @pytest.fixture
 def clock() -> Callable[[], float]:
-    """The machine's, as the other processes have it."""
+    """The machine's clock, which the other processes use, too."""
     return time.time
 
 
@@ -82,7 +82,7 @@ def job(queue: Queue, job_id: str) -> JobDict:
 
 
 def fates(queue: Queue) -> dict[str, tuple[str, int]]:
-    """Return the status and the attempts of every job."""
+    """Return the status and the number of attempts of every job."""
     return {job["id"]: (job["status"], job["attempts"]) for job in queue.jobs()}
 
 
@@ -92,7 +92,7 @@ def counts_of(output: str) -> dict[str, int]:
 
 
 def begin(programs: Programs, source: str = A_PASS) -> Child:
-    """Start a pass, and return it once it is in the handler that hangs."""
+    """Start a pass, and return it when its hanging handler has started."""
     child = programs.start(source)
     started = programs.directory / "started"
     before = len(notes(started))
@@ -166,7 +166,7 @@ def test_a_coroutine_that_has_killed_a_pass_runs_alone(
 
     async def work(name):
         note("effects", name)
-        await asyncio.sleep(name in ("48", "49"))  # they are still running at the end
+        await asyncio.sleep(name in ("48", "49"))  # these two are still running at the end
 
     async def deadly(name):
         note("effects", name)
@@ -179,17 +179,17 @@ def test_a_coroutine_that_has_killed_a_pass_runs_alone(
         assert programs.start(a_pass).wait() == -signal.SIGKILL
         assert notes(tmp_path / "effects")[-1] == "0"
     programs.run(a_pass)
-    # Its first neighbours may have been the cause, too: they were charged once, and had to wait.
+    # The three that ran with it could have been the cause, so the kill counted as their attempt.
     attempts = [("completed", 2)] * 3 + [("completed", 1)] * 46
     assert list(fates(queue).values()) == [("failed", 3), *attempts]
     assert Counter(notes(tmp_path / "effects")) == {f"{n}": 1 for n in range(1, 50)} | {"0": 3}
 
 
 def enqueue_a_batch(queue: Queue) -> tuple[list[str], list[str]]:
-    """Enqueue quick jobs, one "deadly", quick jobs; return the ids before and after that one.
+    """Enqueue quick jobs, a deadly one, and quick jobs; return the ids before and after it.
 
-    The quick ones make the pass claim many at once; the deadly one is too short for the pass to
-    give back what it has not started.
+    After the quick jobs, the pass claims many at once. The deadly job is so short that the pass
+    doesn't return the others before it dies.
     """
     names = [f"{n:02}" for n in range(30)]
     for name in names:
@@ -233,7 +233,7 @@ def test_passes_killed_at_random_lose_no_job_and_repeat_at_most_one_per_kill(
     source = """
     def work(payload):
         note("effects", payload)
-        time.sleep(0.001)  # a part of the kills is to hit a handler
+        time.sleep(0.001)  # so that some kills hit a handler
 
     queue.process_jobs({"work": work}, max_attempts=1000)
     """
@@ -301,7 +301,7 @@ def test_a_hanging_pass_keeps_its_job_whatever_the_clock_shows(
     assert notes(tmp_path / "effects") == ["a"]
 
 
-# -- signals that ask
+# -- SIGTERM, Ctrl-C, sys.exit
 
 
 def test_sigterm_lets_the_running_job_finish_and_returns_the_others(
@@ -423,7 +423,7 @@ def forks(payload):
         if os.fork() == 0:
             note("daemon", str(os.getpid()))
             wait_for(Path("go").exists, "go")
-            note("daemon", "has ended")
+            note("daemon", "ended")
         os._exit(0)
     wait_for(lambda: notes("daemon"), "the daemon to begin")
     if payload == "dies":
@@ -471,7 +471,7 @@ def starts(payload):
 make_a_pass(starts=starts)
 """
     started = tmp_path / "started"
-    os.mkfifo(started)  # cat ends when the test lets go of the other end
+    os.mkfifo(started)  # cat ends when the test closes the other end
     child = programs.start(HANG + source)
     with started.open("w", encoding="utf-8") as fifo:
         fifo.write("running")
@@ -532,11 +532,11 @@ def test_enqueuers_killed_at_random_leave_a_readable_file_with_all_reported_jobs
 
 
 def wait_for_a_large_write(file: Path) -> None:
-    """Return while a large row is being written; as likely as not, that is."""
+    """Return when a large row is probably being written."""
     end = time.monotonic() + DEADLINE
     size = file.stat().st_size
     while time.monotonic() < end:
         before, size = size, file.stat().st_size
         if size - before > 16_384:
             return
-    raise AssertionError("nobody has written a large row")
+    raise AssertionError("no process has written a large row")

@@ -377,7 +377,7 @@ assert [job["status"] for job in queue.jobs()] == ["completed"]
 
 
 def in_private_mounts(code: str, directory: Path) -> None:
-    """Run a program that may mount what it likes: nobody else sees it."""
+    """Run a program with private mounts: other processes don't see what it mounts."""
     if not sys.platform.startswith("linux") or os.geteuid():
         pytest.skip("needs root on Linux, to mount")
     command = ["unshare", "--mount", sys.executable, "-c", code]
@@ -404,7 +404,7 @@ def test_without_proc_a_fold_over_a_mounted_file_is_a_clear_error(tmp_path: Path
 
 
 def block(page: str, pattern: str) -> str:
-    """Return the only block of the page whose fence and code match a pattern."""
+    """Return the page's only code block whose fence and code match a pattern."""
     text = (PROJECT / "docs" / page).read_text("utf-8")
     (found,) = [
         b for b in re.findall(r"^```(.*?)^```$", text, re.M | re.S) if re.search(pattern, b)
@@ -426,7 +426,7 @@ def test_the_backup_of_the_docs_is_whole_and_can_be_restored(tmp_path: Path) -> 
         ids = queue.enqueue_many("greet", range(3))
 
         def back_up(number: int) -> None:
-            if number == 1:  # the journal says that the first job is completed, and this one runs
+            if number == 1:  # the first job is completed in the journal, and this one is running
                 command = block("operations.md", "^sh\n.*cp -a data backup$")
                 subprocess.run(["sh", "-ec", command], cwd=tmp_path, check=True)
 

@@ -1,11 +1,12 @@
-"""Many processes, killed and stopped at random: afterwards the accounts balance.
+"""Many processes are killed and stopped at random. At the end, every job must be accounted for.
 
 Passes overlap, enqueuers enqueue and cancel, an observer polls the file, and a seeded driver sends
-SIGKILL, SIGSTOP and SIGCONT. Each process writes a line for each thing that it does into one
-record, with one write; at the end the record and the file must tell the same story.
+SIGKILL, SIGSTOP and SIGCONT. Each process appends one line per action to one shared log, with a
+single write. At the end the log and the queue must agree.
 
-A job counts as finished once the observer, or its own enqueuer's `cancel_job`, has been told so:
-no handler may begin it later. DBBASIC_QUEUE_SOAK_SECONDS chooses the length (12).
+A job counts as finished when the observer has seen it finished, or when its enqueuer's `cancel_job`
+has returned True: after that, no handler may start it. DBBASIC_QUEUE_SOAK_SECONDS sets the length
+(12 by default).
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ MOST_WAITING = 30
 WORKERS, ENQUEUERS = 4, 2
 
 
-class Record:
-    """One append-only file; a line is one write, so lines of many processes never mix."""
+class Log:
+    """An append-only log. Each line is a single write, so lines of several processes never mix."""
 
     def __init__(self, home: Path) -> None:
-        self.fd = os.open(home / "record", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self.fd = os.open(home / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
-    def tell(self, *words: object) -> None:
+    def write(self, *words: object) -> None:
         line = f"{time.monotonic_ns()} {os.getpid()} " + " ".join(map(str, words)) + "\n"
         os.write(self.fd, line.encode())
 
@@ -47,31 +48,31 @@ class Record:
 
 
 def enqueue(home: Path, seed: int) -> None:
-    record, rng = Record(home), random.Random(seed)
+    log, rng = Log(home), random.Random(seed)
     queue = Queue(home / "data" / "queue.tsv")
     for n in range(10**9):
         while n % 10 == 0 and queue.counts()["pending"] > MOST_WAITING:
             time.sleep(0.02)
-        own = f"{seed}.{n}"  # not the process id: in half an hour that comes round
-        record.tell("begin", own)
+        own = f"{seed}.{n}"  # without the process id: ids are reused within half an hour
+        log.write("begin", own)
         do = rng.choice(("quick",) * 30 + ("slow", "fail", "exit", "die"))
         queue.enqueue("step", {"id": own, "do": do}, job_id=own)
-        record.tell("kept", own)
+        log.write("kept", own)
         if rng.random() < 0.1:
             for job_id in queue.enqueue_many("many", [{"n": n}] * rng.randint(1, 8)):
-                record.tell("kept", job_id)
+                log.write("kept", job_id)
         if rng.random() < 0.1 and queue.cancel_job(own):
-            record.tell("final", own, "cancelled")
+            log.write("final", own, "cancelled")
         time.sleep(rng.random() * 0.01)
 
 
 def work(home: Path, seed: int) -> None:
-    record, rng = Record(home), random.Random(seed)
+    log, rng = Log(home), random.Random(seed)
     queue = Queue(home / "data" / "queue.tsv", clock=lambda: time.time() + ahead())
     locks = home / "locks"
 
     def ahead() -> float:
-        # Retries come due in seconds instead of minutes: an hour passes for each second.
+        # The clock runs an hour per second, so retries are due within seconds.
         return (time.time() - started) * 3600
 
     started = float((home / "started").read_text())
@@ -81,55 +82,55 @@ def work(home: Path, seed: int) -> None:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            record.tell("two", payload["id"])
+            log.write("two", payload["id"])
             raise
-        record.tell("start", payload["id"])
+        log.write("start", payload["id"])
         try:
             if payload["do"] == "slow":
                 time.sleep(0.3)
             if payload["do"] == "die":
-                record.tell("dies", payload["id"])
+                log.write("dies", payload["id"])
                 os.kill(os.getpid(), signal.SIGKILL)
             if payload["do"] == "exit":
                 sys.exit(payload["id"])
             if payload["do"] == "fail":
                 raise ValueError(payload["id"])
             time.sleep(rng.random() * 0.02)
-            record.tell("end", payload["id"])
+            log.write("end", payload["id"])
             return str(payload["id"])
         finally:
             os.close(fd)
 
     while True:
         queue.process_jobs({"step": step, "many": lambda _: None}, max_attempts=MAX_ATTEMPTS)
-        record.tell("pass")
+        log.write("pass")
         time.sleep(rng.random() * 0.02)
 
 
 def observe(home: Path, seed: int) -> None:
-    """Tell each job that the file shows as finished, once, and what else should never be seen."""
-    record = Record(home)
-    record.tell("looks")
+    """Log each job once when the file shows it as finished, and log everything that is wrong."""
+    log = Log(home)
+    log.write("started")
     path = home / "data" / "queue.tsv"
     queue = Queue(path)
-    told: dict[str, JobDict] = {}
+    finished: dict[str, JobDict] = {}
     most = 0
     while True:
         for job in queue.jobs():
             if job["status"] not in FINAL:
-                if job["id"] in told:
-                    record.tell("wrong", job["id"], "was", told[job["id"]]["status"])
-            elif job["id"] not in told:
-                told[job["id"]] = job
-                record.tell("final", job["id"], job["status"])
-            elif told[job["id"]] != job:
-                record.tell("wrong", job["id"], "is not what it was")
+                if job["id"] in finished:
+                    log.write("wrong", job["id"], "was", finished[job["id"]]["status"])
+            elif job["id"] not in finished:
+                finished[job["id"]] = job
+                log.write("final", job["id"], job["status"])
+            elif finished[job["id"]] != job:
+                log.write("wrong", job["id"], "has changed")
         lines = path.read_bytes().split(b"\n")
-        for line in lines[:-1]:  # what `cat` shows: only the last may be partial
+        for line in lines[:-1]:  # as `cat` shows them: only the last line may be partial
             if line.count(b"\t") != 8 and not line.startswith(b"torn"):
-                record.tell("wrong", "line", line[:60].hex())
+                log.write("wrong", "line", line[:60].hex())
         if len(lines) < most:
-            record.tell("wrong", "rows", len(lines), most)
+            log.write("wrong", "rows", len(lines), most)
         most = max(most, len(lines))
         time.sleep(0.02)
 
@@ -146,23 +147,23 @@ class Driver:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.rng = random.Random(SEED)
-        self.record = Record(home)
+        self.log = Log(home)
         self.running: dict[int, str] = {}
         self.errors = open(home / "errors", "wb")  # noqa: SIM115 - the programs write to it
         self.did: Counter[str] = Counter()
         self.started = 0
-        self.at_work: set[int] = set()
-        self.heard = open(home / "record", encoding="ascii")  # noqa: SIM115 - read to its end
+        self.active: set[int] = set()  # the processes that have logged something
+        self.reader = open(home / "log", encoding="ascii")  # noqa: SIM115 - read while it grows
 
     def start(self, program: str) -> None:
-        """Fork: a fresh interpreter would spend most of its short life on imports."""
+        """Fork a program. A new interpreter would spend most of its short life on imports."""
         self.started += 1
         pid = os.fork()
         if pid == 0:
             try:
                 os.dup2(self.errors.fileno(), 2)
                 PROGRAMS[program](self.home, SEED + self.started)
-            except BaseException:  # noqa: BLE001 - the driver shows what it was
+            except BaseException:  # noqa: BLE001 - the test shows it
                 os.write(2, traceback.format_exc().encode())
             finally:
                 os._exit(1)
@@ -178,16 +179,14 @@ class Driver:
                 self.did["died otherwise"] += 1
             self.start(program)
 
-    def listen(self) -> None:
-        self.at_work.update(int(line.split()[1]) for line in self.heard)
+    def read_log(self) -> None:
+        self.active.update(int(line.split()[1]) for line in self.reader)
 
     def victim(self, chosen: str) -> int | None:
-        """Choose a process that is at work: one that only begins would be a kill for nothing."""
-        self.listen()
+        """Choose a process that has logged something: killing one earlier would test nothing."""
+        self.read_log()
         victims = [
-            pid
-            for pid, program in self.running.items()
-            if program == chosen and pid in self.at_work
+            pid for pid, program in self.running.items() if program == chosen and pid in self.active
         ]
         return self.rng.choice(victims) if victims else None
 
@@ -203,23 +202,23 @@ class Driver:
             if victim is None:
                 continue
             if self.rng.random() < 0.7:
-                self.record.tell("kill", victim)
+                self.log.write("kill", victim)
                 os.kill(victim, signal.SIGKILL)
-                self.at_work.discard(victim)
+                self.active.discard(victim)
                 self.did["kills"] += 1
             else:
                 os.kill(victim, signal.SIGSTOP)
-                # One that is stopped with the queue's lock holds up all: that is as it must be.
+                # If it is stopped while it holds the queue's lock, all others must wait.
                 time.sleep(self.rng.random() * 0.2)
                 os.kill(victim, signal.SIGCONT)
                 self.did["stops"] += 1
         for pid in self.running:
-            self.record.tell("kill", pid)
+            self.log.write("kill", pid)
             os.kill(pid, signal.SIGKILL)
         for pid in self.running:
             os.waitpid(pid, 0)
         self.errors.close()
-        self.heard.close()
+        self.reader.close()
 
 
 def test_every_job_is_accounted_for_after_random_kills_and_stops(tmp_path: Path) -> None:
@@ -232,36 +231,36 @@ def test_every_job_is_accounted_for_after_random_kills_and_stops(tmp_path: Path)
     driver.run(SECONDS)
     assert not driver.did["died otherwise"], (tmp_path / "errors").read_text()[-3000:]
 
-    # The last pass, ten years later, finishes what is left, some of it after one retry more.
+    # The last passes, ten years later, finish all remaining jobs and their retries.
     later = time.time() + 10 * 365 * 86_400
-    last = Record(tmp_path)
+    last = Log(tmp_path)
     with Queue(path, clock=lambda: later) as queue:
         for _ in range(MAX_ATTEMPTS + 1):
-            queue.process_jobs({"step": the_last(last), "many": lambda _: None}, MAX_ATTEMPTS)
+            queue.process_jobs({"step": last_handler(last), "many": lambda _: None}, MAX_ATTEMPTS)
             later += 365 * 86_400
         jobs = {job["id"]: job for job in queue.jobs()}
         assert sum(queue.counts().values()) == len(jobs)
     assert driver.did["kills"], "no process was killed: this run proves nothing"
-    story = Story(tmp_path)
-    story.must_balance(jobs)
+    outcome = Outcome(tmp_path)
+    outcome.check(jobs)
     print(
-        f"{SECONDS:.0f} s: {driver.did['kills']} kills by the driver, {story.deaths} by "
-        f"jobs, {driver.did['stops']} stops, {driver.started} processes, {story.passes} "
-        f"passes; {len(jobs)} jobs, {sum(story.starts.values())} runs, "
-        f"{story.again} of them again after a kill; seed {SEED}",
+        f"{SECONDS:.0f} s: {driver.did['kills']} kills by the driver, {outcome.deaths} by "
+        f"jobs, {driver.did['stops']} stops, {driver.started} processes, {outcome.passes} "
+        f"passes; {len(jobs)} jobs, {sum(outcome.starts.values())} runs, "
+        f"{outcome.again} of them again after a kill; seed {SEED}",
     )
 
 
-def the_last(record: Record) -> Callable[[dict[str, Any]], None]:
+def last_handler(log: Log) -> Callable[[dict[str, Any]], None]:
     def step(payload: dict[str, Any]) -> None:
-        record.tell("start", payload["id"])
-        record.tell("end", payload["id"])
+        log.write("start", payload["id"])
+        log.write("end", payload["id"])
 
     return step
 
 
-class Story:
-    """What the record tells."""
+class Outcome:
+    """What happened, according to the log."""
 
     def __init__(self, home: Path) -> None:
         self.kept: set[str] = set()
@@ -273,7 +272,7 @@ class Story:
         self.problems: list[str] = []
         self.passes = self.deaths = self.again = 0
         killed: set[str] = set()
-        for line in (home / "record").read_text().split("\n")[:-1]:
+        for line in (home / "log").read_text().split("\n")[:-1]:
             _, pid, word, *rest = line.split(" ")
             if word == "kept":
                 self.kept.add(rest[0])
@@ -300,7 +299,7 @@ class Story:
                 self.passes += 1
         self.killed = killed
 
-    def must_balance(self, jobs: dict[str, JobDict]) -> None:
+    def check(self, jobs: dict[str, JobDict]) -> None:
         assert not self.problems, self.problems[:20]
         missing = self.kept - jobs.keys()
         assert not missing, f"enqueued and lost: {sorted(missing)[:20]}"
@@ -315,7 +314,7 @@ class Story:
                 assert not self.ends[job_id], f"cancelled after it was done: {job}"
             if job["status"] == "completed":
                 assert self.ends[job_id], f"completed, and was never done: {job}"
-            # A run that ended, and its job ran again: only a kill may come between.
+            # A job may run again after a finished run only if a kill came in between.
             finishes = self.ends[job_id]
             fatal = sum(pid in self.killed for pid in self.runners[job_id])
             assert finishes - 1 <= fatal, f"done {finishes} times, killed {fatal} times: {job}"

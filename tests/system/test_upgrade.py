@@ -33,7 +33,7 @@ def ids(queue: Queue) -> list[str]:
 
 @pytest.fixture
 def at_rename(monkeypatch: pytest.MonkeyPatch) -> Callable[[Append, Append], None]:
-    """Have something done right before, and right after, the next rename."""
+    """Return a function that sets callbacks for right before and right after the next rename."""
 
     def set_up(before: Append, after: Append) -> None:
         real = os.rename
@@ -51,14 +51,14 @@ def at_rename(monkeypatch: pytest.MonkeyPatch) -> Callable[[Append, Append], Non
 
 @pytest.fixture
 def change(queue: Queue) -> Callable[[], object]:
-    """Cancel a job; as the queue is short, that folds."""
+    """Return a call that cancels a job. As the queue is short, this folds."""
     queue.enqueue("greet", {}, job_id="first")
     return lambda: queue.cancel_job("first")
 
 
 @pytest.fixture
 def while_copying(monkeypatch: pytest.MonkeyPatch) -> Callable[[Append], None]:
-    """Have something done when the next fold has made its new file, before it copies the rows."""
+    """Return a function that sets a callback: the next fold calls it before it copies the rows."""
 
     def set_up(action: Append) -> None:
         real = os.fchmod
@@ -102,7 +102,7 @@ def test_a_row_appended_while_a_fold_copies_the_file_survives_a_kill_after_the_r
 def test_a_row_appended_around_the_rename_is_kept(
     queue: Queue, path: Path, change: Append, at_rename: Callable[[Append, Append], None]
 ) -> None:
-    """The program has opened the old file and writes before, or after, the new one is in place."""
+    """One program writes before the rename, another to the old file after it."""
     with path.open("a") as opened:
 
         def write() -> None:
@@ -149,7 +149,7 @@ def test_a_row_appended_to_a_file_that_a_purge_replaced_is_kept(
 def test_rows_of_an_old_file_that_was_rewritten_do_not_come_back(
     queue: Queue, path: Path, change: Append, at_rename: Callable[[Append, Append], None]
 ) -> None:
-    """A pass of 1.0.0 empties the file and writes all rows again; what is new in it is unknown."""
+    """A pass of 1.0.0 empties the file and writes all rows again: new ones can't be recognized."""
     with path.open("r+") as opened:
         change()
         queue.purge(0)
