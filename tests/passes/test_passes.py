@@ -945,7 +945,7 @@ def test_a_store_error_ends_the_pass_and_costs_unstarted_jobs_no_attempt(
             lock.mkdir()
 
     queue.enqueue_many("greet", range(20))
-    with pytest.raises(OSError, match="stands where a file of the queue belongs"):
+    with pytest.raises(OSError, match="not a file of the queue"):
         queue.process_jobs({"greet": handler}, max_attempts=2)
     lock.rmdir()
     queue.process_jobs({"greet": ran.append}, max_attempts=2)
