@@ -153,7 +153,7 @@ def test_an_error_while_unpickling_a_signed_payload_is_retried(
 
 
 def test_an_unpicklable_value_or_an_invalid_type_is_refused(pickles: Pickles, key: Path) -> None:
-    with key.open("rb") as file, pytest.raises(InvalidJob, match="BufferedReader cannot be pick"):
+    with key.open("rb") as file, pytest.raises(InvalidJob, match="a BufferedReader can't be pick"):
         pickles.payload("resize", file)
     with pytest.raises(InvalidJob, match="job type"):
         pickles.payload("a\0b", 1)
@@ -193,7 +193,11 @@ def test_a_payload_without_a_valid_signature_fails_for_good_and_is_not_unpickled
     handler = pickles.unpickled(lambda _: None)
     assert queue.process_jobs({"resize": handler}, 5) == NONE | {"failed": 1}
     found = job(queue, job_id)
-    assert (found["attempts"], found["error"][:26]) == (1, "the payload is refused: it")
+    assert found["attempts"] == 1
+    assert found["error"] in (
+        "invalid payload: must be a signed pickle",
+        "invalid payload: it was not signed with this key for resize",
+    )
     assert not bomb.path.exists()
 
 
@@ -204,7 +208,7 @@ def test_a_payload_that_is_moved_to_another_type_is_refused(
     job_id = queue.enqueue("delete", pickles.payload("resize", bomb))
     handler = pickles.unpickled(lambda _: None)
     assert queue.process_jobs({"delete": handler}) == NONE | {"failed": 1}
-    assert "not that of this key for delete" in job(queue, job_id)["error"]
+    assert "it was not signed with this key for delete" in job(queue, job_id)["error"]
     assert not bomb.path.exists()
 
 
@@ -212,7 +216,7 @@ def test_a_payload_signed_with_another_key_is_refused(
     queue: Queue, pickles: Pickles, tmp_path: Path
 ) -> None:
     other = Pickles(make_key(tmp_path / "keys" / "other"), queue)
-    with pytest.raises(Fail, match="not that of this key"):
+    with pytest.raises(Fail, match="it was not signed with this key for resize"):
         pickles.load("resize", other.payload("resize", Bomb(tmp_path / "exploded")))
     assert not (tmp_path / "exploded").exists()
 
@@ -261,13 +265,13 @@ def test_a_key_with_wider_permissions_is_refused(tmp_path: Path, queue: Queue, m
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file away")
 def test_a_key_of_another_user_is_refused(key: Path, queue: Queue) -> None:
     os.chown(key, 12345, -1)
-    with pytest.raises(UnsafeKey, match="belongs to the user 12345"):
+    with pytest.raises(UnsafeKey, match="belongs to user 12345"):
         Pickles(key, queue)
 
 
 @pytest.mark.parametrize("length", [1, 31, 4097])
 def test_a_key_of_another_length_is_refused(tmp_path: Path, queue: Queue, length: int) -> None:
-    with pytest.raises(UnsafeKey, match=f"is {length} bytes long, and 32 to 4096"):
+    with pytest.raises(UnsafeKey, match=f"it has {length} bytes and must have 32 to 4096"):
         Pickles(make_key(tmp_path / "key", b"x" * length), queue)
 
 
@@ -277,10 +281,10 @@ def test_a_link_a_directory_and_a_fifo_are_refused_as_keys(
     (tmp_path / "link").symlink_to(key)
     with pytest.raises(UnsafeKey, match="symbolic link"):
         Pickles(tmp_path / "link", queue)
-    with pytest.raises(UnsafeKey, match="no regular file"):
+    with pytest.raises(UnsafeKey, match="it isn't a regular file"):
         Pickles(key.parent, queue)
     os.mkfifo(tmp_path / "fifo", 0o600)
-    with pytest.raises(UnsafeKey, match="no regular file"):
+    with pytest.raises(UnsafeKey, match="it isn't a regular file"):
         Pickles(tmp_path / "fifo", queue)
     with pytest.raises(FileNotFoundError):
         Pickles(tmp_path / "none", queue)
@@ -294,10 +298,10 @@ def test_a_key_in_the_queues_directory_is_refused_by_any_path(
     make_key(path.parent / "keys" / "key")
     (tmp_path / "alias").symlink_to(path.parent)
     for place in (path.parent / "key", path.parent / "keys" / "key", tmp_path / "alias" / "key"):
-        with pytest.raises(UnsafeKey, match="lies in the queue's directory"):
+        with pytest.raises(UnsafeKey, match="it is in the queue's directory"):
             Pickles(place, queue)
     monkeypatch.setattr("dbbasic_queue.queue.QUEUE_FILE", str(path))
-    with pytest.raises(UnsafeKey, match="lies in the queue's directory"):
+    with pytest.raises(UnsafeKey, match="it is in the queue's directory"):
         Pickles(path.parent / "key")
     assert issubclass(UnsafeKey, (QueueError, ValueError))
 
