@@ -54,7 +54,7 @@ def test_a_test_that_sets_a_constant_fails_if_the_constant_is_gone() -> None:
     """`monkeypatch.setattr`, `patch` and `patch_constant` raise; an assignment would do nothing."""
     silent = re.compile(
         r"^\s*(?:\w+\.)+(?!QUEUE_FILE)_?[A-Z][A-Z_]+ = "
-        r"|\bvars\(.+\)\[.+\] = |\braising\s*=\s*False",
+        r"|\bvars\(.+\)\[.+\] = |\bsetattr\([^)]*\braising=False",
         re.MULTILINE,
     )
     for file in (PROJECT / "tests").rglob("*.py"):
