@@ -110,13 +110,30 @@ class Handlers(Mapping[str, Handler]):
             concurrency: int | None = None,
         ) -> Callable[[Callable[Concatenate[Payload, P], R]], TypedHandler[Payload, P, R]]: ...
 
-    def handler(self, job_type: Any = None, /, **policy: Any) -> Any:
+    def handler(
+        self,
+        job_type: Any = None,
+        /,
+        *,
+        max_attempts: int | None = None,
+        backoff: Backoff | None = None,
+        timeout: float | timedelta | None = None,
+        concurrency: int | None = None,
+        unpack: bool = False,
+    ) -> Any:
         """Register a function: `@jobs.handler`, or `@jobs.handler("type", max_attempts=5)`.
 
         The policy's arguments are those of `Handler`. The function can still be called as before,
         and gets `enqueue(payload, run_at=None, *, job_id=None)`. Raises InvalidHandlers if the type
         is taken or invalid, and for a function that no pass could call.
         """
+        policy = {
+            "max_attempts": max_attempts,
+            "backoff": backoff,
+            "timeout": timeout,
+            "concurrency": concurrency,
+            "unpack": unpack,
+        }
         if callable(job_type):
             return self._register(None, job_type, policy)
         return lambda function: self._register(job_type, function, policy)

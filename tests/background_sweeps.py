@@ -127,7 +127,7 @@ def one_sweep(
         print(f"{kind} {workload}: {shown}")
         assert not wrong, "\n".join(wrong) + "\n" + errors
         assert code == 0, errors
-        assert counts["runs"] and not counts["unmet"], counts
+        assert counts["runs"] and not counts["missed"], counts
         assert kind != "kill" or every > 1 or counts["kills"] > counts["points"]
 
     return check

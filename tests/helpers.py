@@ -127,6 +127,41 @@ def add_lines(path: Path, *lines: str | bytes) -> None:
         file.writelines(text if isinstance(text, bytes) else text.encode() for text in lines)
 
 
+def raising(error: BaseException) -> Callable[[Any], None]:
+    """Return a handler that raises the error."""
+
+    def handler(_: Any) -> None:
+        raise error
+
+    return handler
+
+
+@contextmanager
+def small_disk(place: Path, size: str) -> Iterator[Path]:
+    """Mount a tmpfs of that size; skip the test if that isn't allowed."""
+    import pytest  # not at the top: child processes don't need it
+
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0755", "tmpfs", str(place)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except OSError as e:
+        pytest.skip(f"cannot mount a tmpfs: {e}")
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs (needs root): {mounted.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True, timeout=60)
+
+
+def fill(disk: Path) -> None:
+    """Take all free space with a file `filler`."""
+    with (disk / "filler").open("ab", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"x" * 512)
+
+
 def python(
     code: str, *arguments: object, flags: tuple[str, ...] = (), **options: Any
 ) -> subprocess.CompletedProcess[str]:

@@ -65,7 +65,7 @@ def seconds(text: str) -> float:
         number = float(text[:-1]) * _SECONDS_PER[text[-1:]]
     except (ValueError, KeyError):
         number = math.nan
-    if not 0 <= number < math.inf:
+    if " " in text or not 0 <= number < math.inf:
         raise ArgumentTypeError(
             f"invalid duration {text!r}: must be a number with a unit, such as 90s, 15m, 12h or 30d"
         )

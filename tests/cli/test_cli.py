@@ -542,6 +542,7 @@ def test_an_id_that_starts_with_a_dash_is_not_read_as_an_option(tmp_path: Path) 
         "nand",
         "inf",
         "infd",
+        "30 d",
         "1e999d",
         "d",
         "",

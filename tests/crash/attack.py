@@ -94,9 +94,8 @@ class Attack:
 
         def work() -> None:
             os.close(self._wake)
-            patch_constant(
-                dbbasic_queue.passes.executor, "_SLOW_SECONDS", 1e9
-            )  # otherwise it would fold
+            # Otherwise it would fold while its job waits.
+            patch_constant(dbbasic_queue.passes.executor, "_SLOW_SECONDS", 1e9)
             bench.pipes = (wait_read, ready_write)
             bench.work()
 

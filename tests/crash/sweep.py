@@ -321,9 +321,8 @@ SWEEPS = {
 
 
 def main(kind: str, workload: str, every: str = "1") -> int:
-    patch_constant(
-        dbbasic_queue.store.claiming.slots, "SLOTS", 6
-    )  # 64 would make 64 calls for missing slot files
+    # 64 slots would mean 64 calls for missing files.
+    patch_constant(dbbasic_queue.store.claiming.slots, "SLOTS", 6)
     gc.freeze()  # so that children don't copy the parent's memory
     with scratch() as base:
         try:

@@ -11,13 +11,12 @@ import os
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import QUEUE, Programs, notes
+from helpers import QUEUE, Programs, fill, notes, small_disk
 from test_kill_sweep import LONG
 from workloads import WORKLOADS
 
@@ -43,40 +42,6 @@ def test_a_second_failed_call_in_the_repair_or_retry_also_raises_and_changes_not
 
 # -- a real disk that fills up -------------------------------------------------------------------
 
-SIZE = 65_536
-
-
-@contextmanager
-def small_disk(place: Path) -> Iterator[Path]:
-    """Mount a tmpfs of 64 kB; skip the test if that isn't allowed."""
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=0755", "tmpfs", str(place)]
-    try:
-        process = subprocess.run(command, capture_output=True, text=True)
-    except OSError as e:
-        pytest.skip(f"a tmpfs cannot be mounted: {e}")
-    if process.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted (needs root): {process.stderr.strip()}")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-class Ballast:
-    """A file that takes all the free space."""
-
-    def __init__(self, place: Path) -> None:
-        self.path = place / "ballast"
-
-    def fill(self) -> None:
-        with open(self.path, "ab", buffering=0) as file, suppress(OSError):
-            while True:
-                file.write(b"x" * 512)
-
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
-
 
 def _pass(queue: Queue, handlers: dict[str, Any]) -> int:
     """Make a pass; return the number of the error that it raised, or 0."""
@@ -97,15 +62,14 @@ def test_on_a_full_disk_no_job_is_started_and_all_run_once_there_is_space(
     def count(payload: Any) -> Any:
         runs[payload["n"]] += 1
 
-    with small_disk(tmp_path / "disk") as place:
+    with small_disk(tmp_path / "disk", "64k") as place:
         queue = Queue(place / "data" / "queue.tsv")
         queue.enqueue_many("count", [{"n": n} for n in range(50)])
-        ballast = Ballast(place)
-        ballast.fill()
+        fill(place)
         refused = sum(_pass(queue, {"count": count}) != 0 for _ in range(5))
         assert refused == 5
         assert not runs
-        ballast.remove()
+        (place / "filler").unlink(missing_ok=True)
         assert _pass(queue, {"count": count}) == 0
         assert queue.counts()["completed"] == 50
         assert set(runs.values()) == {1}
@@ -116,24 +80,24 @@ def test_on_a_full_disk_no_job_is_started_and_all_run_once_there_is_space(
 def test_the_error_of_a_disk_that_fills_up_during_a_pass_admits_that_jobs_ran(
     tmp_path: Path,
 ) -> None:
-    def fill(_: object) -> str:
-        Ballast(place).fill()
+    def handler(_: object) -> str:
+        fill(place)
         return "x" * 5000  # uses the reserved space
 
-    with small_disk(tmp_path / "disk") as place:
+    with small_disk(tmp_path / "disk", "64k") as place:
         queue = Queue(place / "data" / "queue.tsv")
         queue.enqueue_many("fill", [1, 2])
         with pytest.raises(StoreError, match="no further job was started; the disk is full"):
-            queue.process_jobs({"fill": fill})
+            queue.process_jobs({"fill": handler})
         assert queue.counts()["completed"] == 1
         queue.close()
 
 
 def test_a_pause_on_a_full_disk_leaves_no_file(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk") as place:
+    with small_disk(tmp_path / "disk", "64k") as place:
         queue = Queue(place / "data" / "queue.tsv")
         queue.enqueue("work", {})
-        Ballast(place).fill()
+        fill(place)
         before = set(os.listdir(place / "data"))
         with pytest.raises(StoreError, match="disk is full"):
             queue.pause("work")
@@ -149,23 +113,22 @@ def test_a_disk_that_fills_up_inside_a_handler_has_space_for_the_outcome(
     runs: Counter[int] = Counter()
     removed: list[bool] = []
 
-    with small_disk(tmp_path / "disk") as place:
-        ballast = Ballast(place)
+    with small_disk(tmp_path / "disk", "64k") as place:
 
-        def fill(payload: Any) -> Any:
+        def handler(payload: Any) -> Any:
             runs[payload["n"]] += 1
             if not removed:
-                ballast.fill()
+                fill(place)
             return "done"
 
         queue = Queue(place / "data" / "queue.tsv")
         queue.enqueue_many("fill", [{"n": n} for n in range(jobs)])
         for _ in range(6):
-            _pass(queue, {"fill": fill})
+            _pass(queue, {"fill": handler})
         assert set(runs.values()) <= {1}
-        ballast.remove()
+        (place / "filler").unlink(missing_ok=True)
         removed.append(True)
-        assert _pass(queue, {"fill": fill}) == 0
+        assert _pass(queue, {"fill": handler}) == 0
         assert queue.counts()["completed"] == jobs
         assert set(runs.values()) == {1}
         queue.close()
@@ -176,19 +139,18 @@ def test_a_job_whose_result_does_not_fit_on_the_disk_does_not_run_again(
 ) -> None:
     runs: Counter[int] = Counter()
 
-    with small_disk(tmp_path / "disk") as place:
-        ballast = Ballast(place)
+    with small_disk(tmp_path / "disk", "64k") as place:
 
-        def fill(payload: Any) -> Any:
+        def handler(payload: Any) -> Any:
             runs[payload["n"]] += 1
-            ballast.fill()
+            fill(place)
             return "x" * 30_000
 
         queue = Queue(place / "data" / "queue.tsv")
         queue.enqueue("fill", {"n": 1})
         for _ in range(4):
-            _pass(queue, {"fill": fill})
-            ballast.remove()
+            _pass(queue, {"fill": handler})
+            (place / "filler").unlink(missing_ok=True)
         assert runs == {1: 1}
         (job,) = queue.jobs()
         assert job["status"] == "completed"
@@ -207,7 +169,7 @@ def test_on_a_disk_that_fills_up_each_job_is_refused_or_run_once(
         runs[payload["k"]] += 1
         return {"echo": payload["k"]}
 
-    with small_disk(tmp_path / "disk") as place:
+    with small_disk(tmp_path / "disk", "64k") as place:
         queue = Queue(place / "data" / "queue.tsv")
         for n in range(1000):
             key = f"{n}:" + "k" * (n % 700)
@@ -275,7 +237,7 @@ def test_a_purge_on_a_full_disk_only_needs_space_for_the_rows_that_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(QueueFiles, "is_fold_cheap", lambda *_: False)  # so the journal has records
-    with small_disk(tmp_path / "disk") as place:
+    with small_disk(tmp_path / "disk", "64k") as place:
         queue = Queue(place / "data" / "queue.tsv", clock=lambda: 1000)
         queue.enqueue_many("work", range(200))
         queue.process_jobs({"work": lambda _: None})
@@ -283,14 +245,14 @@ def test_a_purge_on_a_full_disk_only_needs_space_for_the_rows_that_stay(
         kept = queue.enqueue("work", {}, job_id="kept")
         for row in [*queue.jobs("pending")][:3]:
             assert queue.cancel_job(row["id"])
-        ballast = Ballast(place)
-        ballast.fill()
+        fill(place)
         before = {name.name: name.read_bytes() for name in (place / "data").iterdir()}
         with Queue(queue.path, clock=lambda: 2000) as other:
             with pytest.raises(StoreError, match="nothing was removed; the rows that stay take"):
                 other.purge(1)
             assert {name.name: name.read_bytes() for name in (place / "data").iterdir()} == before
-            os.truncate(ballast.path, ballast.path.stat().st_size - 4096)
+            filler = place / "filler"
+            os.truncate(filler, filler.stat().st_size - 4096)
             assert other.purge(1) == 203
         assert [row["id"] for row in queue.jobs()] == [kept]
         assert os.stat(queue.path + ".journal").st_size == 0

@@ -18,18 +18,11 @@ from attack import Attack, scratch
 from bench import START, Bench
 from checks import check_crashed, check_settled
 from disk import HEADER, read_disk
+from helpers import environment
 from workloads import WORKLOADS, record
 
 LONG = os.environ.get("DBBASIC_QUEUE_LONG") == "1"
 HERE = Path(__file__).parent
-
-
-def environment() -> dict[str, str]:
-    """Return this process's environment, with the path of the imported package."""
-    import dbbasic_queue
-
-    package = str(Path(dbbasic_queue.__file__).parent.parent)
-    return {**os.environ, "PYTHONPATH": package}
 
 
 @pytest.mark.sweep("kill", 1 if LONG else 8)

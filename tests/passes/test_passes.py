@@ -15,7 +15,6 @@ import math
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -31,12 +30,15 @@ from helpers import (
     NOW,
     Clock,
     add_lines,
+    fill,
     job,
     line,
     python,
+    raising,
     row,
     rows,
     sibling,
+    small_disk,
     store_of,
     wait_for,
 )
@@ -49,13 +51,6 @@ from dbbasic_queue.store.protocol import Terms
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
-
-
-def raising(error: BaseException) -> Callable[[Any], Any]:
-    def handler(_: Any) -> None:
-        raise error
-
-    return handler
 
 
 def outcome(queue: Queue, handler: Callable[[Any], Any], attempts: int = 3) -> Any:
@@ -945,7 +940,7 @@ def test_a_store_error_ends_the_pass_and_costs_unstarted_jobs_no_attempt(
             lock.mkdir()
 
     queue.enqueue_many("greet", range(20))
-    with pytest.raises(OSError, match="stands where a file of the queue belongs"):
+    with pytest.raises(OSError, match="not a file of the queue"):
         queue.process_jobs({"greet": handler}, max_attempts=2)
     lock.rmdir()
     queue.process_jobs({"greet": ran.append}, max_attempts=2)
@@ -1218,44 +1213,32 @@ def test_jobs_run_even_if_the_fold_fails(queue: Queue, path: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 128 kB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=128k,mode=0700", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, timeout=60).returncode:
-        pytest.skip("only root, and not in every container, can mount a small disk")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True, timeout=60)
-
-
-def fill(disk: Path) -> None:
-    with (disk / "filler").open("ab", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(b"x" * 512)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "128k") as disk:
+        yield disk
 
 
 def test_a_disk_that_is_full_when_the_handler_returns_has_space_for_the_outcome(
-    small_disk: Path,
+    disk: Path,
 ) -> None:
-    path = small_disk / "data" / "queue.tsv"
+    path = disk / "data" / "queue.tsv"
     with Queue(path, clock=Clock()) as queue:
         job_id = queue.enqueue("greet", {})
-        outcome = queue.process_jobs({"greet": lambda _: fill(small_disk)}, max_attempts=1)
+        outcome = queue.process_jobs({"greet": lambda _: fill(disk)}, max_attempts=1)
         assert outcome == NONE | {"completed": 1}
         assert job(queue, job_id)["status"] == "completed"
-        (small_disk / "filler").unlink()
+        (disk / "filler").unlink()
         assert queue.process_jobs({"greet": pytest.fail}) == NONE
         assert row(path, job_id)["status"] == "completed"
 
 
-def test_on_a_full_disk_no_handler_runs_and_nothing_is_lost(small_disk: Path) -> None:
+def test_on_a_full_disk_no_handler_runs_and_nothing_is_lost(disk: Path) -> None:
     ran: list[int] = []
-    path = small_disk / "data" / "queue.tsv"
+    path = disk / "data" / "queue.tsv"
     with Queue(path, clock=Clock()) as queue:
         ids = queue.enqueue_many("greet", range(5))
         queue.cancel_job(ids[4])
-        fill(small_disk)
+        fill(disk)
         before = path.read_bytes()
         for _ in range(4):
             with pytest.raises(StoreError, match="the disk is full: free some space"):
@@ -1263,26 +1246,26 @@ def test_on_a_full_disk_no_handler_runs_and_nothing_is_lost(small_disk: Path) ->
         with pytest.raises(StoreError, match="nothing was added; the disk is full"):
             queue.enqueue_many("greet", ["x" * 5000])
         assert (ran, path.read_bytes()) == ([], before)
-        (small_disk / "filler").unlink()
+        (disk / "filler").unlink()
         assert queue.process_jobs({"greet": ran.append}, 2) == NONE | {"completed": 4}
         assert {columns[6] for columns in rows(path)} == {"0", "1"}
 
 
 def test_a_result_too_large_for_a_full_disk_is_not_kept_and_its_job_is_not_repeated(
-    small_disk: Path,
+    disk: Path,
 ) -> None:
     ran: list[int] = []
 
     def handler(_: Any) -> str:
         ran.append(1)
-        fill(small_disk)
+        fill(disk)
         return "x" * 50_000
 
-    with Queue(small_disk / "data" / "queue.tsv", clock=Clock()) as queue:
+    with Queue(disk / "data" / "queue.tsv", clock=Clock()) as queue:
         job_id = queue.enqueue("greet", {})
         with contextlib.suppress(StoreError):
             queue.process_jobs({"greet": handler})
-        (small_disk / "filler").unlink()
+        (disk / "filler").unlink()
         queue.process_jobs({"greet": handler})
         found = job(queue, job_id)
         assert (found["status"], found["attempts"], len(ran)) == ("completed", 1, 1)

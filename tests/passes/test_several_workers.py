@@ -117,7 +117,7 @@ def test_a_system_error_in_a_forked_pass_is_raised_by_the_call(queue: Queue, pat
         journal.unlink(missing_ok=True)
         journal.mkdir()
 
-    with pytest.raises(dbbasic_queue.NotAQueue, match="stands where a file of the queue belongs"):
+    with pytest.raises(dbbasic_queue.NotAQueue, match="not a file of the queue"):
         queue.process_jobs({"breaks": breaks}, workers=2)
     path.with_name("queue.tsv.journal").rmdir()
     assert queue.get_job(ids[0]) is not None

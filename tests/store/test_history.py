@@ -7,7 +7,6 @@ import logging
 import os
 import resource
 import signal
-import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,10 +19,13 @@ from helpers import (
     Clock,
     Programs,
     add_lines,
+    fill,
     history,
     is_free,
     line,
+    raising,
     sibling,
+    small_disk,
     store_of,
     wait_for,
     wait_for_notes,
@@ -40,12 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-@pytest.fixture
-def programs(tmp_path: Path) -> Iterator[Programs]:
-    with Programs(tmp_path) as programs:
-        yield programs
-
-
 def table(path: Path) -> list[list[str]]:
     """Return the columns of every row, as `awk -F'\\t'` would see them."""
     header, *lines = sibling(path, "history").read_bytes().decode().split("\n")
@@ -54,19 +50,8 @@ def table(path: Path) -> list[list[str]]:
     return [line.split("\t") for line in lines]
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    wait_for(condition, "the history")
-
-
 def outcomes(path: Path) -> list[str]:
     return [columns[3] for columns in table(path)]
-
-
-def raising(error: BaseException) -> Callable[[Any], None]:
-    def work(_: Any) -> None:
-        raise error
-
-    return work
 
 
 # --- its rows
@@ -524,7 +509,7 @@ def test_earlier_attempts_can_be_read_while_a_long_job_runs(
         """)
     wait_for_notes(tmp_path / "began", 1)
     with Queue(tmp_path / "data/queue.tsv") as queue:
-        wait_until(lambda: len(history(queue, "short")) == 1)
+        wait_for(lambda: len(history(queue, "short")) == 1, "the history")
 
 
 def test_a_lingering_pass_writes_its_rows_before_it_waits(
@@ -535,9 +520,9 @@ def test_a_lingering_pass_writes_its_rows_before_it_waits(
         queue.process_jobs({"work": str}, linger=60)
         """)
     path = tmp_path / "data/queue.tsv"
-    wait_until(lambda: sibling(path, "lock").exists())
+    wait_for(sibling(path, "lock").exists, "the lock file")
     with Queue(path) as queue:
-        wait_until(lambda: len(history(queue, "a")) == 1)
+        wait_for(lambda: len(history(queue, "a")) == 1, "the history")
 
 
 def test_a_pass_writes_its_rows_before_it_raises(
@@ -949,28 +934,13 @@ def test_a_link_at_the_old_historys_path_is_left_alone_and_the_pass_goes_on(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, timeout=60).returncode:
-        pytest.skip("only root, and not in every container, can mount a small disk")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True, timeout=60)
-
-
-def fill(disk: Path) -> None:
-    with (disk / "filler").open("ab", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"x" * 512)
-        except OSError:
-            return
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        yield disk
 
 
 def test_on_a_full_disk_the_history_leaves_the_reserved_space_to_the_outcomes(
-    small_disk: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    disk: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tracebacks of one batch exceed the buffer, and none of them may be written."""
     monkeypatch.setattr(
@@ -982,17 +952,17 @@ def test_on_a_full_disk_the_history_leaves_the_reserved_space_to_the_outcomes(
     def work(number: int) -> None:
         ran[number] += 1
         room_in_block = -sibling(path, "journal").stat().st_size % 4096
-        if number > 9 and room_in_block < 150 and not (small_disk / "filler").exists():
-            fill(small_disk)  # this outcome has to use the reserved space
+        if number > 9 and room_in_block < 150 and not (disk / "filler").exists():
+            fill(disk)  # this outcome has to use the reserved space
         raise Fail("no" * 50) from ValueError("x" * 20_000)
 
-    path = small_disk / "data/queue.tsv"
+    path = disk / "data/queue.tsv"
     with Queue(path, clock=Clock()) as queue:
         queue.enqueue_many("work", range(73))
         with caplog.at_level(logging.CRITICAL):
             assert queue.process_jobs({"work": work}) == NONE | {"failed": 73}
         assert set(ran.values()) == {1} and len(ran) == 73
-        (small_disk / "filler").unlink()
+        (disk / "filler").unlink()
         assert queue.process_jobs({"work": work}) == NONE
         assert queue.counts()["failed"] == 73
 

@@ -370,7 +370,7 @@ subprocess.run(["mount", "--bind", "queue.tsv", "mounted/data/queue.tsv"], check
 subprocess.run(["mount", "-t", "tmpfs", "none", "/proc"], check=True)
 queue = Queue("mounted/data/queue.tsv")
 try: queue.process_jobs({"charge": str})
-except StoreError as e: assert e.errno == errno.EBUSY and "mount its directory" in str(e), e
+except StoreError as e: assert e.errno == errno.EBUSY and "Mount its directory instead" in str(e), e
 else: raise SystemExit("not raised")
 assert [job["status"] for job in queue.jobs()] == ["completed"]
 """
