@@ -231,8 +231,8 @@ def test_reading_the_status_does_not_disturb_running_passes(programs: Programs) 
         """
         from dbbasic_queue.monitoring.status import lines
         while not Path("done").exists():
-            told = [text.split("\\t")[0] for text in lines(queue.store, time.time())]
-            assert "lost" not in told, told
+            words = [text.split("\\t")[0] for text in lines(queue.store, time.time())]
+            assert "lost" not in words, words
             note("looks", "x")
         """
     )

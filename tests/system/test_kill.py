@@ -91,7 +91,7 @@ def begin(programs: Programs, source: str = A_PASS) -> Child:
     child = programs.start(source)
     started = programs.directory / "started"
     before = len(notes(started))
-    wait_for(lambda: len(notes(started)) > before or not child.is_running(), "the handler to begin")
+    wait_for(lambda: len(notes(started)) > before or not child.is_running(), "the handler to start")
     assert child.is_running(), child.errors.read_text(encoding="utf-8")
     return child
 
@@ -420,7 +420,7 @@ def forks(payload):
             wait_for(Path("go").exists, "go")
             note("daemon", "ended")
         os._exit(0)
-    wait_for(lambda: notes("daemon"), "the daemon to begin")
+    wait_for(lambda: notes("daemon"), "the daemon to start")
     if payload == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
 
