@@ -32,6 +32,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from datetime import datetime, timedelta
+    from types import ModuleType
     from typing import Any, Self
 
     from dbbasic_queue.model.jobdict import (
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         Status,
         UnreadableDict,
     )
+    from dbbasic_queue.monitoring.summary import Summary
     from dbbasic_queue.passes.base import Pass
     from dbbasic_queue.passes.supervisor import Supervisor
 
@@ -430,9 +432,7 @@ class Queue:
 
     def counts(self) -> dict[Status, int]:
         """Return how many jobs have each of the five statuses."""
-        from dbbasic_queue.monitoring.summary import Summary
-
-        return Summary(self.store, self.now()).counts
+        return load(_summary)(self.store, self.now()).counts
 
     # -- lines of the file that aren't jobs --
 
@@ -488,20 +488,17 @@ class Queue:
         Raises InvalidArgument for an invalid `window`, NotAQueue or StoreError if the files can't
         be used.
         """
-        from dbbasic_queue.monitoring import metrics
-        from dbbasic_queue.monitoring.summary import Summary
-
         seconds = check_seconds(window, "window", above=0)
         now = self.now()
         attempts = self.store.history(since=now - seconds)
-        found = metrics.measure(Summary(self.store, now), attempts, now, seconds)
+        summary = load(_summary)(self.store, now)
+        found: dict[str, Any] = load(_metrics).measure(summary, attempts, now, seconds)
         self._report_skipped_history()
         return found
 
     def _report_skipped_history(self) -> None:
         """Log rows of the history that can't be read; not again until there are more of them."""
-        from dbbasic_queue.passes import log_lines
-
+        log_lines = load(_log_lines)
         lines = self.store.skipped_history
         if len(lines) > self._skipped_history_rows and (log := log_lines.logger()):
             log_lines.skipped_history(log, self.path, lines)
@@ -517,11 +514,37 @@ class Queue:
         a file that isn't one of these, StoreError if the system can't write. Then the file is
         unchanged.
         """
-        from dbbasic_queue.monitoring import prometheus
-
+        prometheus = load(_prometheus)
         place = os.path.abspath(os.fspath(path))
         prometheus.check_path(place)
         prometheus.write(place, prometheus.to_text(self.metrics(window)))
+
+
+# -- imported on first use --
+
+
+def _summary() -> type[Summary]:
+    from dbbasic_queue.monitoring.summary import Summary
+
+    return Summary
+
+
+def _metrics() -> ModuleType:
+    from dbbasic_queue.monitoring import metrics
+
+    return metrics
+
+
+def _prometheus() -> ModuleType:
+    from dbbasic_queue.monitoring import prometheus
+
+    return prometheus
+
+
+def _log_lines() -> ModuleType:
+    from dbbasic_queue.passes import log_lines
+
+    return log_lines
 
 
 def _plan() -> Callable[..., Pass | Supervisor]:

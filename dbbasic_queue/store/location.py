@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 
 from dbbasic_queue.errors import NotAQueue
+from dbbasic_queue.lazy import load
+from dbbasic_queue.store.textfile import TextFileStore
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dbbasic_queue.store.memory import MemoryStore
     from dbbasic_queue.store.protocol import Store
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -22,12 +27,14 @@ def open_store(location: str | os.PathLike[str], *, fsync: bool) -> Store:
     """
     scheme = scheme_of(location)
     if scheme == "memory":
-        from dbbasic_queue.store.memory import memory_store
-
-        return memory_store(os.fspath(location))
-    from dbbasic_queue.store.textfile import TextFileStore
-
+        return load(_memory_store)(os.fspath(location))
     return TextFileStore(os.path.abspath(path_of(location)), fsync=fsync)
+
+
+def _memory_store() -> Callable[[str], MemoryStore]:
+    from dbbasic_queue.store.memory import memory_store
+
+    return memory_store
 
 
 def scheme_of(location: str | os.PathLike[str]) -> str:

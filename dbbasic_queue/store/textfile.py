@@ -9,6 +9,7 @@ import math
 import os
 
 from dbbasic_queue.errors import DuplicateJob
+from dbbasic_queue.lazy import load
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.model.states import cancel, requeue, run_now
@@ -22,6 +23,7 @@ from dbbasic_queue.store.writing.queue_files import QueueFiles
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
+    from types import ModuleType
 
     from dbbasic_queue.model.rows import Row
     from dbbasic_queue.model.states import State
@@ -72,9 +74,7 @@ class TextFileStore:
 
         `parallel` is how many jobs the pass runs at once. Raises QueueBusy if all slots are held.
         """
-        from dbbasic_queue.store.claiming.claims import Claims
-
-        return Claims(self.files, terms, now, parallel)
+        return load(_claims)(self.files, terms, now, parallel)
 
     # -- new jobs --
 
@@ -147,9 +147,8 @@ class TextFileStore:
             return 0
         if job_id is not None:
             return int(self._change_one(job_id, lambda state: requeue(state, now, run_at)))
-        from dbbasic_queue.store.writing.rewrites import requeue_failed
-
-        return requeue_failed(self.files, now, job_type)
+        count: int = load(_rewrites).requeue_failed(self.files, now, job_type)
+        return count
 
     def _change_one(self, job_id: str, new_state: Callable[[State], State | None]) -> bool:
         key = job_id.encode()
@@ -178,22 +177,21 @@ class TextFileStore:
         """
         if not self.exists():
             return 0
-        from dbbasic_queue.store.writing.rewrites import remove
-
-        return remove(self.files, unwanted, archive)
+        count: int = load(_rewrites).remove(self.files, unwanted, archive)
+        return count
 
     # -- lines that aren't jobs --
 
     def unreadable(self) -> Iterator[Unreadable]:
         """Yield each line that isn't a job, in the file's order."""
-        from dbbasic_queue.store.reading.unreadable import Unreadable, reason
-
+        lines = load(_unreadable)
         found: list[Unreadable] = []
         view = self.lock.read(self._snapshot)
 
         def add(number: int, line: bytes, length: int) -> None:
             holder = view.index.get(line[: max(line.find(b"\t"), 0)], -2)
-            found.append(Unreadable(number + 2, reason(line, length, holder + 2), line))
+            reason = lines.reason(line, length, holder + 2)
+            found.append(lines.Unreadable(number + 2, reason, line))
 
         for _ in view.rows_as_they_stand(add):
             yield from found
@@ -201,17 +199,18 @@ class TextFileStore:
         yield from found
         torn = self.lock.read(self._torn_row)
         if torn and self.exists() and (torn := self.lock.run(self._torn_row)):
-            yield Unreadable(torn[0] + 2, "it has no line end yet: the next pass ends it", torn[1])
+            reason = "it has no line end yet: the next pass ends it"
+            yield lines.Unreadable(torn[0] + 2, reason, torn[1])
 
     def _torn_row(self) -> tuple[int, bytes] | None:
         """Return the number and the beginning of a last line without an end."""
-        from dbbasic_queue.store.reading.snapshot import SHOWN_BYTES
-
         view = self.view
         view.refresh()
         if not view.has_torn_row() or view.rows.file is None:
             return None
-        return len(view.when), os.pread(view.rows.file.fd, SHOWN_BYTES, view.rows.end)
+        return len(view.when), os.pread(
+            view.rows.file.fd, load(_unreadable).SHOWN_BYTES, view.rows.end
+        )
 
     def remove_unreadable(self) -> int:
         """Move the lines that aren't jobs to `queue.tsv.rejected`; return how many.
@@ -220,9 +219,8 @@ class TextFileStore:
         """
         if not self.exists():
             return 0
-        from dbbasic_queue.store.writing.rewrites import remove_unreadable
-
-        return remove_unreadable(self.files)
+        count: int = load(_rewrites).remove_unreadable(self.files)
+        return count
 
     def take_skipped(self) -> tuple[int, int, list[int]]:
         """Return what was skipped since the last call, to be reported.
@@ -305,21 +303,17 @@ class TextFileStore:
         return self.lock.run(self._running)
 
     def _running(self) -> tuple[list[LivePass], list[Row]]:
-        from dbbasic_queue.store.claiming.slots import live_passes
-
         view = self.view
         view.refresh()
         rows = [row for n in sorted(view.processing) if (row := view.row(n))]
-        return live_passes(self.path), rows
+        return load(_slots).live_passes(self.path), rows
 
     def history(
         self, job_id: str = "", since: float = -math.inf, *, only_errors: bool = False
     ) -> Iterator[Attempt]:
         """Yield the finished attempts, or those of one job; see `history.read`."""
-        from dbbasic_queue.store.history import read
-
         skipped: list[str] = []
-        yield from read(self.path, job_id, since, skipped, only_errors=only_errors)
+        yield from load(_history).read(self.path, job_id, since, skipped, only_errors=only_errors)
         self.skipped_history = skipped
 
     @reading
@@ -374,3 +368,36 @@ class TextFileStore:
 def _open_again(path: str, fsync: bool) -> TextFileStore:
     """Return what a store is in another process that unpickles it."""
     return TextFileStore(path, fsync=fsync)
+
+
+# -- imported on first use --
+
+
+def _claims() -> type[Claims]:
+    from dbbasic_queue.store.claiming.claims import Claims
+
+    return Claims
+
+
+def _rewrites() -> ModuleType:
+    from dbbasic_queue.store.writing import rewrites
+
+    return rewrites
+
+
+def _unreadable() -> ModuleType:
+    from dbbasic_queue.store.reading import unreadable
+
+    return unreadable
+
+
+def _slots() -> ModuleType:
+    from dbbasic_queue.store.claiming import slots
+
+    return slots
+
+
+def _history() -> ModuleType:
+    from dbbasic_queue.store import history
+
+    return history

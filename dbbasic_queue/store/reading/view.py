@@ -14,6 +14,7 @@ import os
 import time
 
 from dbbasic_queue.errors import StoreError
+from dbbasic_queue.lazy import load
 from dbbasic_queue.model.records import decode_record
 from dbbasic_queue.model.rows import HEADER, LONGEST_ROW_BYTES, Row, has_json
 from dbbasic_queue.store.disk.files import open_file, unstable_inodes
@@ -301,10 +302,10 @@ class View(Index):
 
     def snapshot(self) -> Snapshot:
         """Return the jobs as they are now; later changes to the view don't change it."""
-        from dbbasic_queue.store.reading.snapshot import Snapshot
-
         # `index` can be shared: it grows, or is replaced as a whole, but no entry changes.
-        return Snapshot(self.rows, self.index, dict(self.records), self.generation, self.numbering)
+        return load(_snapshot)(
+            self.rows, self.index, dict(self.records), self.generation, self.numbering
+        )
 
     # -- after a change of this process --
 
@@ -330,3 +331,9 @@ class View(Index):
         self._ahead = []
         self.generation += 1
         self.whole = True
+
+
+def _snapshot() -> type[Snapshot]:
+    from dbbasic_queue.store.reading.snapshot import Snapshot
+
+    return Snapshot
