@@ -203,7 +203,8 @@ def _replace_words(text: str, words: dict[str, str]) -> str:
 
 
 def environment() -> dict[str, str]:
-    unset = ("DBBASIC_", "SMTP_", "QUEUE_")
+    """Return the environment of a reader, without what a test run has set for itself."""
+    unset = ("DBBASIC_", "SMTP_", "QUEUE_", "PYTEST_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(unset)}
     paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return kept | {
