@@ -6,7 +6,6 @@ import os
 
 from dbbasic_queue.errors import NotAQueue
 from dbbasic_queue.lazy import load
-from dbbasic_queue.store.textfile import TextFileStore
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
 
     from dbbasic_queue.store.memory import MemoryStore
     from dbbasic_queue.store.protocol import Store
+    from dbbasic_queue.store.textfile import TextFileStore
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _SCHEME_CHARACTERS = _LETTERS + "0123456789+.-"
@@ -28,7 +28,13 @@ def open_store(location: str | os.PathLike[str], *, fsync: bool) -> Store:
     scheme = scheme_of(location)
     if scheme == "memory":
         return load(_memory_store)(os.fspath(location))
-    return TextFileStore(os.path.abspath(path_of(location)), fsync=fsync)
+    return load(_text_file_store)(os.path.abspath(path_of(location)), fsync=fsync)
+
+
+def _text_file_store() -> type[TextFileStore]:
+    from dbbasic_queue.store.textfile import TextFileStore
+
+    return TextFileStore
 
 
 def _memory_store() -> Callable[[str], MemoryStore]:
