@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pydoc
+import re
 import threading
 from collections import UserDict
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -841,7 +842,8 @@ def test_a_module_function_has_the_signature_of_the_queues_method(name: str) -> 
 
 def test_help_shows_the_signature_and_what_a_call_does() -> None:
     text = pydoc.plain(pydoc.render_doc(dbbasic_queue.enqueue))
-    assert "enqueue(job_type: " in text and "run_at: " in text and "job_id: " in text
+    assert re.search(r"enqueue\(\s*job_type: ", text)  # Python 3.13 breaks the line
+    assert "run_at: " in text and "job_id: " in text
     assert "Add one job to the default queue" in text and "Raises InvalidJob" in text
     assert inspect.iscoroutinefunction(dbbasic_queue.aenqueue)
 

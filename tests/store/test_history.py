@@ -314,7 +314,8 @@ def test_a_traceback_starts_at_the_handler(queue: Queue) -> None:
     (found,) = history(queue, job_id)
     where = Path(__file__)
     first = outer.__code__.co_firstlineno
-    assert found["traceback"].split("\n") == [
+    lines = [text for text in found["traceback"].split("\n") if text.strip(" ~^")]  # 3.13's marks
+    assert lines == [
         "Traceback (most recent call last):",
         f'  File "{where}", line {first + 1}, in outer',
         "    inner()",
