@@ -179,7 +179,7 @@ class Queue:
         return check_instant(run_at) or now
 
     def get_job(self, job_id: str) -> JobDict | None:
-        """Return the job, or None if there is no such job. Writes nothing and takes no lock.
+        """Return the job, or None if there is no such job. Writes nothing; needs no lock.
 
         The keys are the nine columns: `id`, `type`, `payload`, `status`, `created_at`, `run_at`
         (both in Unix seconds), `attempts`, `error` (a str or None), `result`. The dict is a copy.
@@ -440,7 +440,7 @@ class Queue:
         """Iterate over the lines of the file that aren't jobs, in the file's order.
 
         No pass runs them, and no other call shows them. The keys are `line` (its number in the
-        file), `reason`, and `text` (its first 200 characters, escaped). Takes no lock, except to
+        file), `reason`, and `text` (its first 200 characters, escaped). Needs no lock, except to
         check a last line that has no line end.
         """
         for found in self.store.unreadable():

@@ -50,7 +50,7 @@ def instant(seconds: float) -> str:
 
 
 def lines(store: Store, now: float) -> Iterator[str]:
-    """Yield the lines. Changes nothing; takes the lock to see which passes are alive."""
+    """Yield the lines. Changes nothing; acquires the lock to see the live passes."""
     ended_at = _ends_of_errors(store)
     errors = _LastErrors(ended_at)
     summary = Summary(store, now, errors.add)

@@ -26,7 +26,7 @@ class LateRows:
         self._replaced: Tail | None = None
 
     def rescue(self) -> None:
-        """Append late rows to the queue file, and close the replaced file. Takes the lock."""
+        """Append late rows to the queue file, and close the replaced file. Acquires the lock."""
         if self._replaced is not None and self._lock.read(self._has_any):
             self._lock.run(self.append)
 
