@@ -481,22 +481,6 @@ def test_a_cancel_is_in_the_file_immediately_even_if_the_file_has_grown(
 # --- jobs, counts
 
 
-def test_jobs_are_listed_in_file_order_and_filtered_by_status_and_type(queue: Queue) -> None:
-    ids = [queue.enqueue(job_type, {}) for job_type in ("a", "b", "a", "b")]
-    queue.cancel_job(ids[1])
-    queue.cancel_job(ids[2])
-
-    def found(**which: Any) -> list[str]:
-        return [job["id"] for job in queue.jobs(**which)]
-
-    assert found() == ids
-    assert found(status="pending") == [ids[0], ids[3]]
-    assert found(job_type="a") == [ids[0], ids[2]]
-    assert found(status="cancelled", job_type="b") == [ids[1]]
-    assert found(status="failed") == found(job_type="c") == []
-    assert list(queue.jobs()) == [queue.get_job(job_id) for job_id in ids]
-
-
 def test_an_invalid_status_is_an_error_before_iteration(queue: Queue) -> None:
     with pytest.raises(ValueError, match="invalid status 'done': must be one of"):
         queue.jobs("done")  # type: ignore[arg-type]

@@ -464,7 +464,7 @@ MUTANTS = (
         "passes/executor.py",
         "        self._claims.check_slot()\n",
         "",
-        (FORKS + "::test_a_batch_stops_after_one_of_its_jobs_has_closed_the_slot",),
+        (FORKS + "::test_a_pass_whose_slot_was_closed_records_that_job_and_starts_no_other",),
     ),
     Mutant(
         "signals are not blocked during a fork",

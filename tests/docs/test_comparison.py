@@ -208,9 +208,16 @@ def test_each_link_to_a_file_or_heading_of_ours_leads_somewhere() -> None:
 
 @pytest.mark.parametrize("name", NAMED_TESTS)
 def test_each_test_that_is_named_exists(name: str) -> None:
-    file, function = name.split("::")
-    tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
-    assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    file, *parts = name.split("::")
+    body = ast.parse((TESTS / file).read_text(encoding="utf-8")).body
+    for part in parts:  # a function, or a class and its method
+        definitions = {
+            node.name: node.body
+            for node in body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        }
+        assert part in definitions
+        body = definitions[part]
 
 
 def test_each_example_of_a_rival_is_named() -> None:

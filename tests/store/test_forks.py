@@ -345,57 +345,36 @@ assert queue.counts() | {{}} == {{**queue.counts(), "pending": {rows} - 1, "canc
     )
 
 
-def test_a_pass_whose_slot_a_handler_has_closed_records_that_job_and_starts_no_other(
-    tmp_path: Path,
+@pytest.mark.parametrize("closing", [0, 3])
+def test_a_pass_whose_slot_was_closed_records_that_job_and_starts_no_other(
+    tmp_path: Path, closing: int
 ) -> None:
+    """Also in the middle of a batch: other passes assume that the rest is lost, and run it."""
     run(
         tmp_path,
         CLOSE_ALL
-        + """
+        + f"""
 from dbbasic_queue import StoreError
 calls = []
 def work(n):
     calls.append(n)
-    if n == 0:
-        close_all()
-queue = Queue("queue.tsv")
-queue.enqueue_many("work", range(3))
-try:
-    queue.process_jobs({"work": work})
-except StoreError as e:
-    assert "the program has closed this file's descriptor: no further job is started" in str(e), e
-else:
-    raise AssertionError("the pass went on")
-assert calls == [0]
-check()
-assert [job["status"] for job in queue.jobs()] == ["completed", "pending", "pending"]
-assert queue.process_jobs({"work": calls.append})["completed"] == 2
-assert calls == [0, 1, 2]
-""",
-    )
-
-
-def test_a_batch_stops_after_one_of_its_jobs_has_closed_the_slot(tmp_path: Path) -> None:
-    """Other passes assume that the rest of the batch is lost, and run it."""
-    run(
-        tmp_path,
-        CLOSE_ALL
-        + """
-from dbbasic_queue import StoreError
-calls = []
-def work(n):
-    calls.append(n)
-    if n == 3:
+    if n == {closing}:
         close_all()
 queue = Queue("queue.tsv")
 queue.enqueue_many("work", range(9))
 try:
-    queue.process_jobs({"work": work})
+    queue.process_jobs({{"work": work}})
 except StoreError as e:
-    assert "no further job is started" in str(e), e
-assert calls == [0, 1, 2, 3]
-assert Queue("queue.tsv").process_jobs({"work": calls.append})["completed"] == 5
-assert sorted(calls) == [*range(9)]  # the first remaining one runs last
+    assert "the program has closed this file's descriptor: no further job is started" in str(e), e
+else:
+    raise AssertionError("the pass went on")
+done = [*range({closing} + 1)]
+assert calls == done
+statuses = [job["status"] for job in queue.jobs()]
+assert statuses[:len(done)] == ["completed"] * len(done)
+assert "completed" not in statuses[len(done):]
+assert Queue("queue.tsv").process_jobs({{"work": calls.append}})["completed"] == 9 - len(done)
+assert sorted(calls) == [*range(9)]
 check()
 """,
     )
