@@ -328,41 +328,6 @@ def test_a_killed_pass_of_a_long_running_worker_is_logged_and_replaced(
     assert "was killed before it could report (SIGKILL" in log
 
 
-def test_a_forked_pass_exits_like_a_program(programs: Programs, tmp_path: Path) -> None:
-    """What the program itself has registered runs only when the program exits."""
-    queue = Queue(tmp_path / "data/queue.tsv")
-    queue.enqueue_many("work", range(2))
-    programs.run(
-        """
-        import atexit, logging.handlers
-        from concurrent.futures import ThreadPoolExecutor
-
-        def remember(name):
-            log = logging.getLogger(name)
-            log.addHandler(logging.handlers.MemoryHandler(9, target=logging.FileHandler("log")))
-            log.warning("a record of the %s", name)
-
-        def work(n):
-            atexit.register(note, "atexit", "pass")
-            remember(f"job {n}")
-            ThreadPoolExecutor().submit(lambda: (time.sleep(0.05), note("thread", n)))
-            while len(notes("atexit")) + len(set(notes("started"))) < 2:
-                note("started", n)
-
-        atexit.register(note, "atexit", "program")
-        remember("program")
-        queue.process_jobs({"work": work}, workers=2)
-        """
-    )
-    assert sorted(notes(tmp_path / "atexit")) == ["pass", "pass", "program"]
-    assert sorted(notes(tmp_path / "thread")) == ["0", "1"]
-    assert sorted(notes(tmp_path / "log")) == [
-        "a record of the job 0",
-        "a record of the job 1",
-        "a record of the program",
-    ]
-
-
 def test_a_forked_pass_with_an_endless_thread_exits_after_a_second(queue: Queue) -> None:
     import threading
 

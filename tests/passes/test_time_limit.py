@@ -607,10 +607,19 @@ def test_a_time_limit_can_have_any_length(queue: Queue, timeout: float) -> None:
     assert job(queue, job_id)["result"] not in (None, os.getpid())
 
 
-def test_a_jobs_process_exits_like_a_program(programs: Programs, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("processes", "call"),
+    [
+        pytest.param(1, "process_jobs({'work': Handler(work, timeout=900)})", id="a job's"),
+        pytest.param(2, "process_jobs({'work': work}, workers=2)", id="a pass's"),
+    ],
+)
+def test_a_forked_process_exits_like_a_program(
+    programs: Programs, tmp_path: Path, processes: int, call: str
+) -> None:
     """What the program itself has registered runs only when the program exits."""
     queue = Queue(tmp_path / "data/queue.tsv")
-    queue.enqueue("work", {})
+    queue.enqueue_many("work", range(processes))
     programs.run(
         """
         import atexit, logging.handlers
@@ -622,19 +631,26 @@ def test_a_jobs_process_exits_like_a_program(programs: Programs, tmp_path: Path)
             log.addHandler(logging.handlers.MemoryHandler(9, target=logging.FileHandler("log")))
             log.warning("a record of the %s", name)
 
-        def work(_):
-            atexit.register(note, "atexit", "job")
-            remember("job")
-            ThreadPoolExecutor().submit(lambda: (time.sleep(0.05), note("thread", "job")))
+        def work(n):
+            atexit.register(note, "atexit", f"job {n}")
+            remember(f"job {n}")
+            ThreadPoolExecutor().submit(lambda: (time.sleep(0.05), note("thread", f"job {n}")))
+            while len(notes("atexit")) + len(set(notes("started"))) < int(sys.argv[1]):
+                note("started", n)  # wait until each process has a job
 
         atexit.register(note, "atexit", "program")
         remember("program")
-        queue.process_jobs({"work": Handler(work, timeout=900)})
         """
+        f"queue.{call}",
+        str(processes),
     )
-    assert notes(tmp_path / "atexit") == ["job", "program"]
-    assert notes(tmp_path / "thread") == ["job"]
-    assert notes(tmp_path / "log") == ["a record of the job", "a record of the program"]
+    jobs = [f"job {n}" for n in range(processes)]
+    assert sorted(notes(tmp_path / "atexit")) == [*jobs, "program"]
+    assert sorted(notes(tmp_path / "thread")) == jobs
+    assert sorted(notes(tmp_path / "log")) == [
+        *(f"a record of the {name}" for name in jobs),
+        "a record of the program",
+    ]
 
 
 def test_the_exit_of_a_jobs_process_ends_no_other_process_of_the_program(
