@@ -55,18 +55,18 @@ USAGE = "usage: queue_worker.py [-v]"
 
 
 def send_email(payload: Any) -> dict[str, str]:
-    """Send one mail. The payload is {"to", "subject", "body"}, optionally with "message_id".
+    """Send one email. The payload is {"to", "subject", "body"}, optionally with "message_id".
 
     Settings, from the environment (defaults in parentheses): the server SMTP_HOST (localhost) and
     SMTP_PORT (25), the sender SMTP_FROM (queue@HOSTNAME), SMTP_TIMEOUT in seconds (30). With
     SMTP_USER and SMTP_PASSWORD it logs in over STARTTLS; SMTP_STARTTLS=0 logs in without it, and
     SMTP_STARTTLS=1 uses it without a login.
 
-    Send to one recipient per job: then a retry can't reach a recipient who already has the mail.
-    If the worker is killed after sending, the mail is sent again; with a `message_id`
+    Send to one recipient per job: then a retry can't reach a recipient who already has the email.
+    If the worker is killed after sending, the email is sent again; with a `message_id`
     ("<order-17@example.org>"), mail programs can recognize the copy.
 
-    Returns {"to", "message_id"} once the server has accepted the mail.
+    Returns {"to", "message_id"} once the server has accepted the email.
     """
     import re
     import smtplib
@@ -104,7 +104,7 @@ def send_email(payload: Any) -> dict[str, str]:
             code, reply = refusal.recipients[address]
             answer = reply.decode("utf-8", "replace")
             raise OSError(f"the server rejected {address}: {code} {answer}") from None
-        # The server has accepted the mail. If QUIT fails, the mail must not be sent again.
+        # The server has accepted the email. If QUIT fails, the email must not be sent again.
         with contextlib.suppress(smtplib.SMTPException, OSError):
             server.quit()
     return {"to": address, "message_id": message_id}
@@ -198,7 +198,7 @@ def texts(payload: Any, *names: str, optional: str = "") -> list[str]:
         raise ValueError(f"invalid payload: must be an object with {', '.join(names)}")
     unknown = payload.keys() - {*names, optional}
     if unknown:
-        # If unknown keys were ignored, a "cc" would be a mail that never arrives.
+        # If unknown keys were ignored, a "cc" would be an email that never arrives.
         raise ValueError(f"invalid payload: unknown keys: {', '.join(sorted(unknown))}")
     for name in names:
         if not isinstance(payload.get(name), str) or not payload[name]:
@@ -215,7 +215,7 @@ def number_from(variable: str, default: int) -> int:
 
 
 def one_line(name: str, text: str) -> str:
-    """Return `text` if it is safe in a mail header; ValueError if it could add another one."""
+    """Return `text` if it is safe in an email header; ValueError if it could add another one."""
     import re
 
     # The email package decodes encoded words such as "=?utf-8?q?=0D=0ABcc:...?=", and older Pythons
@@ -237,7 +237,7 @@ def mail_address(name: str, text: str) -> Any:
     part = r"[^\s<>()\[\],;:\\\"@]+"
     match = re.fullmatch(rf"([^<>]*)<({part})@({part})>|({part})@({part})", one_line(name, text))
     if match is None:
-        raise ValueError(f"invalid {name} {text!r}: must be one mail address")
+        raise ValueError(f"invalid {name} {text!r}: must be one email address")
     return Address((match[1] or "").strip(' "'), match[2] or match[4], match[3] or match[5])
 
 

@@ -1,6 +1,6 @@
 """The first minute: real jobs in a real queue, shown with the commands that a user would type.
 
-Nothing is faked. The worker is the file that users copy, run as cron runs it; the mails go by SMTP
+Nothing is faked. The worker is the file that users copy, run as cron runs it; the emails go by SMTP
 to a server on loopback; the output is that of awk, grep and cat. At the end the demo checks its own
 results. Its directory is kept.
 """
@@ -73,7 +73,7 @@ def run(directory: str | None = None) -> int:
 
 
 def fresh_directory(directory: str | None) -> Path:
-    """Make the demo's directory, with the worker, the report's data and a folder for the mails."""
+    """Make the demo's directory, with the worker, the report's data and a folder for the emails."""
     if directory is None:
         home = Path(tempfile.mkdtemp(prefix="dbbasic-queue-demo-"))
     else:
@@ -107,7 +107,7 @@ def tour(home: Path, server: MailServer) -> list[str]:
     say(f"""
         The demo's directory is {home}
 
-        1. An app enqueues five jobs: three mails, one to a mailbox that will be busy, and a
+        1. An app enqueues five jobs: three emails, one to a mailbox that will be busy, and a
            report on the {elements} chemical elements that have a standard atomic weight.
            The queue is a text file; here are its columns id, type, status and attempts:
         """)
@@ -124,7 +124,7 @@ def tour(home: Path, server: MailServer) -> list[str]:
         )
         problems += work(home, server)
 
-        say("\n3. The file now. The mail to the busy mailbox is retried in two minutes:\n")
+        say("\n3. The file now. The email to the busy mailbox is retried in two minutes:\n")
         problems += show(home, TALLY)
         problems += show(home, WAITING)
         problems += show(home, "grep -c completed data/queue.tsv")
@@ -146,7 +146,7 @@ def wrong_results(home: Path, queue: Queue, friends: list[str], accepted: list[s
     problems = []
     if sorted(accepted) != sorted(friends):
         problems.append(
-            f"mails to {sorted(friends)} were expected, mails to {sorted(accepted)} came"
+            f"emails to {sorted(friends)} were expected, emails to {sorted(accepted)} came"
         )
     rows = sum(int(line.split("\t")[1]) for line in read_lines(home / "report.tsv")[1:])
     if rows != len(read_lines(home / "elements.tsv")) - 1:
@@ -156,12 +156,12 @@ def wrong_results(home: Path, queue: Queue, friends: list[str], accepted: list[s
         problems.append(f"the queue counts {counts}")
     retried = queue.get_job("mail-to-busy")
     if retried is None or retried["attempts"] != 1 or "451" not in (retried["error"] or ""):
-        problems.append(f"the mail to the busy mailbox is not waiting for a retry: {retried}")
+        problems.append(f"the email to the busy mailbox is not waiting for a retry: {retried}")
     elif not problems:
         due = time.strftime("%H:%M:%S", time.localtime(retried["run_at"]))
         say(f"""
-            Checked: {len(friends)} mails came, each once; the report is complete; one job waits for
-            its second attempt at {due}. (The demo's mail server has stopped by then, so that
+            Checked: {len(friends)} emails came, each once; the report is complete; one job waits
+            for its second attempt at {due}. (The demo's mail server has stopped by then, so that
             attempt would fail, too.)""")
     return problems
 
@@ -221,7 +221,7 @@ def work(home: Path, server: MailServer) -> list[str]:
 
 
 class MailSession(socketserver.StreamRequestHandler):
-    """One SMTP conversation (the minimum of RFC 5321) that saves its mails as files."""
+    """One SMTP conversation (the minimum of RFC 5321) that saves its emails as files."""
 
     timeout = 10
     server: MailServer
@@ -271,7 +271,7 @@ class MailSession(socketserver.StreamRequestHandler):
         mail = bytearray()
         while (line := self.rfile.readline(MAX_LINE)) != b".\r\n":
             if not line:
-                raise ConnectionResetError("the client hung up within a mail")
+                raise ConnectionResetError("the client hung up within an email")
             if len(mail) <= MAX_MAIL:
                 mail += line[1:] if line.startswith(b".") else line
         recipients, self.sender, self.recipients = self.recipients, None, []

@@ -163,7 +163,7 @@ def test_the_demo_says_which_tools_are_missing(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     for tool in ("awk", "grep", "flock"):
         assert f"(not run: this machine has no {tool})" in done.stdout
-    assert "Checked: 3 mails came" in done.stdout
+    assert "Checked: 3 emails came" in done.stdout
 
 
 def test_a_demo_that_loses_mails_reports_it_and_exits_with_1(
