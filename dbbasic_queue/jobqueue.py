@@ -1,4 +1,4 @@
-"""`Queue`: enqueue, look, change and run jobs, over any store."""
+"""`Queue`: enqueue, look up, change and run jobs, in any store."""
 
 from __future__ import annotations
 
@@ -391,7 +391,7 @@ class Queue:
 
         def is_old(row: Row) -> bool:
             state = row.state
-            # A job may have been given a `run_at` long ago, to go before all others.
+            # A `run_at` far in the past may only mean that the job was to run before all others.
             return state.status in statuses and max(state.run_at, state.created_at) < before
 
         return self.store.remove(is_old, archive=path)
@@ -461,7 +461,7 @@ class Queue:
 
         The keys are the history's columns: `id`, `type`, `attempt` (counted from 1; a delayed or
         interrupted attempt doesn't count, and its number is used again), `outcome` (completed,
-        failed, retried, delayed, interrupted; died: with its pass; late: a newer attempt had
+        failed, retried, delayed, interrupted, died if its pass died, or late if a newer attempt had
         replaced it), `due_at` and `ended_at` (Unix seconds), `seconds` (how long the handler ran;
         None if it died), `error` and `traceback` (a str or None). Rows are written up to a second
         after an attempt has ended.
@@ -481,9 +481,9 @@ class Queue:
         many pending jobs are of a paused type. `oldest_pending`: for how many seconds the first
         due job has been waiting; 0 if none is due. `window`: the seconds that the rest covers;
         less than asked for if the history is shorter. `types` has, for each type, `attempts` (how
-        many ended, by outcome), `rate` (attempts per second), `waiting` (seconds from due, a whole
-        second, to started) and `running` (seconds that handlers ran), both with `p50`, `p95`, `p99`
-        (None without attempts), `sum` and `count`, and `oldest_pending`.
+        many ended, by outcome), `rate` (attempts per second), `waiting` (seconds from `due_at`, a
+        whole second, to the handler's start) and `running` (seconds that handlers ran), both with
+        `p50`, `p95`, `p99` (None without attempts), `sum` and `count`; and `oldest_pending`.
 
         Raises InvalidArgument for an invalid `window`, NotAQueue or StoreError if the files can't
         be used.

@@ -43,9 +43,9 @@ class Worker:
     - `start` and `run_forever` make an idle worker run.
     - `stop` makes it stop: the running jobs finish, then it is idle. So does SIGTERM in
       `run_forever`.
-    - `start` makes a worker that is stopping run on.
-    - `stop` of an idle worker holds for the next `run_forever`, which then returns at once. So a
-      signal handler may call it at any time.
+    - `start` makes a worker that is stopping keep running.
+    - `stop` on an idle worker makes the next `run_forever` return at once. So a signal handler may
+      call `stop` at any time, even before `run_forever` has started.
 
     The state belongs to one process: in a forked child the worker is idle. Every call is safe from
     any thread, and from a job.
@@ -66,7 +66,7 @@ class Worker:
         self._queue = queue
         self._settings = handlers, max_attempts, workers
         self._skip_unknown = skip_unknown
-        self._make()  # raises errors in the arguments now
+        self._plan()  # raises errors in the arguments now
         self._be_idle()
 
     def _be_idle(self) -> None:
@@ -77,9 +77,9 @@ class Worker:
         """the thread that runs the passes"""
         self._stop_requested = False
         self._interrupts: Interrupts | None = None
-        """those of the running pass"""
+        """how to ask the running pass to end"""
 
-    def _make(
+    def _plan(
         self, interrupts: Interrupts | None = None, *, here: bool = False
     ) -> Pass | Supervisor:
         queue = self._queue
@@ -95,6 +95,7 @@ class Worker:
         )
 
     def _state(self) -> threading.Condition:
+        """Return the condition that guards the state. In a forked child, become idle first."""
         if self._process != os.getpid():  # the thread, and any lock that it holds, are the parent's
             self._be_idle()
         return self._change
@@ -110,16 +111,17 @@ class Worker:
             return self._thread is not None
 
     def start(self) -> None:
-        """Run in a thread of its own. A worker that is running or stopping runs on.
+        """Run in a background thread. A worker that is already running or stopping keeps running.
 
-        A process that has threads should not fork: with `workers`, and for handlers with a
-        `timeout`, a program of its own is safer (`run_forever`, or cron). Raises StoreError if the
-        system refuses a thread.
+        A process that has threads should not fork, but `workers` and handlers with a `timeout` need
+        forks: for these, a separate program is safer (`run_forever`, or cron). Raises StoreError if
+        the system refuses a thread.
         """
         with self._state():
             if self._stop_requested:
                 self._stop_requested = False
-                self._interrupts = None  # when this pass ends, the worker makes another one
+                # So that `_run_a_pass` doesn't take the end of the running pass for a stop.
+                self._interrupts = None
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="queue-worker", daemon=True)
                 try:
@@ -132,23 +134,24 @@ class Worker:
     def stop(self, timeout: float | timedelta | None = None) -> bool:
         """Stop: the running jobs finish, and claimed jobs that haven't started are pending again.
 
-        However often it is called, it never interrupts a job. Waits at most `timeout` (seconds, or
-        a `timedelta`), by default as long as it takes. Returns whether the worker is idle: False
-        if the time is up, if `start` is called in the meantime, and at once if the caller is one of
-        the worker's jobs.
+        However often it is called, it never interrupts a job. Waits until the worker is idle, at
+        most for `timeout` (seconds, or a `timedelta`; None for no limit). Returns True if the
+        worker is idle, False if the time is up or `start` was called in the meantime. A job of the
+        worker, or a signal handler in its thread, doesn't wait: it gets False at once.
 
         Raises QueueError in a job that has a `timeout`: its process can't reach the worker.
         """
         seconds = None if timeout is None else check_seconds(timeout, "timeout", above=-math.inf)
         interrupts = self._interrupts
+        # None if no job of the worker is calling; False if its process can't reach the pass.
         by_job = interrupts.stop_by_job() if interrupts is not None else None
         if by_job is False:
             raise QueueError(
                 "the worker can't be stopped by a job with a timeout, which runs in a process of "
-                f"its own: give its handler none, or send SIGTERM to process {self._process}"
+                f"its own: remove the handler's timeout, or send SIGTERM to process {self._process}"
             )
         if by_job and self._process != os.getpid():
-            return False  # its pass ends, and with it the others
+            return False  # this forked pass ends, and its supervisor then stops the others
         with self._state():
             self._stop_requested = True
             if self._interrupts is not None:
@@ -165,17 +168,18 @@ class Worker:
             return self._thread is not thread
 
     def run_forever(self) -> None:
-        """Run in this thread until SIGTERM, or `stop`; the running jobs finish.
+        """Run in this thread until SIGTERM or `stop`. The running jobs finish first.
 
         Ctrl-C raises KeyboardInterrupt, after the running jobs were made pending again. Exceptions
-        of the program's own signal handler are raised, too. Raises QueueError if the worker runs
-        already, InvalidHandlers for coroutine functions if an event loop runs in this thread.
+        from the program's own signal handlers are raised, too. Raises QueueError if the worker is
+        already running, InvalidHandlers for coroutine functions if an event loop is already running
+        in this thread.
         """
-        self._make(here=True)
+        self._plan(here=True)  # raises InvalidHandlers for this thread now
         with self._state():
             if self._thread is not None:
                 raise QueueError(
-                    "this worker runs already: make another Worker, or stop() it first"
+                    "this worker is already running: create another Worker, or stop() this one"
                 )
             self._thread = threading.current_thread()
         try:
@@ -188,13 +192,14 @@ class Worker:
             thread = threading.current_thread()
         try:
             while self._goes_on():
-                self._make_a_pass()
+                self._run_a_pass()
         finally:
             with self._change:
                 if self._thread is thread:
                     self._end()
 
     def _goes_on(self) -> bool:
+        """End if a stop was requested; return whether this thread should make another pass."""
         with self._change:
             if self._stop_requested:
                 self._end()
@@ -205,10 +210,10 @@ class Worker:
         self._stop_requested = False
         self._change.notify_all()
 
-    def _make_a_pass(self) -> None:
+    def _run_a_pass(self) -> None:
         interrupts = Interrupts()
         try:
-            running = self._make(interrupts)
+            running = self._plan(interrupts)
             with self._change:
                 self._interrupts = interrupts
                 if self._stop_requested:
@@ -250,4 +255,4 @@ class Worker:
     async def __aexit__(self, *_: object) -> None:
         import asyncio
 
-        await asyncio.to_thread(self.stop)  # so the event loop goes on until the jobs have ended
+        await asyncio.to_thread(self.stop)  # the event loop keeps running while the jobs finish

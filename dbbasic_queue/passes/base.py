@@ -1,7 +1,7 @@
-"""The frame of a pass: take a slot, recover the jobs of dead passes, have due jobs run, fold.
+"""The frame of a pass: acquire a slot, recover the jobs of dead passes, run due jobs, fold.
 
-The work in between is done by an object of `sequential` or `concurrent`, which is given to the
-pass. An idle pass needs neither that, nor signals: they are imported when there is work.
+The jobs are run by `sequential.Sequential` or `concurrent.Concurrent`. An idle pass needs neither
+of them, nor the module `signals`: they are imported when there is work.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ COUNTS = ("completed", "failed", "retried", "delayed", "recovered")
 class Pass:
     """One run over the jobs that are due.
 
-    `work` imports and returns the class that runs the jobs, `parallel` at a time. `linger` is for
-    how many seconds to wait for more jobs; with `until_complete` the pass ends earlier, when no job
-    is pending or running. A caller that may ask it to end gives it its `interrupts`.
+    `work` imports and returns the class that runs the jobs, `parallel` at a time. `max_result` is
+    the most bytes of a result's JSON. `linger` is how many seconds to wait for more jobs; with
+    `until_complete` the pass ends earlier, when no job is pending or running. `interrupts` is how
+    the caller can ask the pass to end.
     """
 
     def __init__(
@@ -96,37 +97,37 @@ class Pass:
                     interrupts.forward_signals()
                     return self.counts
                 now = self.clock()
-            unfolded = self._run(start_work, now)
+            fold_error = self._run(start_work, now)
         self._report_unreadable()
-        if unfolded is not None:
-            if getattr(unfolded, "errno", None) == errno.EBUSY:
-                raise unfolded  # the file itself is a mount point: no fold would ever succeed
+        if fold_error is not None:
+            if getattr(fold_error, "errno", None) == errno.EBUSY:
+                raise fold_error  # the file itself is a mount point: no fold would ever succeed
             if log := log_lines.logger():
-                log_lines.not_folded(log, unfolded)
+                log_lines.not_folded(log, fold_error)
         interrupts.forward_signals()
         return self.counts
 
     def _run(self, start_work: StartWork, now: float) -> Exception | None:
-        """Take a slot and run the jobs; return why the changes couldn't be folded, if so."""
+        """Acquire a slot and run the jobs; return the error if the changes couldn't be folded."""
         process = os.getpid()
-        claims: Claims = self.store.open_claims(self._terms(), now, self.parallel)
+        claims: Claims = self.store.open_claims(self._make_terms(), now, self.parallel)
         work = None
         try:
             self.report_recovered(claims)
             work = start_work(self, claims)
             work.run()
         except BaseException:
-            if os.getpid() == process:
+            if os.getpid() == process:  # a child that a handler has forked must not release it
                 claims.abandon()
             raise
         finally:
             if work is not None:
                 work.close()
-        unfolded = claims.finish()
+        fold_error = claims.finish()
         self._report_lost_history(claims)
-        return unfolded
+        return fold_error
 
-    def _terms(self) -> Terms:
+    def _make_terms(self) -> Terms:
         policies = self.policies
         return load(_terms)(
             policies.limit_of_type,
@@ -137,7 +138,10 @@ class Pass:
         )
 
     def _wait_for_queue(self) -> bool:
-        """Wait as long as the pass lingers for the first job, which creates the queue's file."""
+        """Wait for the first job, which creates the queue file; False if the pass has to end first.
+
+        The time that this takes is subtracted from `linger`.
+        """
         end = time.monotonic() + self.linger
         while (
             not self._until_complete
@@ -155,24 +159,32 @@ class Pass:
         return self.store.has_work(now, self.policies.longest_wait)
 
     def count_due(self) -> int:
-        """Return how many jobs are due now; 1 if none is, but there is something else to do."""
+        """Return how many jobs are due now; at least 1 if there is other work, such as a fold."""
         now = self.clock()
         if not self._has_work(now):
             return 0
         return max(self.store.count_due(now), 1)
 
     def is_complete(self) -> bool:
-        """Return whether the pass runs until no job is left, and none is."""
+        """Return whether the pass may end now because no job is pending or running.
+
+        Always False without `until_complete`. Jobs of paused types don't count, nor does a job
+        that has called this pass.
+        """
         if not self._until_complete:
             return False
         return self.store.is_complete(set(self.interrupts.enclosing_jobs()))
 
     def report_recovered(self, claims: Claims) -> None:
-        """Count, log and keep in the history which jobs were recovered since the last call."""
+        """Count and report what recovery has changed since the last call.
+
+        The attempt of a job that a dead pass had started is added to the history as "died". If it
+        was the job's last one, it is also counted and logged as failed.
+        """
         recovered, died = claims.take_recovered()
         self.counts["recovered"] += recovered
         for row in died:
-            claims.history.note(row, "died", row.state.error, claims.started_at, None)
+            claims.history.note(row, "died", row.state.error, claims.looked_at, None)
         lost = [row for row in died if row.state.status == states.FAILED]
         self.counts["failed"] += len(lost)
         if lost and (log := log_lines.logger()):

@@ -1,9 +1,14 @@
-"""An attempt in a process of its own, with a time limit: the side of the pass.
+"""Runs an attempt with a time limit in a process of its own: the part that the pass does.
 
-`guardian` describes the processes. Nothing that the attempt has started is running when `run`
-returns, or raises: the guardian has killed it, or, if the guardian was killed or is stopped, the
-pass kills the guardian's session and what it finds in /proc. A stopped guardian is noticed a few
-seconds after the time limit. Without /proc, processes that have left its session escape.
+The module `guardian` describes the processes, and does the rest.
+
+- When `run` returns or raises, the guardian has killed everything that the attempt has started.
+- If the guardian was killed, the pass kills every process in the guardian's session. Processes that
+  have left the session escape.
+- If the guardian is stopped (SIGSTOP), the pass notices that a few seconds after the time limit.
+  Then it kills the guardian, its session and all processes below it.
+- The pass finds these processes in /proc. Without it, only the handler's own process is killed, by
+  the kernel, and only on Linux.
 """
 
 from __future__ import annotations
@@ -21,13 +26,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _REPORT_SECONDS = guardian.GRACE_SECONDS + guardian.REAP_SECONDS + 2.0
+"""how long after the time limit, or after its leash was closed, the guardian may take to end"""
 _TICK_MILLISECONDS = 100
 
 
 class Died(Exception):
     """Raised if the process has ended without an outcome, or was killed when its time was up.
 
-    `by_end_signal` is whether a signal killed it that may have been sent to a whole service.
+    `by_end_signal` is True if it was killed by SIGTERM, SIGINT or SIGHUP: such a signal may have
+    been sent to every process of the service.
     """
 
     def __init__(self, text: str, number: int = 0) -> None:
@@ -40,15 +47,17 @@ class NotStarted(Exception):
 
 
 def run(work: Callable[[], bytes], timeout: float, tick: Callable[[], None], slot: int) -> bytes:
-    """Run `work` in a process of its own; return its result when none of its processes is left.
+    """Run `work` in a process of its own, and return its result.
 
-    `slot` is the descriptor of a file whose lock the guardian must hold as well, -1 for none. In
-    the meantime, `tick` is called in this process about ten times a second. Raises Died if `work`
-    didn't finish in time, NotStarted if it was not called, and whatever `tick` or a signal raises.
-    In these cases, too, none of its processes is left.
+    `slot` is the descriptor of a file whose lock the guardian must hold as well, or -1. Until the
+    process has ended, `tick` is called in this process about ten times a second. Raises Died if
+    `work` didn't return a result in time, NotStarted if it was not called, and whatever `tick` or a
+    signal handler raises. Whether this returns or raises, nothing that `work` has started is still
+    running.
     """
     prctl = guardian.load_prctl()
     this_pass = os.getpid()
+    # The two pipes: the guardian's ends, and ours. `held` is the guardian's copy of `slot`.
     leash = our_leash = our_report = report = held = -1
     running = None
     try:
@@ -76,8 +85,8 @@ def run(work: Callable[[], bytes], timeout: float, tick: Callable[[], None], slo
 
 def _outcome(report: bytes, timeout: float, *, is_late: bool) -> bytes:
     """Return the outcome that a guardian has reported, or raise Died or NotStarted."""
-    end, is_whole, content = report.partition(b"\n")
-    how, _, number = end.decode().partition(" ")
+    line, is_whole, content = report.partition(b"\n")
+    how, _, number = line.decode().partition(" ")
     if is_whole and how == "refused":
         raise NotStarted from OSError(int(number), os.strerror(int(number)))
     if (is_whole and how == "late") or is_late:
@@ -100,12 +109,18 @@ class _RunningGuardian:
         self.pid = pid
         self.report = bytearray()
         self.is_late = False
+        """whether it hasn't reported in time: it is stopped (SIGSTOP)"""
         self._fd = fd
         self._status: int | None = None
+        """its exit status, None while it is alive; not 0 if it may have left processes behind"""
         self._is_closed = False
+        """whether its end of the report pipe is closed: it has ended, or is about to"""
 
     def wait(self, end: float, tick: Callable[[], None]) -> None:
-        """Wait until it has reported and ended, or the time is up."""
+        """Call `tick` until the guardian has reported, or has ended, or `end` has passed.
+
+        `end` is on the monotonic clock.
+        """
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         while True:
@@ -123,14 +138,17 @@ class _RunningGuardian:
                 tick()
 
     def end(self) -> None:
-        """Make sure that it has ended, and all that it has watched. Its leash is closed by now."""
+        """Wait until the guardian has ended; if necessary, kill it and what it has left behind.
+
+        Call it after closing the leash.
+        """
         until = time.monotonic() + (0 if self.is_late else _REPORT_SECONDS)
         while not self._has_ended() and time.monotonic() < until:
             time.sleep(0.0005)
         if self._status == 0:
             return  # it has killed the rest itself
         _kill_session(self.pid)
-        if self._status is None:  # it is stopped
+        if self._status is None:  # it is stopped (SIGSTOP)
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
             with suppress(ChildProcessError):
@@ -140,8 +158,8 @@ class _RunningGuardian:
         if self._status is None:
             try:
                 pid, status = os.waitpid(self.pid, 0 if self._is_closed else os.WNOHANG)
-            except ChildProcessError:  # this program ignores SIGCHLD, and the guardian has ended
-                pid, status = self.pid, 0 if self.report else -1
+            except ChildProcessError:  # the program ignores SIGCHLD, so the status is lost
+                pid, status = self.pid, (0 if self.report else -1)
             self._status = status if pid else None
         return self._status is not None
 
@@ -157,7 +175,10 @@ def _kill_session(leader: int) -> None:
 
 
 def _descendants(leader: int) -> list[int]:
-    """Return the living processes below a session's leader, or in it; none without /proc."""
+    """Return the live processes that descend from a session's leader, or are in the session.
+
+    The leader itself is left out. Returns [] if there is no /proc.
+    """
     parents: dict[int, int] = {}
     found = set()
     with suppress(OSError):

@@ -120,7 +120,7 @@ class MemoryClaims:
     def find_due(self, now: float) -> bool:
         """Look for jobs that are due at `now`; False if there are none."""
         with self.store.lock:
-            self.started_at = now
+            self.looked_at = now
             self._last_number = self.store.last_number  # jobs that are added later must wait
             self._put_back: set[str] = set()
             return self._look()
@@ -137,7 +137,7 @@ class MemoryClaims:
     def _is_due(self, job: MemoryJob) -> bool:
         return (
             job.state.status == states.PENDING
-            and job.state.run_at <= self.started_at
+            and job.state.run_at <= self.looked_at
             and job.number <= self._last_number
             and job.id not in self._put_back
             and self.terms.wants(job.type)

@@ -159,7 +159,7 @@ if TYPE_CHECKING:
         def history(self) -> History:
             """Where the finished attempts go."""
 
-        started_at: float
+        looked_at: float
         """when the pass looked for due jobs last, in Unix seconds"""
 
         def slot_fd(self) -> int:

@@ -52,7 +52,7 @@ def done(queue: Queue, job_id: str) -> Any:
 def test_a_worker_in_a_thread_runs_new_jobs_until_it_is_stopped(queue: Queue) -> None:
     with Worker(queue, {"greet": str.upper}) as worker:
         assert done(queue, queue.enqueue("greet", "ada"))["result"] == "ADA"
-        worker.start()  # does nothing: it runs already
+        worker.start()  # does nothing: it is already running
         assert done(queue, queue.enqueue("greet", "bob"))["result"] == "BOB"
     late = queue.enqueue("greet", "late")
     assert worker.stop()
@@ -139,7 +139,7 @@ def test_a_stop_before_run_forever_ends_it_at_once_but_not_the_next_one(queue: Q
 def test_a_running_worker_cannot_be_run_a_second_time(queue: Queue) -> None:
     with (
         Worker(queue, {"greet": str.upper}) as worker,
-        pytest.raises(QueueError, match="this worker runs already"),
+        pytest.raises(QueueError, match="this worker is already running"),
     ):
         worker.run_forever()
 

@@ -1,8 +1,8 @@
 """What a pass holds: its slot, the jobs that it has claimed, and the right to record outcomes.
 
-A claim is written to the slot's list before it is written to the journal, both under one lock: a
-job that is `processing` is in the list of a live pass, or may be recovered. An outcome is accepted
-only while the job's state is, byte for byte, the one that its claim wrote.
+A claim is written to the slot's list and then to the journal, without releasing the queue's lock in
+between. So a `processing` job that no live pass lists may be recovered. An outcome is accepted only
+while the job's state is, byte for byte, the one that its claim wrote.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 def with_spare_descriptors(
     method: Callable[Concatenate[Claims, P], R],
 ) -> Callable[Concatenate[Claims, P], R]:
-    """Close the slot's spare descriptors and call a method again if the process has none left.
+    """Make a method start again, with the slot's spare descriptors closed, if none was free.
 
     The method must open its files before it changes anything.
     """
@@ -65,11 +65,13 @@ class Claims:
         """
         self.store = store
         self.lock = store.lock
-        self.started_at = now
+        self.looked_at = now
         self._due = DueJobs(store, terms, parallel, now)
         self._recovery = Recovery(store, terms)
         self._held: dict[bytes, Claim] = {}
-        self._lists_own = False  # until then, the list is that of a dead pass
+        """job id -> claim whose outcome isn't recorded yet, in the order of the slot's list"""
+        self._lists_own = False
+        """whether the slot's list is this pass's own, and no longer that of a dead pass"""
         self._start(parallel)
 
     @locked
@@ -80,7 +82,7 @@ class Claims:
             self.history = HistoryWriter(
                 self.store.path, self.lock, may_write=self.slot.has_reserved_space
             )
-            self._recovery.run(self.started_at, self.slot, self._held)
+            self._recovery.run(self.looked_at, self.slot, self._held)
             self.slot.write([])
             self._lists_own = True
         except BaseException:
@@ -91,8 +93,11 @@ class Claims:
     # -- which jobs --
 
     def find_due(self, now: float) -> bool:
-        """Look for jobs that are due at `now`; False if there are none to claim."""
-        self.started_at = now
+        """Look for jobs that are due at `now`; return False if there are none to claim.
+
+        True means that there may be some. Recovers the jobs of dead passes first, if needed.
+        """
+        self.looked_at = now
         self.store.rescue()
         may_be_due = self._look()
         if may_be_due is None:
@@ -103,8 +108,8 @@ class Claims:
     @reading
     def _look(self) -> bool | None:
         """Return whether jobs may be due; None if recovery is needed first."""
-        self._due.look(self.started_at)
-        if self._recovery.is_needed(self.started_at):
+        self._due.look(self.looked_at)
+        if self._recovery.is_needed(self.looked_at):
             return None
         return self._due.may_exist()
 
@@ -112,56 +117,66 @@ class Claims:
     def _recover(self) -> None:
         self.slot.require_path()
         self.store.read_new()
-        self._recovery.run(self.started_at, self.slot, self._held)
+        self._recovery.run(self.looked_at, self.slot, self._held)
 
     def take_recovered(self) -> tuple[int, list[Row]]:
-        """Return how many jobs were recovered since the last call, and the started ones."""
+        """Return how many jobs were recovered since the last call, and those that had started."""
         return self._recovery.take_recovered()
 
     def take_pulled_in(self) -> int:
-        """Return how many jobs became due since the last call because a clock had been ahead."""
+        """Return how many jobs were pulled in since the last call.
+
+        They were enqueued to run at once, but while the clock was ahead. Now they are due.
+        """
         return self._recovery.take_pulled_in()
 
     # -- claiming them --
 
     def claim(self, most: int) -> list[Claim]:
-        """Claim up to `most` due jobs, earliest `run_at` first; recorded on return.
+        """Claim up to `most` due jobs, earliest `run_at` first; on the disk on return.
 
         See `due` for which jobs those are.
         """
         while candidates := self._due.candidates(most, self._held):
             claims = self._claim(candidates)
             if claims:
-                # Quick jobs come in batches. To show each of them, a fold may only take its share
-                # of the time.
+                # A batch usually means quick jobs, and many such calls per second. Then fold only
+                # if that takes less than SHARE_OF_TIME of the time since the last fold.
                 self._fold(CHEAP_IN_A_PASS_SECONDS if len(claims) == 1 else 0.0)
                 return claims
         return []
 
     @locked
     def _claim(self, candidates: list[Claim]) -> list[Claim]:
-        """Claim the candidates that are still due; recorded on return."""
+        """Claim the candidates that are still due; on the disk on return."""
         self.slot.require_path()
         self.store.read_new()
         claims = self._due.recheck(candidates)
         if claims:
-            # In the order in which they will be started; last the ones that the watcher returns.
+            # In the order in which they will be started: recovery counts the first ones as started.
+            # Those held before come last: running coroutines, or jobs that the ticker is about to
+            # unclaim.
             self._held = {claim.key: claim for claim in claims} | self._held
             self._list()
             self.store.change([(c.key, c.state) for c in claims])
         return claims
 
     def _list(self) -> None:
+        """Write the claims that are held to the slot's list. Call it under the lock."""
         self.slot.write([(c.row.id, c.row.state.attempts) for c in self._held.values()])
 
     def _fold(self, cheap_seconds: float) -> None:
-        """Fold if that is cheap. The lock was free before, so that nobody waits for both."""
+        """Fold if that is cheap.
+
+        The lock is released after the claim and acquired again for the fold, so that no process
+        has to wait for both.
+        """
         if self.store.is_fold_cheap(cheap_seconds, SHARE_OF_TIME):
             try:
                 if self.slot.file.is_at_path():
                     self.lock.run(self.store.try_fold)
             except OSError:
-                pass  # even if the lock stays taken: the claimed jobs must run
+                pass  # such as QueueBusy: the claimed jobs must run anyway
 
     # -- their outcomes --
 
@@ -182,8 +197,10 @@ class Claims:
             try:
                 self._write([(claim, state)], last=True)
             except StoreError as e:
+                # If the disk is still full, although `_write` has freed the slot's reserved space,
+                # do without the result.
                 recorded = states.without_result(state, "result not kept: the disk is full")
-                if recorded is None or not self._has_freed_space(e, [claim]):
+                if recorded is None or not self._free_space_to_retry(e, [claim]):
                     raise
                 self.store.change([(claim.key, encode_state(recorded))])
         self._forget(claim, recorded)
@@ -197,14 +214,18 @@ class Claims:
     @even_if_moved
     @with_spare_descriptors
     def _record_all(self, ended: list[tuple[Claim, states.State]]) -> list[states.State | None]:
-        """Return the recorded states; nothing if that took the slot's reserved disk space."""
+        """Record all outcomes, and return the recorded states.
+
+        Returns [], and records nothing, if the disk is too full even with the slot's reserved
+        space. Then the caller records the outcomes one by one, without results if necessary.
+        """
         self.store.catch_up()
         recorded = [state if self._is_current(claim) else None for claim, state in ended]
         current = [(c, s) for (c, _), s in zip(ended, recorded, strict=True) if s]
         try:
             self._write(current, last=True)
         except StoreError as e:
-            if not self._has_freed_space(e, [c for c, _ in current]):
+            if not self._free_space_to_retry(e, [c for c, _ in current]):
                 raise
             return []
         for (claim, _), state in zip(ended, recorded, strict=True):
@@ -220,10 +241,11 @@ class Claims:
     @even_if_moved
     @with_spare_descriptors
     def unclaim(self, claims: list[Claim], error: str = "") -> None:
-        """Make claimed jobs pending again, their attempts not counted.
+        """Make claimed jobs pending again without counting their attempts; on the disk on return.
 
-        Afterwards the slot lists only the jobs that are still held: another pass may claim one of
-        these under the same attempt number, and die.
+        `error`, if given, becomes the jobs' error. Also removes every job from the slot's list that
+        isn't held any more. Otherwise another pass could claim such a job under the same attempt
+        number, and die, and the job would seem to be this pass's.
         """
         self.store.catch_up()
         changes = []
@@ -250,15 +272,16 @@ class Claims:
         return state == claim.state
 
     def _write(self, ended: list[tuple[Claim, states.State]], *, last: bool = False) -> None:
+        """Record new states. If the disk is full, free the slot's reserved space and try again."""
         changes = [(claim.key, encode_state(state)) for claim, state in ended]
         try:
             self.store.change(changes, last=last)
         except StoreError as e:
-            if not self._has_freed_space(e, [claim for claim, _ in ended]):
+            if not self._free_space_to_retry(e, [claim for claim, _ in ended]):
                 raise
             self.store.change(changes)
 
-    def _has_freed_space(self, error: StoreError, claims: list[Claim]) -> bool:
+    def _free_space_to_retry(self, error: StoreError, claims: list[Claim]) -> bool:
         """Free the disk space that the slot reserves, if the disk is full.
 
         Returns True if the failed change left nothing behind and can be retried.
@@ -282,10 +305,10 @@ class Claims:
             self._fold(CHEAP_IN_A_PASS_SECONDS)
 
     def idle(self) -> None:
-        """While no job is due: publish, and empty the slot's list.
+        """Publish, and empty the slot's list. Called while no job is due or running.
 
-        Another pass may claim a job that was put back or requeued, under the attempt number that
-        the list still has. If that pass died, the job would seem to be this pass's.
+        Otherwise another pass could claim a retried or requeued job under an attempt number that
+        the list still has, and die, and the job would seem to be this pass's.
         """
         self.publish()
         if self.slot.claims:
@@ -299,11 +322,11 @@ class Claims:
 
     def check_slot(self) -> None:
         """Raise StoreError if the slot's lock is lost: other passes may run the claimed jobs."""
-        if not self.slot.file.is_ours():
+        if not self.slot.file.is_ours():  # checked here, too, to save two calls per job
             self.slot.require_lock()
 
     def finish(self) -> Exception | None:
-        """Fold and release the slot; return the error if the fold has to wait."""
+        """Fold and release the slot. Returns the error if the fold failed: nothing is lost then."""
         try:
             return self.lock.run(self.store.try_fold)
         finally:

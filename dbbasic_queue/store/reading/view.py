@@ -1,8 +1,8 @@
 """What the queue's file and its journal say, kept up to date by reading only what is new.
 
-- A reader takes no lock. It reads the journal before the file, so a change that is folded in
-  between is seen in the file. After that it checks that the file is still the one at the path: only
-  then was the journal not cut in the meantime, because a fold renames before it cuts.
+- A reader acquires no lock. It reads the journal before the file, so a change that is folded in
+  between is seen in the file. After that it checks that the file is still the one at the path. If
+  it is, the journal wasn't cut in the meantime, because a fold renames before it cuts.
 - The file that was read is held open, so no other file can get its inode number. A file that
   another process has moved into its place is compared with it, and only the differences are parsed.
   If it doesn't have the same jobs in the same order, everything is read again.
@@ -40,14 +40,14 @@ class View(Index):
 
     `rows`            the file, and how far it was read
     `journal`         the journal, and how far it was read
-    `offsets`          where each row lies in the file
+    `offsets`         where each row lies in the file
     `loaded`          whether the file was read to its end
     `whole`           False during a change. If an exception, such as a signal handler's, ends the
                       change, everything is forgotten before the next reading
     `generation`      grows when rows that were read before have to be read again
     `numbering`       grows when rows may have got other numbers
     `bad_records`     how many damaged records were skipped since a pass last reported them
-    `reread_seconds`  how long it took to go on after the last fold of another process, or 0
+    `reread_seconds`  how long it took to re-read after another process's last fold, or 0
     """
 
     def __init__(self, path: str) -> None:
@@ -80,7 +80,7 @@ class View(Index):
     # -- keeping up to date --
 
     def refresh(self) -> None:
-        """Read what is new: every change that was acknowledged before the call is known then."""
+        """Read what is new. Then every change that was acknowledged before the call is known."""
         started = time.perf_counter()
         if not self.follow():
             for _ in range(_TRIES):
@@ -93,7 +93,7 @@ class View(Index):
     def follow(self) -> bool:
         """Read what is new. Returns False if the file was replaced: call it again.
 
-        In that case the view has taken over from the new file what it could.
+        By then, the view has already switched to the new file, or has forgotten everything.
         """
         file = self.rows.file
         if not self.whole or not (self.rows.anchor or file is None or file.is_ours()):
@@ -112,7 +112,7 @@ class View(Index):
                 self.loaded = self.whole = True
                 return True
         except (Rewritten, StoreError) as e:
-            if file is not None and not file.is_ours():  # it is another file under this number
+            if file is not None and not file.is_ours():  # another file has its descriptor now
                 self._forget()
                 return False
             if not isinstance(e, Rewritten):
@@ -121,9 +121,10 @@ class View(Index):
         return False
 
     def follow_journal(self) -> bool:
-        """Read only what is new in the journal. Returns False if there may be more elsewhere.
+        """Read only what is new in the journal. Returns False if that isn't enough.
 
-        There isn't as long as the journal still has what was read before: a fold cuts it.
+        It is enough to know all changes of known jobs, as long as the journal still has what was
+        read before: a fold would have cut it. New rows aren't read.
         """
         if not self.whole or not self.loaded or not self.journal.end:
             return False
@@ -318,10 +319,10 @@ class View(Index):
         self.whole = True
 
     def adopt(self, rows: Tail, numbers: list[int], lengths: list[int]) -> None:
-        """Go on with the file that a fold of this process has written; the journal is empty now.
+        """Switch to the file that a fold of this process has written; the journal is empty now.
 
-        The rows with these numbers have these lengths in it. The records of running jobs are kept:
-        their outcomes will be compared with them.
+        In it, the rows with these `numbers` have these `lengths`. The records of running jobs are
+        kept, because an outcome is accepted only if the job's record is the one of its claim.
         """
         self.whole = False
         self.keep_only_processing()

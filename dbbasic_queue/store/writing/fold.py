@@ -1,10 +1,11 @@
 """Merges the journal into the queue file by an atomic rewrite.
 
 - The new file is complete and on the disk before the rename.
-- The rename is on the disk before the journal is cut.
+- The rename is on the disk before the journal is cut (truncated to 0 bytes).
 - So a crash before the rename leaves the old file and the journal. A crash between the rename and
   the cut leaves the new file and a journal whose replay changes nothing.
-- Lines that would stop grep are in `queue.tsv.rejected` before they leave the file.
+- Lines that make grep treat the file as binary (they have a NUL, or aren't UTF-8) are left out of
+  the new file. Before the rename they are appended to `queue.tsv.rejected`, and synced.
 - Programs that append without the lock (dbbasic-queue 1.0.0, or `>>` in a shell) may write to the
   old file in the meantime. Those rows are copied before the rename; `rescue` copies later ones.
 """
@@ -42,23 +43,26 @@ def fold(
     without: frozenset[int] = frozenset(),
     keep: bool = False,
 ) -> tuple[OpenFile, int]:
-    """Write the queue file with the journal's changes in it, then cut the journal. Under the lock.
+    """Rewrite the queue file with the journal's changes in it, then cut the journal.
 
-    `view` is up to date, before and afterwards. The rows whose numbers are in `without` are left
-    out: then the view is closed. With `keep`, they are appended to `queue.tsv.rejected` first.
-    `added` reads what is appended to the old file from now on. The rows that it finds before the
-    rename are copied; `view` hasn't read them yet.
+    Call it under the lock, with a `view` that is up to date. The rows whose numbers are in
+    `without` are left out of the new file. With `keep`, they are appended to `queue.tsv.rejected`
+    first. `added` must be at the end of what `view` has read: it finds the rows that other programs
+    append to the old file during the fold, and they are copied, too.
 
-    Returns the new file, and how many lines were rejected because they would stop grep. Raises
-    StoreError if the system refuses; the error says whether the file was replaced.
+    Returns the new file, and how many lines were rejected because they make grep treat the file as
+    binary. Afterwards `view` goes on with the new file, but may not have read the rows that `added`
+    found. If rows were left out by `without`, it is closed, and reads everything when used next.
+
+    Raises StoreError if the system refuses; the error says what happened to the change.
     """
     binary = _binary_lines(view)
-    leaving = without.union(binary)
-    rejected = sorted(leaving) if keep else binary
-    new, written = _replace(view, added, leaving, rejected, fsync=fsync)
+    omitted = without.union(binary)
+    rejected = sorted(omitted) if keep else binary
+    new, written = _replace(view, added, omitted, rejected, fsync=fsync)
     _cut(view, journal, fsync=fsync)
     if without:
-        view.close()  # not read again here: an error of that would deny a change that was made
+        view.close()  # not read again here: an error in that would hide that the change was made
     elif binary:
         view.close()  # the rows have other numbers now
         view.refresh()
@@ -68,7 +72,7 @@ def fold(
 
 
 def _replace(
-    view: View, added: Tail, leaving: frozenset[int], rejected: list[int], *, fsync: bool
+    view: View, added: Tail, omitted: frozenset[int], rejected: list[int], *, fsync: bool
 ) -> tuple[OpenFile, tuple[Tail, list[int], list[int]]]:
     """Write a new file and rename it to the path; return it, and what `_write_rows` returned."""
     old = view.rows.file
@@ -76,13 +80,13 @@ def _replace(
     new = create_fresh(view.path + ".fold")
     try:
         replace_like(new.fd, old.fd)
-        written = _write_rows(view, new, leaving)
+        written = _write_rows(view, new, omitted)
         if rejected:
             _reject(view, rejected, fsync=fsync)
         for lines in added.new(_start_again):
             write_all(new.fd, lines)
         if fsync:
-            os.fsync(new.fd)  # not fdatasync: the new inode's mode and owner count, too
+            os.fsync(new.fd)  # not fdatasync, which may leave out the new file's mode and owner
         os.rename(new.path, view.path)
         new.path = view.path
     except BaseException as e:
@@ -90,12 +94,14 @@ def _replace(
             os.unlink(view.path + ".fold")
         except FileNotFoundError:
             pass
-        new.close()  # the traceback would keep it open, and so its space on a full disk
+        new.close()  # otherwise the traceback keeps it open, and its disk space isn't freed
+        path = new.path
         if isinstance(e, Rewritten):
             view.close()
+            path = view.path
             e = OSError(errno.ESTALE, "the file was edited in place, without the lock")
         if isinstance(e, OSError) and not isinstance(e, StoreError):
-            raise store_error(e, new.path, "the queue is as it was") from e
+            raise store_error(e, path, "the queue is as it was") from e
         raise
     return new, written
 
@@ -117,7 +123,7 @@ def _cut(view: View, journal: OpenFile | None, *, fsync: bool) -> None:
 
 
 def _binary_lines(view: View) -> list[int]:
-    """Return the numbers of the lines for which grep would take the file for a binary one."""
+    """Return the numbers of the lines that make grep treat the file as binary."""
     if not view.binary:
         return []
     return [
@@ -128,31 +134,33 @@ def _binary_lines(view: View) -> list[int]:
 
 
 def _write_rows(
-    view: View, new: OpenFile, without: frozenset[int]
+    view: View, new: OpenFile, omitted: frozenset[int]
 ) -> tuple[Tail, list[int], list[int]]:
-    """Write the rows; return the new file's end, and the changed rows: their numbers and lengths.
+    """Write the header and all rows, in their current states, except those in `omitted`.
 
-    Pieces without a changed row are copied as they are.
+    Pieces without a changed row are copied as they are. Returns a Tail at the end of what was
+    written, then the numbers of the changed rows, then the new lengths of these rows. Raises
+    Rewritten if the old file isn't as `view` has read it.
     """
     old = view.rows.file
     assert old is not None
     found = map(view.index.get, view.records)
     changed = sorted(number for number in found if number is not None)
-    leaving = sorted(without)
+    omitted_numbers = sorted(omitted)
     lengths: list[int] = []
     written = Tail(new)
     write_all(new.fd, HEADER)
     written.passed(HEADER)
     for rows, start, end in view.offsets.pieces(_PIECE_BYTES):
-        if end - start > LONGEST_ROW_BYTES + 1:  # a line that isn't a row
-            if rows.start not in without:
+        if end - start > LONGEST_ROW_BYTES + 1:  # one line that is too long for a row
+            if rows.start not in omitted:
                 for content in _large_pieces(old, start, end):
                     write_all(new.fd, content)
                     written.passed(content)
             continue
         content = os.pread(old.fd, end - start, start)
-        changed_here, leaving_here = within(rows, changed), within(rows, leaving)
-        if changed_here or leaving_here:
+        changed_here, omitted_here = within(rows, changed), within(rows, omitted_numbers)
+        if changed_here or omitted_here:
             lines = content.split(b"\n")
             if len(lines) != len(rows) + 1:
                 raise Rewritten
@@ -163,7 +171,7 @@ def _write_rows(
                     raise Rewritten
                 line = lines[number - rows.start] = with_state(line, state)
                 lengths.append(len(line))
-            for number in reversed(leaving_here):
+            for number in reversed(omitted_here):
                 del lines[number - rows.start]
             content = b"\n".join(lines)
         elif len(content) != end - start:
@@ -174,6 +182,7 @@ def _write_rows(
 
 
 def _start_again(_: int) -> None:
+    """Give up this fold: a line that is too long for a row was appended. The next one copies it."""
     raise Rewritten
 
 
@@ -188,7 +197,7 @@ def _large_pieces(file: OpenFile, start: int, end: int) -> Iterator[bytes]:
 
 
 def _reject(view: View, numbers: list[int], *, fsync: bool) -> None:
-    """Append the lines of these numbers to `queue.tsv.rejected`: all of them, or none."""
+    """Append the lines with these numbers to `queue.tsv.rejected`: all of them, or none."""
     old = view.rows.file
     assert old is not None
     path = view.path + ".rejected"
