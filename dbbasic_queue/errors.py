@@ -7,6 +7,8 @@ All are `QueueError`. Each is also the built-in exception that a caller would ex
 from __future__ import annotations
 
 import errno
+import os
+import stat
 
 
 class QueueError(Exception):
@@ -59,9 +61,6 @@ class StoreError(QueueError, OSError):
     """
 
 
-_NO_PERMISSION = (
-    "this user has no permission: add it to the group of the directory, or run as its owner"
-)
 _TOO_MANY_FILES = {
     errno.EMFILE: "this process has too many open files: raise ulimit -n",
     errno.ENFILE: "the machine has too many open files: raise fs.file-max",
@@ -69,8 +68,6 @@ _TOO_MANY_FILES = {
 _FILE_ADVICE = {
     errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "the disk quota is used up: free some space",
-    errno.EACCES: _NO_PERMISSION,
-    errno.EPERM: _NO_PERMISSION,
     errno.EBUSY: "is this file a mount point, as in a container? Mount its directory instead",
     errno.EROFS: "the file system is mounted read-only: make it writable",
     errno.EIO: "the disk reports an error: check dmesg and the disk's health",
@@ -96,8 +93,30 @@ def store_error(e: OSError, path: str, consequence: str) -> StoreError:
     [Errno 28] No space left (nothing was added; the disk is full: free some space): 'queue.tsv'
     """
     advice = _FILE_ADVICE.get(e.errno or 0)
+    if e.errno in (errno.EACCES, errno.EPERM):
+        advice = _advice_for_permissions(path)
     details = f"{consequence}; {advice}" if advice else consequence
     return StoreError(e.errno, f"{e.strerror or e} ({details})", path)
+
+
+def _advice_for_permissions(path: str) -> str:
+    """Name the owner of a file that this user can't use, and how to share it with a group."""
+    directory = path if os.path.isdir(path) else os.path.dirname(os.path.abspath(path))
+    try:
+        found = os.stat(path if os.path.exists(path) else directory)
+    except OSError:
+        return "this user has no permission: run as the owner of the directory"
+    try:
+        import grp
+        import pwd
+
+        owner, group = pwd.getpwuid(found.st_uid)[0], grp.getgrgid(found.st_gid)[0]
+    except (ImportError, KeyError):  # not even Python's own files can be read; no such user
+        owner, group = f"user {found.st_uid}", str(found.st_gid)
+    if found.st_mode & stat.S_IWGRP:
+        return f"this user has no permission: run as {owner}, or add this user to the group {group}"
+    share = f"chgrp -R GROUP {directory}; chmod -R g+rw {directory}; chmod g+ws {directory}"
+    return f"this user has no permission: run as {owner}, or share the directory: {share}"
 
 
 def not_started(what: str, error: BaseException) -> StoreError:

@@ -7,6 +7,7 @@ import fcntl
 import grp
 import os
 import pwd
+import re
 import resource
 import shutil
 import signal
@@ -1293,17 +1294,27 @@ def test_root_with_umask_077_and_the_web_server_share_a_queue(
 
 
 @as_root
-def test_a_user_without_permission_gets_an_error_that_says_what_to_do(open_directory: Path) -> None:
+def test_a_user_without_permission_gets_an_error_whose_advice_works(open_directory: Path) -> None:
     uid, gid = a_user()
-    (open_directory / "data").mkdir(0o755)
-    path = open_directory / "data" / "queue.tsv"
+    data = open_directory / "data"
+    data.mkdir(0o755)
+    path = data / "queue.tsv"
     with Queue(path) as queue:
         queue.enqueue("greet", {})
     before = path.read_bytes()
     done = python(AS_A_USER, path, uid, gid, "022", "web")
     assert "StoreError: [Errno 13] Permission denied" in done.stderr
-    assert "this user has no permission: add it to the group of the directory" in done.stderr
+    found = re.search(r"run as (?:root|user 0), or share the directory: (.*)\): '", done.stderr)
+    assert found is not None, done.stderr
     assert path.read_bytes() == before
+    subprocess.run(["sh", "-c", found[1].replace("GROUP", str(gid))], check=True)
+    for _ in range(2):  # the second time, the file was rewritten
+        done = python(AS_A_USER, path, uid, gid, "022", "web")
+        assert (done.returncode, done.stderr) == (0, "")
+    nobody = 65534
+    done = python(AS_A_USER, path, nobody, nobody, "022", "web")
+    name = grp.getgrgid(gid).gr_name
+    assert re.search(rf"or add this user to the group ({name}|{gid})\)", done.stderr), done.stderr
 
 
 # --- forks
