@@ -141,7 +141,7 @@ class Page:
     def here(self, text: str) -> str:
         """Return what a command or file of the page means in this directory."""
         text = text.replace("/srv/app", str(self.directory))
-        text = re.sub(r"(-[og] |chown |chgrp |setfacl -m [ug]:)app\b", r"\1www-data", text)
+        text = re.sub(r"(-[og] |chown |chgrp (?:-R )?|setfacl -m [ug]:)app\b", r"\1www-data", text)
         return _replace_words(text, {**self.ports, **self.ids})
 
     def _there(self, text: str) -> str:
