@@ -11,7 +11,7 @@ one that the environment names (DBBASIC_QUEUE_URL or DBBASIC_QUEUE_FILE), otherw
 in the working directory.
 
 If no job fails, nothing is printed. A job that has failed for good is reported on stderr, and cron
-mails that to you. QUEUE_LOG_LEVEL=WARNING also reports jobs that will be tried again; -v or
+emails the report to you. QUEUE_LOG_LEVEL=WARNING also reports jobs that will be tried again; -v or
 QUEUE_LOG_LEVEL=INFO reports every job.
 
 Exit codes:
@@ -19,7 +19,7 @@ Exit codes:
     0   finished; jobs may have failed (see stderr and the queue)
     1   the queue could not be used: one line on stderr says why
     2   wrong usage
-    75  nothing was run: too many passes are running, or the queue's lock could not be acquired
+    75  try again later: too many passes are running, or the queue's lock could not be acquired
     130 stopped by Ctrl-C, 143 by SIGTERM: the running job's result was saved, or the job was
         returned to the queue
 
@@ -198,7 +198,7 @@ def texts(payload: Any, *names: str, optional: str = "") -> list[str]:
         raise ValueError(f"invalid payload: must be an object with {', '.join(names)}")
     unknown = payload.keys() - {*names, optional}
     if unknown:
-        # If unknown keys were ignored, a "cc" would be an email that never arrives.
+        # If unknown keys were ignored, nobody would notice that a "cc" isn't sent.
         raise ValueError(f"invalid payload: unknown keys: {', '.join(sorted(unknown))}")
     for name in names:
         if not isinstance(payload.get(name), str) or not payload[name]:
@@ -207,7 +207,7 @@ def texts(payload: Any, *names: str, optional: str = "") -> list[str]:
 
 
 def number_from(variable: str, default: int) -> int:
-    """Return a positive integer from the environment. Raises ValueError if it isn't one."""
+    """Return a positive integer from the environment. Raises ValueError for anything else."""
     text = os.environ.get(variable) or str(default)
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise ValueError(f"invalid {variable} {text!r}: must be a positive whole number")
@@ -215,7 +215,7 @@ def number_from(variable: str, default: int) -> int:
 
 
 def one_line(name: str, text: str) -> str:
-    """Return `text` if it is safe in an email header; ValueError if it could add another one."""
+    """Return `text`. Raises ValueError if it could add another header to an email."""
     import re
 
     # The email package decodes encoded words such as "=?utf-8?q?=0D=0ABcc:...?=", and older Pythons
@@ -233,7 +233,7 @@ def mail_address(name: str, text: str) -> Any:
     import re
     from email.headerregistry import Address
 
-    # The standard parser is lenient: it reads "ada@exa mple.org" as ada@exa, and mails that.
+    # The standard parser is lenient: it reads "ada@exa mple.org" as ada@exa, and sends to that.
     part = r"[^\s<>()\[\],;:\\\"@]+"
     match = re.fullmatch(rf"([^<>]*)<({part})@({part})>|({part})@({part})", one_line(name, text))
     if match is None:
@@ -257,7 +257,7 @@ def refuse_same_file(source: str, target: str) -> None:
 def whole_file(target: str) -> Iterator[str]:
     """Yield the name of a temporary file, which is renamed to `target` at the end of the block.
 
-    The file is synced to disk first. If the block raises, it is removed and `target` isn't changed.
+    It is synced to disk first. If the block raises, it is removed, and `target` isn't changed.
     """
     import secrets
 
@@ -281,7 +281,8 @@ def whole_file(target: str) -> Iterator[str]:
 def run_bounded(command: list[str], seconds: int, output: str, max_bytes: int) -> None:
     """Run a program. Raises RuntimeError if it fails, runs too long or writes too much.
 
-    Standard error is read for the message; when the time is up, the process group is killed.
+    The error's message ends with the program's last line on stderr. When the time is up, the
+    process group is killed.
     """
     import signal
     import subprocess

@@ -1,4 +1,4 @@
-"""What each command does: it makes its calls and prints lines for grep and awk.
+"""The commands: they call the queue, and print lines for grep and awk.
 
 Each takes the parsed arguments and returns an exit code: 0, or 1 after one line on stderr.
 """
@@ -52,7 +52,7 @@ def existing_queue(arguments: Namespace) -> Queue:
 def named_queue(arguments: Namespace) -> Queue:
     """Return the queue that --file names, or the default queue.
 
-    Raises NotAQueue for a queue in memory: it ends with the command.
+    Raises NotAQueue for a queue in memory, which would end with the command.
     """
     if arguments.file is None:
         queue = default_queue()
@@ -144,7 +144,7 @@ def run_requeue(arguments: Namespace) -> int:
 def change_each(
     ids: list[str], queue: Queue, change: Callable[[str], bool], done: str, which: str
 ) -> int:
-    """Change each job; print what was done, and on stderr what was not."""
+    """Change each job. Print the changed ones, and on stderr the others, each with the reason."""
     code = 0
     for job_id in ids:
         if change(job_id):

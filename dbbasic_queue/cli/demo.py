@@ -1,7 +1,7 @@
-"""The first minute: real jobs in a real queue, shown with the commands that a user would type.
+"""The demo: real jobs in a real queue, shown with the commands that a user would type.
 
-Nothing is faked. The worker is the file that users copy, run as cron runs it; the emails go by SMTP
-to a server on loopback; the output is that of awk, grep and cat. At the end the demo checks its own
+Nothing is faked. The worker is the file that users copy, run as cron runs it. The emails go by SMTP
+to a server on loopback. The output is that of awk, grep and cat. At the end the demo checks its own
 results. Its directory is kept.
 """
 
@@ -33,7 +33,7 @@ MAX_MAIL = 1_048_576
 OVERVIEW = r"""awk -F'\t' '{ print $1, $2, $4, $7 }' data/queue.tsv"""
 TALLY = r"""awk -F'\t' 'NR > 1 { n[$4]++ } END { for (s in n) print n[s], s }' data/queue.tsv"""
 WAITING = r"""awk -F'\t' '$4 == "pending" { print $1, "due at", $6 ":", $8 }' data/queue.tsv"""
-# The shell takes the same lock as the queue, so it can add a row while passes and apps are running.
+# The shell acquires the queue's lock, so it can add a row while passes and apps are running.
 SHELL_JOB = (
     r"""printf '%s\t%s\t%s\tpending\t0\t0\t0\t\t\n' from-a-shell send_email """
     r"""'{"to": "shell@example.org", "subject": "Hello", "body": "From printf."}' | """
@@ -175,7 +175,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def say(text: str) -> None:
-    """Print an indented text, and flush it: other programs print in between."""
+    """Print a text without its indentation, and flush it: other programs print in between."""
     lines = text.split("\n")
     margin = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
     print("\n".join(line[margin:].rstrip() for line in lines), flush=True)
@@ -185,7 +185,7 @@ def show(home: Path, command: str) -> list[str]:
     """Run a shell command in `home`, and show it with its output; return its problem, if any."""
     print(f"$ {command}", flush=True)
     for program in re.findall(r"^\w+|(?<=\| )\w+", command):
-        # printf is the shell's own.
+        # printf is built into the shell.
         if program != "printf" and shutil.which(program) is None:
             print(f"(not run: this machine has no {program})", flush=True)
             return []
@@ -282,7 +282,7 @@ class MailSession(socketserver.StreamRequestHandler):
 
 
 class MailServer(socketserver.ThreadingTCPServer):
-    """A mail server on loopback that saves each accepted mail in `folder` as a file, N.eml."""
+    """A mail server on loopback that saves each accepted email in `folder` as a file, N.eml."""
 
     daemon_threads = True
 

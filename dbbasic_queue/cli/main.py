@@ -1,7 +1,7 @@
 """The command line: arguments in, the command's exit code out.
 
-Exit codes: 0 done, 1 not done (one line on stderr says why), 2 wrong usage. What only one command
-needs is imported by that command, so that the others start faster.
+Exit codes: 0 done, 1 not done (one line on stderr says why), 2 wrong usage. Modules that only one
+command needs are imported by that command, so that the others start faster.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = argument_parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a queue is UTF-8, whatever cron's locale is
+        if hasattr(stream, "reconfigure"):  # a queue's text is UTF-8, whatever cron's locale is
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         code: int = arguments.run(arguments)
@@ -54,7 +54,7 @@ _SECONDS_PER = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def seconds(text: str) -> float:
-    """Return a duration with a unit in seconds. Raises ArgumentTypeError for anything else.
+    """Parse a duration with a unit; return its seconds. Raises ArgumentTypeError for other text.
 
     >>> [seconds(text) for text in ("90s", "15m", "1.5h", "30d")]
     [90.0, 900.0, 5400.0, 2592000.0]
@@ -73,7 +73,10 @@ def seconds(text: str) -> float:
 
 
 def argument_parser() -> ArgumentParser:
-    """Return the parser; each command sets `run`, which takes the arguments and returns a code."""
+    """Return the parser. Parsing sets `run` to the function that runs the command.
+
+    `run` takes the parsed arguments, and returns the exit code.
+    """
     import argparse
 
     class Parser(argparse.ArgumentParser):

@@ -1,4 +1,4 @@
-"""Which values are valid for a job's id, type and times; raises for all others."""
+"""Checks of ids, job types, times, durations and counts: an invalid value raises an error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IN_AN_ID = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
 _IN_A_TYPE = IN_AN_ID + ":"
 
 ALL = "*"
-"""Stands for all types in a list of paused ones. It can't be a type."""
+"""Means all types in a list of paused types. No job type can have this name."""
 
 
 def is_id(job_id: object) -> bool:
@@ -45,7 +45,7 @@ def check_id(job_id: str) -> str:
 
 def check_type(job_type: object) -> str:
     """Return `job_type` as a plain str; raises InvalidJob if it isn't valid."""
-    if (  # quick, and true for most types; the full rule takes five times as long
+    if (  # true for most types; the full rule takes five times as long
         type(job_type) is str
         and job_type.isidentifier()
         and job_type.isascii()
@@ -68,7 +68,7 @@ def _plain(text: str) -> str:
 def check_instant(instant: object, name: str = "run_at") -> int:
     """Return an instant in whole Unix seconds, rounded up; raises InvalidJob if it isn't valid.
 
-    `instant` is Unix seconds, or a datetime with a time zone. `name` is for the error.
+    `instant` is Unix seconds, or a datetime with a time zone. `name` is for the error's message.
 
     >>> check_instant(1000.2)
     1001
@@ -96,8 +96,8 @@ def check_seconds(
 ) -> float:
     """Return a duration in seconds; infinity is allowed, NaN isn't.
 
-    `seconds` is a number, or a `timedelta`. Raises `error` unless it is 0 or more; if `above` is
-    given, unless it is more than that. `name` is for the error.
+    `seconds` is a number, or a `timedelta`. It must be 0 or more or, if `above` is given, more than
+    `above`; otherwise `error` is raised. `name` is for the error's message.
 
     >>> from datetime import timedelta
     >>> check_seconds(timedelta(minutes=2), "timeout")
@@ -149,7 +149,7 @@ def _from_datetime(instant: object, name: str) -> float:
 
 
 def _shown(value: object) -> str:
-    """Return a value for an error: on one line, and at most 80 characters of it."""
+    """Return a value's `repr` for an error message: on one line, cut after 80 characters."""
     try:
         text = repr(value)
     except Exception as e:  # noqa: BLE001 - an int of 5,000 digits, or anything that a class may raise

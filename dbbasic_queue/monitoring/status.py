@@ -9,13 +9,14 @@
     running     a job that a live pass has claimed: id, type, attempt, process id, start time, for
                 how many seconds
     lost        a job of a dead pass, which the next pass recovers: id, type, attempt
-    error       one of the last errors, the latest first: id, type, status, attempts, when the
-                attempt ended, its text
-    unreadable  how many lines aren't jobs, and the numbers of the first of them
+    error       one of the last errors, newest first: id, type, status, attempts, when the attempt
+                ended, the error's text
+    unreadable  how many lines aren't jobs, and the line numbers of the first of them
 
-An empty field is `-`. When an attempt ended comes from the history; errors that it doesn't have
-come last, ordered by `run_at`. A job's start time is when its pass claimed it, together with others
-if they are quick. A pass that runs coroutines claims jobs while others run, so it can't tell.
+An empty field is `-`. The end time of an attempt comes from the history. Errors of attempts that
+aren't in the history come last, ordered by `run_at`. A job's start time is when its pass claimed
+it; quick jobs are claimed together, and have the same start time. It isn't known in a pass that
+runs several coroutines, because such a pass claims jobs while others run.
 """
 
 from __future__ import annotations
@@ -100,11 +101,11 @@ class _LastErrors:
 
 
 def _ends_of_errors(store: Store) -> dict[str, float]:
-    """Return when the last failed attempt of each job ended, as far as the history knows."""
+    """Return when the last failed attempt of each job ended, if it is in the history."""
     try:
         found = store.history(only_errors=True)
         return {a.id: a.ended_at for a in found if a.outcome in _WITH_ERRORS}
-    except OSError:  # without the history, the rest of the status still helps
+    except OSError:  # the rest of the status is useful without the history
         return {}
 
 

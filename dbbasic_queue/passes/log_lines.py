@@ -1,4 +1,4 @@
-"""The log records of passes: one per outcome, after it is on the disk.
+"""The log records of passes: one per outcome, after the outcome is on disk.
 
 - `logging` isn't imported here: if the program hasn't imported it, nothing is logged, and a pass
   doesn't pay for the import.
@@ -28,9 +28,9 @@ _complained = False
 
 
 def logger() -> Logger | None:
-    """Return the package's logger, or None if the program hasn't imported `logging`."""
+    """Return the package's logger, or None if `logging` isn't imported completely."""
     logging = sys.modules.get("logging")
-    if logging is None or not hasattr(logging, "captureWarnings"):  # its last name: half imported
+    if logging is None or not hasattr(logging, "captureWarnings"):  # defined last
         return None
     log: Logger = logging.getLogger("dbbasic_queue")
     if not log.handlers:
@@ -46,9 +46,9 @@ def write(
     error: BaseException | None = None,
     **extra: object,
 ) -> None:
-    """Log one record, with an error's traceback; `extra` are its attributes.
+    """Log one record with the attributes `extra`, and with the traceback of `error`, if any.
 
-    Never raises an exception of the program's logging.
+    An exception that the program's logging raises doesn't reach the caller.
     """
     global _complained
     try:
@@ -134,7 +134,7 @@ def exit_held(log: Logger, error: BaseException) -> None:
 
 
 def history_lost(log: Logger, error: Exception) -> None:
-    """Log that attempts are missing in the history."""
+    """Log that attempts are missing from the history."""
     write(log, ERROR, "could not write the attempt history (the queue is not affected): %s", error)
 
 
@@ -151,7 +151,7 @@ def skipped_history(log: Logger, path: str, lines: Sequence[str]) -> None:
 
 
 def worker_failed(text: str, error: BaseException, seconds: float) -> None:
-    """Log why a worker restarts; with the traceback, if the error isn't one of this package's."""
+    """Log why a worker restarts, with a traceback unless the error is one of this package's."""
     unforeseen = None if isinstance(error, QueueError) else error
     _alarm(f"the worker restarts in {seconds:.0f} seconds: {text}", unforeseen)
 
