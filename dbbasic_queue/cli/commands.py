@@ -118,7 +118,7 @@ def run_enqueue(arguments: Namespace) -> int:
             payload = decode_json(arguments.payload)
         except ValueError as error:
             arguments.wrong_usage(
-                f"invalid PAYLOAD: must be JSON: {error} (a text needs its own quotes: '\"text\"')"
+                f"invalid PAYLOAD: must be JSON: {error} (a string needs JSON quotes: '\"text\"')"
             )
     with named_queue(arguments) as queue:
         print(queue.enqueue(arguments.type, payload, arguments.run_at, job_id=arguments.id))

@@ -107,7 +107,7 @@ def tour(home: Path, server: MailServer) -> list[str]:
     say(f"""
         The demo's directory is {home}
 
-        1. An app enqueues five jobs: three emails, one to a mailbox that will be busy, and a
+        1. An app enqueues five jobs: three emails, a fourth one to a busy mailbox, and a
            report on the {elements} chemical elements that have a standard atomic weight.
            The queue is a text file; here are its columns id, type, status and attempts:
         """)
@@ -124,7 +124,7 @@ def tour(home: Path, server: MailServer) -> list[str]:
         )
         problems += work(home, server)
 
-        say("\n3. The file now. The email to the busy mailbox is retried in two minutes:\n")
+        say("\n3. The file now. The email to the busy mailbox will be retried in two minutes:\n")
         problems += show(home, TALLY)
         problems += show(home, WAITING)
         problems += show(home, "grep -c completed data/queue.tsv")
@@ -146,7 +146,7 @@ def wrong_results(home: Path, queue: Queue, friends: list[str], accepted: list[s
     problems = []
     if sorted(accepted) != sorted(friends):
         problems.append(
-            f"emails to {sorted(friends)} were expected, emails to {sorted(accepted)} came"
+            f"emails to {sorted(friends)} were expected, emails to {sorted(accepted)} arrived"
         )
     rows = sum(int(line.split("\t")[1]) for line in read_lines(home / "report.tsv")[1:])
     if rows != len(read_lines(home / "elements.tsv")) - 1:
@@ -160,7 +160,7 @@ def wrong_results(home: Path, queue: Queue, friends: list[str], accepted: list[s
     elif not problems:
         due = time.strftime("%H:%M:%S", time.localtime(retried["run_at"]))
         say(f"""
-            Checked: {len(friends)} emails came, each once; the report is complete; one job waits
+            Checked: {len(friends)} emails arrived, each once; the report is complete; one job waits
             for its second attempt at {due}. (The demo's mail server has stopped by then, so that
             attempt would fail, too.)""")
     return problems

@@ -109,13 +109,13 @@ def argument_parser() -> ArgumentParser:
         "status",
         commands.run_status,
         "show counts, due and running jobs, and the last errors",
-        more=" One line each, with fields separated by tabs; an empty field is a dash.",
+        more=" Prints lines of fields separated by tabs; an empty field is a dash.",
     )
 
     listing = command(
         "list",
         commands.run_list,
-        "print the jobs in the file's nine columns, as of now",
+        "print jobs, up to date, in the nine columns of the file",
         more=" " + HEADER.decode().replace("\t", " ").strip(),
     )
     listing.add_argument("--status", choices=STATUSES, help="only jobs with this status")
@@ -125,7 +125,7 @@ def argument_parser() -> ArgumentParser:
         "show",
         commands.run_show,
         "print one job: one line per column, one per attempt, and the last traceback",
-        more=" An attempt's fields are its number, outcome, when it ended, seconds, and error.",
+        more=" The fields of an attempt: number, outcome, end time, seconds, error.",
     )
     show.add_argument("id", metavar="ID", help=AFTER_DASHES)
 
@@ -141,27 +141,31 @@ def argument_parser() -> ArgumentParser:
     cancel.add_argument("ids", metavar="ID", nargs="+", help=AFTER_DASHES)
 
     requeue = command(
-        "requeue", commands.run_requeue, "run failed or cancelled jobs again, with 0 attempts"
+        "requeue",
+        commands.run_requeue,
+        "make failed or cancelled jobs pending again, with no attempts used",
     )
     requeue.add_argument("ids", metavar="ID", nargs="*", help=AFTER_DASHES)
-    requeue.add_argument("--failed", action="store_true", help="all failed jobs")
+    requeue.add_argument("--failed", action="store_true", help="requeue all failed jobs")
     requeue.add_argument("--type", help="with --failed: only those of this type")
 
-    purge = command("purge", commands.run_purge, "remove finished jobs from the file")
+    purge = command("purge", commands.run_purge, "remove old finished jobs from the queue")
     purge.add_argument(
         "--older-than",
         type=seconds,
         metavar="DURATION",
         required=True,
-        help="jobs that were due longer ago than this, such as 30d or 12h",
+        help="only jobs that were due longer ago than this, such as 30d or 12h",
     )
     purge.add_argument("--status", choices=FINISHED, help="only jobs with this status")
-    purge.add_argument("--archive", metavar="FILE", help="append their rows to this TSV file first")
+    purge.add_argument(
+        "--archive", metavar="FILE", help="append the jobs to this TSV file before removing them"
+    )
 
     unreadable = command(
         "unreadable",
         commands.run_unreadable,
-        "print the lines of the file that aren't jobs: number, reason, beginning",
+        "print the lines of the file that aren't jobs, with number, reason and beginning",
     )
     unreadable.add_argument(
         "--remove", action="store_true", help="move them to queue.tsv.rejected, and print how many"
@@ -176,9 +180,11 @@ def argument_parser() -> ArgumentParser:
     metrics = command(
         "metrics",
         commands.run_metrics,
-        "print figures for Prometheus, or write them to a file for its node_exporter",
+        "print metrics for Prometheus, or write them to a file for node_exporter",
     )
-    metrics.add_argument("path", metavar="PROM", nargs="?", help="a file whose name ends in .prom")
+    metrics.add_argument(
+        "path", metavar="FILE.prom", nargs="?", help="a file whose name ends in .prom"
+    )
     metrics.add_argument(
         "--window",
         type=seconds,

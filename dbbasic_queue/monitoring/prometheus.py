@@ -38,7 +38,7 @@ def to_text(figures: dict[str, Any]) -> str:
     for name, of_type in types:
         text.sample("type_oldest_pending_seconds", of_type["oldest_pending"], type=name)
     text.family(
-        "window_seconds", "gauge", "How many seconds of the history the figures below cover."
+        "window_seconds", "gauge", "How many seconds of the history the metrics below cover."
     )
     text.sample("window_seconds", figures["window"])
     text.family("attempts", "gauge", "Attempts that ended within the window, by outcome.")

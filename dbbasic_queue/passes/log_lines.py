@@ -56,7 +56,7 @@ def write(
     except Exception as e:  # noqa: BLE001 - whatever it is: the pass goes on
         if not _complained:
             _complained = True
-            _complain(f"the program's logging raised {type(e).__name__}, a record is lost")
+            _complain(f"the program's logging raised {type(e).__name__}; a log record was lost")
 
 
 def _complain(text: str) -> None:
@@ -95,7 +95,7 @@ def late(log: Logger, job_id: str, job_type: str, attempt: int) -> None:
     write(
         log,
         WARNING,
-        "%s %s: the outcome of attempt %d came too late and is not recorded",
+        "%s %s: the outcome of attempt %d came too late and was not recorded",
         escape(job_type),
         job_id,
         attempt,
@@ -130,7 +130,9 @@ def not_folded(log: Logger, error: Exception) -> None:
 def exit_held(log: Logger, error: BaseException) -> None:
     """Log that a task has tried to end the program."""
     text = escape(f"{type(error).__name__}: {error}")
-    write(log, ERROR, "a task on the event loop raised %s; the pass and its jobs go on", text)
+    write(
+        log, ERROR, "a task on the event loop raised %s; the pass and its jobs keep running", text
+    )
 
 
 def history_lost(log: Logger, error: Exception) -> None:
@@ -143,7 +145,7 @@ def skipped_history(log: Logger, path: str, lines: Sequence[str]) -> None:
     write(
         log,
         WARNING,
-        "%s.history: skipped %d lines that are not rows of a history, the first one: %s",
+        "%s.history: skipped %d invalid lines; the first is: %s",
         path,
         len(lines),
         escape(lines[0]),
@@ -158,8 +160,8 @@ def worker_failed(text: str, error: BaseException, seconds: float) -> None:
 
 def replaced(error: Exception | None, seconds: float) -> None:
     """Log that one of a long-running worker's passes has ended."""
-    reason = "it was asked to end" if error is None else str(error)
-    _alarm(f"a pass has ended, and is replaced in {seconds:.1f} seconds: {reason}")
+    reason = "it was asked to stop" if error is None else str(error)
+    _alarm(f"a pass has ended, and will be replaced in {seconds:.1f} seconds: {reason}")
 
 
 def _alarm(text: str, error: BaseException | None = None) -> None:

@@ -163,7 +163,7 @@ def test_the_demo_says_which_tools_are_missing(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     for tool in ("awk", "grep", "flock"):
         assert f"(not run: this machine has no {tool})" in done.stdout
-    assert "Checked: 3 emails came" in done.stdout
+    assert "Checked: 3 emails arrived" in done.stdout
 
 
 def test_a_demo_that_loses_mails_reports_it_and_exits_with_1(
@@ -172,7 +172,7 @@ def test_a_demo_that_loses_mails_reports_it_and_exits_with_1(
     monkeypatch.setattr(demo.MailServer, "keep", lambda server, mail, recipients: None)
     assert demo.run(str(tmp_path / "home")) == 1
     printed = capsys.readouterr()
-    assert "mails to [] came" in printed.err
+    assert "emails to [] arrived" in printed.err
     assert "Checked" not in printed.out
 
 

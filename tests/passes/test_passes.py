@@ -684,7 +684,7 @@ def test_logging_that_raises_ends_no_pass_and_costs_no_attempt(
     assert counts == NONE | {"completed": 3, "retried": 1, "failed": 1, "recovered": 1}
     assert {found["attempts"] for found in queue.jobs("completed")} == {1}
     (said,) = capsys.readouterr().err.splitlines()
-    assert said == "dbbasic_queue: the program's logging raised RuntimeError, a record is lost"
+    assert said == "dbbasic_queue: the program's logging raised RuntimeError; a log record was lost"
 
 
 def test_every_log_call_goes_through_the_function_that_catches_logging_errors() -> None:
@@ -883,7 +883,7 @@ def test_the_outcome_of_an_outdated_attempt_is_not_recorded(
     assert queue.process_jobs({"greet": outrun}) == NONE
     assert inner == [NONE | {"recovered": 1, "completed": 1}]
     assert (job(queue, job_id)["result"], job(queue, job_id)["attempts"]) == ("current", 2)
-    assert "the outcome of attempt 1 came too late and is not recorded" in log()[-1].getMessage()
+    assert "the outcome of attempt 1 came too late and was not recorded" in log()[-1].getMessage()
 
 
 # --- passes that end early

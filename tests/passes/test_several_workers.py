@@ -324,7 +324,7 @@ def test_a_killed_pass_of_a_long_running_worker_is_logged_and_replaced(
     program.signal(signal.SIGTERM)
     program.succeed()
     log = program.errors.read_text(encoding="utf-8")
-    assert "is replaced in 0.1 seconds: a pass (process" in log
+    assert "will be replaced in 0.1 seconds: a pass (process" in log
     assert "was killed before it could report (SIGKILL" in log
 
 

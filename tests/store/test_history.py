@@ -612,9 +612,7 @@ def test_invalid_lines_of_the_history_are_reported_once(
     for _ in range(3):
         assert sum(queue.metrics()["types"]["work"]["attempts"].values()) == 1
     (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert message.startswith(
-        f"{path}.history: skipped 2 lines that are not rows of a history, the first one: a\\twork"
-    )
+    assert message.startswith(f"{path}.history: skipped 2 invalid lines; the first is: a\\twork")
     assert len(history(queue, "a")) == 1
 
 
