@@ -7,12 +7,12 @@ For all engines:
   returns them. `status` is one of `pending`, `processing`, `completed`, `failed`, `cancelled`.
   Times are whole Unix seconds. `attempts` counts started attempts. `error` is the last error, or
   None.
-- **Each call is atomic**: it is done completely when it returns, and not at all if it raises, for
-  all threads and, if the engine is shared, for all processes.
-- **Errors**: `InvalidJob`, `DuplicateJob` and `InvalidArgument` before anything is changed,
-  `InvalidHandlers` before anything is run, `StoreError` if the jobs can't be reached. No other
-  exception of an engine's own machinery comes out.
-- **The clock** given to an engine is the only one that it compares and records.
+- **Each change is atomic**: it is made completely when the call returns, and not at all if the call
+  raises, for all threads and, if the engine is shared, for all processes.
+- **Errors**: an engine raises `InvalidJob`, `DuplicateJob` and `InvalidArgument` before it changes
+  anything, `InvalidHandlers` before it runs anything, and `StoreError` if it can't reach the jobs.
+  Exceptions of its own machinery, such as a driver's, aren't raised.
+- **The clock** that an engine was given is the source of all times that it compares and records.
 
 These are a queue's public calls, not those of a store, so an engine may have its own workers, its
 own locks and its own way of waiting.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """What `open_queue` returns."""
+    """The public calls of a queue; `open_queue` returns an object that has them."""
 
     def enqueue(
         self,
@@ -49,7 +49,7 @@ class Engine(Protocol):
         1 MiB, nested at most 100 deep; None becomes `{}`. `run_at`: Unix seconds, rounded up, or an
         aware datetime; None and 0 mean now. `job_id`: 1 to 64 characters from A-Z a-z 0-9 . _ -.
 
-        Raises InvalidJob for any other argument, DuplicateJob if a job has the id, whatever its
+        Raises InvalidJob for an invalid argument, DuplicateJob if a job has the id, whatever its
         status. If several callers ask for the same id at once, one of them gets it.
         """
 
@@ -58,7 +58,8 @@ class Engine(Protocol):
     ) -> list[str]:
         """Add one job per payload, all or none; return the ids in the payloads' order.
 
-        Nobody sees only some of them. Raises as `enqueue` does, and what iterating raises.
+        Readers see all of them or none. Raises the errors of `enqueue`, and any that iterating over
+        `payloads` raises.
         """
 
     def get_job(self, job_id: str) -> JobDict | None:
@@ -68,7 +69,7 @@ class Engine(Protocol):
         """
 
     def cancel_job(self, job_id: str) -> bool:
-        """Make a pending job `cancelled`, its error `Cancelled by user`; True if that was done.
+        """Make a pending job `cancelled`, with the error `Cancelled by user`, and return True.
 
         Returns False, and changes nothing, if the job is running, finished or unknown. If a worker
         claims the job at the same moment, one of the two wins: after True, its handler is never
@@ -84,31 +85,34 @@ class Engine(Protocol):
         linger: float | timedelta = 0,
         workers: int = 1,
     ) -> dict[str, int]:
-        """Run the due jobs in this call; return how many ended how.
+        """Make one pass: run the due jobs; return how many had each outcome.
 
         A pending job is due if its `run_at` has come when the pass starts. Jobs run in the order of
-        `run_at`, and within a second in the order of enqueueing. Jobs that are added or put back in
-        the meantime wait for the next pass. A job is never in two handlers at once; while one takes
-        long, another pass may run the jobs that this one has not started. An attempt counts before
-        its handler starts, and each outcome is recorded before the next handler starts:
+        `run_at`, and within a second in the order of enqueueing. Jobs that are added or made
+        pending again in the meantime wait for the next pass. A job is never in two handlers at
+        once; while one takes long, another pass may run the jobs that this one has not started. An
+        attempt is counted before its handler starts, and each outcome is recorded before the next
+        handler starts:
 
         - it returns: `completed`; the result is kept if it is JSON, otherwise `error` says why not
         - it raises `Delay`: `pending` again and due as it says, the attempt doesn't count, `error`
           begins with `delayed`
         - it raises `Fail`: `failed`
         - it raises anything else: `pending` again after the backoff of its `Handler`, by default
-          `60 * 2**attempts` seconds; `failed` if its own `max_attempts`, or those given here, are
-          used up. `error` is `Type: message`
+          `60 * 2**attempts` seconds; `failed` if its attempts are used up: the `max_attempts` of
+          its `Handler`, by default those given here. `error` is `Type: message`, or only the
+          message of a plain `Exception`
         - its type has no handler: as if it had raised; with `skip_unknown` it is left alone
 
         A retry whose `run_at` is later than its backoff allows was set by a wrong clock, and is
-        pulled in. With `linger`, the call also runs jobs that become due within that time. With
-        `workers`, up to that many jobs run at a time, if the engine can. A handler's `concurrency`
-        limits how many of its jobs run in all passes together; a job that takes longer than its
-        `timeout` is ended as if it had raised. Paused types are left alone.
+        made due earlier. With `linger`, the call also runs jobs that become due within that time.
+        With `workers`, up to that many jobs run at a time, if the engine can. A handler's
+        `concurrency` limits how many of its jobs run in all passes together; a job that takes
+        longer than its `timeout` is ended as if it had raised. Paused types are left alone.
 
         Returns the counts `completed`, `failed`, `retried`, `delayed` and `recovered` (jobs of a
-        dead worker). Raises InvalidHandlers for invalid handlers or limits.
+        dead worker). Raises InvalidHandlers for invalid handlers or limits, InvalidArgument for an
+        invalid `linger`.
         """
 
     def run_until_complete(
@@ -118,7 +122,10 @@ class Engine(Protocol):
         *,
         workers: int = 1,
     ) -> dict[str, int]:
-        """Like `process_jobs`, until no job is pending or running; waits for later jobs."""
+        """Like `process_jobs`, until no job is pending or running; waits for later jobs.
+
+        Jobs of paused types are left alone: the call doesn't wait for them.
+        """
 
     def pause(self, job_type: str | None = None) -> bool:
         """Stop starting jobs of a type, or of all types; running jobs go on.
@@ -129,7 +136,8 @@ class Engine(Protocol):
     def resume(self, job_type: str | None = None) -> bool:
         """End the pause of a type or, without a type, every pause; False if there was none.
 
-        While all types are paused, resuming one of them has no effect.
+        While all types are paused, resuming one of them has no effect. Raises InvalidJob for an
+        invalid type.
         """
 
     def paused(self) -> frozenset[str]:
@@ -146,8 +154,8 @@ class Engine(Protocol):
         """Make a failed or cancelled job pending again, with 0 attempts and no error.
 
         It becomes due at `run_at`; by default a failed job is due now, and a cancelled one at its
-        old `run_at`. Returns False, and changes nothing, for any other job. An outcome of an
-        earlier attempt that comes late changes nothing.
+        old `run_at`. Returns False, and changes nothing, for any other job. A late outcome of an
+        earlier attempt changes nothing. Raises InvalidJob for an invalid `run_at`.
         """
 
     def run_now(self, job_id: str) -> bool:
@@ -174,18 +182,19 @@ class Engine(Protocol):
     ) -> int:
         """Remove finished jobs that were due more than `older_than` ago; return how many.
 
-        `status` (`completed`, `failed` or `cancelled`) removes only those. `archive` names a TSV
-        file: the jobs are on the disk at its end, as rows of nine columns, before they leave. Their
-        ids can be used again.
+        `older_than` is seconds or a `timedelta`. `status` (`completed`, `failed` or `cancelled`)
+        removes only those. `archive` names a TSV file: the jobs are appended to it as rows of nine
+        columns, and on the disk, before they are removed. The ids of removed jobs can be used
+        again.
 
-        Raises InvalidArgument for other arguments, and if the engine can't archive.
+        Raises InvalidArgument for an invalid argument, and if the engine can't archive.
         """
 
     def jobs(self, status: Status | None = None, job_type: str | None = None) -> Iterator[JobDict]:
         """Iterate over the jobs in the order of enqueueing, of one status or type if given.
 
-        Changes made in the meantime don't disturb it. Raises InvalidArgument, at the call, for a
-        status that no job can have.
+        The jobs are those of the first step: later changes don't disturb it. Raises
+        InvalidArgument, at the call, for a status that no job can have.
         """
 
     def counts(self) -> dict[Status, int]:

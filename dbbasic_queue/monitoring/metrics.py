@@ -1,4 +1,4 @@
-"""Figures about a queue, from its rows and its history."""
+"""The figures of `Queue.metrics`, from a queue's rows and its history."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
 class _Type:
-    """The figures of one job type, while they are collected."""
+    """The figures of one job type, while they are collected. Durations are in seconds."""
 
     def __init__(self) -> None:
         self.outcomes: dict[str, int] = {}
+        """outcome -> how many attempts ended so"""
         self.waiting: list[float] = []
+        """how long each attempt waited, see `measure`"""
         self.running: list[float] = []
+        """how long each handler ran"""
         self.oldest_pending = 0.0
+        """for how long the first due job has been due"""
 
 
 def measure(
@@ -30,9 +34,10 @@ def measure(
 ) -> dict[str, Any]:
     """Return the figures at the instant `now`, of attempts that ended at most `window` ago.
 
-    If the history is shorter, the window is as long as the history, but at least a second. All
-    durations are in seconds. A job waits from when it is due, a whole second, until its handler
-    starts; it runs until the handler returns.
+    `attempts` must include the oldest one in the history, even if it ended before the window; those
+    of `history.read` do. If the history is shorter, the window is as long as the history, but at
+    least a second. All durations are in seconds. A job waits from when it is due, a whole second,
+    until its handler starts; it runs until the handler returns. `Queue.metrics` describes the dict.
     """
     types: dict[str, _Type] = {}
     for job_type, waited in summary.waiting.items():
@@ -77,9 +82,10 @@ def _summary(seconds: list[float]) -> dict[str, float | None]:
 
 
 def percentile(ordered: list[float], share: float) -> float:
-    """Return the value below which the share lies, interpolated between its two neighbours.
+    """Return the value below which this share of the values lies, interpolated between neighbours.
 
-    The rule is that of `statistics.quantiles(method="inclusive")`.
+    `ordered` is sorted and not empty; `share` is between 0 and 1. The rule is that of
+    `statistics.quantiles(method="inclusive")`.
 
     >>> percentile([1, 2, 3, 4, 5], 0.5), percentile([0, 10], 0.95)
     (3.0, 9.5)

@@ -1,4 +1,4 @@
-"""The figures of `metrics` as a file for Prometheus' node_exporter."""
+"""The figures of `metrics` as a file for Prometheus' node_exporter (its textfile collector)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 _BEGINNING = b"# HELP dbbasic_queue_"
+"""how each file that this package writes begins"""
 
 
 def to_text(figures: dict[str, Any]) -> str:
-    """Return what `measure` returned in Prometheus' text format.
+    """Return the figures, as `metrics.measure` returned them, in Prometheus' text format.
 
     https://prometheus.io/docs/instrumenting/exposition_formats/
     """
@@ -59,6 +60,8 @@ def to_text(figures: dict[str, Any]) -> str:
 
 
 class _Text:
+    """The lines of a file, while they are collected."""
+
     def __init__(self) -> None:
         self.lines: list[str] = []
 
@@ -84,7 +87,11 @@ def _escape_label(text: str) -> str:
 
 
 def check_path(path: str) -> None:
-    """Raise an error unless the path is a new `.prom` file, or one that we have written."""
+    """Check that the file may be written: it is new, or empty, or this package has written it.
+
+    Raises InvalidArgument unless its name ends in `.prom`, NotAQueue for another program's file,
+    StoreError if it can't be read.
+    """
     if not path.endswith(".prom"):
         raise InvalidArgument(
             f"invalid file for metrics {path!r}: its name must end in .prom, as node_exporter "
@@ -102,7 +109,7 @@ def check_path(path: str) -> None:
 
 
 def write(path: str, text: str) -> None:
-    """Replace the file, readable by all; readers see the old content or the new.
+    """Replace the file atomically, readable by all users. It isn't synced.
 
     Raises StoreError if the system refuses; then the old file is unchanged.
     """

@@ -9,14 +9,14 @@
     running     a job that a live pass has claimed: id, type, attempt, process id, start time, for
                 how many seconds
     lost        a job of a dead pass, which the next pass recovers: id, type, attempt
-    error       one of the last errors, newest first: id, type, status, attempts, when the attempt
-                ended, the error's text
-    unreadable  how many lines aren't jobs, and the line numbers of the first of them
+    error       one of the last five errors, the latest first: id, type, status, attempts, when the
+                attempt ended, the error's text
+    unreadable  how many lines aren't jobs, and the line numbers of the first ten
 
-An empty field is `-`. The end time of an attempt comes from the history. Errors of attempts that
-aren't in the history come last, ordered by `run_at`. A job's start time is when its pass claimed
-it; quick jobs are claimed together, and have the same start time. It isn't known in a pass that
-runs several coroutines, because such a pass claims jobs while others run.
+An empty field is `-`. The time at which an attempt ended is from the history; errors without such a
+time come last, the latest `run_at` first. A job's start time is when its pass last claimed jobs: a
+batch of quick jobs has one start time. A pass that runs coroutines claims jobs while others run, so
+the start times of its jobs are unknown.
 """
 
 from __future__ import annotations
@@ -38,11 +38,13 @@ if TYPE_CHECKING:
 _SHOWN_ERRORS = 5
 _SHOWN_LINES = 10
 _KEPT_ERRORS = 1000
+"""how many rows are collected before all but the last errors are dropped"""
 _WITH_ERRORS = ("failed", "retried", "died")
+"""the outcomes of attempts that failed"""
 
 
 def instant(seconds: float) -> str:
-    """Return Unix seconds as UTC, for people.
+    """Return an instant in Unix seconds as text: in UTC, rounded down to a second.
 
     >>> instant(1_800_000_000)
     '2027-01-15T08:00:00Z'
@@ -51,7 +53,10 @@ def instant(seconds: float) -> str:
 
 
 def lines(store: Store, now: float) -> Iterator[str]:
-    """Yield the lines. Changes nothing; acquires the lock to see the live passes."""
+    """Yield the lines, without line ends. Changes nothing.
+
+    Acquires the lock for a moment, to find out which passes are alive. `now` is in Unix seconds.
+    """
     ended_at = _ends_of_errors(store)
     errors = _LastErrors(ended_at)
     summary = Summary(store, now, errors.add)
@@ -77,7 +82,7 @@ def lines(store: Store, now: float) -> Iterator[str]:
 
 
 class _LastErrors:
-    """The jobs whose last attempt failed most recently."""
+    """The jobs whose last attempt failed most recently. `ended_at` is job id -> Unix seconds."""
 
     def __init__(self, ended_at: dict[str, float]) -> None:
         self._ended_at = ended_at
@@ -101,7 +106,7 @@ class _LastErrors:
 
 
 def _ends_of_errors(store: Store) -> dict[str, float]:
-    """Return when the last failed attempt of each job ended, if it is in the history."""
+    """Return job id -> when its last failed attempt ended, as far back as the history goes."""
     try:
         found = store.history(only_errors=True)
         return {a.id: a.ended_at for a in found if a.outcome in _WITH_ERRORS}
@@ -110,6 +115,7 @@ def _ends_of_errors(store: Store) -> dict[str, float]:
 
 
 def _running(store: Store, now: float) -> Iterator[str]:
+    """Yield the lines `pass`, `running` and `lost`."""
     passes, rows = store.running()
     for live in sorted(passes, key=lambda live: live.started_at):
         yield f"pass\t{live.pid}\t{instant(live.started_at)}"

@@ -1,4 +1,4 @@
-"""What one reading of the rows says: counts, due and paused jobs, the oldest of each type."""
+"""Summarizes the rows in one reading: counts, due and paused jobs, the oldest of each type."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 
 
 class Summary:
-    """The rows as they were when the reading began; times are compared with `now`.
+    """The rows as they were when the reading began; times are compared with `now`, in Unix seconds.
 
     `counts`        status -> how many jobs
     `paused_types`  the paused types; "*" means all
     `paused`        how many pending jobs are of a paused type
     `due`           how many other pending jobs are due
     `first_due`     the one of them that has been due for the longest time, or None
-    `waiting`       type -> for how many seconds its first pending job has been due; 0 if none is
-    `unreadable`    the line numbers of what isn't a job
+    `waiting`       type -> for how many seconds its first pending job has been due, 0 if none is;
+                    includes paused types
+    `unreadable`    the numbers of the lines that aren't jobs
     """
 
     def __init__(
@@ -54,5 +55,8 @@ class Summary:
 
 
 def waited_seconds(row: Row, now: float) -> float:
-    """Return how many seconds ago a job became due or, if that is later, was enqueued."""
+    """Return how many seconds ago a job became due or, if that is later, was enqueued.
+
+    It is 0 for a job that isn't due yet.
+    """
     return max(now - max(row.state.run_at, row.state.created_at), 0.0)

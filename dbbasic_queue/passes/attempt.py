@@ -1,7 +1,7 @@
 """One attempt: a payload goes into a handler, an outcome comes out, whatever the handler does.
 
-- No exception of a handler reaches the pass: it becomes the job's outcome. Only a signal, or a job
-  that the system has no process for, isn't charged to the job.
+- No exception of a handler reaches the pass: it becomes the job's outcome. An attempt that a signal
+  has interrupted, or that the system has no process for, isn't counted.
 - Work that is done is never run again: a result that can't be kept doesn't fail the job.
 """
 
@@ -38,19 +38,23 @@ if TYPE_CHECKING:
     from dbbasic_queue.passes.signals import Interrupts
 
     Outcome = tuple[str, states.State | None, str]
+    """its name (a key of `Pass.counts`, or INTERRUPTED), the job's next state, the traceback"""
 
 INTERRUPTED = "interrupted"
 _SIGNAL_SECONDS = 0.5
+"""how long a signal to a whole service may take from a job's process to the pass"""
 _REFUSED_SECONDS = 5
+"""how long a job waits that the system had no process for"""
 _NOT_STARTED = (AsyncGeneratorType, GeneratorType)
+"""what a generator function returns: none of its code has run"""
 
 
 def describe(error: BaseException) -> str:
     """Return an exception as the `error` column holds it: one line, `ValueError: no such user`.
 
     For a plain Exception, or Fail, it is only the message; without a message, only the type. At
-    most 500 characters of the message are kept. An exception's text may raise another exception,
-    whose type is then in the message.
+    most 500 characters of the message are kept, then it is escaped. If `str(error)` raises, the
+    message names the type of that exception.
 
     >>> describe(ValueError("no such user"))
     'ValueError: no such user'
@@ -70,14 +74,14 @@ def describe(error: BaseException) -> str:
 
 
 class _NoEventLoop(Exception):
-    """Raised if the system refuses an event loop: the coroutine has not been started."""
+    """Raised if the system refuses an event loop: the coroutine has not started."""
 
 
 class Attempts:
     """Runs attempts for one pass.
 
-    Each method that runs one returns the outcome's name, the job's next state and the traceback;
-    or INTERRUPTED, without a state, if the pass was asked to stop at once.
+    Each method that runs one returns its outcome, and writes nothing. The outcome is INTERRUPTED,
+    without a state, if the pass was asked to end at once.
     """
 
     def __init__(
@@ -92,12 +96,13 @@ class Attempts:
         self.max_result = max_result
         self.clock = clock
         self.process = os.getpid()
+        """the process that runs the handlers; a child that a handler forks is ended"""
         self.refused: StoreError | None = None
-        """why a job was not started, if the system had no process for it"""
+        """why a job was not started, if the system had no process for it; the caller resets it"""
         self._loop: OneLoop | None = None
 
     def run(self, handler: Handler | None, row: Row, payload: Any) -> Outcome:
-        """Run the handler in this thread; without one, the attempt fails."""
+        """Run the handler in this thread. If it is None, the attempt fails."""
         if handler is None:
             return self.failed(handler, row.state, f"No handler for {escape(row.type)}")
         try:
@@ -119,9 +124,10 @@ class Attempts:
     ) -> Outcome:
         """Run the handler in a process of its own that is killed after `timeout` seconds.
 
-        `slot` is the descriptor of the slot that stays locked as long as the job may run, or -1.
-        `tick` is called about ten times a second. Only after such a call is a signal's exception
-        raised: anywhere else it could leave the process running.
+        `slot` is the descriptor of the pass's slot file, or -1: the slot stays locked as long as
+        the job may run. `tick` is called about ten times a second. Signals interrupt the attempt
+        only right after such a call: anywhere else, an exception could leave the process running.
+        If `tick` raises, the process is killed, and the exception becomes the job's error.
         """
         time_limit = load(_time_limit)
 
@@ -153,7 +159,7 @@ class Attempts:
     def _is_asked_to_end_too(self) -> bool:
         """Return whether the signal that ended a job's process was sent to the whole service.
 
-        Such a signal reaches the processes of a service one after the other.
+        Such a signal reaches one process after the other, so this waits up to half a second.
         """
         end = time.monotonic() + _SIGNAL_SECONDS
         while not (asked := self.interrupts.stop_requested()) and time.monotonic() < end:
@@ -219,16 +225,19 @@ class Attempts:
     def failed(
         self, handler: Handler | None, state: states.State, error: str, trace: str = ""
     ) -> Outcome:
-        """Return the outcome of an error: a retry, or the job has failed."""
+        """Return the outcome of an error: a retry, or "failed" if no attempt is left.
+
+        `error` and `trace` are escaped.
+        """
         if state.attempts >= self.policies.limit(handler):
             return "failed", states.fail(state, error), trace
         seconds = handler.wait(state.attempts) if handler else states.backoff(state.attempts)
         return "retried", states.retry(state, error, states.later(self.clock(), seconds)), trace
 
     def _not_started(self, state: states.State, what: str, error: BaseException) -> Outcome:
-        """Delay a job that wasn't started because the system had no process for it.
+        """Return the outcome of a job that wasn't started because the system refused `what`.
 
-        A few seconds, so that a pass that lingers doesn't ask the system all the time.
+        It is a delay of a few seconds, so that a pass that lingers doesn't try all the time.
         """
         self.refused = not_started(what, error)
         reason = escape(str(self.refused.strerror)[:MAX_ERROR])
@@ -262,7 +271,7 @@ class Attempts:
 
 
 def _own_context() -> Context:
-    """Return a context for one job: variables that its handler sets don't reach the next job."""
+    """Return a context for one job: context variables that it sets don't reach the next job."""
     context = copy_context()
     if "decimal" in sys.modules:
         context.run(_copy_decimal_context)
@@ -270,14 +279,14 @@ def _own_context() -> Context:
 
 
 def _copy_decimal_context() -> None:
-    """Give this context a decimal context of its own: a handler may change its precision."""
+    """Give this job its own decimal context: a handler may change the precision in it."""
     decimal = sys.modules.get("decimal")
     if decimal is not None and (set_context := getattr(decimal, "setcontext", None)):
         set_context(decimal.getcontext().copy())
 
 
 def _start(handler: Handler, row: Row, payload: Any) -> Any:
-    """Call the function. A coroutine function hasn't run any code when this returns."""
+    """Call the function and return its result; a coroutine function hasn't run any code by then."""
     if handler.takes_job or handler.unpack:
         return handler.start(payload, Job(row) if handler.takes_job else None)
     return handler.function(payload)

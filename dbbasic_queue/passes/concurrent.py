@@ -1,9 +1,9 @@
-"""Runs the coroutines of a pass together on one event loop, up to a number at a time.
+"""Runs the coroutines of a pass together on one event loop, up to `parallel` at a time.
 
 - Everything happens in one thread: while one job waits, others go on. Jobs that end in the same
   step of the loop are recorded by one write.
-- The pass claims only jobs that it starts at once. So after a kill, every claim in its slot's list
-  counts as an attempt.
+- The pass claims only jobs that it starts immediately. So after a kill, every claim in its slot's
+  list counts as an attempt.
 - The pass isn't a task of the loop: it runs the loop, one step at a time. So whatever a job does to
   the loop (`loop.stop()`, `sys.exit` in a task, cancelling all tasks) ends only that step, not the
   pass or other jobs.
@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 
 
 class Running:
-    """An attempt that is running; `outcome` is None until its coroutine has returned one."""
+    """An attempt that is running; `outcome` is None until its coroutine has returned one.
+
+    `started_at` is on the monotonic clock.
+    """
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
@@ -67,7 +70,11 @@ class Concurrent:
         """whether the slot's list names jobs that have ended"""
 
     def run(self) -> None:
-        """Run jobs until no job is due and the pass no longer lingers."""
+        """Run jobs until no job is due and the pass no longer lingers.
+
+        If a claim or a record fails, no further job is started, and the error is raised when the
+        running jobs have ended. Raises StoreError if the system refuses an event loop.
+        """
         try:
             loop = asyncio.new_event_loop()
         except OSError as e:
@@ -105,7 +112,10 @@ class Concurrent:
                 self._step(loop)
 
     def _start_due(self, loop: asyncio.AbstractEventLoop, lingers: bool) -> None:
-        """Start due jobs, until `parallel` jobs are running."""
+        """Start due jobs, until `parallel` jobs are running.
+
+        If the pass `lingers`, jobs that have become due since the last look are started, too.
+        """
         free = self._pass.parallel - len(self._running)
         if not free:
             return
@@ -122,6 +132,7 @@ class Concurrent:
             raise
 
     def _start(self, loop: asyncio.AbstractEventLoop, claim: Claim) -> None:
+        """Start a coroutine. A job that can't share the loop runs here; the coroutines wait."""
         handler = self._policies.handler(claim.row.type)
         if handler is None or not handler.shares_loop:
             self._executor.run(claim, Ticker(self._publish_if_slow))
@@ -145,14 +156,18 @@ class Concurrent:
         try:
             loop.run_forever()
         except (SystemExit, KeyboardInterrupt) as e:
-            # Raised by a task or callback that a job has left on the loop; signals raise nothing.
+            # Raised by a task or callback that a job has left on the loop. A signal doesn't raise.
             if log := log_lines.logger():
                 log_lines.exit_held(log, e)
         finally:
             timer.cancel()
 
     def _record_ended(self) -> None:
-        """Record the outcomes of the tasks that have ended, by one write."""
+        """Record the outcomes of the tasks that have ended, by one write.
+
+        If none has ended, fold if that is cheap, and remove the jobs that ended earlier from the
+        slot's list.
+        """
         done = [task for task in self._running if task.done()]
         if not done:
             self._claims.publish()
@@ -182,7 +197,7 @@ class Concurrent:
         self._list_is_stale = True
 
     def _without_outcome(self, task: asyncio.Task[None], claim: Claim) -> Outcome:
-        """Return the outcome of a task that was cancelled before it started, or at its end."""
+        """Return the outcome of a task without one: cancelled before its start, or at its end."""
         if self._interrupts.cancelling:
             return INTERRUPTED, None, ""
         error = "CancelledError" if task.cancelled() else describe(task.exception() or Exception())
@@ -199,9 +214,9 @@ class Concurrent:
 
 
 def _error_of(function: Callable[..., None], *arguments: Any) -> Exception | None:
-    """Call a function; return what it raises, so that running jobs can end and be recorded."""
+    """Call a function; return the exception that it raises, or None."""
     try:
         function(*arguments)
-    except Exception as e:  # noqa: BLE001 - the caller raises it when no job is running
+    except Exception as e:  # noqa: BLE001 - the caller raises it when the running jobs are recorded
         return e
     return None

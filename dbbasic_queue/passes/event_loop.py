@@ -2,6 +2,8 @@
 
 All jobs of the pass use the same loop, so a client that a handler keeps open stays usable. Tasks
 that a job leaves running are cancelled before the next job starts, as `asyncio.run` does.
+
+The functions also serve the loop of `concurrent`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ class OneLoop:
         self._loop = asyncio.new_event_loop()
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Return what the coroutine returns, or raise what it raises."""
+        """Return what the coroutine returns, or raise what it raises.
+
+        Raises RuntimeError if an event loop is already running in this thread.
+        """
         try:
             if asyncio._get_running_loop() is not None:
                 raise RuntimeError(
@@ -43,7 +48,7 @@ class OneLoop:
 
 
 def close(loop: asyncio.AbstractEventLoop, hidden: Iterable[asyncio.Task[Any]] = ()) -> None:
-    """Cancel the remaining tasks, hidden ones too, and close the loop.
+    """Cancel the remaining tasks, and the `hidden` ones, and close the loop.
 
     Exceptions of these tasks are ignored: the pass goes on.
     """
@@ -56,7 +61,7 @@ def close(loop: asyncio.AbstractEventLoop, hidden: Iterable[asyncio.Task[Any]] =
 
 
 def hide(task: asyncio.Task[Any]) -> None:
-    """Remove a task from `asyncio.all_tasks()`: a job that cancels all tasks means its own."""
+    """Remove a task from `asyncio.all_tasks()`: a job that cancels those means only its own."""
     asyncio._unregister_task(task)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.protocol import Claim, Claims
 
 STOPPED = "interrupted: the pass was stopped"
+"""the error of an interrupted job"""
 _QUIET_SECONDS = 60.0
 _SLOW_SECONDS = 0.2
 
@@ -32,7 +33,7 @@ class Executor:
     def __init__(self, pass_: Pass, claims: Claims) -> None:
         self.attempts = Attempts(pass_.interrupts, pass_.policies, pass_.max_result, pass_.clock)
         self.log: Logger | None = None
-        """the program's logger, looked up once per batch"""
+        """the package's logger, or None; the caller looks it up once per batch"""
         self._claims = claims
         self._clock = pass_.clock
         self._counts = pass_.counts
@@ -40,11 +41,16 @@ class Executor:
         self._policies = pass_.policies
         self._path = pass_.store.path
         self._started_at = math.inf
-        """when the running job was started, on the monotonic clock"""
+        """when the running job was started, on the monotonic clock; infinite if none is running"""
         self._quiet_until = 0.0
 
     def run(self, claim: Claim, ticker: Ticker) -> None:
-        """Run a claimed job and record its outcome; `ticker` ticks while it runs."""
+        """Run a claimed job; on return its outcome is on the disk, or it was unclaimed.
+
+        The caller starts `ticker` if it is needed. For a job with a time limit it is stopped, and
+        this thread calls `ticker.tick` while it waits. Raises StoreError, before the job is
+        started, if the pass has lost its slot.
+        """
         self._claims.check_slot()
         row = claim.row
         handler = self._policies.handler(row.type)
@@ -77,11 +83,14 @@ class Executor:
         self.report(claim, outcome, after, trace, seconds, recorded)
 
     def is_slow(self) -> bool:
-        """Return whether a job is running that takes long, so that others shouldn't wait for it."""
+        """Return whether a job has been running for 0.2 s: others shouldn't wait for it."""
         return time.monotonic() - self._started_at >= _SLOW_SECONDS
 
     def interrupted(self, claim: Claim, seconds: float) -> None:
-        """Unclaim a job that was interrupted: its attempt isn't counted."""
+        """Unclaim a job that was interrupted after `seconds`; its attempt isn't counted.
+
+        The attempt is added to the history.
+        """
         self._claims.unclaim([claim], STOPPED)
         self._claims.history.note(claim.row, INTERRUPTED, STOPPED, self._clock(), seconds)
 
@@ -94,9 +103,10 @@ class Executor:
         seconds: float,
         recorded: State | None,
     ) -> None:
-        """Count, log and keep in the history how an attempt ended.
+        """Count, log and add to the history how an attempt ended.
 
-        `recorded` is the state that was recorded, None if a newer attempt has started.
+        `after` is the state that was to be recorded, `recorded` the one that was. `recorded` is
+        None if a newer attempt has replaced this one: then the attempt is "late", and not counted.
         """
         row = claim.row
         ended, state = ("late", after) if recorded is None else (outcome, recorded)

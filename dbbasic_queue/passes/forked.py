@@ -1,11 +1,12 @@
 """Forked processes: which descriptors they inherit, and how they end.
 
-- Every pipe is registered here, and a forked child closes them all, no matter which code forks it;
-  a child that is started here keeps the ends that it needs. If an end stayed open in one process
-  too many, its reader would never notice that it is closed: a job would outlive its dead pass.
-- A child that is started here ends like a program (its threads, the atexit callbacks that it
-  registered itself, its log handlers), but within a second. The program's own callbacks don't run
-  in it: one may remove a file that is still in use.
+- Every pipe is registered here, and a child closes all of them, no matter which code forks it with
+  `os.fork`. A child that is started here keeps the ends that it needs. If another process kept the
+  writing end open, the reader would never see the end of the pipe: a job would outlive its dead
+  pass.
+- A child that is started here ends like a program, but within a second: it waits for its threads,
+  runs the atexit callbacks that it registered itself, and closes its log handlers. The program's
+  own callbacks don't run in it: one may remove a file that is still in use.
 """
 
 from __future__ import annotations
@@ -29,10 +30,14 @@ _LONGEST_END_SECONDS = 1.0
 _pipes: set[int] = set()
 """Descriptors that a forked child closes: ends of pipes, and duplicates of a slot's."""
 _kept = threading.local()
+"""`fds`: those that the child keeps which this thread is forking"""
 
 
 def pipe() -> tuple[int, int]:
-    """Return a new pipe. Every forked process closes it, unless it keeps it."""
+    """Return the reading and the writing end of a new pipe.
+
+    Every forked process closes both, except the ends that `start` keeps for it.
+    """
     return forks.while_opening(_pipe)
 
 
@@ -76,10 +81,10 @@ forks.in_child(_close_all)
 
 
 def start(work: Callable[[], object], keep: tuple[int, ...]) -> int:
-    """Run `work` in a forked process that keeps the pipes in `keep`; return its process id.
+    """Run `work` in a forked process that keeps the descriptors in `keep`; return its process id.
 
-    `work` ends the process itself; if it raises or returns, the exit code is 1. Raises OSError or
-    RuntimeError if the system refuses a new process.
+    `work` should call `end`. If it returns or raises, the process ends at once with exit code 1.
+    Raises OSError or RuntimeError if the system refuses a new process.
     """
     flush_output()  # otherwise buffered text would be written twice
     _kept.fds = keep
@@ -97,7 +102,10 @@ def start(work: Callable[[], object], keep: tuple[int, ...]) -> int:
 
 
 def _forget_exit_callbacks() -> None:
-    """Forget the program's own exit callbacks, as `multiprocessing` does."""
+    """Forget the program's own exit callbacks, as `multiprocessing` does.
+
+    Those of `logging` and `multiprocessing` are kept, without the parent's records and processes.
+    """
     atexit._clear()
     modules: dict[str, Any] = sys.modules
     if shutdown := getattr(modules.get("logging"), "shutdown", None):
@@ -116,7 +124,8 @@ def end() -> NoReturn:
     """End this process like a program, but within a second.
 
     Waits for threads that aren't daemons, then runs the atexit callbacks that this process has
-    registered (those of `logging` and `multiprocessing` are among them).
+    registered (those of `logging` and `multiprocessing` are among them). The exit code is 0. If it
+    takes longer than a second, SIGALRM kills the process.
     """
     flush_output()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -4,20 +4,26 @@
          <--- report ----          <----
 
 - The guardian enforces the time limit, whatever the handler does, even while the pass is stopped.
-- It has a session of its own, so signals for the pass's process group don't hit it.
+- It has a session of its own, so signals for the pass's process group don't reach it.
 - On Linux it is the "subreaper" (prctl(2)): processes that lose their parent become its children,
-  in whatever group or session they are. It kills them before it reports. Without prctl, processes
-  that have left the handler's process group escape.
+  whatever group or session they are in. It kills them before it reports. Without prctl, or if /proc
+  doesn't list them, processes that have left the handler's process group escape.
 - The leash is a pipe that nobody writes to. When the pass dies, for whatever reason, its end is
-  closed, and the guardian kills the rest. It also checks every second that the pass is still its
-  parent: a process that was forked without Python's hooks may hold the leash open.
+  closed, and the guardian kills all processes of the attempt. It also checks every second that the
+  pass is still its parent: a process that was forked without Python's hooks may hold the leash
+  open.
 - When the guardian dies, the kernel kills the handler's process (PR_SET_PDEATHSIG), and the pass
   kills the guardian's session.
 - The guardian holds the lock of the pass's slot, too. So no other pass recovers the job, and runs
-  it again, before the guardian of a dead pass has killed what runs.
+  it again, before the guardian of a dead pass has killed what is running.
 
-A report is one line that says how the handler's process ended, and the outcome that the process
-has written: its length in 8 bytes, then that many bytes. An incomplete outcome doesn't count.
+A report is one line, and the outcome that the handler's process has written: its length in 8 bytes,
+big-endian, then that many bytes. An incomplete outcome doesn't count. The line:
+
+    exit CODE       the process has ended; 0 also if its time was up after a complete outcome
+    killed SIGNAL   the process was killed by this signal
+    late 0          its time was up before the outcome was complete
+    refused ERRNO   the system refused the process or its pipes: there is no outcome
 """
 
 from __future__ import annotations
@@ -42,8 +48,10 @@ GRACE_SECONDS = 0.3
 REAP_SECONDS = 5.0
 """how long to go on killing processes that are still there"""
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""those that may be sent to all processes of a service"""
 LENGTH_BYTES = 8
 _POLL_SECONDS = 1.0
+"""how often to check that the pass is still the parent"""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
@@ -54,7 +62,7 @@ def is_complete(outcome: bytes | bytearray) -> bool:
 
 
 def read_all(fd: int, content: bytearray) -> bool:
-    """Read all that is in the pipe; return whether it was closed at its other end."""
+    """Read all that is in the pipe, without waiting; return whether its other end is closed."""
     with suppress(BlockingIOError):
         while part := os.read(fd, 1 << 20):
             content += part
@@ -70,7 +78,12 @@ def guard(
     this_pass: int,
     prctl: Any,
 ) -> NoReturn:
-    """Run the handler's process, report how it ended, and end this process."""
+    """Be the guardian: run the handler's process, write the report, and end this process.
+
+    `work` runs in the handler's process and returns the outcome. `leash` and `report` are this
+    process's ends of the pipes, `this_pass` is the id of the pass's process. Exit code 0 means that
+    all processes of the attempt are dead, as far as they could be found.
+    """
     os.setsid()
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
     guardian = os.getpid()
@@ -91,7 +104,7 @@ def guard(
         _write_all(report, f"refused {reason}\n".encode())
         os._exit(0)
     forked.close(outcome_end)
-    with suppress(OSError):  # the child does the same: it must be done before either goes on
+    with suppress(OSError):  # the child does it, too: it must be done before either continues
         os.setpgid(child, child)
     how, content = _watch(child, timeout, leash, wake, outcome, this_pass)
     _kill_rest(child)
@@ -104,9 +117,10 @@ def guard(
 def _watch(
     child: int, timeout: float, leash: int, wake: int, outcome: int, this_pass: int
 ) -> tuple[str, bytearray]:
-    """Wait for the end of the handler's process, or of its time.
+    """Wait until the handler's process has ended, its time is up, or the pass has died.
 
-    Returns how it ended, "" if the pass has died before, and the outcome as far as it was read.
+    When the time is up, its process group gets SIGTERM, and GRACE_SECONDS to end. Returns the
+    report's line, or "" if the pass has died, and the outcome as far as it was read.
     """
     poll = select.poll()
     for fd in (leash, wake, outcome):
@@ -132,6 +146,7 @@ def _watch(
         if time.monotonic() >= end:  # checked in any case: the pipe may never be empty
             if late:
                 return late, content
+            # With a complete outcome the job is done: only its process hasn't ended yet.
             late = _how(0) if is_complete(content) else "late 0"
             end = time.monotonic() + GRACE_SECONDS
             _signal_group(child, signal.SIGTERM)
@@ -149,14 +164,16 @@ def _signal_group(group: int, number: int) -> None:
 
 
 def _kill_rest(group: int) -> None:
-    """Kill the handler's process, its group, and all processes that have become our children."""
+    """Kill the handler's process group, and all processes that have become our children.
+
+    Returns when there are no more, at most REAP_SECONDS later.
+    """
     _signal_group(group, signal.SIGKILL)
     end = time.monotonic() + REAP_SECONDS
     while time.monotonic() < end:
         if (children := _children()) is None:
-            end = min(
-                end, time.monotonic() + GRACE_SECONDS
-            )  # what has left the group can't be found
+            # Processes that have left the group can't be found, so don't wait for them long.
+            end = min(end, time.monotonic() + GRACE_SECONDS)
         for child in children or ():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(child, signal.SIGKILL)
@@ -187,10 +204,10 @@ def _write_all(fd: int, content: bytes | bytearray) -> None:
 def _be_the_handlers_process(
     work: Callable[[], bytes], outcome: int, guardian: int, prctl: Any
 ) -> NoReturn:
-    """Do the work, write its result to the pipe, and end this process."""
+    """Call `work`, write the outcome that it returns to the pipe, and end this process."""
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != guardian:
-        os._exit(1)  # it died before prctl: the kernel doesn't kill this process
+        os._exit(1)  # the guardian died before prctl, so the kernel doesn't kill this process
     with suppress(OSError):
         os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
@@ -203,7 +220,10 @@ def _be_the_handlers_process(
 
 
 def load_prctl() -> Callable[[int, int], object]:
-    """Return prctl(2), loaded before the fork; on other systems a function that does nothing."""
+    """Return prctl(2), or a function that does nothing if this isn't Linux.
+
+    Call it before the fork, so that the guardian has nothing to import.
+    """
     if sys.platform != "linux":
         return lambda option, argument: None
     import ctypes

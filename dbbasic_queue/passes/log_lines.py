@@ -1,7 +1,7 @@
-"""The log records of passes: one per outcome, after the outcome is on disk.
+"""The log records of passes: one per outcome, after it is on the disk, and one per problem.
 
 - `logging` isn't imported here: if the program hasn't imported it, nothing is logged, and a pass
-  doesn't pay for the import.
+  doesn't pay for the import. Only an error that makes a worker restart is then written to stderr.
 - An error in the program's logging, such as a filter that raises, is reported on stderr once. It
   never reaches the pass or a job.
 """
@@ -25,10 +25,11 @@ INFO, WARNING, ERROR = 20, 30, 40
 _LEVELS = {"completed": INFO, "delayed": INFO, "retried": WARNING, "failed": ERROR}
 
 _complained = False
+"""whether an error in the program's logging was reported"""
 
 
 def logger() -> Logger | None:
-    """Return the package's logger, or None if `logging` isn't imported completely."""
+    """Return the package's logger, or None if `logging` isn't imported, or not completely."""
     logging = sys.modules.get("logging")
     if logging is None or not hasattr(logging, "captureWarnings"):  # defined last
         return None
@@ -46,9 +47,9 @@ def write(
     error: BaseException | None = None,
     **extra: object,
 ) -> None:
-    """Log one record with the attributes `extra`, and with the traceback of `error`, if any.
+    """Log one record, with the traceback of `error`. `extra` become attributes of the record.
 
-    An exception that the program's logging raises doesn't reach the caller.
+    `facts` are the arguments of `message`. An exception in the program's logging isn't raised.
     """
     global _complained
     try:
@@ -69,7 +70,10 @@ def _complain(text: str) -> None:
 def outcome(
     log: Logger, name: str, job_id: str, job_type: str, state: State, seconds: float | None
 ) -> None:
-    """Log how an attempt ended. A completed job with an error is a warning."""
+    """Log how an attempt ended. A completed job with an error is a warning: its result is lost.
+
+    `seconds` is how long the handler ran, None if that is unknown.
+    """
     level = WARNING if name == "completed" and state.error else _LEVELS[name]
     if not log.isEnabledFor(level):
         return
@@ -103,7 +107,7 @@ def late(log: Logger, job_id: str, job_type: str, attempt: int) -> None:
 
 
 def pulled_in(log: Logger, count: int) -> None:
-    """Log that jobs which a wrong clock had postponed are due now."""
+    """Log that `count` jobs are due now: a clock that was ahead had postponed them."""
     write(log, WARNING, "%d jobs were enqueued while the clock was ahead: they are due now", count)
 
 
@@ -128,7 +132,7 @@ def not_folded(log: Logger, error: Exception) -> None:
 
 
 def exit_held(log: Logger, error: BaseException) -> None:
-    """Log that a task has tried to end the program."""
+    """Log that a task on the event loop has tried to end the program, and couldn't."""
     text = escape(f"{type(error).__name__}: {error}")
     write(
         log, ERROR, "a task on the event loop raised %s; the pass and its jobs keep running", text
@@ -153,19 +157,25 @@ def skipped_history(log: Logger, path: str, lines: Sequence[str]) -> None:
 
 
 def worker_failed(text: str, error: BaseException, seconds: float) -> None:
-    """Log why a worker restarts, with a traceback unless the error is one of this package's."""
+    """Log that a worker restarts `seconds` from now, and why.
+
+    The log has a traceback if the error isn't one of this package's.
+    """
     unforeseen = None if isinstance(error, QueueError) else error
     _alarm(f"the worker restarts in {seconds:.0f} seconds: {text}", unforeseen)
 
 
 def replaced(error: Exception | None, seconds: float) -> None:
-    """Log that one of a long-running worker's passes has ended."""
-    reason = "it was asked to stop" if error is None else str(error)
-    _alarm(f"a pass has ended, and will be replaced in {seconds:.1f} seconds: {reason}")
+    """Log that one of a worker's passes has ended, and is replaced `seconds` from now.
+
+    `error` is None if the pass was asked to end, and its supervisor wasn't.
+    """
+    reason = "it was asked to end" if error is None else str(error)
+    _alarm(f"a pass has ended, and is replaced in {seconds:.1f} seconds: {reason}")
 
 
 def _alarm(text: str, error: BaseException | None = None) -> None:
-    """Log an error of a long-running worker; write it to stderr if there is no log handler."""
+    """Log an error of a long-running worker, or write it to stderr if no log handler gets it."""
     log = listener = logger()
     while listener is not None:
         if any(type(handler).__name__ != "NullHandler" for handler in listener.handlers):
@@ -181,7 +191,7 @@ def refused(log: Logger, error: Exception) -> None:
 
 
 def unreadable(log: Logger, store: Store) -> None:
-    """Log which lines were ignored or moved, and how many records of the journal were skipped."""
+    """Log what the store has skipped or moved since the last call; see `Store.take_skipped`."""
     rejected, skipped, lines = store.take_skipped()
     if skipped:
         write(

@@ -38,11 +38,17 @@ def plan(
     until_complete: bool = False,
     interrupts: Interrupts | None = None,
 ) -> Pass | Supervisor:
-    """Return a pass, or several, that run `workers` jobs at a time; call its `run`.
+    """Return a pass, or the supervisor of several, that runs `workers` jobs at a time.
 
-    `here` is whether it will run in this thread, and `interrupts` how it is asked to end. Jobs in
-    memory can't be shared with other processes: their plain functions run one at a time. Raises
-    InvalidHandlers for handlers and limits that can't work.
+    The caller calls its `run`. `here` is whether it will run in this thread. The other arguments
+    are those of `Pass` and `Policies`. To fork no more processes than there are due jobs, this
+    counts them, unless the pass lingers.
+
+    Jobs in memory can't be shared with other processes: unless all handlers are coroutine functions
+    without a timeout, they run one at a time.
+
+    Raises InvalidHandlers for handlers or limits that can't work, and StoreError or NotAQueue if
+    the due jobs can't be counted.
     """
     checked = check(handlers, max_attempts, workers)
     if here:
@@ -72,13 +78,16 @@ def plan(
     kinds = _kinds(workers if linger else min(workers, one.count_due()), any(sharing))
     if len(kinds) < 2:
         return one
-    load(_sequential)  # once, and not in each process
+    load(_sequential)  # once here, instead of in each process
     stays = linger == math.inf and not until_complete
     return load(_supervisor)(make, kinds, interrupts, stays=stays)
 
 
 def _kinds(processes: int, has_coroutines: bool) -> list[Kind]:
-    """Return which functions each process runs: one more runs the coroutine functions, if any."""
+    """Return which functions each process runs, at most one process per slot.
+
+    If there are coroutine functions, one more process runs all of them.
+    """
     slots = load(_slots)
     if not has_coroutines:
         return [ALL] * min(processes, slots)

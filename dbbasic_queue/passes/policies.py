@@ -1,6 +1,6 @@
-"""What the handlers of a pass say about its jobs: which types it runs, how often, how soon again.
+"""The policies of a pass: which job types it runs, with how many attempts and which waits.
 
-Handlers are checked before a pass starts, and nothing has run if one is invalid.
+Handlers are checked before a pass starts: if one is invalid, no job has run.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 ALL: Kind = "all"
 PLAIN: Kind = "plain"
 COROUTINES: Kind = "coroutines"
+"""only functions that may share an event loop; a coroutine function with a timeout is PLAIN"""
 
 
 def check(handlers: AnyHandlers, max_attempts: int, workers: int = 1) -> dict[str, Handler]:
-    """Return the handlers with their policies. Raises InvalidHandlers if a pass couldn't run them.
+    """Return each job type's Handler; types whose handler is None are left out.
 
-    The same error is raised if `max_attempts` or `workers` is invalid.
+    Raises InvalidHandlers if a pass couldn't run the handlers, or if `max_attempts` or `workers` is
+    invalid.
     """
     if not hasattr(handlers, "get") or not hasattr(handlers, "items"):
         raise InvalidHandlers(
@@ -51,7 +53,7 @@ def check(handlers: AnyHandlers, max_attempts: int, workers: int = 1) -> dict[st
 
 
 def check_thread(handlers: Mapping[str, Handler]) -> None:
-    """Raise InvalidHandlers if a pass with these can't run in this thread."""
+    """Raise InvalidHandlers for a coroutine function if an event loop is running in this thread."""
     asyncio = sys.modules.get("asyncio")
     if asyncio is None or asyncio._get_running_loop() is None:
         return
@@ -64,11 +66,11 @@ def check_thread(handlers: Mapping[str, Handler]) -> None:
 
 
 class Policies:
-    """The handlers of one pass, and what they say about each job type.
+    """The handlers of one pass, and their policies.
 
-    `max_attempts` holds for handlers that have no limit of their own. With `skip_unknown` the pass
-    leaves jobs of unknown types alone. `kind` is for the passes of one call that divide the
-    handlers: a pass runs the jobs of all handlers, of plain functions, or of coroutine functions.
+    `max_attempts` applies to handlers that have no limit of their own. With `skip_unknown` the pass
+    leaves jobs of types without a handler alone. `kind` is for a call that needs several passes and
+    divides the handlers among them: ALL, PLAIN (jobs without a handler, too) or COROUTINES.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class Policies:
         kind: Kind = ALL,
     ) -> None:
         self.concurrency: dict[str, int] = {}
-        """the types with a limit, among those that the pass has met"""
+        """job type -> its limit, for the types with one that were looked up so far"""
         self._handlers = handlers
         self._max_attempts = max_attempts
         self._skip_unknown = skip_unknown
@@ -100,7 +102,7 @@ class Policies:
         return known
 
     def count(self) -> int:
-        """Return how many types have a handler, 0 if that can't be counted."""
+        """Return how many types have a handler; 0 if the handlers have no length."""
         count: Callable[[], int] = getattr(self._handlers, "__len__", lambda: 0)
         return count()
 
@@ -112,7 +114,7 @@ class Policies:
         return self._kind == ALL or handler.shares_loop == (self._kind == COROUTINES)
 
     def limit(self, handler: Handler | None) -> int:
-        """Return how many attempts a job of this handler has."""
+        """Return how many attempts a job of this handler has; None stands for a missing one."""
         return (handler and handler.max_attempts) or self._max_attempts
 
     def limit_of_type(self, job_type: str) -> int:

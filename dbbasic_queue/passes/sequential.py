@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.protocol import Claim, Claims
 
 _BATCH_SECONDS = 0.05
+"""how long the jobs of a batch should take together, judged by the last batch"""
 _LARGEST_BATCH = 256
 _BATCH_GROWTH = 8
+"""a batch is at most this many times as large as the one before"""
 
 
 class Sequential:
@@ -40,7 +42,7 @@ class Sequential:
         self._batch: deque[Claim] = deque()
         """the claimed jobs that haven't started"""
         self._unclaim_failed = False
-        """whether the system refused to unclaim the batch: some of its jobs may be unclaimed"""
+        """whether the last try to unclaim raised: jobs in `_batch` may be unclaimed already"""
 
     def run(self) -> None:
         """Run jobs until no job is due and the pass no longer lingers."""
@@ -66,7 +68,7 @@ class Sequential:
         self._executor.attempts.close()
 
     def _run_due(self, ticker: Ticker) -> None:
-        """Claim and run batches until no due job is left."""
+        """Claim and run batches until no due job is left, or the pass is asked to end."""
         size = 1
         self._can_tick = True
         while not self._interrupts.stop_requested() and (batch := self._claims.claim(size)):
@@ -81,7 +83,7 @@ class Sequential:
         self._executor.log = log_lines.logger()
         ticks = self._can_tick and (len(batch) > 1 or not self._claims.is_published())
         if not ticks:
-            self._claims.history.flush()  # earlier rows must not wait for this job, if it is slow
+            self._claims.history.flush()  # no ticker does it if this job is slow
         while self._batch and not self._interrupts.stop_requested():
             if self._unclaim_failed:
                 self._unclaim()
@@ -91,12 +93,12 @@ class Sequential:
             except IndexError:  # the ticker has just unclaimed it
                 return
             if ticks and not ticker.is_started and not self._has_started(ticker):
-                self._unclaim()  # without a ticker they would wait for this job, if it is slow
+                self._unclaim()  # otherwise the rest would wait for this job, if it is slow
                 ticks = self._can_tick = False
             self._executor.run(claim, ticker)
 
     def _has_started(self, ticker: Ticker) -> bool:
-        """Start the ticker; return False if the system has no thread for it."""
+        """Start the ticker; log it and return False if the system has no thread for it."""
         try:
             ticker.start_once()
         except StoreError as e:
@@ -105,13 +107,19 @@ class Sequential:
         return True
 
     def _share_if_slow(self) -> None:
-        """If the running job takes long: unclaim those that haven't started, and fold."""
+        """If the running job takes long: unclaim those that haven't started, and fold.
+
+        The ticker's thread calls it or, for a job with a time limit, the pass's own thread.
+        """
         if self._executor.is_slow():
             self._unclaim()
             self._claims.publish()
 
     def _unclaim(self) -> None:
-        """Make the claimed jobs that haven't started pending again."""
+        """Make the claimed jobs that haven't started pending again; on the disk on return.
+
+        Two threads may call it at once. If it raises, the jobs are still in `_batch`.
+        """
         not_started = []
         while self._batch:
             try:

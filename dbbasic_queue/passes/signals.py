@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from typing import Any
 
 _enclosing: ContextVar[Interrupts | None] = ContextVar("dbbasic_queue_pass", default=None)
-"""those of the pass whose job is calling, also from a thread that got the job's context"""
+"""the Interrupts of the pass whose job is calling, maybe in a thread that got the job's context"""
 
 _receiving: list[Interrupts] = []
-"""those that have installed a signal handler, the innermost last"""
+"""the Interrupts that have installed signal handlers, the innermost last"""
 _masks: dict[int, set[Any]] = {}
-"""for each thread that is forking, the signals that it blocked before"""
+"""ident of each thread that is forking -> the signals that it blocked before"""
 
 
 class StopRequested(SystemExit):
-    """Raised after SIGTERM has ended a pass; its code is the one that a shell would report."""
+    """Raised after SIGTERM has ended a pass; its code is 143, as a shell would report it."""
 
 
 class Interrupts:
@@ -34,16 +34,18 @@ class Interrupts:
     While no handler runs, both only end the pass after its current step. Only the main thread
     receives signals; a pass in another thread isn't affected.
 
-    If the program has installed a signal handler of its own, it is called as before. If it raises,
-    the program wants to end: the running job is unclaimed, the pass ends, and then the exception
-    is raised. It is never raised outside of a job, where it could interrupt a change of the files.
+    If the program has a signal handler of its own, that is called. If it returns, the pass goes on
+    as if there had been no signal. If it raises, the program wants to end: the running job is
+    unclaimed, the pass ends, and then the exception is raised. Until then, it is raised only while
+    a handler runs: anywhere else it could interrupt a change of the files.
 
     A pass within a job of another pass ends when that one is asked to end, and the outer pass
     learns which signals the inner one receives.
 
-    In one of several forked passes (`supervisor` is the process that forked them) a second SIGTERM
-    has no effect, nor does a second Ctrl-C: it may have been sent to both. The supervisor's death
-    is like a first SIGTERM. Only the supervisor calls the program's signal handlers.
+    In one of several forked passes (`supervisor` is the id of the process that forked them) a
+    second SIGTERM has no effect, nor does a second Ctrl-C: it may be the first one, which was sent
+    to both processes and is forwarded by the supervisor. The supervisor's death is like a first
+    SIGTERM. Only the supervisor calls the program's signal handlers.
     """
 
     def __init__(self, supervisor: int = 0) -> None:
@@ -58,11 +60,15 @@ class Interrupts:
         self.jobs: Collection[tuple[str, str]] = ()
         """path and id of each job that the pass is running"""
         self._raised: list[BaseException] = []
+        """what the program's signal handlers have raised"""
         self._repeated: list[int] = []
+        """the signals whose second arrival was ignored, in a forked pass"""
         self._supervisor = supervisor
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
+        """signal -> the signal handler that ours replaces"""
         self._outer: Interrupts | None = None
+        """the Interrupts of the pass around this one, maybe in a parent process"""
         self._ended = False
         self._token: Token[Interrupts | None] | None = None
 
@@ -75,7 +81,7 @@ class Interrupts:
             self._repeated = outer._repeated
             self._supervisor = outer._supervisor
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):  # after the first, no signal raises here
+            for number in (signal.SIGINT, signal.SIGTERM):  # first Ctrl-C, which could raise here
                 before = signal.getsignal(number)
                 if callable(before) or before == signal.SIG_DFL or self._supervisor:
                     self._before[number] = before
@@ -92,9 +98,9 @@ class Interrupts:
         self.leave()
 
     def leave(self) -> None:
-        """Restore the program's signal handlers.
+        """Restore the signal handlers that were there before.
 
-        A forked pass ignores the signals from now on: it is ending anyway.
+        A pass that a supervisor forked ignores the signals from now on: it is ending anyway.
         """
         if self in _receiving:
             _receiving.remove(self)
@@ -104,7 +110,10 @@ class Interrupts:
                 signal.signal(number, signal.SIG_IGN if ends else handler)
 
     def drop(self) -> None:
-        """In a process forked for a pass: call neither these signal handlers nor the program's."""
+        """In a process forked for a pass: call neither these signal handlers nor the program's.
+
+        Until the new pass installs its own, the signals kill the process.
+        """
         for number in self._before:
             signal.signal(number, signal.SIG_DFL)
 
@@ -114,7 +123,7 @@ class Interrupts:
             signal.signal(number, program)
             os.kill(os.getpid(), number)
         elif self._supervisor and number in self.received and number not in self._repeated:
-            self._repeated.append(number)  # sent to the process group, and by the supervisor too
+            self._repeated.append(number)  # sent to the process group, then by the supervisor
         elif self._supervisor or program in (signal.SIG_DFL, signal.default_int_handler):
             self.received.append(number)
             if self.in_handler and self.stop_at_once() and not _is_forking():
@@ -129,7 +138,7 @@ class Interrupts:
                     raise
 
     def stop_requested(self) -> bool:
-        """Return whether the pass is asked to end."""
+        """Return whether the pass is asked to end, or its supervisor has died."""
         if self.stopped or self.received:
             return True
         if self._outer is None and not self._supervisor:
@@ -140,12 +149,12 @@ class Interrupts:
         return self.stopped or (outer is not None and outer.stop_requested())
 
     def _outer_here(self) -> Interrupts | None:
-        """Return those of the pass around this one, if it runs in this process."""
+        """Return the Interrupts of the pass around this one, if that runs in this process."""
         outer = self._outer
         return outer if outer is not None and outer._process == self._process else None
 
     def stop_at_once(self) -> bool:
-        """Return whether the running job must be interrupted, too."""
+        """Return whether the pass must interrupt the running job, instead of letting it finish."""
         return signal.SIGINT in self.received or (len(self.received) > 1 and not self._supervisor)
 
     def caused(self, error: BaseException) -> bool:
@@ -166,9 +175,11 @@ class Interrupts:
         self.stopped = True
 
     def stop_by_job(self) -> bool | None:
-        """If one of the pass's jobs is calling, in any process, ask the passes around it to end.
+        """If one of this pass's jobs is calling, in any process, ask the pass to end.
 
-        Returns None if it isn't one of them, otherwise whether a pass of this process was asked.
+        If a pass within that job runs the caller, it is asked, too. Only passes of the calling
+        process can be asked: returns whether there were any. Returns None if no job of this pass is
+        calling.
         """
         around = _enclosing.get() if _enclosing is not None else None
         here: list[Interrupts] = []
@@ -190,7 +201,11 @@ class Interrupts:
             outer = outer._outer
 
     def forward_signals(self) -> None:
-        """After the pass: raise what ends the program, if a signal was received."""
+        """After the pass, if a signal was received: raise the exception that ends the program.
+
+        That is what the program's signal handler has raised; otherwise KeyboardInterrupt for
+        Ctrl-C, StopRequested for SIGTERM.
+        """
         if not self.received:
             return
         if not self._raised:
@@ -217,10 +232,12 @@ def _under_passes(number: int, handler: Any) -> Any:
 
 # -- a signal that is sent to a process while it is being forked
 #
-# If there is a signal handler, Python loses the signal: `Pool.terminate` would never return if a
-# process had just been started. So the signals are blocked until the new process has the program's
-# own signal handlers. In the parent, an exception in a fork hook would be lost: a signal that
-# arrives during a fork ends the pass after the running job, like a first SIGTERM.
+# A new process forgets the signals for which Python hasn't called the signal handler yet. So
+# `Pool.terminate` of `multiprocessing` would never return if a process had just been started. The
+# signals are therefore blocked until the new process has the program's own signal handlers.
+#
+# In the parent, an exception in a fork hook would be lost: a signal that arrives during a fork ends
+# the pass after the running job, like a first SIGTERM.
 
 
 def _is_forking() -> bool:

@@ -1,11 +1,11 @@
 """Several passes at once: plain functions in forked processes, coroutines in one more process.
 
-- Each pass is like any other, with a slot of its own: they share the jobs as the passes do that
-  cron starts.
+- Each pass is like any other, with a slot of its own: they share the jobs like passes that cron
+  starts.
 - Their supervisor, this process, runs no jobs: it forwards requests to end, and adds up the counts
   that the passes report. If it dies, they end after the running job.
 - A pass has ended when its process has, even if another process holds its pipe open. In a
-  long-running worker, the supervisor replaces a pass that was killed or has failed.
+  long-running worker, the supervisor replaces a pass that ends before it was asked to.
 """
 
 from __future__ import annotations
@@ -34,14 +34,17 @@ if TYPE_CHECKING:
     Make = Callable[[Kind, Interrupts], Pass]
 
 _POLL_MILLISECONDS = 100
-_EXIT_SECONDS = 0.05  # from the end of its pipe to the end of a process
+_EXIT_SECONDS = 0.05
+"""how long to wait for the end of a process that has closed its pipe"""
 _FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.1, 5.0
+"""between the end of a pass and its replacement"""
 
 
 class Supervisor:
-    """Runs one forked pass per entry of `kinds`: the kind of functions whose jobs it runs.
+    """Runs one forked pass per entry of `kinds`: the kind of handlers whose jobs that pass runs.
 
-    With `stays` it replaces passes that end before they are asked to.
+    `make` is called in the forked process, and returns the pass. With `stays`, a pass that ends
+    before it was asked to is replaced.
     """
 
     def __init__(
@@ -62,7 +65,8 @@ class Supervisor:
     def run(self) -> dict[str, int]:
         """Fork the passes and wait until they have ended; return how many jobs had each outcome.
 
-        Raises the error of the first pass that failed, after all have ended.
+        Raises the error of the first pass that failed, after all have ended. With `stays`, such
+        errors are logged, not raised.
         """
         with self.interrupts:
             try:
@@ -106,7 +110,7 @@ class Supervisor:
             self._ended(forked_pass, errors.not_started("one of several passes", e))
 
     def _wait(self, running: list[_ForkedPass]) -> None:
-        """Wait until a pass reports something, for at most 100 ms; see which have ended."""
+        """Wait until a pass reports something, for at most 100 ms; find out which have ended."""
         poll = select.poll()
         for forked_pass in running:
             if not forked_pass.is_closed:
@@ -121,7 +125,10 @@ class Supervisor:
                 self._add_report(forked_pass, status)
 
     def _add_report(self, forked_pass: _ForkedPass, status: int) -> None:
-        """Add up the counts of a pass that has ended."""
+        """Add up the counts of a pass that has ended, and handle its error.
+
+        `status` is that of `os.waitpid`. Without a complete report, its counts are lost.
+        """
         content = forked_pass.report
         report = json.loads(content) if content.endswith(b"\n") else {}
         for name, number in report.get("counts", {}).items():
@@ -140,7 +147,7 @@ class Supervisor:
             self._ended(forked_pass, QueueError(error + "job is recovered by the next pass)"))
 
     def _ended(self, forked_pass: _ForkedPass, error: Exception | None) -> None:
-        """Replace a pass that ended too early; otherwise keep its error."""
+        """Plan to replace a pass that ended too early; otherwise keep its error."""
         forked_pass.pid = 0
         forked_pass.start_at = math.inf
         if self._stays and not self.interrupts.stop_requested():
@@ -161,8 +168,11 @@ class _ForkedPass:
         self.delay = 0.0
         """how many seconds to wait before the next process is started"""
         self.is_closed = False
+        """whether the process, and all that inherited its end of the pipe, have closed it"""
         self.reading = self.writing = -1
+        """the ends of the pipe for the report"""
         self.report = bytearray()
+        """the report as far as it was read, see `_be_a_pass`"""
         self._request = 0
         self._started_at = 0.0
 
@@ -198,7 +208,10 @@ class _ForkedPass:
             self.is_closed = True
 
     def take_exit_status(self) -> int | None:
-        """Return the exit status once the process has ended, None before."""
+        """Return the status of `os.waitpid` if the process has ended; None if it is running.
+
+        If it has ended, the rest of the report is read, and the pipe is closed.
+        """
         end = time.monotonic() + (_EXIT_SECONDS if self.is_closed else 0)
         while True:
             try:
@@ -217,13 +230,17 @@ class _ForkedPass:
         return status
 
     def _set_delay(self, lived: float) -> None:
-        """Double the delay after each process that lived for a short time only."""
+        """Double the delay if the process lived under 5 seconds; otherwise set it to 0."""
         longer = min(max(2 * self.delay, _FIRST_DELAY_SECONDS), _LONGEST_DELAY_SECONDS)
         self.delay = 0.0 if lived >= _LONGEST_DELAY_SECONDS else longer
 
 
 def _be_a_pass(running: Pass, report: int) -> None:
-    """Run a pass in a forked process, write its report, and end the process."""
+    """Run a pass in a forked process, write its report, and end the process.
+
+    The report is one line of JSON: `counts`, `stopped` (whether a job has called the worker's
+    `stop`) and, if the pass failed, `error`. `report` is the pipe's descriptor.
+    """
     content: dict[str, object] = {}
     try:
         running.run()

@@ -1,4 +1,4 @@
-"""Calls a function ten times a second from a background thread, while a job takes long."""
+"""Calls a function ten times a second from a background thread, while jobs run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _TICK_SECONDS = 0.1
 
 
 class Ticker:
-    """Calls `tick` from a thread of its own, while it is started."""
+    """Calls `tick` from a thread of its own, from `start_once` to `stop`.
+
+    If `tick` raises OSError, the calls end until the ticker is stopped and started again.
+    """
 
     def __init__(self, tick: Callable[[], None]) -> None:
         self.tick = tick
@@ -25,7 +28,7 @@ class Ticker:
         self._thread: threading.Thread | None = None
 
     def start_once(self) -> None:
-        """Start the thread unless it runs. Raises StoreError if the system refuses a thread."""
+        """Start the thread unless it is started. Raises StoreError if the system refuses it."""
         if self._thread is None:
             self._stopped.clear()
             thread = threading.Thread(target=self._run, name="queue-ticker", daemon=True)
@@ -37,7 +40,10 @@ class Ticker:
             self.is_started = True
 
     def stop(self) -> None:
-        """Stop the thread, if it runs. No call is made after this returns."""
+        """Stop the thread, if it is started. No call is made after this returns.
+
+        It waits for a call that is running, so `tick` must not call it.
+        """
         self._stopped.set()
         if self._thread is not None and os.getpid() == self._process:
             self._thread.join()

@@ -9,16 +9,18 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 MAX_TRACEBACK = 8192
+"""bytes of UTF-8 that are kept of a traceback, after it is escaped"""
 _MOST_CHARACTERS = 8000
 _LEFT_OUT = "\n  [... {} characters left out ...]\n"
 _NOT_THE_HANDLERS = "dbbasic_queue.passes.", "dbbasic_queue.handlers", "asyncio."
+"""how the names of modules begin whose frames come before the handler's"""
 
 
 def format_traceback(error: BaseException) -> str:
     """Return an exception's traceback on one line, escaped; at most 8,192 bytes of UTF-8.
 
-    It starts in the handler: the frames of the pass are left out. If it is longer, its middle is
-    left out. Returns "" if it can't be formatted: an exception's text may raise another one.
+    It starts in the handler: the frames of the pass are left out. If it is too long, its middle is
+    left out. Returns "" if formatting it raises, as `str(error)` may.
     """
     from traceback import format_exception
 
@@ -44,7 +46,7 @@ def _from_the_handler_on(trace: TracebackType | None) -> TracebackType | None:
 
 
 def _shortened(text: str, most: int) -> str:
-    """Return the beginning and three times as much of the end, which says most."""
+    """Cut text to `most` characters: a quarter from its beginning, the rest from its end."""
     if len(text) <= most:
         return text
     end = most * 3 // 4
