@@ -1,7 +1,7 @@
-"""Every exception that is raised on purpose, and the advice for errors of the system.
+"""The exceptions that calls raise on purpose, and the advice for errors of the system.
 
-All are `QueueError`. Each is also the built-in exception that a caller would expect, so
-`except ValueError` and `except OSError` catch them, too.
+All derive from `QueueError`. Each is also the built-in exception that a caller would expect, so
+`except ValueError` and `except OSError` catch them, too. The module `pickles` adds one of its own.
 """
 
 from __future__ import annotations
@@ -36,13 +36,17 @@ class InvalidHandlers(QueueError, TypeError):
 
 
 class QueueBusy(QueueError, OSError):
-    """Raised if the lock stays held for a minute, or if all 64 slots for passes are held."""
+    """Raised if all 64 slots for passes are held, or if a lock stays held for a minute.
+
+    The lock is that of the queue, or of an archive.
+    """
 
 
 class NotAQueue(QueueError, OSError):
     """Raised for a file or directory that can't be used as a queue. It was left untouched.
 
-    Also raised for a URL with an unknown scheme.
+    Also raised for a file that `purge` or `write_metrics` would damage, and for a URL or a setting
+    that names no queue.
     """
 
 
@@ -54,7 +58,9 @@ class QueueDamaged(NotAQueue):
 
 
 class StoreError(QueueError, OSError):
-    """Raised if the system refuses a read or a write; `errno` and `filename` are the system's.
+    """Raised if the system refuses a read or a write, a process or a thread.
+
+    `errno` is the system's. `filename` is None if the error isn't about a file.
 
     The message states what happened to the change. Unless it says otherwise, the change isn't in
     the queue.
@@ -100,7 +106,7 @@ def store_error(e: OSError, path: str, consequence: str) -> StoreError:
 
 
 def _advice_for_permissions(path: str) -> str:
-    """Name the owner of a file that this user can't use, and how to share it with a group."""
+    """Return who may use a file that this user can't use, and how to share its directory."""
     directory = path if os.path.isdir(path) else os.path.dirname(os.path.abspath(path))
     try:
         found = os.stat(path if os.path.exists(path) else directory)
@@ -120,7 +126,10 @@ def _advice_for_permissions(path: str) -> str:
 
 
 def not_started(what: str, error: BaseException) -> StoreError:
-    """Return the error to raise if the system refuses a thread, a process or a pipe."""
+    """Return the error to raise if the system refuses a thread, a process or a pipe.
+
+    `what` begins the message, such as "the worker's thread".
+    """
     number = getattr(error, "errno", None) or errno.EAGAIN
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     advice = _PROCESS_ADVICE.get(number)

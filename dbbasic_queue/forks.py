@@ -34,13 +34,16 @@ _forgetting = threading.Lock()
 def in_child(forget: Callable[[], None]) -> None:
     """Register a function that makes a forked child forget its parent's state.
 
-    It may be called more than once in a child.
+    The function may be called more than once in a child.
     """
     _forget.append(forget)
 
 
 def notice() -> None:
-    """Forget the parent's state if this process was forked without hooks."""
+    """Forget the parent's state if this process was forked without hooks.
+
+    Call it before acquiring a lock.
+    """
     if os.getpid() != process:
         with _forgetting:
             if os.getpid() != process:
@@ -48,7 +51,7 @@ def notice() -> None:
 
 
 def while_opening(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a function with forks held back; return what it returns."""
+    """Call a function while no other thread can fork; return what it returns."""
     lock = opening
     try:
         lock.acquire()  # not in a `with`: see QueueLock

@@ -1,8 +1,8 @@
 """A handler: a function and its policy, and the exceptions that it may raise.
 
 - Policies are declared in code, not in the queue's file, which keeps its nine columns.
-- A policy sets how often and how soon a job is tried again. What it leaves out is up to the
-  arguments of the pass.
+- A policy sets retries, a time limit and a concurrency. If it has no `max_attempts`, the pass's
+  argument of that name applies.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Delay(Exception):
     """Raised by a handler to run its job later, without counting the attempt.
 
     The job is pending again, with the reason in `error`. `when` is how long to wait (seconds, or a
-    `timedelta`) or until when (an aware datetime).
+    `timedelta`) or until when (an aware datetime). An invalid one counts as an error of the job.
     """
 
     def __init__(self, when: float | timedelta | datetime, reason: str = "") -> None:
@@ -48,8 +48,8 @@ class Backoff:
 
     Each further wait is `factor` times as long, up to `cap`: after attempt n the job waits
     `min(first * factor ** (n - 1), cap)`. `first` and `cap` are seconds or a `timedelta`. `jitter`
-    makes each wait longer, never shorter, by a random part of up to `jitter`: with 0.1, a wait of
-    120 seconds takes 120 to 132. The default waits are 120, 240, 480 seconds and so on.
+    makes each wait longer, also beyond `cap`, by a random part of up to `jitter`: with 0.1, a wait
+    of 120 seconds takes 120 to 132. The default waits are 120, 240, 480 seconds and so on.
 
     Raises InvalidHandlers for numbers that are negative or not finite, and for a factor below 1.
 
@@ -144,13 +144,13 @@ class Handler(HasSignature):
       on.
     - `timeout`: seconds, or a `timedelta`, over 0. Each attempt runs in a process of its own, which
       is killed with all that it has started when the time is up, or when its pass dies. So the
-      pass doesn't see changes that it makes in memory. `math.inf` means such a process without a
-      limit.
+      pass doesn't see changes that the handler makes in memory. `math.inf` means such a process
+      without a limit. By default there is no limit, and no such process.
     - `concurrency`: how many jobs of the type may be `processing` at once, 1 or more, across all
       passes and processes.
     - `unpack`: the payload is a JSON object whose members are the function's keyword arguments.
 
-    Raises InvalidHandlers for an invalid argument, and a function that no pass could call.
+    Raises InvalidHandlers for an invalid argument, and for a function that no pass could call.
     """
 
     def __init__(
@@ -209,7 +209,8 @@ class Handler(HasSignature):
     def start(self, payload: Any, job: Job | None) -> Any:
         """Call the function with a job's payload, and with the `job` if it takes one.
 
-        A coroutine function hasn't run any code when this returns.
+        A coroutine function hasn't run any code when this returns. Raises TypeError for a payload
+        that can't be unpacked.
         """
         if self.unpack:
             if not isinstance(payload, dict):

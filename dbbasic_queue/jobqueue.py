@@ -98,7 +98,10 @@ class Queue:
         self.store.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy in another process needs: it opens the same file."""
+        """Return what a copy in another process needs: it opens the same file.
+
+        Raises QueueError if the clock can't be pickled.
+        """
         clock = getattr(self.now, "clock", self.now)
         if "<" in getattr(clock, "__qualname__", ""):
             raise QueueError(
@@ -126,10 +129,11 @@ class Queue:
         `job_type` is 1 to 100 characters from A-Z a-z 0-9 _ . : -. `payload` is any JSON value;
         None becomes `{}`. `run_at` is when the job becomes due: Unix seconds, rounded up, or an
         aware datetime; None and 0 mean now. `job_id` is an id of your own, 1 to 64 characters from
-        A-Z a-z 0-9 . _ -: only one job can have it.
+        A-Z a-z 0-9 . _ -, the first not "-": only one job can have it.
 
         Raises InvalidJob for an invalid argument, DuplicateJob if a job has this `job_id`,
-        StoreError if the system can't write. Then nothing was added.
+        StoreError if the system can't write. Then nothing was added, unless a StoreError says
+        otherwise.
         """
         job_type = check_type(job_type)
         now = int(self.now())
@@ -150,8 +154,8 @@ class Queue:
     ) -> list[str]:
         """Add one job per payload, and return their ids in the payloads' order.
 
-        All jobs are added by one write and one sync, and are on the disk on return. After an error
-        none was added. Raises the same errors as `enqueue`.
+        All jobs are added by one write and one sync, and are on the disk on return. Raises the same
+        errors as `enqueue`: then no job was added, unless a StoreError says otherwise.
         """
         job_type = check_type(job_type)
         if isinstance(payloads, (str, bytes, bytearray)) or hasattr(payloads, "keys"):
@@ -208,11 +212,11 @@ class Queue:
 
         `handlers` maps job types to functions, or coroutine functions, that take the payload (and,
         if they have a second argument, the `Job`) and return a JSON value or None. A `Handlers`
-        registry or `Handler` objects add policies. If a handler raises an exception, its text is
-        the job's error, and the job runs again `60 * 2**attempt` seconds later, up to
-        `max_attempts` times; then it is `failed`. `Delay` postpones a job, `Fail` fails it at once.
-        A job whose type has no handler fails like one whose handler raises; with `skip_unknown` it
-        is left alone.
+        registry or `Handler` objects add policies. If a handler raises an exception, its type and
+        text are the job's error, and the job runs again `60 * 2**attempt` seconds later. After
+        `max_attempts` attempts in all, it is `failed`. `Delay` postpones a job, `Fail` fails it at
+        once. A job whose type has no handler is retried like one whose handler raises; with
+        `skip_unknown` it is left alone.
 
         With `linger` (seconds, or a `timedelta`) the pass stays that long, and starts a job within
         a tenth of a second after it becomes due. So cron with `linger=55` needs no daemon.
@@ -351,17 +355,26 @@ class Queue:
         return False
 
     def requeue_failed(self, job_type: str | None = None) -> int:
-        """Requeue all failed jobs, or those of one type; return how many. They are due now."""
+        """Requeue all failed jobs, or those of one type; return how many. They are due now.
+
+        The change is on the disk on return.
+        """
         return self.store.requeue(self.now(), job_type=job_type)
 
     def clear_failed(self, job_type: str | None = None) -> int:
-        """Remove all failed jobs, or those of one type; return how many."""
+        """Remove all failed jobs, or those of one type; return how many.
+
+        The change is on the disk on return.
+        """
         return self.store.remove(
             lambda row: row.state.status == FAILED and job_type in (None, row.type)
         )
 
     def remove_type(self, job_type: str) -> int:
-        """Remove all jobs of a type, except running ones; return how many."""
+        """Remove all jobs of a type, except running ones; return how many.
+
+        The change is on the disk on return.
+        """
         return self.store.remove(lambda row: row.type == job_type)
 
     def purge(
@@ -376,11 +389,12 @@ class Queue:
         `older_than` is seconds or a `timedelta`. A job that was enqueued after its `run_at` counts
         from when it was enqueued. `status` (completed, failed or cancelled) removes only those.
         `archive` names a TSV file: the rows are appended to it, and synced, before they leave the
-        queue; a crash in between leaves them in both. Several queues may share an archive.
+        queue; a crash in between leaves them in both. Several queues may share an archive. The
+        change is on the disk on return.
 
         Raises InvalidArgument for an invalid argument, NotAQueue if the archive's name belongs to
         another file, QueueBusy if another purge has been writing to it for a minute, StoreError if
-        the system can't write. Then no job was removed.
+        the system can't write. Then no job was removed, unless a StoreError says otherwise.
         """
         seconds = check_seconds(older_than, "older_than")
         if status is not None and status not in FINISHED:
@@ -416,8 +430,8 @@ class Queue:
     def jobs(self, status: Status | None = None, job_type: str | None = None) -> Iterator[JobDict]:
         """Iterate over all jobs in the file's order, as dicts like those of `get_job`.
 
-        `status` and `job_type` select some of them. Raises InvalidArgument for a status that no
-        job can have.
+        The jobs are as they were at the iteration's first step. `status` and `job_type` select some
+        of them. Raises InvalidArgument for a status that no job can have.
         """
         if status is not None and status not in STATUSES:
             raise InvalidArgument(f"invalid status {status!r}: must be one of {STATUSES}")
@@ -450,7 +464,8 @@ class Queue:
         """Move the lines that aren't jobs to `queue.tsv.rejected`; return how many.
 
         All are moved by one rewrite, which is on the disk on return; a crash may leave them in
-        both files. Raises StoreError if the system can't write. Then no line was moved.
+        both files. Raises StoreError if the system can't write. Then no line was moved, unless the
+        error says otherwise.
         """
         return self.store.remove_unreadable()
 
@@ -463,8 +478,8 @@ class Queue:
         interrupted attempt doesn't count, and its number is used again), `outcome` (completed,
         failed, retried, delayed, interrupted, died if its pass died, or late if a newer attempt had
         replaced it), `due_at` and `ended_at` (Unix seconds), `seconds` (how long the handler ran;
-        None if it died), `error` and `traceback` (a str or None). Rows are written up to a second
-        after an attempt has ended.
+        None if its pass died), `error` and `traceback` (a str or None). Rows are written up to a
+        second after an attempt has ended.
 
         Raises NotAQueue or StoreError if the files can't be used.
         """

@@ -34,7 +34,9 @@ _importing: set[int] = set()
 
 
 def load(imports: Callable[[], T]) -> T:
-    """Call a function that imports modules, only once, and return what it returned.
+    """Return what a function that imports modules returns; it is called on first use only.
+
+    Give a function of a module, not a lambda: it is recognized by its identity.
 
     Raises QueueError if this thread is already importing for `load`: the caller is a signal
     handler or a finalizer.
@@ -70,7 +72,7 @@ def _in_main_thread() -> bool:
 
 
 def _inside_an_import() -> bool:
-    """Return whether this thread is importing: another thread may have to wait for the module."""
+    """Return whether this thread is importing a module: another thread might wait for it."""
     frame = sys._getframe()
     while frame.f_back is not None:
         if frame.f_code.co_filename == _IMPORTING:
@@ -82,7 +84,7 @@ def _inside_an_import() -> bool:
 def _in_another_thread(work: Callable[[], None]) -> None:
     """Wait until another thread has done the work; do nothing if no thread can be started.
 
-    `threading.Thread` has locks of its own, which the interrupted code may hold.
+    It isn't a `threading.Thread`, which has locks that the code interrupted by a signal may hold.
     """
     done = _thread.allocate_lock()
     done.acquire()
@@ -91,7 +93,7 @@ def _in_another_thread(work: Callable[[], None]) -> None:
     def do() -> None:
         try:
             work()
-        except BaseException:  # noqa: BLE001, S110 - the caller tries again, and gets the error itself
+        except BaseException:  # noqa: BLE001, S110 - the caller tries again, and gets the error
             pass
         finally:
             done.release()

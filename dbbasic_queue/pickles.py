@@ -41,15 +41,16 @@ _PURPOSE = b"dbbasic_queue pickle 1"
 
 
 class UnsafeKey(QueueError, ValueError):
-    """Raised if others could sign: they can read or replace the key file, or the key is short."""
+    """Raised for a key file that others could read or replace, or whose length is invalid."""
 
 
 class Pickles:
     """Turns Python objects into signed payloads and back, with the key in a file.
 
-    All bytes of the file are the key, at least 32. It must be a regular file, not a link, that
-    belongs to this user or root and has mode 0600 or 0640. It must not be in or below the directory
-    of `queue` (by default the default queue): those who can write there could replace it.
+    All bytes of the file are the key, 32 to 4,096 of them. It must be a regular file, not a link,
+    that belongs to this user or root. Others must have no access to it, and its group may at most
+    read it (mode 0600 or 0640). It must not be in or below the directory of `queue` (by default the
+    default queue): those who can write there could replace it.
 
     Raises UnsafeKey if one of these rules is broken, OSError if the file can't be read, ImportError
     without cloudpickle.
@@ -88,10 +89,11 @@ class Pickles:
         return {"pickle": pickle, "signature": self._signature(job_type, pickle)}
 
     def load(self, job_type: str, payload: Any) -> Any:
-        """Return the object that `payload` was called with for this type.
+        """Return the object that a payload was made from, by the method `payload` for this type.
 
-        Raises Fail, before anything is unpickled, if the signature is wrong: another attempt
-        wouldn't help. An exception from unpickling is like any other error of a job.
+        Raises Fail, before anything is unpickled, if it isn't signed or the signature is wrong:
+        another attempt wouldn't help. An exception from unpickling is like any other error of a
+        job.
         """
         if not isinstance(payload, dict) or payload.keys() != {"pickle", "signature"}:
             raise Fail("invalid payload: must be a signed pickle")

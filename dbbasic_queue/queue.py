@@ -1,13 +1,13 @@
 """The default queue, and its calls as functions, as in dbbasic-queue 1.0.0.
 
-Which queue that is, is looked up at each call:
+Each call looks up which queue that is:
 
-1. `QUEUE_FILE`, if the program has set it;
+1. `QUEUE_FILE` of this module, a path, if the program has set it;
 2. the environment variable `DBBASIC_QUEUE_URL`, as for `open_queue`;
 3. the environment variable `DBBASIC_QUEUE_FILE`: a path, or `file:PATH`;
 4. `data/queue.tsv`.
 
-A relative path is relative to the current directory of the call.
+A relative path is relative to the current directory at the call.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ if not TYPE_CHECKING:
 def default_queue() -> Queue:
     """Return the default queue, the same object as long as its path or URL stays the same.
 
-    Raises NotAQueue if the environment's setting is invalid.
+    Raises NotAQueue if an environment variable is invalid, or if both are set.
     """
     global _default
     location = _location()
@@ -88,10 +88,10 @@ def enqueue(
     `job_type` is 1 to 100 characters from A-Z a-z 0-9 _ . : -. `payload` is any JSON value; None
     becomes `{}`. `run_at` is when the job becomes due: Unix seconds, rounded up, or an aware
     datetime; None and 0 mean now. `job_id` is an id of your own, 1 to 64 characters from
-    A-Z a-z 0-9 . _ -: only one job can have it.
+    A-Z a-z 0-9 . _ -, the first not "-": only one job can have it.
 
     Raises InvalidJob for an invalid argument, DuplicateJob if a job has this `job_id`, StoreError
-    if the system can't write. Then nothing was added.
+    if the system can't write. Then nothing was added, unless a StoreError says otherwise.
     """
     return default_queue().enqueue(job_type, payload, run_at, job_id=job_id)
 
@@ -101,8 +101,8 @@ def enqueue_many(
 ) -> list[str]:
     """Add one job per payload to the default queue, and return their ids in the payloads' order.
 
-    All jobs are added by one write and one sync, and are on the disk on return. After an error
-    none was added. Raises the same errors as `enqueue`.
+    All jobs are added by one write and one sync, and are on the disk on return. Raises the same
+    errors as `enqueue`: then no job was added, unless a StoreError says otherwise.
     """
     return default_queue().enqueue_many(job_type, payloads, run_at)
 
@@ -114,7 +114,10 @@ async def aenqueue(
     *,
     job_id: str | None = None,
 ) -> str:
-    """Like `enqueue`, for coroutines: the event loop goes on while the disk is written."""
+    """Like `enqueue`, for coroutines: the event loop goes on while a thread writes the job.
+
+    If the caller is cancelled, the job may have been added anyway.
+    """
     return await default_queue().aenqueue(job_type, payload, run_at, job_id=job_id)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Payload = TypeVar("Payload")
 
     class TypedHandler(Handler, Generic[Payload, P, R]):
-        """What `@jobs.handler` returns: the same function, with `enqueue`."""
+        """What `@jobs.handler` returns, to type checkers: the same function, with `enqueue`."""
 
         type: str
         __name__: str
@@ -63,8 +63,8 @@ if TYPE_CHECKING:
 class Handlers(Mapping[str, Handler]):
     """A registry of handlers. You can pass one anywhere you can pass a dict of handlers.
 
-    Registering a type twice is an error, except for the same function of a reloaded module: it
-    replaces itself. Job types are case-sensitive, unless `ignore_case=True`. The functions'
+    Registering a type twice is an error, except for the function of a reloaded module, which
+    replaces the old one. Job types are case-sensitive, unless `ignore_case=True`. The functions'
     `enqueue` adds jobs to `queue`, by default the default queue; a registry with a `queue` can only
     be used in that queue's passes. A registry can be pickled if its functions can.
     """
@@ -123,9 +123,10 @@ class Handlers(Mapping[str, Handler]):
     ) -> Any:
         """Register a function: `@jobs.handler`, or `@jobs.handler("type", max_attempts=5)`.
 
-        The policy's arguments are those of `Handler`. The function can still be called as before,
-        and gets `enqueue(payload, run_at=None, *, job_id=None)`. Raises InvalidHandlers if the type
-        is taken or invalid, and for a function that no pass could call.
+        By default, the type is the function's name. The policy's arguments are those of `Handler`.
+        The function can still be called as before, and gets
+        `enqueue(payload, run_at=None, *, job_id=None)`. Raises InvalidHandlers if the type is taken
+        or invalid, and for a function that no pass could call.
         """
         policy = {
             "max_attempts": max_attempts,
@@ -204,9 +205,9 @@ class Registered(Handler):
         return self.__qualname__
 
     def is_again(self, old: Registered) -> bool:
-        """Return whether this is the function of `old`, from a second run of its module or cell.
+        """Return whether this is the function of `old`, from another run of its module or cell.
 
-        Two functions with the same name differ in their line numbers.
+        A cell is one of a notebook. Two functions with the same name differ in their line numbers.
         """
         if (self.__module__, self.__qualname__) != (old.__module__, old.__qualname__):
             return False
@@ -253,7 +254,7 @@ class Registered(Handler):
 
 
 def _location(function: Any) -> tuple[object, object]:
-    """Return the file and the line of a function without its decorators."""
+    """Return the file and the first line of the function inside all decorators."""
     while (inner := getattr(function, "__wrapped__", None)) is not None:
         function = inner
     code = getattr(function, "__code__", None)

@@ -49,7 +49,7 @@ class _Unwrapped:
 
     `given` is how many of its first arguments are given already, and `named` has the names of the
     keyword arguments that are. `function` is None for a built-in or a class, whose arguments aren't
-    known, and for a callable that has a `signature`.
+    known, and for a callable whose `signature` is known (see HasSignature).
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:

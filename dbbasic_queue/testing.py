@@ -39,8 +39,9 @@ class Clock:
 
 
 class Redirected:
-    """Redirects an attribute of all queues whose file isn't below a directory to another queue.
+    """Makes queues read an attribute of another queue, `to`, instead of their own.
 
+    Queues in memory, and queues whose file is below the directory `except_below`, keep their own.
     It is a data descriptor of the class, so it hides the queues' own attribute of that name.
     """
 

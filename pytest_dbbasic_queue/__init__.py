@@ -25,10 +25,10 @@ def job_queue(
 ) -> Iterator[JobQueue]:
     """A new queue in `tmp_path` that replaces the program's own queues until the test ends.
 
-    The module's functions use it, and so does every `Queue` of this process, made before or during
-    the test, whose file is outside of pytest's temporary directories: several such queues become
-    this one. A `Queue` in `tmp_path`, or in memory, isn't replaced. In programs that the test
-    starts, only the default queue is replaced.
+    `enqueue` and the other functions use it, and so does every `Queue` of this process, made before
+    or during the test, whose file is outside of pytest's temporary directories: several such queues
+    become this one. A `Queue` in `tmp_path`, or in memory, isn't replaced. In programs that the
+    test starts, only the default queue is replaced.
 
     Its `clock` stands still at the time when the test started, until the test moves it.
     """

@@ -138,7 +138,7 @@ def raising(error: BaseException) -> Callable[[Any], None]:
 
 @contextmanager
 def small_disk(place: Path, size: str) -> Iterator[Path]:
-    """Mount a tmpfs of that size; skip the test if that isn't allowed."""
+    """Mount a tmpfs of that size, such as "64k"; skip the test if that isn't allowed."""
     import pytest  # not at the top: child processes don't need it
 
     place.mkdir()
@@ -156,7 +156,7 @@ def small_disk(place: Path, size: str) -> Iterator[Path]:
 
 
 def fill(disk: Path) -> None:
-    """Take all free space with a file `filler`."""
+    """Use up all free space with a file `filler`; remove that to free it again."""
     with (disk / "filler").open("ab", buffering=0) as file, suppress(OSError):
         while True:
             file.write(b"x" * 512)
@@ -165,7 +165,7 @@ def fill(disk: Path) -> None:
 def python(
     code: str, *arguments: object, flags: tuple[str, ...] = (), **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program in a new Python process that can import the package."""
+    """Run `code` in a new Python process that can import the package."""
     folders = [str(PROJECT), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
     return subprocess.run(
@@ -241,6 +241,7 @@ def at_once(*calls: Callable[[], object]) -> None:
 # -- child processes --
 
 DEADLINE = 30.0
+"""How many seconds to wait for a child process before the test fails."""
 QUEUE = "data/queue.tsv"
 
 PRELUDE = f"""\
@@ -380,7 +381,10 @@ class Programs:
 
 
 def environment() -> dict[str, str]:
-    """Return environment variables that let a child import this module and the package."""
+    """Return environment variables that let a child import this module and the package.
+
+    A DBBASIC_QUEUE_FILE of this process is left out.
+    """
     found = [Path(dbbasic_queue.__file__).parents[1], Path(__file__).parent]
     path = [*map(str, found), *filter(None, [os.environ.get("PYTHONPATH")])]
     ours = {name: text for name, text in os.environ.items() if name != "DBBASIC_QUEUE_FILE"}

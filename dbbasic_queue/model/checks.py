@@ -61,7 +61,7 @@ def check_type(job_type: object) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return the characters of a str; `str()` of an Enum would return its name."""
+    """Return an instance of a str subclass as a plain str; `str()` of an Enum returns its name."""
     return str.__str__(text)
 
 
@@ -96,8 +96,9 @@ def check_seconds(
 ) -> float:
     """Return a duration in seconds; infinity is allowed, NaN isn't.
 
-    `seconds` is a number, or a `timedelta`. It must be 0 or more or, if `above` is given, more than
-    `above`; otherwise `error` is raised. `name` is for the error's message.
+    `seconds` is a number, or a `timedelta`. Raises `error` unless it is 0 or more; if `above` is
+    given, unless it is more than that. `name` is for the error. With `above=-math.inf`, negative
+    numbers are valid, too.
 
     >>> from datetime import timedelta
     >>> check_seconds(timedelta(minutes=2), "timeout")
@@ -152,7 +153,7 @@ def _shown(value: object) -> str:
     """Return a value's `repr` for an error message: on one line, cut after 80 characters."""
     try:
         text = repr(value)
-    except Exception as e:  # noqa: BLE001 - an int of 5,000 digits, or anything that a class may raise
+    except Exception as e:  # noqa: BLE001 - an int of 5,000 digits, or whatever a class raises
         text = f"<{type(value).__name__}: {type(e).__name__}>"
     return escape(text if len(text) <= 80 else text[:77] + "...")
 

@@ -30,7 +30,7 @@ def is_unsafe(character: str) -> bool:
 
 
 def numbered(character: str) -> str:
-    r"""Return the escape of a character by its number.
+    r"""Return a character's escape with its code point in hex.
 
     >>> numbered("\x1b") == r"\x1b", numbered("\u2028") == r"\u2028"
     (True, True)
@@ -66,7 +66,7 @@ def printable(text: str) -> str:
 
 
 def unescape(text: str) -> str:
-    r"""Return the text that `escape` has escaped. A backslash before anything else is kept.
+    r"""Return the text that `escape` has escaped. A backslash that isn't part of an escape stays.
 
     >>> unescape(escape("a\tb\\n\u2028")) == "a\tb\\n\u2028"
     True

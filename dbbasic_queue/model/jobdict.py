@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     FinishedStatus: TypeAlias = Literal["completed", "failed", "cancelled"]
 
     class JobDict(TypedDict):
-        """A job: the nine columns of its row, as Python values."""
+        """A job: the nine columns of its row, as Python values; see `Queue.get_job`."""
 
         id: str
         type: str
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         result: Any
 
     class AttemptDict(TypedDict):
-        """A finished attempt: the nine columns of its row in the history, as Python values."""
+        """A finished attempt: its row in the history, as Python values; see `Queue.history`."""
 
         id: str
         type: str
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         traceback: str | None
 
     class UnreadableDict(TypedDict):
-        """A line of the queue's file that isn't a job."""
+        """A line of the queue's file that isn't a job; see `Queue.unreadable`."""
 
         line: int
         reason: str

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_PAYLOAD = 1_048_576
-"""How many bytes a payload may have by default."""
+"""How many bytes the JSON of a payload, or of a result, may have by default."""
 
 LARGEST_PAYLOAD = 1 << 25
-"""How many bytes a queue can allow for a payload: a row must hold it and a result of that size."""
+"""The highest limit that a queue can set: a row must hold a payload and a result of that size."""
 
 
 def _load_json() -> None:
@@ -38,13 +38,14 @@ def _first_from_json(text: str) -> Any:
     return _from_json(text)
 
 
-# The first value imports `json`, which takes longer than an idle pass. Later ones don't check.
+# `json` is imported with the first value: that takes longer than an idle pass. From then on these
+# are the real functions, so no call has to check whether `json` is imported.
 _to_json: Callable[[object], str] = _first_to_json
 _from_json: Callable[[str], Any] = _first_from_json
 
 
 def _numbered_in_json(character: str) -> str:
-    r"""Return the JSON escape of a character by its number.
+    r"""Return a character's JSON escape: one or two UTF-16 code units in hex.
 
     >>> _numbered_in_json("\x7f") == r"\u007f"
     True
@@ -57,7 +58,8 @@ def encode_json(value: object, limit: int) -> str:
     r"""Return `value` as strict JSON on one line, at most `limit` bytes of UTF-8.
 
     Raises ValueError if it isn't JSON (NaN, infinity and a dict key that isn't a str aren't), is
-    nested more than 100 deep, or is too long. The message continues "invalid payload: ...".
+    nested more than 100 deep, has a number of more than 4,300 digits, or is too long. The message
+    continues "invalid payload: ...".
 
     >>> encode_json({"to": "ada\x1b"}, 100) == r'{"to": "ada\u001b"}'
     True

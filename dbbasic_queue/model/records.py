@@ -3,6 +3,8 @@
 A record is a row without type and payload, and with a checksum:
 
     id status created_at run_at attempts error result crc32
+
+The checksum is that of all bytes before its tab, as eight hex digits.
 """
 
 from __future__ import annotations
@@ -54,9 +56,9 @@ def encode_record(job_id: bytes, state: bytes) -> bytes:
 
 
 def decode_record(line: bytes) -> tuple[bytes, bytes] | None:
-    """Return the job's id and state; None if the line is torn, damaged or forged.
+    """Return the job's id and state; None if the line is torn, damaged or not a valid record.
 
-    `line` is without its end.
+    `line` is without its end. A right checksum isn't enough: the state must be valid, too.
     """
     body, _, checksum = line.rpartition(b"\t")
     if b"%08x" % crc32(body) != checksum or (not body.isascii() and is_binary(body)):
@@ -80,5 +82,6 @@ def _compile() -> Callable[[bytes], re.Pattern[bytes]]:
     return re.compile
 
 
-# Matching a pattern takes two thirds of the time of a split. The first record imports `re`.
+# Matching a pattern takes two thirds of the time of a split. `re` is imported when the first record
+# is read.
 _matches_state: Callable[[bytes], object] = _first_matches_state

@@ -21,7 +21,7 @@ LONGEST_ROW_BYTES = (1 << 26) + (1 << 16)
 
 
 class Row:
-    """A job as its line has it; `payload` is JSON text."""
+    """A job as read from its line; `payload` is JSON text, not checked, or "" for `{}`."""
 
     __slots__ = ("id", "payload", "state", "type")
 
@@ -64,10 +64,11 @@ def is_binary(line: bytes) -> bool:
 def parse_row(line: bytes) -> Row | None:
     r"""Return the job on a line, given without its end, or None if it isn't a job.
 
-    Accepted are also a CR at the end; missing columns after `attempts` (a line that ends earlier
-    may be torn within `run_at`, and would run too early); tabs in the error, which dbbasic-queue
-    1.0.0 didn't escape (the last column is the result); a fractional instant, which is rounded up.
-    The payload isn't checked.
+    It also accepts a CR at the end; missing columns after `attempts` (a line that ends earlier may
+    be torn within `run_at`, and would run too early); empty `attempts`, which are 0; tabs in the
+    error, which dbbasic-queue 1.0.0 didn't escape (the last column is the result); a fractional
+    instant, which is rounded up. The payload isn't checked (`has_json` does that), nor is the type,
+    unless it is empty.
 
     >>> row = parse_row(b"a\tgreet\t{}\tpending\t5\t6.5\t0")
     >>> row.type, row.state.status, row.state.run_at
@@ -118,7 +119,9 @@ def _is_attempts(text: str) -> bool:
 
 
 def parse_instant(text: str) -> int | None:
-    """Return seconds, rounded up, of up to 12 digits and perhaps a fraction; or None.
+    """Return text of up to 12 digits, perhaps with a fraction, as whole seconds, rounded up.
+
+    Returns None for any other text.
 
     >>> parse_instant("7"), parse_instant("6.5"), parse_instant("soon")
     (7, 7, None)

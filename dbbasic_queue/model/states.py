@@ -14,8 +14,9 @@
            completed
 
 Every change is a function that takes a state and returns the next one, or None if the change isn't
-legal. None of them starts from a completed job, and only `requeue` from a failed or cancelled one:
-a recorded outcome is final, unless someone requeues the job.
+legal. Its texts (`error`, `reason`, `result`) are as in the file, and its times are Unix seconds.
+No change applies to a completed job, and only `requeue` to a failed or cancelled one: a recorded
+outcome is final, unless someone requeues the job.
 """
 
 from __future__ import annotations
@@ -105,7 +106,10 @@ def complete(state: State, result: str, error: str = "") -> State | None:
 
 
 def without_result(state: State, error: str) -> State | None:
-    """Return the same outcome with an error instead of its result; None if it has no result."""
+    """Return an outcome that isn't recorded yet with an error instead of its result.
+
+    Returns None if it has no result.
+    """
     if not state.result:
         return None
     return State(state.status, state.created_at, state.run_at, state.attempts, error, "")
@@ -158,9 +162,9 @@ def may_kill(state: State) -> bool:
 
 
 def clamp(state: State, latest: int) -> State | None:
-    """Make a retry due at `latest` if it lies further ahead than its backoff allows.
+    """Make a retry due at `latest`, the latest time that its backoff allows, if it is due later.
 
-    The clock must have been wrong when it was set.
+    The clock must have been wrong when the retry was set.
     """
     if state.status != PENDING or state.attempts == 0 or state.run_at <= latest:
         return None
@@ -170,7 +174,10 @@ def clamp(state: State, latest: int) -> State | None:
 
 
 def pull_in(state: State, now: float) -> State | None:
-    """Make a job due now that was meant to be due at once, but was enqueued by a clock ahead."""
+    """Make a job due now if it was meant to be due at once, but the clock was ahead at that time.
+
+    Its `created_at` becomes now, too.
+    """
     if state.status != PENDING or state.attempts or state.run_at > state.created_at + 1:
         return None
     if state.created_at <= now + CLOCK_TOLERANCE_SECONDS:

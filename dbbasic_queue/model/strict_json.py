@@ -1,6 +1,7 @@
 """Strict JSON: no NaN, no infinity, no keys other than text, and not nested more than 100 deep.
 
-Imported with the first value: importing `json` and `re` takes longer than an idle pass.
+Imported when the first value is encoded or decoded: importing `json` and `re` takes longer than an
+idle pass.
 """
 
 from __future__ import annotations
@@ -55,10 +56,11 @@ _scan_once: Callable[[str, int], tuple[Any, int]] = _decoder.scan_once
 
 
 def _made_once() -> Callable[[object, int], Iterable[str]]:
-    """Return what `_encoder.encode` creates at each call, which takes longer than the encoding.
+    """Return the encoder in C that `_encoder.encode` creates again at each call.
 
-    It doesn't look for circular references, but raises RecursionError. If this Python doesn't have
-    it, return `_encoder.encode` itself.
+    Creating it takes longer than encoding a small value. It doesn't look for circular references:
+    for them it raises RecursionError. If this Python doesn't have it, return a function that calls
+    `_encoder.encode`.
     """
     make: Any = getattr(encoder, "c_make_encoder", None)
     try:
@@ -83,7 +85,8 @@ _encode_once = _made_once()
 def to_json(value: object) -> str:
     """Return a value as JSON text.
 
-    Raises ValueError, with a way out, if the value isn't JSON or is nested too deep.
+    Raises ValueError if the value isn't JSON, is nested too deep, or has a number of more than
+    4,300 digits. If possible, the message suggests what to give instead.
 
     >>> to_json({"to": ["ada", 1.5, None]})
     '{"to": ["ada", 1.5, null]}'
@@ -122,7 +125,7 @@ def _wrong_key(name: str) -> str:
 
 
 def _encode_or_explain(value: object) -> str:
-    """Return a value as JSON text; raises ValueError, with a way out."""
+    """Return a value as JSON text; raises the ValueError that `to_json` documents."""
     try:
         return _encoder.encode(value)
     except RecursionError:
@@ -138,7 +141,7 @@ def _encode_or_explain(value: object) -> str:
 
 
 def from_json(text: str) -> Any:
-    """Return the value of JSON text; raises ValueError if it isn't JSON, or is nested too deep."""
+    """Return the value of JSON text; raises ValueError for the same reasons as `to_json`."""
     if len(text) > MAX_DEPTH:
         _check_bounds(text)
     try:

@@ -170,8 +170,8 @@ def replaced(error: Exception | None, seconds: float) -> None:
 
     `error` is None if the pass was asked to end, and its supervisor wasn't.
     """
-    reason = "it was asked to end" if error is None else str(error)
-    _alarm(f"a pass has ended, and is replaced in {seconds:.1f} seconds: {reason}")
+    reason = "it was asked to stop" if error is None else str(error)
+    _alarm(f"a pass has ended, and will be replaced in {seconds:.1f} seconds: {reason}")
 
 
 def _alarm(text: str, error: BaseException | None = None) -> None:

@@ -32,12 +32,15 @@ import dbbasic_queue.passes.executor
 import dbbasic_queue.passes.ticker
 
 HANGS_AFTER = 20
+"""seconds after which a child is killed by SIGALRM"""
 JUMP = 100_000
+"""seconds by which `settle` moves the clock before each pass: longer than any job waits"""
 ROUNDS = 8
+"""how many passes `settle` makes at most"""
 
 
 def start(work: Callable[[], None]) -> int:
-    """Do the work in a forked child; return its process id."""
+    """Do the work in a forked child; return its process id. A child that hangs gets SIGALRM."""
     pid = os.fork()
     if pid:
         return pid
@@ -59,7 +62,10 @@ def patch_constant(module: ModuleType, name: str, value: object) -> None:
 
 
 class Attack:
-    """One attacked run of a workload, and the recovery after it."""
+    """One attacked run of a workload, and the recovery after it.
+
+    The files are in `base`; those of the attack before this one are removed.
+    """
 
     def __init__(self, base: str, workload: Workload) -> None:
         self.workload = workload
@@ -75,10 +81,15 @@ class Attack:
         self.log = Log(os.path.join(base, "log"))
         self.bench = Bench(self.path, self.log)
         self.trace: list[Call] = []
+        """the file calls of the last attacked process that wasn't killed"""
         self.wrong: list[str] = []
+        """the mistakes that were found, as in `checks`"""
         self.kills = 0
+        """how many attacked processes were killed as planned"""
         self.partner = 0
+        """the process id of the partner, whose pass is alive; 0 if there is none"""
         self._wake = -1
+        """the end of a pipe; closing it lets the partner's job finish"""
 
     def prepare(self) -> None:
         """Create the workload's files, and start its partner."""
@@ -119,7 +130,12 @@ class Attack:
         error: bool = False,
         act: Callable[[Bench], None] = lambda _: None,
     ) -> None:
-        """Do the work in a child. Its file calls are counted; the plan attacks one of them."""
+        """Do the work in a child. Its file calls are counted; the plan attacks one of them.
+
+        With `error`, the child goes on after the work: it makes passes while calls still fail (a
+        `lasting` plan), and then adds a job "post" and runs it, without errors. `act` is what
+        another process does, for plans with the phase "act".
+        """
         shim = Shim(self.root, plan)
         shim.on_error = lambda site: self.log.add("error", site)
         shim.act = lambda: act(self.bench)
@@ -169,7 +185,7 @@ class Attack:
         return Promises(self.log.events())
 
     def check(self, events: int = 1) -> Disk:
-        """Check the files as they are; log which jobs are final."""
+        """Check the files as they are, after `events` kills and errors; log the final jobs."""
         self.log_interrupted_changes()
         disk = read_disk(self.path)
         self.wrong += check_crashed(disk, self.promises(), self.workload.junk, events)
@@ -188,7 +204,10 @@ class Attack:
             self.log.add("made", " ".join(keys), operation, True in made)
 
     def recover(self, plan: Plan | None = None) -> None:
-        """Make one pass in a new process, at the time of the crash."""
+        """Make one pass in a new process, at the time of the crash, and check what it did.
+
+        With a plan, attack this pass instead, and check nothing.
+        """
         promises = self.promises()
         before = read_disk(self.path)
         alive = frozenset(("c1",)) if self.partner else frozenset()
@@ -208,7 +227,10 @@ class Attack:
         bench.work()
 
     def settle(self, events: int) -> Disk:
-        """Make passes until all jobs are final, and check the result."""
+        """Make passes until all jobs are final, and check the result.
+
+        `events` is how many kills and errors there were.
+        """
         self.end_partner()
         now = self.promises().now
 

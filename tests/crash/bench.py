@@ -41,7 +41,9 @@ START = 1_000_000
 DAY = 86_400
 MAX_ATTEMPTS = 3
 WATCHED = 10
+"""seconds, on the attacked process's monotonic clock, that `job_slow` waits for a fold"""
 RETRY_AT = START + 500
+"""when `job_flaky` and `job_delays` begin to succeed"""
 POLICIES: dict[str, dict[str, Any]] = {
     "twice": {"max_attempts": 2, "backoff": Backoff(first=20)},
     "often": {"max_attempts": 5, "backoff": Backoff(first=1, factor=1)},
@@ -66,7 +68,10 @@ class Log:
 
 
 class _Outcomes(logging.Handler):
-    """A pass logs an outcome once it is recorded: from then on it is a promise."""
+    """Adds the outcomes that passes log to the run's log.
+
+    A pass logs an outcome once it is recorded: from then on it is a promise.
+    """
 
     def __init__(self, log: Log) -> None:
         super().__init__()
@@ -88,7 +93,9 @@ class Bench:
         self.log = log
         self.now = now
         self.ids: dict[str, str] = {}
+        """key -> id of each job that was enqueued"""
         self.pipes = (-1, -1)
+        """for `job_waits`: it reads from the first, to wait, and reports its start to the second"""
         self.ticks: float | None = None
         """the monotonic clock of an attacked process"""
         self._nested = 0
@@ -162,6 +169,10 @@ class Bench:
     def _change(
         self, operation: str, chosen: Callable[[Job], bool], call: Callable[[], Any]
     ) -> None:
+        """Make a call that changes all `chosen` jobs, and log it.
+
+        If the call raises, look in the files whether the change was made, and log that, too.
+        """
         keys = read_disk(self.path).keys(chosen)
         text = " ".join(keys)
         self.log.add("call", text, operation, None)

@@ -22,7 +22,7 @@ def limit(job_type: str) -> int:
 
 
 def check_crashed(disk: Disk, promises: Promises, junk: int, torn: int) -> list[str]:
-    """Check the files after `torn` kills and errors."""
+    """Check the files after `torn` kills and errors; `junk` lines were invalid from the start."""
     wrong = list(disk.wrong)
     if len(disk.junk) > junk + torn:
         wrong.append(f"P8: {len(disk.junk)} lines are not rows: {disk.junk}")
@@ -55,7 +55,12 @@ def check_crashed(disk: Disk, promises: Promises, junk: int, torn: int) -> list[
 def check_recovered(
     before: Disk, after: Disk, crashed: Promises, run: set[str], alive: frozenset[str]
 ) -> list[str]:
-    """Check that one pass has recovered the jobs of dead passes, and has run all due jobs."""
+    """Check that one pass has recovered the jobs of dead passes, and has run all due jobs.
+
+    `before` and `after` are the files before and after that pass, `crashed` the promises before it.
+    `run` has the keys of the jobs that it has started, `alive` those of jobs that another live
+    pass is running.
+    """
     wrong = []
     old = {job.id: job for job in before.jobs}
     for job in after.jobs:
@@ -92,7 +97,10 @@ def check_recovered(
 
 
 def check_settled(disk: Disk, promises: Promises, junk: int, kills: int) -> list[str]:
-    """Check the end: all jobs are final, attempts match starts, and the file shows it."""
+    """Check the end: all jobs are final, attempts match starts, and the file shows it.
+
+    `junk` as in `check_crashed`; `kills` is how many kills and errors there were.
+    """
     wrong = check_crashed(disk, promises, junk, kills) + promises.wrong
     if disk.records:
         wrong.append(f"P8: {disk.records} records are not folded after a whole pass")
@@ -149,7 +157,11 @@ _ADMITS_CHANGE = re.compile(
 def check_errors(
     disk: Disk, promises: Promises, root: str, errors: tuple[int, ...], lasting: bool
 ) -> list[str]:
-    """Check that each failed call raised a clear error, and changed only what its error admits."""
+    """Check that each failed call raised a clear error, and changed only what its error admits.
+
+    `errors` are the planned error numbers, `lasting` is whether they lasted. All files are below
+    `root`.
+    """
     wrong = []
     by_key = {job.key: job for job in disk.jobs}
     for keys, operation, (name, number, file, known, text) in promises.raised:

@@ -24,6 +24,7 @@ from planted import MUTANTS, Mutant
 PROJECT = Path(__file__).resolve().parent.parent.parent
 AT_A_TIME = 2
 TIMEOUT = 150
+"""seconds for one call of pytest"""
 _COPIED = (
     "dbbasic_queue",
     "pytest_dbbasic_queue",
@@ -50,7 +51,10 @@ def lay_out(place: Path, mutant: Mutant | None) -> None:
 
 
 def run_tests(place: Path, tests: tuple[str, ...]) -> tuple[int, str]:
-    """Run the tests in a copy until one fails; return pytest's exit code and what it printed."""
+    """Run the tests in a copy until one fails; return pytest's exit code and what it printed.
+
+    The code is -1 if the tests took too long.
+    """
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
     command += [f"--basetemp={place / 'tmp'}", *tests]
     environment = {
@@ -73,7 +77,10 @@ def run_tests(place: Path, tests: tuple[str, ...]) -> tuple[int, str]:
 
 
 def judge(base: Path, number: int, mutant: Mutant) -> tuple[Mutant, str, float]:
-    """Return the test that has caught the bug ("" if none has) and the seconds it took."""
+    """Return the bug, the test that has caught it ("" if none has), and the seconds it took.
+
+    If the bug couldn't be planted, or pytest itself failed, "!! " and the reason replace the test.
+    """
     place = base / str(number)
     place.mkdir()
     started = time.monotonic()

@@ -17,9 +17,13 @@ class Promises:
     def __init__(self, events: list[list[Any]]) -> None:
         self.events = events
         self.called: dict[str, Any] = {}
+        """key -> `run_at`, or None for at once, of each job whose enqueue was called"""
         self.kept: dict[str, str] = {}
+        """key -> id of each job that must be in the queue: its enqueue was acknowledged"""
         self.key_of: dict[str, str] = {}
+        """id -> key"""
         self.removed: set[str] = set()
+        """keys of the jobs whose removal was acknowledged, or is known to be made"""
         self.paused: set[str] = set()
         """keys of the jobs whose type is certainly paused"""
         self.archived: set[str] = set()
@@ -30,17 +34,28 @@ class Promises:
         self.made_despite_error: list[tuple[str, str]] = []
         """(operation, message) of changes that were made though the call raised"""
         self.cancelled: set[str] = set()
+        """keys of the jobs whose cancel was acknowledged"""
         self.raised: list[tuple[list[str], str, list[Any]]] = []
+        """(keys, operation, the error as in the log) of each call that raised"""
         self.had: dict[str, int] = {}
+        """key -> attempts before the log was started, less those that a requeue has reset"""
         self.returned: dict[str, int] = {}
+        """key -> attempts that were certainly returned, because a delay was recorded"""
         self.delayed: dict[str, int] = {}
+        """key -> attempts that raised Delay, and whose outcome isn't reported"""
         self.starts: dict[str, int] = {}
+        """key -> how often its handler was entered"""
         self.starts_under_error: dict[str, int] = {}
+        """the same, only while calls failed"""
         self.starts_by: dict[int, set[str]] = {}
+        """pid -> keys of the jobs that it has started"""
         self.outcomes: dict[str, tuple[str, int]] = {}
+        """id -> the last known status and its attempt, which is -1 if a reader saw the status"""
         self.now: float = START
+        """the clock, in Unix seconds"""
         self.error_is_over = False
         self.wrong: list[str] = []
+        """the promises that the log itself shows to be broken, as in `checks`"""
         self._running: dict[str, int] = {}
         self._under_error = False
         for pid, what, *rest in events:
@@ -130,7 +145,7 @@ class Promises:
         self.had[key] = attempts
 
     def started(self, key: str) -> int:
-        """Return how many attempts of a job were started and not certainly returned."""
+        """Return how many attempts of a job were started, not counting those surely returned."""
         return self.had.get(key, 0) + self.starts.get(key, 0) - self.returned.get(key, 0)
 
     def started_at_least(self, key: str) -> int:

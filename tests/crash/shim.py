@@ -9,7 +9,7 @@ there. A `Plan` names a call by its number and says what happens to it:
     torn     ... after a write without its last byte, a newline
     after    ... after the call
     error    the call raises; with `lasting`, so does each later call that can raise this error
-             (with `then_error`, so does the `after`th later call that changes a file)
+             (with `then_error`, so does the `after`th later changing call that can raise that one)
     short    a write writes only half; with `lasting`, later calls raise (a disk that fills up)
              or, without an error number, later writes also write only half
     broken   a write writes half, and then raises
@@ -52,6 +52,7 @@ NAMES = (
 REAL: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in NAMES}
 REAL["lock"] = REAL["unlock"] = fcntl.flock
 
+# The names of calls, as in the trace: `create` is an `open` that may create the file.
 TAKES_SPACE = frozenset(("create", "write", "rename", "mkdir", "fsync", "fdatasync"))
 CHECKS_ACCESS = frozenset(
     ("open", "create", "rename", "unlink", "mkdir", "stat", "lstat", "utime", "fchmod", "fchown")
@@ -67,6 +68,7 @@ CALLS_WITH = {
 }
 """error number -> the calls that can raise it"""
 REFUSALS = ("error", "short", "broken")
+"""the phases in which a call fails or writes less"""
 
 
 _CHANGES_FILES = frozenset(
@@ -75,15 +77,15 @@ _CHANGES_FILES = frozenset(
 
 
 def changes(name: str) -> bool:
-    """Return whether a call changes something."""
+    """Return whether a call with this name changes files or locks."""
     return name == "write" or name in _CHANGES_FILES
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the trace, and the functions of the package that led to it, innermost first.
+    """One call of the trace. An `open` that may create the file is named `create`.
 
-    An `open` that may create the file is named `create`.
+    `site` names the functions of the package that led to the call, innermost first.
     """
 
     name: str
@@ -106,7 +108,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to call `number`."""
+    """What happens to call `number`, counted from 0; the module describes the phases."""
 
     number: int
     phase: str
@@ -134,13 +136,18 @@ class Shim:
         self.plan = plan
         self.trace: list[Call] = []
         self.on = False
+        """whether calls are counted and attacked"""
         self.first_error = ""
+        """the first call that failed"""
         self._later_changes = 0
         self._counting = threading.Lock()
         self.act: Callable[[], None] = lambda: None
         self.locked = False
+        """whether this process holds the queue's lock"""
         self.on_error: Callable[[str], None] = lambda _: None
+        """called with the first failing call, and with the one that `then_error` fails"""
         self._descriptors: dict[int, str] = {}
+        """descriptor -> path of each open file below `root`"""
 
     def install(self) -> None:
         """Replace functions of `os`, and `fcntl.flock`, in this process. There is no way back."""
@@ -268,11 +275,15 @@ _WRAPPERS = {("dbbasic_queue.store.disk.lock", name) for name in ("run", "read",
 
 
 def _only_compares(name: str) -> bool:
-    """Return whether the call only checks that a descriptor is still the one that was opened."""
+    """Return whether the call only checks that a descriptor is still the one that was opened.
+
+    Such calls are neither counted nor attacked.
+    """
     return name in ("fstat", "lseek") and sys._getframe(2).f_code.co_name in _COMPARING
 
 
 def _site() -> str:
+    """Return the innermost functions of the package on the stack, up to five, joined by "<"."""
     names: list[str] = []
     frame = sys._getframe(3)
     while frame is not None and len(names) < 5:

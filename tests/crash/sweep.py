@@ -3,14 +3,15 @@
     python tests/crash/sweep.py kill WORKLOAD [EVERY]      kill at each call
     python tests/crash/sweep.py double WORKLOAD [EVERY]    ... and again during the recovery
     python tests/crash/sweep.py creations WORKLOAD [EVERY] kill when files are created for a group
-    python tests/crash/sweep.py meetings WORKLOAD [EVERY]  let another process act at each call
+    python tests/crash/sweep.py meetings WORKLOAD [EVERY]  let others act at calls without the lock
     python tests/crash/sweep.py errors WORKLOAD [EVERY]    make each call fail
     python tests/crash/sweep.py pairs WORKLOAD [EVERY]     ... and one of the next calls
 
-EVERY is the step through the points (1: all of them). Each kind of call (its name, its file and its
-callers) is attacked at least once per moment of a kill, and at least once with an error. The last
-line printed is a JSON object with counts and mistakes. With DBBASIC_QUEUE_STOP=1 the sweep ends at
-the first mistake.
+EVERY is the step through the points (1: all of them). Whatever it is, `kill` attacks each kind of
+call (its name, its file and its callers) at least once per moment of a kill, and `errors` makes
+each kind fail at least once; so does `pairs`, if the call changes something. The last line printed
+is a JSON object with counts and mistakes; tests/crash/README.md explains it. With
+DBBASIC_QUEUE_STOP=1 the sweep ends at the first mistake.
 """
 
 from __future__ import annotations
@@ -36,11 +37,13 @@ from workloads import ACTS, WORKLOADS, Workload, tear, tidy
 import dbbasic_queue.store.claiming.slots
 
 REACH = 3
+"""how many changing calls after the first error the second one may come"""
 _TRIES = 5
+"""how often a run is repeated that has ended before its planned call"""
 
 
 class EnoughFound(Exception):
-    """Raised at the first mistake if the caller wants no more."""
+    """Raised at the first mistake, with DBBASIC_QUEUE_STOP=1."""
 
     def __init__(self, result: Result) -> None:
         super().__init__()
@@ -49,7 +52,7 @@ class EnoughFound(Exception):
 
 @dataclass
 class Result:
-    """What a sweep has done and found."""
+    """What a sweep has done and found. `as_dict` returns what tests/crash/README.md explains."""
 
     points: int = 0
     runs: int = 0
@@ -57,8 +60,11 @@ class Result:
     errors: int = 0
     missed: int = 0
     states: set[str] = field(default_factory=set)
+    """digests of the files after the attack"""
     wrong: Counter[str] = field(default_factory=Counter)
+    """how often each kind of mistake was found; a kind is a sentence with N for ids and times"""
     first: dict[str, str] = field(default_factory=dict)
+    """kind -> its first mistake, with the plan and the call"""
 
     def note(self, plan: object, site: str, sentences: list[str]) -> None:
         for sentence in sentences:
@@ -120,7 +126,7 @@ def _kill_plans(trace: list[Call]) -> Iterator[tuple[Call, Plan]]:
 
 
 def sample(plans: list[tuple[Call, Plan]], every: int) -> list[tuple[Call, Plan]]:
-    """Return about one in `every` plans, and at least one for each kind of call."""
+    """Return about one in `every` plans, and at least one for each kind of call and attack."""
     kinds: dict[tuple[Call, str, int], list[int]] = {}
     for number, (call, plan) in enumerate(plans):
         phase = "" if plan.error and not plan.then_error else plan.phase
@@ -135,7 +141,8 @@ def _killed(base: str, workload: Workload, plan: Plan) -> Attack:
     """Run the workload, and kill it at a call.
 
     The ticker's thread makes its calls when it is scheduled, so a run may have fewer calls than the
-    counted one. The next try is then killed at the last of these calls.
+    trace that was planned with, and end before its kill. Then the run is repeated, and killed at
+    the last call of the one before.
     """
     for _ in range(_TRIES):
         attack = attacked(base, workload, plan)
@@ -265,6 +272,7 @@ def sweep_errors(base: str, workload: Workload, every: int) -> Result:
 
 
 def _refuse(base: str, workload: Workload, call: Call, plan: Plan, result: Result) -> None:
+    """Run the workload, make a call fail, and check; add what was found to the result."""
     for _ in range(_TRIES):
         attack = attacked(base, workload, plan, error=True)
         met = [event[1] for event in attack.log.events()].count("error")
@@ -291,6 +299,7 @@ _SOON = ((errno.EIO, errno.EIO, 1), (errno.ENOSPC, errno.ENOSPC, 2))
 
 
 def _pair_plans(trace: list[Call], whole: bool) -> Iterator[tuple[Call, Plan]]:
+    """Yield the plans with every pair of errors within REACH if `whole`, otherwise with _SOON."""
     errors = (errno.EIO, errno.ENOSPC)
     pairs = tuple(itertools.product(errors, errors, range(1, REACH + 1))) if whole else _SOON
     for number, call in enumerate(trace):
@@ -321,6 +330,7 @@ SWEEPS = {
 
 
 def main(kind: str, workload: str, every: str = "1") -> int:
+    """Run a sweep and print its result; return the exit code."""
     # 64 slots would mean 64 calls for missing files.
     patch_constant(dbbasic_queue.store.claiming.slots, "SLOTS", 6)
     gc.freeze()  # so that children don't copy the parent's memory

@@ -19,8 +19,8 @@ from disk import FINAL, HEADER
 class Workload:
     """A script, and the files that it starts with.
 
-    `prepare` creates the files. If there is a `damage`, a partner process starts a job, and then
-    `damage` adds what dead processes leave.
+    `prepare` creates the files. If there is a `damage`, a partner process starts a job and waits in
+    it, and then `damage` adds what dead processes leave behind. Then `script` is attacked.
     """
 
     name: str
@@ -71,6 +71,7 @@ def _write_file(bench: Bench, rows: str) -> None:
 
 
 def _log_rows(bench: Bench, rows: str) -> None:
+    """Log rows that a workload writes itself as if they had been enqueued."""
     for row in rows.splitlines():
         job_id, _, _, status, _, run_at, attempts, *_ = row.split("\t")
         bench.ids[job_id] = job_id
@@ -108,6 +109,7 @@ def _passes(bench: Bench) -> None:
 
 
 def record(job_id: str, state: str) -> bytes:
+    """Return a line of the journal; `state` is the six columns after the payload."""
     body = f"{job_id}\t{state}".encode()
     return b"%b\t%08x\n" % (body, zlib.crc32(body))
 
