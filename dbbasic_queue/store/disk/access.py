@@ -1,9 +1,9 @@
 """Who may use the queue: the directory decides, not the umask.
 
-So root's cron and the web server's user share one queue.
+So root's cron and the web server's user can share one queue.
 
-- If the group may write the directory, a new file gets the directory's group and mode 0660,
-  otherwise mode 0600.
+- If the directory is group-writable, a new file gets the directory's group and mode 0660. If it
+  isn't, or if this process may not set that group, the file gets mode 0600.
 - A file that root creates belongs to the directory's owner.
 - A world-writable directory is refused.
 """
@@ -24,7 +24,10 @@ _CHECKSUMS = {"security.ima", "security.evm"}
 
 
 def set_access(fd: int, directory: os.stat_result) -> None:
-    """Give a new file the mode, and as far as allowed the group and owner, of its directory."""
+    """Give a new file the mode and, as far as allowed, the group and owner described above.
+
+    `directory` is the status of the file's directory.
+    """
     shared = bool(directory.st_mode & stat.S_IWGRP) and _change_owner(fd, -1, directory.st_gid)
     if os.geteuid() == 0 and directory.st_uid != 0:
         _change_owner(fd, directory.st_uid, -1 if shared else directory.st_gid)
@@ -32,10 +35,11 @@ def set_access(fd: int, directory: os.stat_result) -> None:
 
 
 def replace_like(fd: int, old_fd: int) -> None:
-    """Give a rewritten file the access of the old one.
+    """Give a new file the access of the old one that it will replace.
 
-    That is the owner and group, as far as allowed, the mode, the access list and the extended
-    attributes. Raises OSError if the access list can't be set: then the old file has to stay.
+    That is the owner and group, as far as allowed, and the mode; on Linux also the access list
+    (ACL) and, as far as allowed, the other extended attributes. Raises OSError if the mode or the
+    access list can't be set: then the old file has to stay.
     """
     old, new = os.fstat(old_fd), os.fstat(fd)
     if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid) and not _change_owner(
@@ -65,7 +69,7 @@ def _copy_attributes(old: int, new: int) -> None:
 
 
 def _change_owner(fd: int, uid: int, gid: int) -> bool:
-    """Set the owner and group, -1 for no change; False if that isn't allowed."""
+    """Set the owner and group, -1 for no change; return False if that isn't allowed."""
     try:
         os.fchown(fd, uid, gid)
     except PermissionError:
@@ -76,9 +80,10 @@ def _change_owner(fd: int, uid: int, gid: int) -> bool:
 def prepare_directory(path: str) -> None:
     """Create the directory and its parents, if they don't exist.
 
-    If root creates one, it belongs to its parent's owner. If the group may write the parent, the
-    new directory gets the parent's group. Raises NotAQueue for a world-writable directory,
-    StoreError if it can't be created.
+    On return, new ones are on the disk. If root creates one, it belongs to its parent's owner. If
+    the parent is group-writable and not sticky, the new directory gets the parent's group and mode
+    2770, otherwise mode 0755. Raises NotAQueue if the directory is world-writable or something else
+    is at the path, StoreError if it can't be created.
     """
     if not os.path.isdir(path):
         _create_directory(path)

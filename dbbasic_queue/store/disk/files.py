@@ -20,14 +20,14 @@ from dbbasic_queue.store.disk.sync import sync_directory, write_all
 
 _TRIES = 100
 _NEW_FILE_SECONDS = (0.002, 0.02, 0.2)
-"""how long to wait, after each refusal, for the process that created a file to set its mode"""
+"""how long to wait, after each refusal, for the process that is creating a file to set its mode"""
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 """the errors of a full disk and of a quota that is used up"""
 
 
 def unstable_inodes(path: str) -> StoreError:
-    """Return the error for a path that leads to another file at each check."""
+    """Return the error for a path that led to a different file at each check."""
     return StoreError(
         errno.ESTALE,
         f"the inode number was another one at each of {_TRIES} checks: nothing was done (does this "
@@ -43,8 +43,10 @@ def unstable_inodes(path: str) -> StoreError:
 def open_file(path: str, flags: int, *, to_lock: bool = False) -> OpenFile | None:
     """Open an existing file of the queue; return None if it doesn't exist.
 
-    A forked child closes one that is opened `to_lock` it. Raises NotAQueue for anything but a
-    regular file, and for a hard link to another user's; StoreError if the system refuses.
+    Pass `to_lock` for a file that will be locked: then a forked child closes its copy. If access is
+    denied, this tries again for 0.2 s: the file's creator may not have set the mode yet. Raises
+    NotAQueue for anything but a regular file, and for a hard link to another user's file;
+    StoreError if the system refuses.
     """
     for seconds in (*_NEW_FILE_SECONDS, 0):
         try:
@@ -98,7 +100,7 @@ def _not_a_file(path: str) -> NotAQueue:
 def refuse_mount_point(file: OpenFile) -> None:
     """Raise NotAQueue if a file is mounted by itself, as by `docker run -v ./queue.tsv:...`.
 
-    Only Linux shows that, in /proc.
+    Only Linux shows that, in /proc: without it, this does nothing.
     """
     directory = os.open(os.path.dirname(file.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -131,7 +133,10 @@ def _mount_id(fd: int) -> bytes:
 
 
 def open_or_create(path: str, flags: int, *, to_lock: bool = False) -> OpenFile:
-    """Open a file of the queue, and create it if it doesn't exist; otherwise like `open_file`."""
+    """Open a file of the queue, and create it if it doesn't exist; otherwise like `open_file`.
+
+    The name of a new file isn't synced.
+    """
     while True:
         file = open_file(path, flags, to_lock=to_lock)
         if file is not None:
@@ -146,7 +151,10 @@ def open_or_create(path: str, flags: int, *, to_lock: bool = False) -> OpenFile:
 
 
 def create_file(path: str, flags: int, *, to_lock: bool = False) -> OpenFile | None:
-    """Create a file with the access that its directory suggests; None if it exists already."""
+    """Create a file with the access that its directory implies; return None if it exists already.
+
+    Raises StoreError if the system refuses.
+    """
     directory = os.stat(os.path.dirname(path))
     try:
         file = open_descriptor(path, flags | os.O_CREAT | os.O_EXCL, to_lock=to_lock)
@@ -159,7 +167,10 @@ def create_file(path: str, flags: int, *, to_lock: bool = False) -> OpenFile | N
 
 
 def create_fresh(path: str) -> OpenFile:
-    """Create a file that is to be renamed; delete one that a crash has left at the path."""
+    """Create a file that is to be renamed; delete one that a crash has left at the path.
+
+    Call it under a lock, or with a path that no other process uses.
+    """
     while True:
         file = create_file(path, os.O_RDWR | os.O_APPEND)
         if file is not None:
@@ -181,8 +192,10 @@ def replace_file(
 ) -> None:
     """Write a new file next to the path, named with `ending`, and rename it to the path.
 
-    With `fsync`, both are on the disk on return. Raises StoreError, which says the `consequence`,
-    if the system refuses.
+    Call it under a lock, or with an ending that no other process uses. With `fsync`, the content
+    and the rename are on the disk on return. Without `mode`, the directory implies the mode. Raises
+    StoreError, with the `consequence` in its message, if the system refuses. If only the sync of
+    the rename has failed, the file was replaced nevertheless.
     """
     try:
         new = create_fresh(path + ending)
@@ -209,10 +222,11 @@ def replace_file(
 
 
 def append(file: OpenFile, size: int, content: bytes) -> None:
-    """Append whole lines to a file of `size` bytes under the lock: all of them, or none.
+    """Append whole lines to a file of `size` bytes: all of them, or none. They aren't synced.
 
-    Whatever interrupts it, the file is cut back to `size`. If even that fails, the next writer
-    ends the torn line. Raises StoreError if the system refuses.
+    Call it under the lock, with a file that was opened with O_APPEND. Whatever interrupts the
+    append, the file is cut back to `size`. If even that fails, the next writer ends the torn line.
+    Raises StoreError if the system refuses; the error says whether a part may have stayed.
     """
     try:
         written = os.write(file.fd, content)
@@ -235,9 +249,9 @@ def append(file: OpenFile, size: int, content: bytes) -> None:
 
 
 def end_last_line(file: OpenFile, size: int) -> int:
-    """End a torn last line of a file of `size` bytes; return the file's size. Under the lock.
+    """End the last line of a file of `size` bytes if it is torn; return the file's new size.
 
-    Otherwise the next line would be appended to the torn one.
+    Call it under the lock. Otherwise the next line would be appended to the torn one.
     """
     if not size or os.pread(file.fd, 1, size - 1) == b"\n":
         return size

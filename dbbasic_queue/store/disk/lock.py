@@ -1,8 +1,8 @@
 """The queue's one lock: `flock` on a file that is never renamed and never deleted.
 
-- It is held for microseconds, by one thread of one process.
+- It is held by one thread of one process, mostly for microseconds.
 - After locking, the path is checked again: if somebody has deleted the lock file, another process
-  may hold the lock of a new one.
+  may hold the lock of a new one. A method that is marked `even_if_moved` puts that check off.
 - Whatever a signal handler raises, and wherever, the lock is free afterwards. Python calls handlers
   when a Python function starts and after each call. So no Python function starts between the end
   of the work and the call that unlocks. That is why the work is a function that `run` calls, not
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     L = TypeVar("L", bound=Locked)
 
 PATIENCE_SECONDS = 60.0
-"""After that, a lock that is still held is an error: its holder is stopped or hangs."""
+"""How long to wait for the lock before raising QueueBusy: its holder is stopped or hangs."""
 
 # Most processes hold the lock for microseconds. Others do something long, such as a fold: many
 # processes that poll quickly would keep them off the CPU. So a waiting process first yields the
@@ -77,7 +77,7 @@ def locked(method: Callable[Concatenate[L, P], R]) -> Callable[Concatenate[L, P]
 
 
 def reading(method: Callable[Concatenate[L, P], R]) -> Callable[Concatenate[L, P], R]:
-    """Make a method keep this process's other threads out while it runs, without the lock."""
+    """Make a method keep this process's other threads out while it runs; no lock is acquired."""
 
     def call(self: L, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.lock.read(method, self, *args, **kwargs)
@@ -87,18 +87,22 @@ def reading(method: Callable[Concatenate[L, P], R]) -> Callable[Concatenate[L, P
 
 
 def even_if_moved(method: Callable[P, R]) -> Callable[P, R]:
-    """Mark a method that may run under the lock file that is open, even if it was moved.
+    """Mark a method that may run under the lock of the open lock file even if that file was moved.
 
-    If the queue's directory was moved, the outcome of a job that runs may still be recorded there.
-    A method that needs the files at the path calls `check_path` or `reacquire` first. Most calls
-    don't, and take less time: they only check that the open lock file wasn't deleted.
+    If the queue's directory is moved while a job runs, the job's outcome can still be recorded in
+    it. A method that needs the files at the path calls `check_path` or `reacquire` first. Most
+    calls don't, and take less time: they only check that the open lock file is untouched. With
+    `locked`, this is the inner decorator.
     """
     method.__dict__["even_if_moved"] = True
     return method
 
 
 def try_lock(fd: int) -> bool:
-    """Lock an open file without waiting; False if another open file has its lock."""
+    """Lock an open file without waiting; return False if another open file has its lock.
+
+    Locking the same open file again succeeds.
+    """
     try:
         fcntl.flock(fd, _LOCK_NOW)
     except BlockingIOError:
@@ -107,18 +111,22 @@ def try_lock(fd: int) -> bool:
 
 
 def unlock(file: OpenFile) -> None:
-    """Free a file's lock. Closing isn't enough: a child may have inherited the open file."""
+    """Release a file's lock. Closing isn't enough: a child may have inherited the open file."""
     if file.is_ours():
         fcntl.flock(file.fd, fcntl.LOCK_UN)
 
 
 class QueueLock:
-    """Only functions that `run` calls change the queue's files.
+    """The lock of one queue, shared by all threads of this process.
+
+    Only functions that `run` calls change the queue file and the journal.
 
     `closing`       files that were replaced: they are closed when the lock is free again, because
                     closing one frees its blocks on the disk, which takes a while
-    `directory`     device and inode number of the directory in which the lock file was opened last
-    `moved`         whether the lock that is held belongs to files whose directory was moved
+    `directory`     device and inode number of the directory in which the lock file was opened last;
+                    None if it never was
+    `moved`         whether the lock that is held belongs to files whose directory was moved; only
+                    valid if the path was checked
     `path_checked`  whether the path was checked since the lock was acquired
     """
 
@@ -136,10 +144,12 @@ class QueueLock:
         self.closing: list[OpenFile | None] = []
         self._file: OpenFile | None = None
         self._held_since = _NOT_HELD
+        """when the lock was acquired, on the monotonic clock"""
         # Reentrant, so that a call by a signal handler never waits for its own thread. Never in a
         # `with`: Python 3.14 runs signal handlers between a lock's `__enter__` and the block.
         self._mutex = threading.RLock()
         self._owner = 0
+        """the thread that is inside `run` or `read`, or 0"""
 
     def run(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function while this thread holds the lock; return what it returns.
@@ -167,7 +177,7 @@ class QueueLock:
                         if self._file is not None:
                             fcntl.flock(self._file.fd, fcntl.LOCK_UN)
                     except OSError:
-                        pass  # it wasn't held
+                        pass  # the descriptor is closed: nothing is held through it
                     finally:
                         since, self._held_since = self._held_since, _NOT_HELD
                         if self.closing:
@@ -192,7 +202,7 @@ class QueueLock:
     def read(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function while this process's other threads stay out, without the lock.
 
-        It returns and raises what `run` does.
+        Returns and raises what `run` does, except QueueBusy.
         """
         if _getpid() != forks.process:
             forks.notice()
@@ -217,6 +227,7 @@ class QueueLock:
             raise
 
     def _name(self, error: OSError) -> None:
+        """Raise a StoreError for a bare OSError; do nothing if it is one of our own errors."""
         if not isinstance(error, QueueError):
             raise store_error(error, error.filename or self.path, "nothing was done") from error
 
@@ -230,16 +241,27 @@ class QueueLock:
         self._held_since = _NOT_HELD
 
     def reacquire(self) -> None:
-        """Acquire the lock again after `release_early`; others may have changed everything."""
+        """Acquire the lock of the lock file that is at the path now.
+
+        Call it after `release_early`, or if the path wasn't checked yet. Other processes may have
+        changed everything in between.
+        """
         self._acquire_at_path(even_if_moved=False)
 
     def check_path(self) -> None:
-        """Check the path, if that was put off; acquire the lock that is there, or set `moved`."""
+        """Check the path, if that was put off.
+
+        If the lock file was deleted, acquire the lock of the one at the path. If its directory was
+        moved, set `moved`.
+        """
         if not self.path_checked:
             self._acquire_at_path(even_if_moved=True)
 
     def _acquire(self, even_if_moved: bool) -> None:
-        """Acquire the lock; check the path, if the open files don't do even if they were moved."""
+        """Acquire the lock and check the path.
+
+        With `even_if_moved`, the check is put off if the open lock file is untouched and free.
+        """
         file = self._file
         if even_if_moved and file is not None and file.is_untouched() and try_lock(file.fd):
             self.path_checked = False
@@ -248,6 +270,10 @@ class QueueLock:
             self._acquire_at_path(even_if_moved)
 
     def _acquire_at_path(self, even_if_moved: bool) -> None:
+        """Acquire the lock of the lock file at the path, which is created if there is none.
+
+        With `even_if_moved`, the open one will do if its directory was moved: then set `moved`.
+        """
         for _ in range(_TRIES):
             file = self._file
             if file is None or not file.is_ours():
@@ -295,6 +321,7 @@ class QueueLock:
         raise unstable_inodes(self.path)
 
     def _wait(self, fd: int) -> None:
+        """Try to lock the file until that succeeds; raise QueueBusy after a minute."""
         for _ in range(_YIELDS):
             _yield_cpu()
             if try_lock(fd):
@@ -312,15 +339,18 @@ class QueueLock:
             time.sleep(_pause(waited))
 
     def record_fold(self) -> None:
-        """Set the lock file's time to now: that of the last fold."""
+        """Set the lock file's mtime, which is the time of the last fold, to now."""
         assert self._file is not None
         try:
             os.utime(self._file.fd)
         except OSError:
-            pass  # only the file's owner may; then folds come a little more often
+            pass  # then folds come a little more often
 
     def folded_at(self) -> float:
-        """Return when any process last folded, in Unix seconds; 0 if it can't be known."""
+        """Return when any process last folded, in Unix seconds; 0 if that can't be known.
+
+        Before the first fold, it is when the lock file was created.
+        """
         try:
             return os.stat(self.path).st_mtime
         except OSError:
@@ -347,5 +377,5 @@ def _called_inside() -> QueueError:
 
 
 def _pause(waited: float) -> float:
-    """Return how long to sleep before the next try, after waiting for that many seconds."""
+    """Return how many seconds to sleep before the next try, after waiting for `waited` seconds."""
     return min(max(waited * _PAUSE_SHARE, _SHORTEST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)

@@ -1,7 +1,7 @@
 """An open file that can tell whether its descriptor number still belongs to it.
 
 Programs close descriptors that they didn't open (`os.closerange` in a daemon library), and then
-open files of their own under the same numbers. So `is_ours` is asked before a descriptor that was
+open files of their own under the same numbers. So `is_ours` is called before a descriptor that was
 kept open is locked, written or cut.
 """
 
@@ -29,7 +29,7 @@ _SEEK_SET, _SEEK_CUR = os.SEEK_SET, os.SEEK_CUR
 _marks = count(1 << 30 | int.from_bytes(os.urandom(3), "big"))
 
 _last_mark: dict[int, int] = {}
-"""descriptor number -> the mark of the file of ours that got this number last"""
+"""descriptor number -> the mark of the last file of ours that got this number"""
 
 _to_close_after_fork: weakref.WeakSet[OpenFile] = weakref.WeakSet()
 """Files that are, or will be, locked: a forked child closes them. The lock belongs to the open
@@ -47,6 +47,8 @@ class OpenFile:
     offset is the end of the file instead: from 4 KiB on, that is compared; otherwise the mark is
     set again. If the offset is another one, an `fstat` decides, which takes five times as long.
 
+    `fd`           the descriptor; -1 once it is closed
+    `path`         where it was opened, or renamed to
     `offset`       where the descriptor's offset must be: the mark, or the end of the last write
     `identity`     device and inode number
     `needs_mark`   True for a file that is never written: then only the mark counts, because
@@ -104,7 +106,7 @@ class OpenFile:
         return True
 
     def set_mark(self) -> bool:
-        """Set the offset to the mark; False if the file system doesn't allow offsets so large."""
+        """Set the offset to the mark; return False if the file system doesn't allow that."""
         try:
             self.offset = os.lseek(self.fd, self._mark, _SEEK_SET)
         except OSError:
@@ -112,7 +114,7 @@ class OpenFile:
         return True
 
     def require(self, consequence: str) -> None:
-        """Raise StoreError, which says the `consequence`, if the descriptor isn't ours."""
+        """Raise StoreError, with the `consequence` in its message, if the descriptor isn't ours."""
         if not self.is_ours():
             raise StoreError(
                 errno.EBADF,
@@ -122,14 +124,15 @@ class OpenFile:
             )
 
     def remember_names(self) -> None:
-        """Remember how many names the file has, and when that changed, for `is_untouched`."""
+        """Remember how many names the file has, and its ctime, for `is_untouched`."""
         status = os.fstat(self.fd)
         self._names, self._names_changed_ns = status[_NAMES], status.st_ctime_ns
 
     def is_untouched(self) -> bool:
-        """Return whether the descriptor is ours, and no name of the file was added or removed.
+        """Return whether the descriptor is ours, and the file untouched since `remember_names`.
 
-        Quicker than `is_at_path`, but a directory that was moved isn't noticed.
+        A name that is added or removed touches it, and so does anything else that sets the ctime,
+        such as a chmod. Quicker than `is_at_path`, but a directory that was moved isn't noticed.
         """
         try:
             status = os.fstat(self.fd)
@@ -151,9 +154,10 @@ class OpenFile:
 
 
 def open_descriptor(path: str, flags: int, *, to_lock: bool) -> OpenFile:
-    """Open or create a file, and no link. A forked child closes one that is opened `to_lock` it.
+    """Open a file, or create it if the flags allow that; a symbolic link isn't followed.
 
-    Raises the system's OSError. A new file has mode 0600.
+    Pass `to_lock` for a file that will be locked: then a forked child closes its copy. Raises the
+    system's OSError. A new file has mode 0600.
     """
     flags |= os.O_NOFOLLOW | os.O_CLOEXEC
     if not to_lock:

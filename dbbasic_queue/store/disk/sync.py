@@ -31,7 +31,10 @@ def sync_directory(path: str) -> None:
 
 
 def write_all(fd: int, content: bytes) -> None:
-    """Write every byte, by several writes if the first is short; raise OSError if that fails."""
+    """Write every byte, by several writes if the first is short.
+
+    Raises OSError if that fails: then a part may have been written.
+    """
     written = os.write(fd, content)
     while written < len(content):
         n = os.write(fd, content[written : written + _PIECE_BYTES])

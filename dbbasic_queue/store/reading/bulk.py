@@ -1,8 +1,11 @@
-"""Reads many rows at once, by built-in functions that loop in C.
+"""Parses many rows at once, by built-in functions that loop in C.
 
-A piece of the file is split at all tabs and line ends together, and each check is made for a whole
-column. If a line isn't a plain row, the piece is halved, until a few lines are left, which are
-parsed one by one.
+A piece of the file is split at all tabs and line ends in one call, and each check is made for a
+whole column. If a line isn't a plain row, the piece is halved, until only a few lines are left,
+which the caller parses one by one.
+
+A plain row has nine columns, and its id, status and numbers need none of the exceptions that
+`parse_row` allows.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     Columns = tuple[list[bytes], list[bytes], list[int], list[bytes], int]
-    """The ids, statuses, `run_at` and attempts of rows that are all jobs, except that an id may
-    occur twice; and the latest `created_at`."""
+    """The ids, statuses, `run_at` and `attempts` of plain rows, one of each per row, and the latest
+    `created_at`. An id may occur twice."""
 
 PENDING = b"pending"
 PROCESSING = b"processing"
@@ -28,7 +31,10 @@ _LONG_BYTES = 1 << 20
 
 
 def scan(content: bytes) -> Iterator[tuple[bytes, Columns | None]]:
-    r"""Yield complete lines in pieces: with their columns if all lines are plain rows, or None.
+    r"""Split complete lines into pieces; yield each piece with its columns, or with None.
+
+    None means that the caller must parse its lines one by one: not all of them are plain rows, or
+    the piece is too short to be worth the checks.
 
     >>> rows = b"a\tgreet\t{}\tpending\t5\t7\t0\t\t\n" * 40
     >>> [(len(piece), columns[2][:3], columns[4]) for piece, columns in scan(rows)]
@@ -50,7 +56,7 @@ def scan(content: bytes) -> Iterator[tuple[bytes, Columns | None]]:
 
 
 def _plain_columns(content: bytes) -> Columns | None:
-    """Return the columns if every line is a row in which `parse_row` changes nothing; or None."""
+    """Return the columns if every line is a plain row, otherwise None."""
     count = content.count(b"\n")
     if len(content) > _LONG_BYTES and content.count(b"\t") != 8 * count:
         return None  # a huge line of nothing but tabs would become a huge list

@@ -11,7 +11,10 @@ from dbbasic_queue.store.disk.openfile import OpenFile
 
 
 def require_header(line: bytes, path: str) -> None:
-    """Raise NotAQueue unless this is the header, as a file's first line without its end."""
+    """Raise NotAQueue unless `line`, a file's first line without its end, is the header.
+
+    If it is a job, or has a NUL, the header was lost: then this raises QueueDamaged, a NotAQueue.
+    """
     if not is_header(line):
         if b"\0" in line or parse_row(line) is not None:
             raise QueueDamaged(
@@ -29,7 +32,7 @@ def require_header(line: bytes, path: str) -> None:
 
 
 def has_header(file: OpenFile) -> bool:
-    """Return whether a file has its header: False if it is empty, or the header was cut short.
+    """Return whether a file has its header: False if it is empty, or the header is torn.
 
     Raises NotAQueue if the file begins with anything else.
     """
@@ -41,7 +44,7 @@ def has_header(file: OpenFile) -> bool:
 
 
 def require_partial_header(file: OpenFile) -> None:
-    """Raise NotAQueue unless a file without a complete line is empty, or a header cut short."""
+    """Raise NotAQueue unless the file, which has no complete line, is empty or a torn header."""
     start = os.pread(file.fd, len(HEADER), 0)
     if not HEADER.startswith(start):
         require_header(start, file.path)

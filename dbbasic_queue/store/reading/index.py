@@ -1,7 +1,8 @@
 """What is known about the rows: which jobs there are, and when they are due. Nothing here does I/O.
 
-A row is known by its number: 0 is the line after the header. Rows are only appended, and a fold
-keeps their order, so a number is still the same row after a fold.
+Each line after the header has a number, from 0, whether or not it is a job. Rows are only appended,
+and a fold keeps their order, so a row keeps its number. If a rewrite leaves rows out, the numbers
+change, and everything is read again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.reading.bulk import Columns
 
 NEVER = 1 << 62
-"""An instant after all others: when a job that isn't pending is due."""
+"""An instant after all others: stands for the `run_at` of a line that isn't a pending job."""
 
 _BLOCK_BITS = 10
 _BLOCK_ROWS = 1 << _BLOCK_BITS
@@ -33,15 +34,18 @@ class Index:
     """The jobs by id, and the pending ones by the time that they are due.
 
     `index`           id -> number of its row; the first one if several rows have the id
-    `records`         id -> the state that the journal has for the job, as bytes
+    `records`         id -> the job's last state in the journal, encoded; after a fold of this
+                      process, only of running jobs. There may be no row with the id
     `when`            number -> `run_at` of a pending job, NEVER for every other line
     `soonest`         no pending job is due before this instant
     `floors`          block of 1,024 rows -> no pending job in it is due before this instant
     `processing`      numbers of the jobs with this status
     `retrying`        numbers of the pending jobs that have been attempted before
-    `latest_created`  no job was enqueued after this instant
-    `unreadable`      numbers of the lines that aren't jobs
-    `binary`          whether one of those makes grep treat the file as binary
+    `latest_created`  the latest `created_at`; `clocks` lowers it after checking the jobs above it
+    `unreadable`      numbers of the lines that are known not to be jobs, in any order, perhaps
+                      twice. A payload that isn't JSON is noticed only when its job is due
+    `binary`          whether one of those makes grep treat the file as binary; lines that are too
+                      long for a row aren't checked
     """
 
     def __init__(self) -> None:
@@ -63,7 +67,7 @@ class Index:
     # -- adding rows, in the order of their numbers --
 
     def add_jobs(self, columns: Columns) -> None:
-        """Add rows that are all jobs, except that an id may occur twice."""
+        """Add plain rows (see `bulk`). A row with an id that is known already isn't a job."""
         ids, statuses, times, attempts, latest_created = columns
         first = len(self.when)
         numbers = list(range(first, first + len(ids)))
@@ -123,7 +127,10 @@ class Index:
     # -- states --
 
     def apply(self, job_id: bytes, state: bytes) -> None:
-        """Give a job the state that the journal has for it."""
+        """Give a job the state (encoded) that the journal has for it.
+
+        If the id has no row yet, the record is kept for one that is added later.
+        """
         self.records[job_id] = state
         number = self.index.get(job_id)
         if number is None:
@@ -176,9 +183,10 @@ class Index:
                 self.floors[block] = earliest
 
     def due(self, now: float, before: int) -> array[int]:
-        """Return the numbers of the due jobs, latest `run_at` first; only numbers below `before`.
+        """Return the numbers, below `before`, of the jobs that are due at `now`.
 
-        Reads only the blocks of rows that may have a due job.
+        The job that is to run next comes last: earliest `run_at`, then lowest number. Reads only
+        the blocks of rows that may have a due job.
         """
         bits = before.bit_length()
         instant = math.floor(now)
@@ -201,7 +209,7 @@ class Index:
         return array("q", map(((1 << bits) - 1).__and__, codes))
 
     def next_after(self, instant: float) -> int:
-        """Return the earliest `run_at` of a pending job after an instant, or NEVER."""
+        """Return the earliest `run_at` after `instant` that a pending job has, or NEVER."""
         found = NEVER
         for block, floor in enumerate(self.floors):
             if floor < found:
@@ -215,10 +223,10 @@ class Index:
     def keep_only_processing(self) -> None:
         """Drop the records of all jobs except those that are processing.
 
-        Their outcomes will be compared with them.
+        The outcome of a job is accepted only if its record is still the one that its claim wrote.
         """
         kept: dict[bytes, bytes] = {}
-        for job_id, state in reversed(self.records.items()):  # they are among the last
+        for job_id, state in reversed(self.records.items()):  # claims are mostly among the last
             if len(kept) == len(self.processing):
                 break
             if state.startswith(PROCESSING):
@@ -232,9 +240,9 @@ class Index:
 def job_on(
     number: int, line: bytes, index: Mapping[bytes, int], records: Mapping[bytes, bytes]
 ) -> Row | None:
-    r"""Return the job on a line, in its present state; None if the line isn't a job's.
+    r"""Return the job on a line, in its current state; None if the line isn't a job's.
 
-    `index` is which id is on which line, `records` the states that the journal has.
+    `index` and `records` are those of an `Index`. The payload isn't checked.
 
     >>> line = b"a\tgreet\t{}\tpending\t5\t7\t0\t\t"
     >>> job_on(3, line, {b"a": 3}, {b"a": b"cancelled\t5\t7\t0\t\t"}).state.status
@@ -255,7 +263,7 @@ def job_on(
 
 
 def as_it_stands(line: bytes, records: Mapping[bytes, bytes]) -> bytes:
-    r"""Return a job's line in its present state: with what the journal has for it.
+    r"""Return a job's line in its current state: the journal's, if it has one.
 
     >>> line = b"a\tgreet\t{}\tpending\t5\t7\t0\t\t"
     >>> as_it_stands(line, {b"a": b"cancelled\t5\t7\t0\t\t"})

@@ -1,4 +1,4 @@
-"""Finds one job by its id in the files' bytes: one look-up isn't worth an index."""
+"""Finds one job by searching the files' bytes for its id: one look-up isn't worth an index."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ _TRIES = 100
 
 
 def search(path: str, job_id: bytes) -> Row | None:
-    """Return the job with this id in the queue at `path`, in its present state, or None."""
+    """Return the job with this id in the queue at `path`, in its current state, or None.
+
+    Needs no lock: like a `View`, it reads the journal first and the file second. Raises NotAQueue
+    if another program's file is there, StoreError if the system refuses a read.
+    """
     for _ in range(_TRIES):
         file = open_file(path, os.O_RDONLY)
         if file is None:
@@ -39,7 +43,7 @@ def search(path: str, job_id: bytes) -> Row | None:
 
 
 def _last_record(path: str, job_id: bytes) -> bytes | None:
-    """Return the last state that the journal has for the job."""
+    """Return the last state that the journal has for the job, encoded, or None."""
     state = None
     for content in Tail(open_file(path, os.O_RDONLY)).new():
         if job_id in content:
@@ -50,7 +54,7 @@ def _last_record(path: str, job_id: bytes) -> bytes | None:
 
 
 def _first_row(file: OpenFile, job_id: bytes) -> Row | None:
-    """Return the first row with the id; its payload may not be JSON."""
+    """Return the first row with the id as it is in the file, or None. Its payload isn't checked."""
     rows = Tail(file)
     for content in rows.new():
         if rows.end == len(content):
@@ -65,7 +69,7 @@ def _first_row(file: OpenFile, job_id: bytes) -> Row | None:
 
 
 def _lines_with(job_id: bytes, content: bytes) -> Iterator[int]:
-    r"""Yield the start of each line that begins with the id.
+    r"""Yield the start of each line whose first column is the id.
 
     >>> list(_lines_with(b"b", b"a\tx\nb\ty\nbb\tz\n"))
     [4]

@@ -1,4 +1,8 @@
-"""Where each row lies in the file: little memory, and quick to update when rows get longer."""
+"""Where each row lies in the file: little memory, and quick to update when rows get longer.
+
+Here every line after the header is a row, even one that isn't a job. All offsets and lengths are
+bytes, and a length doesn't include the line end.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ _SHORT_ROW_BYTES = 32
 
 
 class Offsets:
-    r"""The length of each row, without its end, and where every 16th row begins.
+    r"""The length of each row, and where every 16th row begins.
 
     >>> offsets = Offsets(56)
     >>> offsets.extend([10, 20])
@@ -35,7 +39,7 @@ class Offsets:
         self._starts = array("q", [start])
 
     def extend(self, lengths: Iterable[int]) -> None:
-        """Add the rows that follow, by their lengths in bytes without their ends."""
+        """Add the rows that follow, by their lengths."""
         self._lengths.extend(lengths)
         end = len(self._starts) * _BLOCK_ROWS
         while end <= len(self._lengths):
@@ -44,26 +48,26 @@ class Offsets:
             end += _BLOCK_ROWS
 
     def start(self, number: int) -> int:
-        """Return where a row begins; for the next number, where the next row will begin."""
+        """Return where a row begins. `number` may be one above the last row's."""
         first = number // _BLOCK_ROWS * _BLOCK_ROWS
         before = self._lengths[first:number]
         return self._starts[number // _BLOCK_ROWS] + sum(before) + number - first
 
     def extent(self, number: int) -> tuple[int, int]:
-        """Return where a row begins, and its length without its end."""
+        """Return where a row begins, and its length."""
         first = number // _BLOCK_ROWS * _BLOCK_ROWS
         before = self._lengths[first:number]
         start = self._starts[number // _BLOCK_ROWS] + sum(before) + number - first
         return start, self._lengths[number]
 
     def length(self, number: int) -> int:
-        """Return the length of a row, without its end."""
+        """Return the length of a row."""
         return self._lengths[number]
 
     def lengths(self, number: int, size: int) -> list[int]:
-        """Return the lengths, without their ends, of this row and of rows after it.
+        """Return the lengths of this row and the next ones, about as many as fit into `size` bytes.
 
-        They have about `size` bytes together. Returns at least one length.
+        Returns at least this row's length.
         """
         if not size:
             return [self._lengths[number]]
@@ -73,7 +77,9 @@ class Offsets:
     def pieces(self, size: int) -> Iterator[tuple[range, int, int]]:
         """Yield all rows in pieces of about `size` bytes: their numbers, start and end.
 
-        A line that is too long for a row is a piece of its own.
+        A piece has 16 rows or a multiple of that, except the last one, so it may be longer than
+        `size`. If 16 rows are longer together than one row may be, each is a piece of its own. So a
+        line that is too long for a row always is.
         """
         first = 0
         while first < len(self._lengths):
@@ -89,7 +95,7 @@ class Offsets:
             first = after
 
     def moved(self, start: int, numbers: list[int], lengths: list[int]) -> None:
-        """Give these rows other lengths; the first row of all begins at `start` now."""
+        """Give the rows with these `numbers` these `lengths`; row 0 now begins at `start`."""
         shifts = [0] * (len(self._starts) + 1)
         shifts[0] = start - self._starts[0]
         for number, length in zip(numbers, lengths, strict=True):

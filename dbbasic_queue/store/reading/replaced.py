@@ -1,7 +1,7 @@
-"""What is different in the file that a fold of another process has moved into place.
+"""Finds what differs in the file that another process's fold has moved to the path.
 
-Most rows are the same: both files are read and compared piece by piece, and only rows that differ
-are parsed. The old file is still open, so it can be compared.
+The old file is still open. Most rows are the same, so both files are read and compared piece by
+piece, and only rows that differ are parsed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LONG_LINE_READ_BYTES = 1 << 20
 class Changes:
     """What has to be changed to go on with the new file.
 
-    `end`      where the last known row ends in it
+    `end`      where the last known row ends in it, after its line end
     `lengths`  number -> new length in bytes without the line end, for each row that may differ
     `states`   number -> new state, for each row whose state may not be the known one
     """
@@ -40,13 +40,14 @@ class Changes:
 
 
 def compare(known: Index, offsets: Offsets, rows: Tail, new: OpenFile) -> Changes:
-    """Return what is different in the new file, for all rows that are known.
+    """Return how the rows that are known differ in the new file.
 
-    `offsets` has where they are in the old file, which `rows` has read. Raises Rewritten unless the
-    new file has the same jobs in the same order, and the old one is as it was read.
+    `rows` is how far the old file was read, and `offsets` where the rows lie in it. Raises
+    Rewritten unless the new file begins with the same jobs in the same order, and the end of the
+    old one is as it was read.
     """
-    # A row with a record is looked at even if both files have the same line: the record may have
-    # been taken back before the fold.
+    # A row with a record is compared even if both files have the same line: the record may have
+    # been cut off again before the fold, because its sync had failed.
     touched = sorted(n for n in map(known.index.get, known.records) if n is not None)
     end, differing = _differing_lines(offsets, rows, new, touched)
     states: dict[int, State] = {}
@@ -65,7 +66,7 @@ def compare(known: Index, offsets: Offsets, rows: Tail, new: OpenFile) -> Change
 
 
 def _is_with_state(line: bytes, was: bytes, record: bytes) -> bool:
-    """Return whether a line is what it was, with the state that its record has."""
+    """Return whether a line is the old line with the record's state."""
     try:
         return line == with_state(was, record)
     except ValueError:  # the old file was overwritten in place
@@ -115,7 +116,10 @@ def _require_same(old: OpenFile, old_at: int, new: OpenFile, new_at: int, size: 
 
 
 def _read_lines(file: OpenFile, at: int, content: bytes, count: int) -> list[bytes]:
-    """Return `count` lines without their ends; `content` is what was read of them so far."""
+    """Return the `count` lines that begin at `at`, without their ends.
+
+    `content` is what was read there so far. Raises Rewritten if the file has fewer lines.
+    """
     while content.count(b"\n") < count:
         more = os.pread(file.fd, _READ_BYTES, at + len(content))
         if not more:

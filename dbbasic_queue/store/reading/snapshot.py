@@ -1,7 +1,7 @@
 """The jobs as they were at one instant, read from the file without the lock.
 
-The file is held open, so a fold in the meantime changes nothing here: it puts another file in its
-place. Rows appended since then lie after the end that was known.
+The file is held open, so a fold in the meantime changes nothing here: it writes another file. Rows
+that were appended since then lie after the end of what the view had read, and are left out.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 SHOWN_BYTES = 800
-"""How much is read of the beginning of a line that is too long for a row."""
+"""How many bytes are read of a line that is too long for a row."""
 
 
 class Snapshot:
-    """What `View.snapshot` returns; later changes to the view don't change it.
+    """All jobs as a view knew them when `View.snapshot` was called.
 
-    `index`, `records`, `generation` and `numbering` are those of the view at that time. `index` may
-    have got more rows since.
+    `index`, `records`, `generation` and `numbering` are those of the view at that time, except that
+    `index` may have gained rows since.
     """
 
     __slots__ = ("_end", "_rows", "generation", "index", "numbering", "records")
@@ -48,10 +48,12 @@ class Snapshot:
     def rows_as_they_stand(
         self, unreadable: Callable[[int, bytes, int], object] = lambda *_: None
     ) -> Iterator[tuple[int, bytes, Row]]:
-        """Yield the number, the line and the row of every job, both with the journal's state.
+        """Yield the number, the line and the row of every job, both with the state it had then.
 
-        `unreadable` is called for each line that isn't a job, with its number, its beginning and
-        its length in bytes. Empty lines are skipped.
+        `unreadable` is called for each line that isn't a job, with its number, the line (only its
+        beginning if it is too long for a row) and its length in bytes. Empty lines are skipped.
+        Raises Rewritten if the file was cut or edited in place during the reading, StoreError if
+        the system refuses a read.
         """
         number = 0
         reader = Tail(self._rows)

@@ -20,29 +20,32 @@ _MAX_ANCHOR_BYTES = 1 << 10
 
 
 class Rewritten(Exception):
-    """Raised inside the store if a file doesn't have what was read from it any more."""
+    """Raised inside the store if a file no longer has what was read from it."""
 
 
 class Tail:
-    """How far a file was read, and its last bytes: they are compared at each reading.
+    """How far a file was read.
 
-    So it is noticed if the file was cut or edited in place, whatever size it has by then.
+    The last bytes that were read are compared at each reading. So it is noticed if the file was
+    cut, even if it has grown again, or if an edit in place has changed or moved these bytes.
 
-    A line that is too long for a row is skipped in pieces, and never held in memory. A last line
-    without an end is searched for it only once, however long it is and however often it is read.
+    A line that is too long for a row is skipped in pieces, and never held in memory. If a long last
+    line has no end yet, the next reading searches only what was added to it.
 
-    `end`     where the last complete line ends
-    `anchor`  the bytes before `end`: the last line, but 64 to 1,024 bytes of it
+    `file`    the file; None if there is none, which reads like an empty one
+    `end`     where the last line that was read ends, after its line end
+    `anchor`  the bytes before `end`: the last line, but at least 64 bytes and at most 1,024
     `torn`    whether the file had a last line without an end at the last reading
 
-    Private: `_head` is the beginning of a line longer than that, and lies at `_head_at`. No line
-    end was found from `end` to `_looked_to`, and the bytes before that are `_looked_at`.
+    Private: `_head` is the beginning of a last line that is longer than the anchor, and lies at
+    `_head_at`; otherwise b"". No line end was found from `end` to `_looked_to`, and the bytes
+    before `_looked_to` are `_looked_at`.
     """
 
     __slots__ = ("_head", "_head_at", "_looked_at", "_looked_to", "anchor", "end", "file", "torn")
 
     def __init__(self, file: OpenFile | None, end: int = 0, last: int = 0) -> None:
-        """Start at `end`, after a complete line of `last` bytes."""
+        """Start at `end`, after a complete line of `last` bytes and its line end."""
         self.file = file
         self.end = end
         self.anchor = self._head = self._looked_at = b""
@@ -65,9 +68,10 @@ class Tail:
     def new(self, too_long: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
         """Yield the complete lines that are new, about 256 KiB of them at a time.
 
-        In its place among them, each line that is too long for a row is passed to `too_long` as its
-        length. Raises Rewritten if what was read before is no longer there; StoreError if the
-        system refuses the read.
+        A line that is too long for a row isn't yielded: when it is reached, `too_long` is called
+        with its length in bytes, without its end. By then `end` already lies after that line, as it
+        lies after all lines that are yielded. Raises Rewritten if the bytes that were read last are
+        no longer there, StoreError if the system refuses the read.
         """
         if self.file is None:
             return
@@ -117,7 +121,7 @@ class Tail:
     def _length_of_line(self) -> int:
         """Return the length of the next line, or -1 if it has no end yet.
 
-        Reads only what was added since the last time, if the bytes before that are still there.
+        Reads only what was added since the last call, if the bytes before that are still there.
         """
         at, seen = self._looked_to, self._looked_at
         if at <= self.end or self._pread(len(seen), at - len(seen)) != seen:
@@ -131,7 +135,7 @@ class Tail:
         return -1
 
     def _start_after(self, end: int, last: int) -> None:
-        """Go on at `end`, after a line of `last` bytes."""
+        """Go on at `end`, after a line of `last` bytes and its line end."""
         start = max(end - _MAX_ANCHOR_BYTES, 0)
         self._remember(self._pread(end - start, start), end)
         if last >= _MAX_ANCHOR_BYTES:
@@ -139,10 +143,11 @@ class Tail:
             self._head = self._pread(_ANCHOR_BYTES, self._head_at)
 
     def _remember(self, content: bytes, end: int) -> None:
-        """Keep the last line of `content`, which ends at `end`: at least 64 bytes.
+        """Make the last line of `content`, which ends at `end`, the anchor.
 
-        A row that was taken back, and the one that its caller enqueued instead, may end with the
-        same bytes. For a very long line the beginning, with the id, and the end are kept.
+        A few bytes wouldn't do: a row that was cut off again because its sync had failed, and the
+        one that its caller enqueued instead, may end with the same bytes. For a very long line the
+        beginning, with the id, and the end are kept.
         """
         size = len(content)
         start = content.rfind(b"\n", 0, size - 1) + 1
@@ -153,10 +158,11 @@ class Tail:
             self._head, self._head_at = content[start : start + _ANCHOR_BYTES], end - size + start
 
     def _begins_as_read(self) -> bool:
+        """Return whether the last line, if it is a long one, still begins as it did."""
         return self._pread(len(self._head), self._head_at) == self._head
 
     def is_current(self) -> bool:
-        """Return True if nothing was added or cut, by one read; False if that is unknown."""
+        """Return True if one read shows that nothing was added or cut, otherwise False."""
         anchor = self.anchor
         if self.file is None or not anchor:
             return False
@@ -176,7 +182,7 @@ class Tail:
         )
 
     def passed(self, content: bytes) -> None:
-        """Go on after `content`, which this process has just appended."""
+        """Go on after `content`, which this process has just written at `end`."""
         end = self.end + len(content)
         if len(content) < _ANCHOR_BYTES:
             content = self.anchor + content

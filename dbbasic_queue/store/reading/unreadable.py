@@ -1,4 +1,4 @@
-"""Lines of the queue's file that aren't jobs, and why. Imported when someone asks for them."""
+"""Lines of the queue file that aren't jobs, and why. Imported on first use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ _SHOWN_CHARACTERS = SHOWN_BYTES // 4
 
 
 class Unreadable:
-    """A line that isn't a job: its number in the file, why, and how it begins (escaped)."""
+    """A line that isn't a job.
+
+    `line`    its number in the file, where the header is line 1
+    `reason`  why it isn't a job
+    `text`    how it begins: at most 200 characters, before control characters are escaped
+    """
 
     __slots__ = ("line", "reason", "text")
 
@@ -24,15 +29,15 @@ class Unreadable:
         self.text = printable(text[:_SHOWN_CHARACTERS])
 
     def as_dict(self) -> dict[str, object]:
-        """Return the three as a dict."""
+        """Return `line`, `reason` and `text` as a dict."""
         return {"line": self.line, "reason": self.reason, "text": self.text}
 
 
 def reason(line: bytes, length: int, job_line: int) -> str:
     r"""Return why a line, `length` bytes long, isn't a job.
 
-    `line` may be only the beginning if the line is too long for a row. `job_line` is the number of
-    the line whose job has the same id.
+    `line` may be only the beginning if the line is too long for a row. `job_line` is the number in
+    the file of the line whose job has the same id: that is the reason if there is no other.
 
     >>> reason(b"a\tgreet\t{}\tdone\t5\t7\t0\t\t", 22, 0)
     'its status is not one of pending, processing, completed, failed, cancelled'

@@ -1,11 +1,11 @@
-"""What the queue's file and its journal say, kept up to date by reading only what is new.
+"""What the queue file and its journal say, kept up to date by reading only what is new.
 
 - A reader acquires no lock. It reads the journal before the file, so a change that is folded in
   between is seen in the file. After that it checks that the file is still the one at the path. If
   it is, the journal wasn't cut in the meantime, because a fold renames before it cuts.
-- The file that was read is held open, so no other file can get its inode number. A file that
-  another process has moved into its place is compared with it, and only the differences are parsed.
-  If it doesn't have the same jobs in the same order, everything is read again.
+- The file that was read is held open, so no other file can get its inode number. If another
+  process has moved a new file to the path, the two are compared, and only the differences are
+  parsed. If the new file doesn't have the same jobs in the same order, everything is read again.
 """
 
 from __future__ import annotations
@@ -31,23 +31,26 @@ if TYPE_CHECKING:
 
 _TRIES = 100
 _REREAD_SECONDS = 600.0
-"""A file that was replaced is read completely at least this often: nothing else notices an edit in
-place that kept the file's length."""
+"""If everything was read longer ago than this, a replaced file is read completely: nothing else
+notices an edit in place that kept the file's length."""
 
 
 class View(Index):
-    """An index that is read from the queue's files. Not thread-safe: the store's mutex guards it.
+    """An index that is read from the queue's files.
 
-    `rows`            the file, and how far it was read
+    Not thread-safe: it is used by functions that `QueueLock.run` or `QueueLock.read` calls.
+
+    `rows`            the queue file, and how far it was read
     `journal`         the journal, and how far it was read
     `offsets`         where each row lies in the file
     `loaded`          whether the file was read to its end
     `whole`           False during a change. If an exception, such as a signal handler's, ends the
                       change, everything is forgotten before the next reading
-    `generation`      grows when rows that were read before have to be read again
+    `generation`      grows when the file was replaced or everything was forgotten: rows that were
+                      read before may be outdated
     `numbering`       grows when rows may have got other numbers
     `bad_records`     how many damaged records were skipped since a pass last reported them
-    `reread_seconds`  how long it took to re-read after another process's last fold, or 0
+    `reread_seconds`  how long `refresh` took when it last found a replaced file; 0 before that
     """
 
     def __init__(self, path: str) -> None:
@@ -67,8 +70,10 @@ class View(Index):
         self.loaded = False
         self.offsets = Offsets()
         self._ahead: list[bytes] = []
+        """lines that `line` has read ahead; the first one has the number `_ahead_from`"""
         self._ahead_from = 0
         self._reread_at = time.monotonic()
+        """when everything was last forgotten, to be read again; on the monotonic clock"""
         self.generation += 1
         self.numbering += 1
         self.whole = True
@@ -80,7 +85,11 @@ class View(Index):
     # -- keeping up to date --
 
     def refresh(self) -> None:
-        """Read what is new. Then every change that was acknowledged before the call is known."""
+        """Read what is new. Then every change that was acknowledged before the call is known.
+
+        Raises NotAQueue if the file is another program's, StoreError if the system refuses a read
+        or the file is replaced again and again.
+        """
         started = time.perf_counter()
         if not self.follow():
             for _ in range(_TRIES):
@@ -91,7 +100,7 @@ class View(Index):
             self.reread_seconds = time.perf_counter() - started
 
     def follow(self) -> bool:
-        """Read what is new. Returns False if the file was replaced: call it again.
+        """Read what is new. Returns False if the file was replaced or edited: call it again.
 
         By then, the view has already switched to the new file, or has forgotten everything.
         """
@@ -121,10 +130,10 @@ class View(Index):
         return False
 
     def follow_journal(self) -> bool:
-        """Read only what is new in the journal. Returns False if that isn't enough.
+        """Read only what is new in the journal. Returns False if that isn't enough: use `refresh`.
 
-        It is enough to know all changes of known jobs, as long as the journal still has what was
-        read before: a fold would have cut it. New rows aren't read.
+        Call it under the lock. True means that all changes of known jobs are known: the journal
+        still has what was read before, so no fold has cut it. New rows aren't read.
         """
         if not self.whole or not self.loaded or not self.journal.end:
             return False
@@ -143,7 +152,7 @@ class View(Index):
     def follow_moved(self) -> None:
         """Read what is new in the files that are open, after their directory was moved.
 
-        Forget everything if the file was replaced there.
+        Forget everything if the file was replaced or deleted there, or if an error is raised.
         """
         if not self.whole:
             self._forget()
@@ -165,7 +174,7 @@ class View(Index):
     def _take_over(self) -> None:
         """Go on with the file that is at the path now, or forget everything.
 
-        The journal is read again from its beginning: a fold has cut it.
+        The next reading reads the journal from its beginning, because a fold has cut it.
         """
         was_loaded, self.loaded = self.loaded, False
         try:
@@ -188,6 +197,7 @@ class View(Index):
         self.loaded = self.whole = True
 
     def _open(self) -> None:
+        """Open the files that aren't open. Raises Rewritten if a journal that was read is gone."""
         if self.rows.file is None:
             self.rows = Tail(open_file(self.path, os.O_RDONLY))
         journal = self.journal.file
@@ -199,6 +209,7 @@ class View(Index):
                 self.journal = Tail(journal)
 
     def _new_records(self) -> list[tuple[bytes, bytes]]:
+        """Return the journal's new records: pairs of id and encoded state."""
         records: list[tuple[bytes, bytes]] = []
         if self.journal.file is None:
             return records
@@ -212,7 +223,7 @@ class View(Index):
         return records
 
     def _add_lines(self, content: bytes) -> None:
-        if self.rows.end == len(content):
+        if self.rows.end == len(content):  # the beginning of the file
             header, _, content = content.partition(b"\n")
             require_header(header, self.path)
             self.offsets = Offsets(len(header) + 1)
@@ -227,13 +238,13 @@ class View(Index):
                     self.add_line(line)
 
     def _add_long_line(self, length: int) -> None:
-        if self.rows.end == length + 1:
+        if self.rows.end == length + 1:  # the first line, and too long for a header
             require_header(b"", self.path)
         self.offsets.extend([length])
         self.add_long_line()
 
     def has_torn_row(self) -> bool:
-        """Return whether the file had a last line without an end that isn't part of the header."""
+        """Return whether, at the last reading, the last line had no end and wasn't the header."""
         return self.rows.torn and self.rows.end > 0
 
     def unread(self) -> int:
@@ -252,7 +263,8 @@ class View(Index):
     def line(self, number: int, ahead: int = 0) -> bytes:
         """Return a row's line as it is in the file, without its end.
 
-        Reads about `ahead` bytes of the rows after it, too: later calls for these need no reading.
+        With `ahead`, reads about that many bytes of rows, from this one on: later calls for these
+        need no reading.
         """
         at = number - self._ahead_from
         if 0 <= at < len(self._ahead):
@@ -273,19 +285,19 @@ class View(Index):
         return lines[0]
 
     def row(self, number: int, ahead: int = 0) -> Row | None:
-        """Return a row in its present state; None if the line isn't a job's.
+        """Return a row in its current state; None if the line isn't a job's.
 
-        `ahead` is that of `line`.
+        The payload isn't checked. `ahead` is as in `line`.
         """
         return job_on(number, self.line(number, ahead), self.index, self.records)
 
     def row_of(self, job_id: bytes) -> Row | None:
-        """Return the row with this id, or None. If its payload isn't JSON, it isn't a job."""
+        """Return the row with this id, or None. The payload isn't checked."""
         number = self.index.get(job_id)
         return None if number is None else self.row(number)
 
     def find(self, job_id: bytes) -> Row | None:
-        """Return the job with this id, or None."""
+        """Return the job with this id; None if there is none, or its payload isn't JSON."""
         row = self.row_of(job_id)
         return row if row and has_json(row) else None
 
@@ -298,11 +310,11 @@ class View(Index):
         return row is None or not has_json(row)
 
     def as_it_stands(self, line: bytes) -> bytes:
-        """Return a job's line in its present state: with what the journal has for it."""
+        """Return a job's line in its current state: the journal's, if it has one."""
         return as_it_stands(line, self.records)
 
     def snapshot(self) -> Snapshot:
-        """Return the jobs as they are now; later changes to the view don't change it."""
+        """Return the jobs as of the last reading; later changes to the view don't change it."""
         # `index` can be shared: it grows, or is replaced as a whole, but no entry changes.
         return load(_snapshot)(
             self.rows, self.index, dict(self.records), self.generation, self.numbering
@@ -311,7 +323,10 @@ class View(Index):
     # -- after a change of this process --
 
     def wrote(self, content: bytes, changes: list[tuple[bytes, bytes]]) -> None:
-        """Apply the records that this process has appended to the journal as `content`."""
+        """Apply the changes that this process has appended to the journal as `content`.
+
+        They are pairs of id and encoded state.
+        """
         self.whole = False
         self.journal.passed(content)
         for job_id, state in changes:
