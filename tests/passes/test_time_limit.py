@@ -15,7 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from helpers import (
@@ -35,9 +36,6 @@ from helpers import (
 from dbbasic_queue import Delay, Fail, Handler, InvalidHandlers, Job, Queue
 from dbbasic_queue.handlers import Backoff
 from dbbasic_queue.passes import guardian
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SHORT = 0.3
 LONG = 30.0
@@ -598,6 +596,32 @@ def test_while_a_job_with_a_time_limit_runs_long_other_passes_can_run_the_rest(
     assert queue.process_jobs({"quick": str})["completed"] == len(last)
     assert row(file, slow)["status"] == "processing"
     (tmp_path / "go").touch()
+
+
+def test_an_error_when_other_jobs_are_unclaimed_is_not_charged_to_the_running_job(
+    queue: Queue, path: Path
+) -> None:
+    journal = Path(f"{path}.journal")
+    away = journal.with_suffix(".away")
+
+    def work(name: str) -> str:
+        if name == "slow":  # long enough for the pass to unclaim the others, which fails
+            journal.rename(away)
+            journal.mkdir()
+            time.sleep(0.6)
+            journal.rmdir()
+            away.rename(journal)
+        return name
+
+    ids = queue.enqueue_many("work", ["quick", "slow", "last", "last"])
+    assert queue.process_jobs({"work": Handler(work, timeout=LONG)})["completed"] == 4
+    for job_id in ids:
+        done = job(queue, job_id)
+        assert (done["status"], done["attempts"], done["result"]) == (
+            "completed",
+            1,
+            done["payload"],
+        )
 
 
 @pytest.mark.parametrize("timeout", [math.inf, 30 * 86400, 2_147_484])

@@ -143,7 +143,7 @@ def open_or_create(path: str, flags: int, *, to_lock: bool = False) -> OpenFile:
             status = os.fstat(file.fd)
             if not status.st_size and os.geteuid() in (0, status.st_uid):
                 # The process that created it may have been killed before it could set the mode.
-                set_access(file.fd, os.stat(os.path.dirname(path)))
+                set_access(file.fd, _directory_of(path))
             return file
         file = create_file(path, flags, to_lock=to_lock)
         if file is not None:
@@ -155,7 +155,7 @@ def create_file(path: str, flags: int, *, to_lock: bool = False) -> OpenFile | N
 
     Raises StoreError if the system refuses.
     """
-    directory = os.stat(os.path.dirname(path))
+    directory = _directory_of(path)
     try:
         file = open_descriptor(path, flags | os.O_CREAT | os.O_EXCL, to_lock=to_lock)
     except FileExistsError:
@@ -164,6 +164,13 @@ def create_file(path: str, flags: int, *, to_lock: bool = False) -> OpenFile | N
         raise store_error(e, path, "nothing was done") from e
     set_access(file.fd, directory)
     return file
+
+
+def _directory_of(path: str) -> os.stat_result:
+    try:
+        return os.stat(os.path.dirname(path))
+    except OSError as e:  # it was removed, or made unreachable, in this moment
+        raise store_error(e, path, "nothing was done") from e
 
 
 def create_fresh(path: str) -> OpenFile:

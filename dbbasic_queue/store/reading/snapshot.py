@@ -10,7 +10,7 @@ import os
 
 from dbbasic_queue.model.rows import Row, has_json
 from dbbasic_queue.store.reading.index import as_it_stands, job_on
-from dbbasic_queue.store.reading.tail import Tail
+from dbbasic_queue.store.reading.tail import Rewritten, Tail, edited_in_place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ class Snapshot:
 
         `unreadable` is called for each line that isn't a job, with its number, the line (only its
         beginning if it is too long for a row) and its length in bytes. Empty lines are skipped.
-        Raises Rewritten if the file was cut or edited in place during the reading, StoreError if
-        the system refuses a read.
+        Raises StoreError if the file was cut or edited in place during the reading, or if the
+        system refuses a read.
         """
         number = 0
         reader = Tail(self._rows)
@@ -65,19 +65,23 @@ class Snapshot:
             unreadable(number, beginning, length)
             number += 1
 
-        for content in reader.new(skip_long_line):
-            if reader.end - len(content) >= self._end:
-                return
-            lines = content[: len(content) - max(reader.end - self._end, 0)].split(b"\n")
-            lines.pop()
-            if reader.end == len(content):
-                lines.pop(0)  # the header
-            for line in lines:
-                row = job_on(number, line, self.index, self.records)
-                if row is not None and has_json(row):
-                    yield number, as_it_stands(line, self.records), row
-                elif line:
-                    unreadable(number, line, len(line))
-                number += 1
-            if reader.end >= self._end:
-                return
+        try:
+            for content in reader.new(skip_long_line):
+                if reader.end - len(content) >= self._end:
+                    return
+                lines = content[: len(content) - max(reader.end - self._end, 0)].split(b"\n")
+                lines.pop()
+                if reader.end == len(content):
+                    lines.pop(0)  # the header
+                for line in lines:
+                    row = job_on(number, line, self.index, self.records)
+                    if row is not None and has_json(row):
+                        yield number, as_it_stands(line, self.records), row
+                    elif line:
+                        unreadable(number, line, len(line))
+                    number += 1
+                if reader.end >= self._end:
+                    return
+        except Rewritten as e:
+            assert self._rows is not None
+            raise edited_in_place(self._rows.path, "nothing was changed; try again") from e

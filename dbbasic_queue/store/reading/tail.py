@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from dbbasic_queue.errors import store_error
+from dbbasic_queue.errors import StoreError, store_error
 from dbbasic_queue.model.rows import LONGEST_ROW_BYTES
 from dbbasic_queue.store.disk.openfile import OpenFile
 
@@ -21,6 +21,12 @@ _MAX_ANCHOR_BYTES = 1 << 10
 
 class Rewritten(Exception):
     """Raised inside the store if a file no longer has what was read from it."""
+
+
+def edited_in_place(path: str, consequence: str) -> StoreError:
+    """Return the error to raise if the store can't go on after `Rewritten`."""
+    reason = "the file was edited in place, without the lock"
+    return store_error(OSError(errno.ESTALE, reason), path, consequence)
 
 
 class Tail:

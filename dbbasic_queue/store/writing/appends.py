@@ -109,9 +109,7 @@ class RowsFile:
         if not self.lock.path_checked:
             self.lock.reacquire()
         elif create:
-            replace_file(
-                self.path, HEADER, "the queue was not created", ending=".fold", fsync=self.fsync
-            )
+            replace_file(self.path, HEADER, "nothing was added", ending=".fold", fsync=self.fsync)
         elif file := open_file(self.path, os.O_RDWR | os.O_APPEND):
             self._begin(file)
             self.file = file

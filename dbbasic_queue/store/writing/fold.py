@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 
 from dbbasic_queue.errors import StoreError, store_error
@@ -23,7 +22,7 @@ from dbbasic_queue.store.disk.files import create_fresh, end_last_line, open_or_
 from dbbasic_queue.store.disk.openfile import OpenFile
 from dbbasic_queue.store.disk.sync import sync_directory, write_all
 from dbbasic_queue.store.reading.offsets import within
-from dbbasic_queue.store.reading.tail import Rewritten, Tail
+from dbbasic_queue.store.reading.tail import Rewritten, Tail, edited_in_place
 from dbbasic_queue.store.reading.view import View
 
 _PIECE_BYTES = 1 << 16
@@ -95,13 +94,11 @@ def _replace(
         except FileNotFoundError:
             pass
         new.close()  # otherwise the traceback keeps it open, and its disk space isn't freed
-        path = new.path
         if isinstance(e, Rewritten):
             view.close()
-            path = view.path
-            e = OSError(errno.ESTALE, "the file was edited in place, without the lock")
+            raise edited_in_place(view.path, "the queue is as it was") from e
         if isinstance(e, OSError) and not isinstance(e, StoreError):
-            raise store_error(e, path, "the queue is as it was") from e
+            raise store_error(e, new.path, "the queue is as it was") from e
         raise
     return new, written
 
