@@ -1,6 +1,7 @@
-"""Jobs whose times were set by a clock that was ahead: they are pulled in, not waited for.
+"""Jobs whose times were set by a clock that was ahead are pulled in: they become due earlier.
 
-Each function takes a view that is up to date, and returns changes: pairs of id and new state.
+Each function takes a view that is up to date, and returns changes, (id, new state), for the caller
+to record. It writes nothing.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ def retries_ahead(
 
 
 def enqueued_ahead(view: View, now: float) -> list[tuple[bytes, bytes]]:
-    """Return the changes that make jobs due that were enqueued to run at once, but in the future.
+    """Return the changes for jobs that were enqueued to run at once, but by a clock ahead.
 
-    If there are none, `view.latest_created` is lowered, so that the next call needn't look.
+    Their times are over a minute in the future; the changes make them due now. If there are none,
+    `view.latest_created` is lowered, so that the next call needn't search all rows.
     """
     if view.latest_created <= now + CLOCK_TOLERANCE_SECONDS:
         return []

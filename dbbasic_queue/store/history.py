@@ -3,10 +3,10 @@ r"""The history: one row per finished attempt, in `queue.tsv.history`.
     id type attempt outcome due_at ended_at seconds error traceback
 
 Nothing depends on it: you may delete it at any time, and a row that can't be written is lost. Rows
-are kept in memory until there are 512 of them or the oldest is a second old. Then they are appended
-by one unsynced write, without the lock: a kill loses the rows in memory, a power cut those that the
-kernel has not written yet. The lock is held to start a file, and to rename a full one to
-`queue.tsv.history.1`, so that two passes never do that at once.
+are kept in memory until there are 512 of them, the oldest is a second old, or the pass waits. Then
+they are appended by one unsynced write, without the lock: a kill loses the rows in memory, a power
+cut those that the kernel has not written yet. The lock is held to start a file, and to rename a
+full one to `queue.tsv.history.1`, so that two passes never do that at once.
 """
 
 from __future__ import annotations
@@ -58,14 +58,19 @@ class HistoryWriter:
         self._lock = lock
         self._may_write = may_write
         self._lines: list[str] = []
+        """the rows that aren't written yet"""
         self._oldest_at = 0.0
+        """when the attempt of the first of them ended"""
         self._ended_ms = -1
         self._ended = ""
+        """the column `ended_at` for `_ended_ms`, the last value that was formatted"""
         self._mutex = threading.RLock()
         self._file: OpenFile | None = None
-        self._next_try_at = 0.0
+        self._next_try_at = 0.0  # on the monotonic clock
         self._failing = False
+        """whether the last write failed"""
         self._error: OSError | None = None
+        """why it failed, until `take_error` has returned that"""
 
     def note(
         self,
@@ -76,7 +81,9 @@ class HistoryWriter:
         seconds: float | None,
         traceback: str = "",
     ) -> None:
-        """Add a row. It is written within about a second, or by `flush`.
+        """Add a row, and write all rows if there are 512 of them, or the oldest is a second old.
+
+        Otherwise it stays in memory until the next call, or `flush`.
 
         `row` is the job as claimed. `error` and `traceback` are escaped. `ended_at` is in Unix
         seconds. `seconds` is how long the handler ran, None if that is unknown.
@@ -100,7 +107,10 @@ class HistoryWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write the rows that are in memory, unsynced; they are lost if that fails."""
+        """Write the rows that are in memory, unsynced; they are lost if that fails.
+
+        After an error, rows are dropped for a minute without another try.
+        """
         if not self._lines or not self._may_write():
             return
         try:
@@ -124,7 +134,7 @@ class HistoryWriter:
                 pass  # a signal handler raised before it was acquired
 
     def take_error(self) -> OSError | None:
-        """Return why rows were lost: once, until rows have been written again."""
+        """Return why rows were lost, or None. Reported once, until a write has succeeded again."""
         error, self._error = self._error, None
         return error
 
@@ -147,7 +157,10 @@ class HistoryWriter:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
 
     def _current(self) -> OpenFile:
-        """Return the file that is at the path: it has a header, and isn't full."""
+        """Return the file that is at the path: it has a header, and isn't full.
+
+        If it has to be created or rotated for that, the lock is acquired.
+        """
         file = self._file
         if file is None or not file.is_ours() or not file.is_at_path():
             file = self._file = open_file(self._path, os.O_RDWR | os.O_APPEND)
@@ -250,12 +263,13 @@ def read(
     *,
     only_errors: bool = False,
 ) -> Iterator[Attempt]:
-    """Yield the finished attempts, or those of one job, in the files' order.
+    """Yield the finished attempts, or those of one job, in the files' order. Needs no lock.
 
-    Attempts that ended before `since` (Unix seconds) are left out, except the first row of a file,
-    which shows how far back the file goes; with `only_errors`, so are those without an error.
-    Invalid lines are skipped, and the start of each is added to `skipped`. Raises NotAQueue if a
-    file isn't a queue's, StoreError if it can't be read.
+    `queue` is the path of the queue file. With `only_errors`, attempts without an error are left
+    out. So are those that ended before `since` (Unix seconds), except the first one in each file,
+    which shows how far back the file goes. Invalid lines are skipped, and the start of each is
+    added to `skipped`. Raises NotAQueue if a file isn't a queue's, StoreError if it can't be
+    opened.
     """
     prefix = job_id.encode() + b"\t" if job_id else b""
     for file in _files(_path(queue)):
@@ -295,7 +309,7 @@ def _files(path: str) -> list[OpenFile]:
             current = open_file(place, os.O_RDONLY)
             if current is None:
                 continue  # a pass has just taken it over
-        # The older file is the first that is taken over.
+        # `_take_over` renames the older file first, so it may be at its new path already.
         older = open_file(place + ".1", os.O_RDONLY) or open_file(path + ".1", os.O_RDONLY)
         if current is None or current.is_at_path():  # otherwise it was just rotated
             return [file for file in (older, current) if file is not None]

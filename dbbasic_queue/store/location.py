@@ -22,8 +22,8 @@ _SCHEME_CHARACTERS = _LETTERS + "0123456789+.-"
 def open_store(location: str | os.PathLike[str], *, fsync: bool) -> Store:
     """Return the store that a path or URL names; no file is opened yet.
 
-    With `fsync`, changes are on the disk before a call returns. Raises NotAQueue if the URL's
-    scheme is neither `file` nor `memory`.
+    With `fsync`, changes to files are on the disk before a call returns. Raises NotAQueue for a URL
+    that is neither `memory:` nor valid for `path_of`.
     """
     scheme = scheme_of(location)
     if scheme == "memory":
@@ -61,7 +61,7 @@ def path_of(location: str | os.PathLike[str], name: str = "queue") -> str:
     """Return the path that a path or `file:` URL (RFC 8089) means; `~` is the home directory.
 
     `name` is the argument's name in error messages. Raises NotAQueue for any other URL, and for
-    the URL of a file on another machine.
+    a `file:` URL without a path or of another machine.
 
     >>> [path_of(u) for u in ("a%20b.tsv", "file:a%20b.tsv", "file:///srv/queue.tsv")]
     ['a%20b.tsv', 'a b.tsv', '/srv/queue.tsv']

@@ -33,7 +33,12 @@ _MOST_ATTEMPTS_KEPT = 10_000
 
 
 class MemoryStore:
-    """The jobs of one `memory:` queue. Each method is one atomic change or look."""
+    """The jobs of one `memory:` queue; `protocol.Store` describes its methods.
+
+    `jobs`         id -> job, in the order of enqueueing
+    `last_number`  the `number` of the job that was enqueued last
+    `finished`     the last 10,000 finished attempts, the oldest first
+    """
 
     is_shared = False
     skipped_history: tuple[str, ...] = ()
@@ -49,7 +54,7 @@ class MemoryStore:
 
     @property
     def lock(self) -> threading.RLock:
-        """Hold this to read or change; raises StoreError in a forked child."""
+        """Hold this to read or change the jobs. Raises StoreError in a forked child."""
         if os.getpid() != self._process:
             raise StoreError(
                 f"nothing was done: the jobs of {self.path} are in the memory of process "
@@ -74,7 +79,7 @@ class MemoryStore:
     # -- jobs --
 
     def add(self, rows: str, own_id: str | None = None) -> None:
-        """Add new jobs, given as lines; raises DuplicateJob if a job has the id `own_id`."""
+        """Add new jobs, given as lines. Raises DuplicateJob if a job has the id `own_id`."""
         parsed = [parse_row(line.encode()) for line in rows.split("\n")[:-1]]
         with self.lock:
             if own_id in self.jobs:
@@ -94,17 +99,17 @@ class MemoryStore:
             return job.copy() if job else None
 
     def rows(self, unreadable: list[int] | None = None) -> Iterator[Row]:
-        """Yield every job as of the first step, in the order of enqueueing."""
+        """Yield every job as it is when the iteration starts, in the order of enqueueing."""
         with self.lock:
             rows = [job.copy() for job in self.jobs.values()]
         yield from rows
 
     def cancel(self, job_id: str) -> bool:
-        """Cancel a job if it is pending."""
+        """Cancel a job if it is pending; return whether it was."""
         return self._change(job_id, states.cancel)
 
     def run_now(self, job_id: str, now: float) -> bool:
-        """Make a job due if it is pending."""
+        """Make a job due if it is pending; return whether it was."""
         return self._change(job_id, lambda state: states.run_now(state, now))
 
     def _change(self, job_id: str, new_state: Callable[[State], State | None]) -> bool:
@@ -124,7 +129,7 @@ class MemoryStore:
         run_at: int | None = None,
         job_type: str | None = None,
     ) -> int:
-        """Requeue one job, or all failed ones, or those of a type; return how many."""
+        """Requeue one job, or all failed ones, or the failed ones of a type; return how many."""
         requeued = 0
         with self.lock:
             for job in self.jobs.values():
@@ -139,7 +144,10 @@ class MemoryStore:
         return requeued
 
     def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
-        """Remove the unwanted jobs, except running ones; return how many."""
+        """Remove the unwanted jobs, except running ones; return how many.
+
+        With `archive`, their rows are on the disk in that file first.
+        """
         with self.lock:
             removed = [
                 job
@@ -179,7 +187,7 @@ class MemoryStore:
             return self._paused != before
 
     def resume(self, job_type: str | None) -> bool:
-        """End the pause of a type, or every pause; False if there was none."""
+        """End the pause of a type or, for None, every pause; False if there was none."""
         with self.lock:
             before = self._paused
             self._paused = frozenset() if job_type is None else before - {job_type}
@@ -188,7 +196,7 @@ class MemoryStore:
     # -- passes --
 
     def open_claims(self, terms: Terms, now: float, parallel: int) -> MemoryClaims:
-        """Return what claims jobs for a pass that runs `parallel` jobs at once."""
+        """Return the claims of a new pass, which runs up to `parallel` jobs at once."""
         return MemoryClaims(self, terms, now, parallel)
 
     def has_work(self, *_: object) -> bool:
@@ -200,7 +208,7 @@ class MemoryStore:
         return sum(r.state.status == states.PENDING and r.state.run_at <= now for r in self.rows())
 
     def is_complete(self, apart_from: Collection[tuple[str, str]] = ()) -> bool:
-        """Return whether no job is running or pending, not counting paused types.
+        """Return whether no job is running, and none is pending whose type isn't paused.
 
         The jobs in `apart_from`, pairs of path and id, may be running.
         """
@@ -214,13 +222,13 @@ class MemoryStore:
             return True
 
     def running(self) -> tuple[list[Any], list[Row]]:
-        """Return no pass, and the running jobs."""
+        """Return no passes, and the running jobs."""
         return [], [row for row in self.rows() if row.state.status == states.PROCESSING]
 
     def history(
         self, job_id: str = "", since: float = -math.inf, *, only_errors: bool = False
     ) -> Iterator[Attempt]:
-        """Yield the last 10,000 finished attempts, or those of one job."""
+        """Yield the last 10,000 finished attempts, or those of one job among them."""
         with self.lock:
             finished = list(self.finished)
         for attempt in finished:

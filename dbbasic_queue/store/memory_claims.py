@@ -1,4 +1,4 @@
-"""Claims jobs that are in memory: what a pass asks of `Claims`, over the jobs of a `MemoryStore`.
+"""Claims the jobs of a `MemoryStore`; `protocol.Claims` describes the methods.
 
 A state is never altered, only replaced. An outcome is accepted only while the job's state is the
 object that its claim made.
@@ -83,10 +83,10 @@ class MemoryHistory:
 
 
 class MemoryClaims:
-    """The jobs that one pass has claimed, of those in memory."""
+    """The jobs in memory that one pass has claimed."""
 
     def __init__(self, store: Jobs, terms: Terms, now: float, parallel: int) -> None:
-        """Correct what a clock that was ahead has set, and find the due jobs."""
+        """Correct times that were set by a clock that was ahead, and find the due jobs."""
         self.store = store
         self.terms = terms
         self.parallel = parallel
@@ -109,11 +109,14 @@ class MemoryClaims:
         return -1
 
     def take_recovered(self) -> tuple[int, list[Row]]:
-        """Return nothing: a pass and its jobs are in the same process."""
+        """Return (0, []): if a pass dies, all jobs are gone with its process."""
         return 0, []
 
     def take_pulled_in(self) -> int:
-        """Return how many jobs became due because a clock had been ahead; once."""
+        """Return how many jobs were pulled in since the last call.
+
+        They were enqueued to run at once, but while the clock was ahead. Now they are due.
+        """
         taken, self._pulled_in = self._pulled_in, 0
         return taken
 
@@ -126,7 +129,7 @@ class MemoryClaims:
             return self._look()
 
     def _look(self) -> bool:
-        """Find the jobs that this pass may claim; the next one is last."""
+        """Find the jobs that this pass may claim, the next one last; False if there are none."""
         self._due = sorted(
             (job for job in self.store.jobs.values() if self._is_due(job)),
             key=lambda job: (job.state.run_at, job.number),
@@ -169,7 +172,7 @@ class MemoryClaims:
         return claims
 
     def _use_remaining(self, job_type: str, remaining: dict[str, int]) -> bool:
-        """Count a job towards its type's concurrency; False if that is reached.
+        """Count a job towards its type's concurrency; return False if that is reached.
 
         `remaining` is how many more jobs of a type may be claimed, for the types counted so far.
         """
@@ -185,7 +188,10 @@ class MemoryClaims:
         return remaining[job_type] >= 0
 
     def record(self, claim: Claim, state: states.State) -> states.State | None:
-        """Record an outcome; None, and nothing recorded, if a newer attempt has started."""
+        """Record an outcome; return the recorded state.
+
+        Returns None, and records nothing, if a newer attempt has replaced this one.
+        """
         with self.store.lock:
             job, claimed = self._held.pop(claim.row.id)
             if job.state is not claimed:
@@ -200,7 +206,10 @@ class MemoryClaims:
         return [self.record(claim, state) for claim, state in ended]
 
     def unclaim(self, claims: list[Claim], error: str = "") -> None:
-        """Make claimed jobs pending again, their attempts not counted."""
+        """Make claimed jobs pending again without counting their attempts.
+
+        `error`, if given, becomes the jobs' error.
+        """
         with self.store.lock:
             for claim in claims:
                 job, claimed = self._held.pop(claim.row.id)
@@ -215,16 +224,16 @@ class MemoryClaims:
         """Do nothing: every change is visible at once."""
 
     def idle(self) -> None:
-        """Do nothing."""
+        """Do nothing: there is no list of claims to empty."""
 
     def check_slot(self) -> None:
         """Do nothing: there is no slot that could be lost."""
 
     def finish(self) -> None:
-        """End the pass."""
+        """Do nothing: there is nothing to fold, and no slot to release."""
 
     def abandon(self) -> None:
-        """End the pass after an error: make the claimed jobs pending again."""
+        """End the pass after an error: make the claimed jobs pending again, as by `unclaim`."""
         with self.store.lock:
             for job, claimed in self._held.values():
                 if job.state is claimed:

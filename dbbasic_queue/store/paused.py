@@ -15,9 +15,10 @@ from dbbasic_queue.store.disk.sync import sync_directory
 
 
 def read(queue: str) -> frozenset[str]:
-    """Return the paused types; `ALL` among them means all types.
+    """Return the paused types; `ALL` among them means all types. Needs no lock.
 
-    Raises StoreError if the file can't be read.
+    `queue` is the path of the queue file. Raises StoreError if the list can't be read, NotAQueue if
+    it isn't a file.
     """
     path = queue + ".paused"
     file = open_file(path, os.O_RDONLY)
@@ -33,7 +34,8 @@ def read(queue: str) -> frozenset[str]:
 def write(queue: str, types: frozenset[str], *, fsync: bool) -> None:
     """Replace the list; with `fsync`, it is on the disk on return. Call it under the lock.
 
-    Raises StoreError if that fails.
+    Without any types, the file is deleted. Raises StoreError if the system refuses: then the old or
+    the new list is in the file.
     """
     path = queue + ".paused"
     consequence = "the pauses may be unchanged (look at the file)"

@@ -3,7 +3,7 @@
 `textfile` and `memory` are the stores. Each call is one atomic change or look, for all threads and,
 if the store is shared, for all processes. A change is on the disk when the call returns, if the
 store keeps files and was opened with `fsync`. A call that raises StoreError has changed nothing,
-unless the error says so.
+unless the error says otherwise. Ids and types are checked by the caller.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
         path: str
         """the absolute path of the queue's file, or its URL"""
         is_shared: bool
-        """whether other processes have the same jobs"""
+        """whether other processes can use the same jobs"""
 
         @property
         def skipped_history(self) -> Sequence[str]:
-            """The start of each line of the history that the last reading skipped."""
+            """The start of each invalid line that the last call of `history` skipped."""
 
         def exists(self) -> bool:
             """Return whether the queue exists. Only `add` creates it."""
@@ -40,22 +40,29 @@ if TYPE_CHECKING:
             """Close all files; the next call opens them again."""
 
         def add(self, rows: str, own_id: str | None = None) -> None:
-            """Add new jobs, given as lines, all or none.
+            """Add new jobs, all or none, given as lines of `rows.new_row`.
 
-            Raises DuplicateJob if a job has the id `own_id`.
+            `own_id` is the job's id if a user has chosen it: then there is only one new job, and
+            DuplicateJob is raised if another job has this id. Generated ids aren't compared.
             """
 
         def find(self, job_id: str) -> Row | None:
             """Return the job's row, or None. The payload's JSON isn't checked."""
 
         def rows(self, unreadable: list[int] | None = None) -> Iterator[Row]:
-            """Yield every job as of the first step; add the lines that aren't jobs to the list."""
+            """Yield every job as it is when the iteration starts, in the order of enqueueing.
+
+            The numbers of lines that aren't jobs are added to `unreadable`, the header being 1.
+            """
 
         def cancel(self, job_id: str) -> bool:
             """Cancel a pending job; False if it isn't pending, or if there is no such job."""
 
         def run_now(self, job_id: str, now: float) -> bool:
-            """Make a pending job due at `now`, in Unix seconds; False if it isn't pending."""
+            """Make a pending job due at `now`, in Unix seconds, unless it is due already.
+
+            Returns False if it isn't pending, or if there is no such job.
+            """
 
         def requeue(
             self,
@@ -65,23 +72,25 @@ if TYPE_CHECKING:
             run_at: int | None = None,
             job_type: str | None = None,
         ) -> int:
-            """Requeue one job, or all failed ones, or those of a type; return how many.
+            """Requeue one job, or all failed ones, or the failed ones of a type; return how many.
 
             `run_at`, in Unix seconds, is for one job. Without it, a failed job is due at `now`, and
             a cancelled one keeps its `run_at`.
             """
 
         def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
-            """Remove the unwanted jobs, except running ones; return how many.
+            """Remove the jobs that `unwanted` returns True for, except running ones.
 
-            With `archive`, a path, their rows are on the disk there before they are removed.
+            Returns how many. If `archive` is a path, their rows are on the disk in that file before
+            they are removed. Raises NotAQueue if that file isn't an archive, QueueBusy if another
+            purge has been writing to it for a minute.
             """
 
         def unreadable(self) -> Iterator[Unreadable]:
             """Yield each line that isn't a job."""
 
         def remove_unreadable(self) -> int:
-            """Move the lines that aren't jobs away; return how many."""
+            """Move the lines that aren't jobs to `queue.tsv.rejected`; return how many."""
 
         def paused(self) -> frozenset[str]:
             """Return the paused types; "*" means all."""
@@ -90,7 +99,7 @@ if TYPE_CHECKING:
             """Pause a type, or all ("*"); False if it was paused already."""
 
         def resume(self, job_type: str | None) -> bool:
-            """End the pause of a type, or every pause; False if there was none."""
+            """End the pause of a type or, for None, every pause; False if there was none."""
 
         def history(
             self, job_id: str = "", since: float = ..., *, only_errors: bool = False
@@ -98,34 +107,35 @@ if TYPE_CHECKING:
             """Yield the finished attempts, or those of one job; see `history.read`."""
 
         def running(self) -> tuple[list[LivePass], list[Row]]:
-            """Return the live passes and the running jobs, as of one instant."""
+            """Return the live passes and the `processing` jobs, as of one instant.
+
+            The job of a dead pass is `processing`, too, until it is recovered.
+            """
 
         def take_skipped(self) -> tuple[int, int, list[int]]:
-            """Return what was skipped since the last call, so that a pass can report it.
+            """Return what a pass has to report about invalid lines.
 
-            How many lines were moved to `queue.tsv.rejected`, how many damaged records of the
-            journal were skipped, and the numbers of all lines that aren't jobs.
+            That is how many lines were moved to `queue.tsv.rejected` since the last call, how many
+            damaged records of the journal were skipped since then, and the numbers of all lines
+            that aren't jobs.
             """
 
         def has_work(self, now: float, longest_wait: Callable[[str, int], float]) -> bool:
-            """Return whether a pass might have something to do.
-
-            `longest_wait` as in `Terms`.
-            """
+            """Return whether a pass might have something to do. `longest_wait` is as in `Terms`."""
 
         def count_due(self, now: float) -> int:
             """Return how many pending jobs are due, whatever their types."""
 
         def is_complete(self, apart_from: Collection[tuple[str, str]] = ()) -> bool:
-            """Return whether no job is running or pending, not counting paused types.
+            """Return whether no job is running, and none is pending whose type isn't paused.
 
             The jobs in `apart_from`, pairs of path and id, may be running.
             """
 
         def open_claims(self, terms: Terms, now: float, parallel: int) -> Claims:
-            """Return what claims jobs for a pass that runs `parallel` jobs at once.
+            """Return the claims of a new pass, which runs up to `parallel` jobs at once.
 
-            Raises QueueBusy if as many passes are running as there may be.
+            Raises QueueBusy if too many passes are running.
             """
 
     class History(Protocol):
@@ -147,10 +157,10 @@ if TYPE_CHECKING:
             """
 
         def flush(self) -> None:
-            """Write what is in memory."""
+            """Write the attempts that are still in memory only."""
 
         def take_error(self) -> OSError | None:
-            """Return why rows were lost, once."""
+            """Return why attempts were lost, or None. The same failure is returned once."""
 
     class Claims(Protocol):
         """The jobs that one pass has claimed."""
@@ -163,22 +173,31 @@ if TYPE_CHECKING:
         """when the pass looked for due jobs last, in Unix seconds"""
 
         def slot_fd(self) -> int:
-            """Return the descriptor of the pass's slot, or -1."""
+            """Return the descriptor of the pass's slot, or -1 if it has none."""
 
         def take_recovered(self) -> tuple[int, list[Row]]:
-            """Return how many jobs were recovered since the last call, and the started ones."""
+            """Return how many jobs were recovered since the last call, and those that had started.
+
+            The latter are in their new states: pending, or failed if no attempt is left.
+            """
 
         def take_pulled_in(self) -> int:
-            """Return how many jobs became due since the last call because a clock had been ahead.
+            """Return how many jobs were pulled in since the last call.
 
-            They were enqueued to run at once, while the clock was ahead.
+            They were enqueued to run at once, but while the clock was ahead. Now they are due.
             """
 
         def find_due(self, now: float) -> bool:
-            """Look for jobs that are due at `now`; False if there are none."""
+            """Look for jobs that are due at `now`; return False if there are none to claim.
+
+            True means that there may be some. Recovers the jobs of dead passes first, if needed.
+            """
 
         def claim(self, most: int) -> list[Claim]:
-            """Claim up to `most` due jobs, earliest `run_at` first; recorded on return."""
+            """Claim up to `most` due jobs, earliest `run_at` first; recorded on return.
+
+            Jobs that were added or became due after `looked_at` wait for the next `find_due`.
+            """
 
         def record(self, claim: Claim, state: State) -> State | None:
             """Record an outcome; return the recorded state.
@@ -190,7 +209,11 @@ if TYPE_CHECKING:
             """Record several outcomes; otherwise like `record`."""
 
         def unclaim(self, claims: list[Claim], error: str = "") -> None:
-            """Make claimed jobs pending again, their attempts not counted."""
+            """Make claimed jobs pending again without counting their attempts.
+
+            `error`, if given, becomes the jobs' error. Also removes finished claims from the list
+            that other passes see; for this, `claims` may be empty.
+            """
 
         def is_published(self) -> bool:
             """Return whether the queue's file shows what is running."""
@@ -199,16 +222,23 @@ if TYPE_CHECKING:
             """Make the queue's file show what is running."""
 
         def idle(self) -> None:
-            """Publish, and make sure that no other pass waits for this one while no job is due."""
+            """Publish, and empty the list of claims that other passes see.
+
+            Called while no job is due or running.
+            """
 
         def check_slot(self) -> None:
-            """Raise StoreError if the pass's slot is gone."""
+            """Raise StoreError if the pass's slot is lost: other passes may run its jobs."""
 
         def finish(self) -> Exception | None:
-            """End the pass; return why its changes couldn't be folded, if so."""
+            """End the pass. Returns the error if the last fold failed: nothing is lost then."""
 
         def abandon(self) -> None:
-            """End the pass after an error: make the claimed jobs pending again."""
+            """End the pass after an error.
+
+            The jobs that are still claimed become pending again, at once or when another pass
+            recovers them.
+            """
 
 
 class Claim:
@@ -234,11 +264,11 @@ class Claim:
 class Terms:
     """What the handlers of a pass say about a job type.
 
-    `limit`         the most attempts of a job of the type
+    `limit`         how many attempts a job of the type has
     `longest_wait`  the longest backoff, in seconds, after an attempt of this number
     `wants`         whether the pass runs jobs of the type
-    `concurrency`   how many jobs of a type may be processing at once; has a type only after `wants`
-                    was called for it
+    `concurrency`   type -> how many of its jobs may be processing at once, if that is limited; has
+                    a type only after `wants` was called for it
     `count`         how many types have a handler: if there are more than before, the pass looks
                     again at jobs that it didn't want
     """

@@ -52,10 +52,12 @@ class TextFileStore:
         self.view = self.files.view
         self.lock = self.files.lock
         self._lookups = 0
+        """how many look-ups were made without an index: after a few, one is built"""
         self._unpaused_at: object = None
-        """what had been read when a pending job was found whose type is not paused"""
+        """what had been read when `is_complete` last found a pending job whose type isn't paused:
+        until something changes, it needn't search again"""
         self.skipped_history: list[str] = []
-        """the start of each line of the history that the last reading skipped"""
+        """the start of each invalid line that the last call of `history` skipped"""
 
     def __reduce__(self) -> tuple[object, ...]:
         return _open_again, (self.path, self.fsync)
@@ -70,9 +72,9 @@ class TextFileStore:
         self.lock.read(self.files.close)
 
     def open_claims(self, terms: Terms, now: float, parallel: int) -> Claims:
-        """Acquire a slot for a pass; return what claims jobs for it.
+        """Acquire a slot for a pass, recover the jobs of dead passes, and return the pass's claims.
 
-        `parallel` is how many jobs the pass runs at once. Raises QueueBusy if all slots are held.
+        The pass runs up to `parallel` jobs at once. Raises QueueBusy if all slots are held.
         """
         return load(_claims)(self.files, terms, now, parallel)
 
@@ -82,7 +84,7 @@ class TextFileStore:
         """Append the lines of new jobs to the queue file; they are on the disk on return.
 
         Raises DuplicateJob if a job has the id `own_id`, StoreError if the system refuses. Then
-        nothing was added, unless the error says something else.
+        nothing was added, unless the error says otherwise.
         """
         content = rows.encode()
         if own_id is None:
@@ -100,7 +102,10 @@ class TextFileStore:
         return rows.append(content)
 
     def _check_free(self, job_id: str) -> None:
-        """Raise DuplicateJob if a row has the id. Forget a record of a job without a row."""
+        """Raise DuplicateJob if a row has the id. If only a record has it, fold to remove that.
+
+        Call it under the lock, which may be released and acquired again.
+        """
         key = job_id.encode()
         files, view = self.files, self.view
         files.read_much_unlocked()
@@ -116,19 +121,25 @@ class TextFileStore:
                 "(get_job shows it; choose another id, or purge the old job first)"
             )
         if key in view.records:
-            # Its row was removed by hand: the journal's record is not about the new job. The
-            # journal's cut must be on the disk before the new row is.
+            # The old job's row was removed by hand: its record must not apply to the new job. So
+            # the journal's cut must be on the disk before the new row is.
             files.fold_and_sync_cut()
             view.records.pop(key, None)
 
     # -- changes --
 
     def cancel(self, job_id: str) -> bool:
-        """Cancel a job if it is pending; on the disk, and mostly in the file, on return."""
+        """Cancel a job if it is pending; return whether it was.
+
+        On the disk on return, and in the queue file if a fold is cheap.
+        """
         return self._change_one(job_id, cancel)
 
     def run_now(self, job_id: str, now: float) -> bool:
-        """Make a job due if it is pending; on the disk, and mostly in the file, on return."""
+        """Make a job due if it is pending; return whether it was.
+
+        On the disk on return, and in the queue file if a fold is cheap.
+        """
         return self._change_one(job_id, lambda state: run_now(state, now))
 
     def requeue(
@@ -139,9 +150,9 @@ class TextFileStore:
         run_at: int | None = None,
         job_type: str | None = None,
     ) -> int:
-        """Requeue one job, or all failed ones, or those of a type; on the disk on return.
+        """Requeue one job, or all failed ones, or the failed ones of a type; return how many.
 
-        Returns how many jobs were requeued.
+        On the disk on return.
         """
         if not self.exists():
             return 0
@@ -173,7 +184,8 @@ class TextFileStore:
     def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
         """Remove the jobs that `unwanted` returns True for, except running ones; return how many.
 
-        On the disk on return. If `archive` is a path, their rows are appended to that file first.
+        On the disk on return. If `archive` is a path, their rows are on the disk in that file
+        first.
         """
         if not self.exists():
             return 0
@@ -203,7 +215,7 @@ class TextFileStore:
             yield lines.Unreadable(torn[0] + 2, reason, torn[1])
 
     def _torn_row(self) -> tuple[int, bytes] | None:
-        """Return the number and the beginning of a last line without an end."""
+        """Return the row number and the beginning of a torn last line, or None."""
         view = self.view
         view.refresh()
         if not view.has_torn_row() or view.rows.file is None:
@@ -223,10 +235,11 @@ class TextFileStore:
         return count
 
     def take_skipped(self) -> tuple[int, int, list[int]]:
-        """Return what was skipped since the last call, to be reported.
+        """Return what a pass has to report about invalid lines.
 
-        How many lines were moved to `queue.tsv.rejected`, how many records of the journal were
-        damaged, and the numbers of all lines that aren't jobs.
+        That is how many lines were moved to `queue.tsv.rejected` since the last call, how many
+        damaged records of the journal were skipped since then, and the numbers of all lines that
+        aren't jobs, as far as the file was read.
         """
         view = self.view
         rejected, self.files.rejected = self.files.rejected, 0
@@ -236,7 +249,7 @@ class TextFileStore:
     # -- pausing --
 
     def paused(self) -> frozenset[str]:
-        """Return the paused types; `ALL` among them stands for all."""
+        """Return the paused types; `ALL` among them means all types."""
         return paused.read(self.path)
 
     @locked
@@ -249,9 +262,9 @@ class TextFileStore:
         return True
 
     def resume(self, job_type: str | None) -> bool:
-        """End the pause of a type, or every pause; on the disk on return. False if there was none.
+        """End the pause of a type or, for None, every pause. False if there was none.
 
-        While `ALL` is paused, resuming one type has no effect.
+        On the disk on return. While `ALL` is paused, resuming one type has no effect.
         """
         return bool(paused.read(self.path)) and self._resume(job_type)
 
@@ -267,7 +280,7 @@ class TextFileStore:
 
     @reading
     def find(self, job_id: str) -> Row | None:
-        """Return the row with this id as of now, or None.
+        """Return the row with this id in its present state, or None.
 
         The caller decodes the payload: if that isn't JSON, the row isn't a job.
         """
@@ -285,9 +298,9 @@ class TextFileStore:
         return self.view.row_of(key)
 
     def rows(self, unreadable: list[int] | None = None) -> Iterator[Row]:
-        """Yield every job as of the first step, in the file's order.
+        """Yield every job as it is when the iteration starts, in the file's order.
 
-        The line numbers of what isn't a job are added to `unreadable`.
+        The numbers of lines that aren't jobs are added to `unreadable`, the header being 1.
         """
         view = self.lock.read(self._snapshot)
         numbers: list[int] = [] if unreadable is None else unreadable
@@ -299,7 +312,10 @@ class TextFileStore:
         return self.view.snapshot()
 
     def running(self) -> tuple[list[LivePass], list[Row]]:
-        """Return the passes that are alive and the running jobs, both as of one instant."""
+        """Return the live passes and the `processing` jobs, as of one instant. Acquires the lock.
+
+        The job of a dead pass is `processing`, too, until it is recovered.
+        """
         return self.lock.run(self._running)
 
     def _running(self) -> tuple[list[LivePass], list[Row]]:
@@ -311,7 +327,10 @@ class TextFileStore:
     def history(
         self, job_id: str = "", since: float = -math.inf, *, only_errors: bool = False
     ) -> Iterator[Attempt]:
-        """Yield the finished attempts, or those of one job; see `history.read`."""
+        """Yield the finished attempts, or those of one job; see `history.read`.
+
+        `skipped_history` is set when the last one was yielded.
+        """
         skipped: list[str] = []
         yield from load(_history).read(self.path, job_id, since, skipped, only_errors=only_errors)
         self.skipped_history = skipped
@@ -341,10 +360,7 @@ class TextFileStore:
 
     @reading
     def has_work(self, now: float, longest_wait: Callable[[str, int], float]) -> bool:
-        """Return whether a pass might have something to do.
-
-        `longest_wait` is as in `clocks.retries_ahead`.
-        """
+        """Return whether a pass might have something to do. `longest_wait` is as in `Terms`."""
         view = self.view
         view.refresh()
         return bool(
@@ -366,7 +382,7 @@ class TextFileStore:
 
 
 def _open_again(path: str, fsync: bool) -> TextFileStore:
-    """Return what a store is in another process that unpickles it."""
+    """Recreate a store that was pickled, mostly in another process."""
     return TextFileStore(path, fsync=fsync)
 
 

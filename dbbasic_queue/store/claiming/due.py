@@ -1,12 +1,13 @@
 """Finds the due jobs that a pass may claim next.
 
 Due jobs are those that were due when the pass looked last. Jobs that were added since then, and
-jobs that the pass itself made pending again, wait for its next look, even if the clock was set back
-since.
+jobs that the pass itself has retried or delayed, wait for its next look, even if a clock that was
+set back makes them seem due already.
 
 Jobs are chosen without the lock, and checked again under it (`recheck`). Paused types are not
-claimed, and no more jobs of a type are processing than its concurrency allows. A job that may have
-killed its last pass comes after all others, and runs alone, because it may kill this pass too.
+claimed, and no more jobs of a type are processing than its concurrency allows. A **suspect**, a job
+that may have killed its last pass, comes after all others, and runs alone, because it may kill this
+pass too.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _READ_AHEAD_BYTES = 1 << 16
 class DueJobs:
     """The due jobs of one pass, which may run `parallel` of them at once.
 
-    `put_back` are the ids of the jobs that the pass has made pending again.
+    `put_back` are the ids of the jobs that the pass has retried or delayed since it looked last.
     """
 
     def __init__(self, store: QueueFiles, terms: Terms, parallel: int, now: float) -> None:
@@ -48,23 +49,32 @@ class DueJobs:
         self._terms = terms
         self._parallel = parallel
         self._looked_at = now
+        """when the pass looked last, in Unix seconds"""
         self._last_id = b""
+        """the id in the last row that counts: rows after it were added later"""
         self._paused: frozenset[str] = frozenset()
         # Numbers of rows: due jobs, the next one last; those that wait because their type has
-        # reached its concurrency; and those that may have killed their last pass.
+        # reached its concurrency; and suspects.
         self._due = array("q")
         self._waiting: dict[str, deque[int]] = {}
         self._suspects: deque[int] = deque()
         self._numbering = -1  # of the view, when these were found
         self._last_suspect = b""
+        """the id of the suspect that was chosen last"""
         self._found_nothing_in: object = None
+        """the `_version` when `candidates` last found nothing"""
         self._found_nothing_at = now
+        """the `_looked_at` at that time"""
         self._next_due_at: int | None = None
+        """the earliest `run_at` after that; None if `may_exist` hasn't looked it up yet"""
 
     # -- looking for due jobs --
 
     def look(self, now: float) -> None:
-        """Look again: from now on, jobs that are due at `now` are due. Call it under the mutex."""
+        """Look again: from now on, jobs that are due at `now` count as due.
+
+        Call it through `lock.read`, or under the lock.
+        """
         self._looked_at = now
         self._view.refresh()
         self._paused = paused.read(self._path)
@@ -76,7 +86,7 @@ class DueJobs:
             self._found_nothing_in = None
 
     def end_at_last_row(self) -> None:
-        """Rows that are added after this call are not due for the pass until it looks again."""
+        """Ignore rows that are added after this call, until the pass looks again."""
         self._last_id = next(reversed(self._view.index), b"")
 
     def may_exist(self) -> bool:
@@ -94,7 +104,7 @@ class DueJobs:
         return self._next_due_at <= self._looked_at
 
     def _version(self) -> object:
-        """Return a value that changes with everything that a search reads."""
+        """Return a value that changes with everything that a search depends on, except time."""
         view = self._view
         known = self._terms.count()
         return view.generation, view.rows.end, view.journal.end, self._last_id, self._paused, known
@@ -105,8 +115,9 @@ class DueJobs:
     def candidates(self, most: int, held: Container[bytes]) -> list[Claim]:
         """Return claims of the next due jobs, up to `most`, earliest `run_at` first.
 
-        They are valid unless `recheck` finds that something has changed since. `held` contains the
-        ids of the jobs that the pass has claimed.
+        Nothing is written: call `recheck` under the lock before claiming them. `held` contains the
+        ids of the jobs that the pass has claimed. Stops early when the payloads that were found
+        have 1 MiB together.
         """
         found: list[Claim] = []
         size = 0
@@ -153,7 +164,7 @@ class DueJobs:
     ) -> Claim | None:
         """Return the claim of a row, or None if the pass may not claim it now.
 
-        A job that may kill the pass is added to the suspects, unless it will be `alone`.
+        A suspect, unless it will run `alone`, is put aside in `_suspects`.
         """
         view = self._view
         when = view.when
@@ -184,7 +195,10 @@ class DueJobs:
     # -- checking them again, under the lock --
 
     def recheck(self, candidates: list[Claim]) -> list[Claim]:
-        """Return the candidates that may still be claimed. Call it after reading what is new."""
+        """Return the candidates that may still be claimed, in their present states.
+
+        Call it under the lock, after reading what is new.
+        """
         self._paused = paused.read(self._path)
         claims = [c for c in candidates if self._is_due(c)]
         if self._terms.concurrency:
@@ -194,7 +208,10 @@ class DueJobs:
         return claims
 
     def _is_due(self, claim: Claim) -> bool:
-        """Return whether a candidate is still due: it may have been claimed or cancelled."""
+        """Return whether a candidate is still due: it may have been claimed or cancelled.
+
+        If its state has changed, but it is still due, the claim gets the new state.
+        """
         view = self._view
         number = view.index.get(claim.key)
         if number is None or view.when[number] > self._looked_at:
@@ -220,9 +237,10 @@ class DueJobs:
     # -- concurrency: how many jobs of a type may be processing --
 
     def _use_remaining(self, job_type: str, number: int, remaining: dict[str, int]) -> bool:
-        """Count a job towards its type's concurrency; False, and it waits, if that is reached.
+        """Count a job towards its type's concurrency.
 
-        `remaining` is how many more jobs of a type may be claimed, for the types counted so far.
+        Returns False if that is reached, and puts the job aside in `_waiting`. `remaining` is how
+        many more jobs of a type may be claimed, for the types counted so far.
         """
         if job_type not in self._terms.concurrency:
             return True

@@ -1,7 +1,8 @@
-"""Makes the jobs of dead passes pending again, and corrects what a wrong clock has set.
+"""Makes the jobs of dead passes pending again, and corrects times that a wrong clock has set.
 
-A `processing` job is recovered if no live pass lists its attempt. If the dead pass had started it,
-the attempt counts; if not, it is returned.
+A `processing` job is recovered if no live pass lists its attempt. The attempt counts, and the job
+fails if that was its last one, unless the dead pass's list shows that the job had not started:
+then it is returned.
 """
 
 from __future__ import annotations
@@ -36,13 +37,15 @@ class Recovery:
         self._terms = terms
         self._recovered = 0
         self._interrupted: list[Row] = []
+        """the recovered jobs that had started, in their new states"""
         self._pulled_in = 0
         self._next_survey_at = 0.0  # on the monotonic clock
 
     def is_needed(self, now: float) -> bool:
-        """Return whether to look for dead passes, or to correct times or a torn row.
+        """Return whether to acquire the lock to find dead passes, correct times or end a torn row.
 
-        While jobs are processing, dead passes are looked for once a second.
+        While jobs are processing, dead passes are looked for once a second. `now` is in Unix
+        seconds. Call it through `lock.read`.
         """
         view = self._store.view
         return bool(
@@ -52,11 +55,11 @@ class Recovery:
         )
 
     def run(self, now: float, slot: Slot, held: Container[bytes]) -> None:
-        """Recover the jobs of dead passes. Call it under the lock, after reading what is new.
+        """Recover the jobs of dead passes, and correct times; on the disk on return.
 
-        `slot` is the pass's own, and `held` contains the ids of the jobs that it runs. A job that
-        was started counts by its handler's limit. If only another pass has that handler, the job is
-        left to that pass.
+        Call it under the lock, after reading what is new. `slot` is the pass's own, and `held`
+        contains the ids of the jobs that it has claimed. How many attempts a job has depends on its
+        handler. So a started job of a type that this pass doesn't want is left to a pass that does.
         """
         self._next_survey_at = time.monotonic() + _SURVEY_SECONDS
         view = self._store.view
@@ -98,23 +101,32 @@ class Recovery:
             self._store.change(changes)
 
     def take_recovered(self) -> tuple[int, list[Row]]:
-        """Return how many jobs were recovered since the last call, and the started ones."""
+        """Return how many jobs were recovered since the last call, and those that had started.
+
+        The latter are in their new states: pending, or failed if no attempt is left.
+        """
         taken = self._recovered, self._interrupted
         self._recovered, self._interrupted = 0, []
         return taken
 
     def take_pulled_in(self) -> int:
-        """Return how many jobs became due since the last call because a clock had been ahead."""
+        """Return how many jobs were pulled in since the last call.
+
+        They were enqueued to run at once, but while the clock was ahead. Now they are due.
+        """
         taken, self._pulled_in = self._pulled_in, 0
         return taken
 
 
 class Survey:
-    """What the slots list. Make it under the queue's lock, so that every list is complete.
+    """What the slots list. Create it under the queue's lock, so that every list is complete.
+
+    Claims are (job id, attempt). Those of dead passes count only if they are open, that is if the
+    job is still processing this attempt. The slots of dead passes stay locked until `release`.
 
     `alive`       the claims of the other live passes
-    `started`     the claims that dead passes may have started: the first `parallel` of each
-    `not_started` the other claims of dead passes
+    `started`     claims that dead passes may have started: of each, the first `parallel` open ones
+    `not_started` the other open claims of dead passes
     """
 
     def __init__(self, queue: str, own: Slot, is_open: Callable[[str, int], bool]) -> None:
@@ -123,6 +135,8 @@ class Survey:
         self.not_started: set[tuple[str, int]] = set()
         self._is_open = is_open
         self._dead: list[OpenFile] = []
+        # Until this pass has written its own list, its slot has that of a dead pass. Later, the
+        # open claims in it are those that this pass holds: recovery skips them.
         self._add_dead(*read_claims(own.file))
         try:
             for number in range(1, slots.SLOTS + 1):
@@ -137,7 +151,7 @@ class Survey:
         if not try_lock(file.fd):
             self.alive.update(read_claims(file)[0])
             return
-        self._dead.append(file)  # locked until it is cleared
+        self._dead.append(file)  # first, so that `release` unlocks it even after an error
         claims, parallel = read_claims(file)
         if claims:
             self._add_dead(claims, parallel)

@@ -3,7 +3,7 @@ r"""Slot files: each live pass holds the lock of one, and lists its claims there
 The kernel is the heartbeat: however a process ends, its `flock` is released. A `processing` job
 that no locked slot lists has lost its pass. A list is written completely, under the queue's lock,
 before the claims are recorded, in the order in which they will be started. It isn't synced: after a
-power cut no lock is held, and what is left of the list only decides whose attempt counts.
+power cut no lock is held, and what is left of the list only decides which attempts count.
 
     pass <process id> <Unix seconds> <n> the process that holds the slot; when it acquired it; how
                                          many of the claims may have been started at once
@@ -29,6 +29,7 @@ from dbbasic_queue.store.disk.sync import write_all
 SLOTS = 64
 _RESERVED_BYTES = 8192
 _RESERVED_BYTES_PER_CLAIM = 160
+"""A slot reserves disk space for the records of outcomes: a fixed part, and one per claim."""
 _SPARE_DESCRIPTORS = 3
 """To record an outcome, a pass may have to open the queue file and the journal, and to sync the
 directory."""
@@ -36,20 +37,25 @@ _LONGEST_HEAD_BYTES = 200
 
 
 class Slot:
-    """The slot of this pass."""
+    """The slot of this pass.
+
+    `file`    the slot file, locked until `release`
+    `claims`  how many claims the list has
+    """
 
     def __init__(self, file: OpenFile, parallel: int) -> None:
         self.file = file
         self._head = f"pass\t{os.getpid()}\t{int(time.time())}\t{parallel}\n"
-        self._listed_bytes = 0
+        self._listed_bytes = 0  # without the reserved space
         self._size = os.fstat(file.fd).st_size  # all of it is written over
         self.claims = 0
         self._spare: list[OpenFile] = []
 
     def write(self, claims: list[tuple[str, int]]) -> None:
-        """List claims, (job id, attempt), and reserve the space and descriptors for their outcomes.
+        """List claims, (job id, attempt), and reserve space and descriptors for their outcomes.
 
-        Raises StoreError if there is no space or no descriptor: before a handler has run.
+        Call it under the queue's lock, before the claims are recorded. Raises StoreError if there
+        isn't enough space or no descriptor is free: the jobs must not be started then.
         """
         content = (self._head + "".join(f"{i}\t{n}\n" for i, n in claims)).encode()
         reserved = _RESERVED_BYTES + _RESERVED_BYTES_PER_CLAIM * len(claims)
@@ -58,8 +64,8 @@ class Slot:
         if claims:
             self._open_spare_descriptors()
         try:
-            # Written over, not cut first: on a full disk the blocks would be lost, and with them
-            # the list that says whose the running job is.
+            # Written over, not cut first: on a full disk, another file could get the freed blocks,
+            # and the list of the running jobs would be lost.
             os.lseek(self.file.fd, 0, os.SEEK_SET)
             write_all(self.file.fd, content.ljust(size, b"\n"))
         except OSError as e:
@@ -71,7 +77,8 @@ class Slot:
     def require_path(self) -> None:
         """Raise StoreError if the file was moved or removed: to other passes, this one is dead.
 
-        Call it under the queue's lock, before each claim. Otherwise they would run the same jobs.
+        Call it under the queue's lock, before each claim. Otherwise they would recover its jobs and
+        run them, too.
         """
         if not self.file.is_at_path():
             raise StoreError(
@@ -109,7 +116,7 @@ class Slot:
         return self._size > self._listed_bytes
 
     def free_reserved_space(self) -> None:
-        """Free the reserved disk space: there was none left for an outcome."""
+        """Free the reserved disk space, because the disk is too full for an outcome."""
         self.require_lock()
         os.ftruncate(self.file.fd, self._listed_bytes)
         self._size = self._listed_bytes
@@ -124,7 +131,7 @@ class Slot:
             if clear and self.file.is_ours():
                 os.ftruncate(self.file.fd, 0)
         except OSError:
-            pass  # a listed claim that isn't open any more means nothing
+            pass  # the list may stay: its jobs aren't processing those attempts any more
         finally:
             self._spare = []
             unlock(self.file)
@@ -132,10 +139,10 @@ class Slot:
 
 
 def acquire(queue: str, parallel: int = 1) -> Slot:
-    """Lock a free slot, under the queue's lock; it may still hold the list of a dead pass.
+    """Lock a free slot; it may still have the list of a dead pass. Call it under the queue's lock.
 
-    `parallel` is how many of its claims the pass may start at once. Raises QueueBusy if all slots
-    are held: a job that hangs must not make cron pile up processes.
+    `queue` is the path of the queue file. `parallel` is how many of its claims the pass may start
+    at once. Raises QueueBusy if all slots are held: if jobs hang, cron must not pile up processes.
     """
     for number in range(1, SLOTS + 1):
         file = open_or_create(_path(queue, number), os.O_RDWR, to_lock=True)
@@ -159,7 +166,7 @@ def _path(queue: str, number: int) -> str:
 
 
 def read_claims(file: OpenFile) -> tuple[list[tuple[str, int]], int]:
-    """Return the claims that a slot lists, and how many of them may have been started at once."""
+    """Return the claims that a slot lists, (job id, attempt), and how many may run at once."""
     content = os.pread(file.fd, os.fstat(file.fd).st_size, 0).rstrip(b"\n")  # the reserved space
     head, *lines = content.decode("utf-8", "replace").split("\n")
     claims = []
@@ -174,9 +181,9 @@ def read_claims(file: OpenFile) -> tuple[list[tuple[str, int]], int]:
 class LivePass:
     """A live pass, as its slot shows it.
 
-    `pid`        its process
-    `started_at` when it acquired the slot, in Unix seconds
-    `listed_at`  when it last claimed, in Unix seconds
+    `pid`        the id of its process; 0 if the first line is damaged
+    `started_at` when it acquired the slot, in Unix seconds; 0 if the first line is damaged
+    `listed_at`  when its list was last written, in Unix seconds: mostly, when it last claimed
     `parallel`   how many of its claims may have been started at once
     `claims`     (job id, attempt) of the jobs that it has claimed, and perhaps just finished
     """
@@ -192,7 +199,11 @@ class LivePass:
 
 
 def live_passes(queue: str) -> list[LivePass]:
-    """Return the live passes. Call it under the queue's lock, so that every list is complete."""
+    """Return the live passes. Call it under the queue's lock.
+
+    Otherwise a list could be incomplete, and a pass that is starting could find a free slot locked
+    by this check.
+    """
     found = []
     for number in range(1, SLOTS + 1):
         file = open_slot(queue, number, os.O_RDONLY)

@@ -1,8 +1,10 @@
 """Appends rows to the queue file and records to the journal.
 
 - An append is made under the lock: all of it, or nothing.
-- A call that returns has synced what it appended.
-- What couldn't be synced is cut off again, if no other process has seen it and gone on from it.
+- With `fsync`, records are on the disk when `JournalFile.append` returns, rows when
+  `RowsFile.sync_added` does.
+- If the sync fails, they are cut off again, unless another process may already depend on them: it
+  has written after them, has folded, or has changed one of the new jobs.
 """
 
 from __future__ import annotations
@@ -38,9 +40,9 @@ _TRIES = 100
 def _sync_or_undo(file: OpenFile, undo: Callable[[], bool], undone: str, left: str) -> None:
     """Sync what was appended to a file; if that fails, undo the append and raise StoreError.
 
-    The error says `undone` if `undo` returns True, otherwise what is `left`. After an error `undo`
-    must forget the descriptor: it is never synced again, because the kernel may mark the lost
-    pages as written (https://lwn.net/Articles/752063/).
+    The error says `undone` if `undo` returns True, otherwise `left`. `undo` must forget the
+    descriptor, which must never be synced again: a second sync may succeed although the content is
+    lost, because the kernel may have marked it as written (https://lwn.net/Articles/752063/).
     """
     try:
         sync(file.fd)
@@ -55,7 +57,10 @@ def _sync_or_undo(file: OpenFile, undo: Callable[[], bool], undone: str, left: s
 
 
 class RowsFile:
-    """The queue file, open for appending rows. Called under the lock, except `sync_added`."""
+    """The queue file, open for appending rows.
+
+    Its methods are called under the lock, except `sync_added` and `close`.
+    """
 
     def __init__(self, path: str, view: View, lock: QueueLock, *, fsync: bool) -> None:
         self.path = path
@@ -64,13 +69,14 @@ class RowsFile:
         self.lock = lock
         self.file: OpenFile | None = None
         self._ended_at = -1
-        """the file's size when its last line was known to have an end"""
+        """the size at which the file's last line is known to have an end; -1 if unknown"""
 
     @even_if_moved
     def append(self, content: bytes) -> tuple[OpenFile, int]:
-        """Append whole lines, not synced; return the file and the size that it had before.
+        """Append whole lines, unsynced; return the file and the size that it had before.
 
-        Raises StoreError if the system refuses: then nothing was appended.
+        If `fsync` is wanted, call `sync_added` with these after the unlock. Raises StoreError if
+        the system refuses: then nothing was appended, unless the error says otherwise.
         """
         file, size = self.current()
         append(file, size, content)
@@ -78,7 +84,10 @@ class RowsFile:
         return file, size
 
     def current(self) -> tuple[OpenFile, int]:
-        """Return the file that is at the path now, its last line ended, and its size."""
+        """Return the file that is at the path now, and its size.
+
+        Creates the file if it is missing, and ends a torn last line.
+        """
         tries = 0
         while True:
             file = self.file
@@ -105,7 +114,10 @@ class RowsFile:
             return file, size
 
     def _open(self, *, create: bool) -> None:
-        """Open the file at the path, or create it, under the lock that is there."""
+        """Open the file at the path, or create it; the caller then tries again.
+
+        If the lock's path wasn't checked yet, only acquire the lock that is at the path now.
+        """
         if not self.lock.path_checked:
             self.lock.reacquire()
         elif create:
@@ -115,9 +127,10 @@ class RowsFile:
             self.file = file
 
     def _begin(self, file: OpenFile) -> None:
-        """Check the header, and write it if the file is empty. Then sync the directory.
+        """Check the header, and write it if it is missing or torn. Then sync the directory.
 
-        The process that created the file may have died before it could sync the directory.
+        The process that created the file may have died before it could sync the directory. Raises
+        NotAQueue if the file begins with anything else.
         """
         if not has_header(file):
             os.ftruncate(file.fd, 0)
@@ -127,20 +140,23 @@ class RowsFile:
         self._ended_at = -1
 
     def replaced(self, file: OpenFile, end: int) -> None:
-        """Go on with the file that a fold of ours has moved to the path; its lines end at `end`."""
+        """Switch to the file that a fold of this process has moved to the path.
+
+        `end` is how many bytes of it are known to be complete lines.
+        """
         self.file = file
         self._ended_at = end
 
     def close(self) -> None:
-        """Close the file, if nobody else uses it; the next call opens it again."""
+        """Close the file, if nothing else in this process uses it; the next call opens it again."""
         self.file = None
 
     def sync_added(self, file: OpenFile, size: int, content: bytes) -> None:
-        """Sync what `append` has appended. Called after the unlock.
+        """Sync the rows that `append` was given as `content`; `file` and `size` are its result.
 
-        So enqueues of several processes wait for the disk together. A fold that copies the rows in
-        the meantime syncs them itself. Raises StoreError if the system refuses; the error says
-        whether the rows could be cut off again.
+        Called after the unlock, so that several processes can wait for the disk at the same time.
+        If a fold copies the rows in the meantime, it syncs the copy itself. Raises StoreError if
+        the system refuses; the error says whether the rows were cut off again or may run.
         """
         _sync_or_undo(
             file,
@@ -154,7 +170,10 @@ class RowsFile:
         return self.lock.run(self._cut_off_locked, file, size, content)
 
     def _cut_off_locked(self, file: OpenFile, size: int, content: bytes) -> bool:
-        """Cut the rows off, if they still are the last ones and no job of them was started."""
+        """Cut the rows off if they are still the last ones, and no record is about their jobs.
+
+        Returns False, and changes nothing, if they must stay.
+        """
         if not file.is_ours() or not file.is_at_path():
             return False
         if os.fstat(file.fd).st_size != size + len(content):
@@ -170,7 +189,11 @@ class RowsFile:
 
 
 class JournalFile:
-    """The journal, open for appending records. Called under the lock, when all of it was read."""
+    """The journal, open for appending records.
+
+    Its methods are called under the lock, except `close`. `append` is called only after `view` has
+    read all of the journal.
+    """
 
     def __init__(self, path: str, view: View, lock: QueueLock, *, fsync: bool) -> None:
         self.path = path
@@ -180,11 +203,12 @@ class JournalFile:
         self._file: OpenFile | None = None
 
     def append(self, changes: list[tuple[bytes, bytes]], *, last: bool = False) -> None:
-        """Append the new states of jobs, pairs of id and state; on the disk on return.
+        """Append new states of jobs, (id, state); with `fsync`, they are on the disk on return.
 
-        The caller knows the changes to be legal. If they are the `last` thing that it does under
-        the lock, the lock is released before the sync, so that others needn't wait for the disk.
-        Raises StoreError if the system refuses; the error says whether nothing was changed.
+        The caller has checked that the changes are legal. With `last`, the lock is released before
+        the sync, so that other processes needn't wait for the disk: the caller must not do anything
+        else that needs the lock. Raises StoreError if the system refuses; the error says whether
+        the change was made.
         """
         if len(changes) == 1:
             content = encode_record(*changes[0])
@@ -205,10 +229,10 @@ class JournalFile:
             )
 
     def current(self) -> OpenFile:
-        """Return the journal, which is created if there is none.
+        """Return the journal, open for writing; create it if there is none.
 
-        From now on it is also read through this descriptor. So one that was just read from needn't
-        be checked again before it is written.
+        From now on, `view` reads through the same descriptor. So if it has just been read from, it
+        needn't be checked again before it is written.
         """
         file, seen = self._file, self.view.journal.file
         if file is None or file is not seen:
@@ -220,14 +244,20 @@ class JournalFile:
         return file
 
     def end_torn_line(self) -> None:
-        """End a last line without a line end, so that it is skipped."""
+        """End a torn last line, so that the next record starts on a line of its own.
+
+        Readers skip the torn one, unless only its line end was missing.
+        """
         journal = self.view.journal
         if journal.size() > journal.end:
             append(self.current(), journal.size(), b"\n")
             self.view.refresh()
 
     def sync_cut(self) -> None:
-        """Sync the journal after a fold has cut it: no power cut brings the records back."""
+        """Sync the journal after a fold has cut it, so that no power cut brings the records back.
+
+        Raises OSError if the system refuses.
+        """
         if self.fsync and self.view.journal.file:
             try:
                 sync(self.current().fd)
@@ -236,11 +266,14 @@ class JournalFile:
                 raise
 
     def close(self) -> None:
-        """Close the file, if nobody else uses it; the next call opens it again."""
+        """Close the file, if nothing else in this process uses it; the next call opens it again."""
         self._file = None
 
     def _cut_off(self, file: OpenFile, start: int, content: bytes, *, unlocked: bool) -> bool:
-        """Cut the records off, if they still are the last ones, and no fold has copied them."""
+        """Cut the records off if they are still the last ones, and no fold has copied them.
+
+        Returns False if they must stay. If the lock is `unlocked`, it is acquired again.
+        """
         rows = self.view.rows.file
         self._file = None
         self.view.close()

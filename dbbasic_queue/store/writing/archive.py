@@ -2,7 +2,7 @@
 
 - Several queues may share an archive, so a lock file of its own, `NAME.lock`, is held while rows
   are appended.
-- The header is on the disk before any row, so a file that begins otherwise isn't an archive.
+- The header is on the disk before any row, so a file that begins differently isn't an archive.
 - A torn last line, which a crash has left, is cut off: its row is still in the queue.
 """
 
@@ -28,9 +28,11 @@ _READ_BYTES = 1 << 16
 def append_rows(path: str, lines: list[bytes]) -> None:
     """Append rows to an archive, with a header if it is new; they are on the disk on return.
 
-    Doesn't need the queue's lock. Raises NotAQueue if another file is there: then no file was
-    created. Raises QueueBusy if another purge has held the archive's lock for a minute, StoreError
-    if the system refuses. In each case nothing was appended.
+    `lines` are without their line ends. Needs no lock of the queue. Raises NotAQueue if the file at
+    `path` isn't an archive: then no file was created. Raises QueueBusy if another purge has held
+    the archive's lock for a minute, StoreError if the system refuses. Then nothing was appended,
+    unless the error says otherwise; if the archive was being rotated, the rotated file may have the
+    rows.
     """
     try:
         check(path)
@@ -47,7 +49,10 @@ def append_rows(path: str, lines: list[bytes]) -> None:
 
 
 def check(path: str) -> None:
-    """Raise NotAQueue if the file at the path isn't an archive, or its lock file isn't one."""
+    """Raise NotAQueue if the file at `path` isn't an archive, or `NAME.lock` isn't a lock file.
+
+    Either may be missing. Nothing is created.
+    """
     file = open_file(path, os.O_RDONLY)
     if file is not None:
         _require_archive(file)
@@ -74,7 +79,10 @@ def _has_header(file: OpenFile) -> bool:
 
 
 def _is_header_torn(file: OpenFile) -> bool:
-    """Return whether the file is empty, or has what a kill or power cut leaves of a header."""
+    """Return whether the file is empty, or has only a header that a crash has left incomplete.
+
+    It may have been cut short, and after a power cut some of its bytes may be NUL.
+    """
     start = os.pread(file.fd, len(HEADER) + 1, 0)
     return len(start) <= len(HEADER) and all(
         byte in (0, whole) for byte, whole in zip(start, HEADER, strict=False)
@@ -109,7 +117,7 @@ def _unlock(lock: OpenFile) -> None:
 
 
 def _append(path: str, lines: list[bytes]) -> bool:
-    """Append and sync the rows, all or none; return whether the file still is at its path."""
+    """Append and sync the rows, all or none; return whether the file is still at its path."""
     file = open_or_create(path, os.O_RDWR | os.O_APPEND)
     _require_archive(file)
     if _has_header(file):

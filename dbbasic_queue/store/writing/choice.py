@@ -1,7 +1,7 @@
 """The jobs that a rewrite changes: chosen without the lock, checked under it.
 
-Reading a long queue takes seconds, so that comes first. Under the lock, only new jobs and jobs that
-have changed since then are checked.
+Reading a long queue takes seconds, so it is read before the lock is acquired. Under the lock, only
+new jobs and jobs that have changed since then are checked.
 """
 
 from __future__ import annotations
@@ -16,31 +16,32 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.reading.view import View
 
     Pick = Callable[[Row, bytes], bytes | None]
-    """Given a job's row and its line, returns what the caller needs of it; None if not wanted."""
+    """Given a job's row and its line, returns the bytes to keep for it; None if it isn't wanted."""
 
 
 class Choice:
-    """The chosen jobs: `picked` is what the caller needs of them, by the numbers of their rows."""
+    """The chosen jobs: `picked` maps the number of each one's row to what `pick` has returned."""
 
     def __init__(self, view: View, pick: Pick) -> None:
-        """`view` is up to date. `read` chooses the jobs."""
+        """Remember the jobs as they are in `view`, which is up to date. `read` then chooses."""
         self.picked: dict[int, bytes] = {}
         self._pick = pick
         self._view = view.snapshot()
         self._count = len(view.when)
 
     def read(self) -> None:
-        """Choose from all jobs. Without the lock."""
+        """Choose from all remembered jobs. Needs no lock, and may take seconds."""
         for number, line, row in self._view.rows_as_they_stand():
             picked = self._pick(row, line)
             if picked is not None:
                 self.picked[number] = picked
 
     def update(self, view: View, *, add: bool) -> bool:
-        """Drop the jobs that have changed since; with `add`, choose those that are wanted now.
+        """Drop the chosen jobs that have changed since.
 
-        Under the lock; `view` is up to date. Returns False, and does nothing, if the file was
-        replaced: then it can't be known what has changed.
+        With `add`, then choose those changed and new jobs that are wanted now. Call it under the
+        lock, with an up-to-date `view`. Returns False, and does nothing, if the file was replaced:
+        then nobody can tell what has changed.
         """
         if view.generation != self._view.generation:
             return False

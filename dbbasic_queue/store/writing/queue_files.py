@@ -24,16 +24,19 @@ from dbbasic_queue.store.writing.fold_costs import FoldCosts
 from dbbasic_queue.store.writing.rescue import LateRows
 
 _MUCH_BYTES = 1 << 20
-"""Reading that much takes longer than other processes should wait for the lock."""
+"""Reading this much takes longer than other processes should wait for the lock."""
 
 _UNLOCKED_READS = 3
-"""How often much is read without the lock, if other processes keep replacing the file."""
+"""How often to read without the lock, if there is much to read again each time."""
 
 
 class QueueFiles:
-    """The files of one queue. Its methods are called under the lock, if they don't say otherwise.
+    """The files of one queue. Call its methods under the lock, unless they say otherwise.
 
-    `rejected` is how many lines folds have moved to `queue.tsv.rejected` since they were reported.
+    `change`    `JournalFile.append`
+    `rescue`    `LateRows.rescue`, which acquires the lock itself
+    `rejected`  how many lines folds have moved to `queue.tsv.rejected` since `take_skipped` last
+                reported them
     """
 
     def __init__(self, path: str, *, fsync: bool) -> None:
@@ -54,7 +57,10 @@ class QueueFiles:
         _all_files.add(self)
 
     def exists(self) -> bool:
-        """Return whether there is something at the queue's path. Needs no lock."""
+        """Return whether there is something at the queue's path. Needs no lock.
+
+        Raises StoreError if the system refuses.
+        """
         try:
             os.lstat(self.path)
         except (FileNotFoundError, NotADirectoryError):
@@ -64,7 +70,7 @@ class QueueFiles:
         return True
 
     def close(self) -> None:
-        """Close every file, keeping this process's other threads out; needs no lock."""
+        """Close every file. Needs no lock, but other threads must be kept out: see `lock.read`."""
         self.view.close()
         self.rows.close()
         self.journal.close()
@@ -72,16 +78,17 @@ class QueueFiles:
         self.lock.close()
 
     def after_fork(self) -> None:
-        """In a forked child: forget the parent's files; `disk.files` closes the locked ones."""
+        """In a forked child: forget the parent's files; `disk.openfile` closes the locked ones."""
         self.lock.after_fork()
         self.close()
 
     # -- reading --
 
     def catch_up(self) -> None:
-        """Read what others have changed; if that is nothing, it costs one read.
+        """Read what others have changed in known jobs; new rows may stay unread.
 
-        If the queue's directory was moved, the files are read that are open.
+        If there is nothing new in the journal, this costs one read. If the queue's directory was
+        moved, the open files are read, wherever they are now.
         """
         view = self.view
         if (view.whole and view.journal.is_current()) or view.follow_journal():
@@ -93,10 +100,10 @@ class QueueFiles:
             self.read_new()
 
     def read_new(self) -> None:
-        """Read what others have written, even if they have replaced the file by hand.
+        """Read everything that others have written, even if the file was replaced by hand.
 
-        If that is much, the lock is released in the meantime. Torn last lines are ended: then they
-        are rows, or lines that aren't jobs.
+        If that is much, the lock is released in the meantime: decide nothing before this call. Also
+        ends torn last lines: each is a row or a record then, or an invalid line.
         """
         self.read_much_unlocked()
         self.late_rows.append()
@@ -107,7 +114,10 @@ class QueueFiles:
         self.journal.end_torn_line()
 
     def read_much_unlocked(self) -> None:
-        """If there is much to read, such as a replaced file, release the lock while reading."""
+        """If there is much to read, such as a replaced file, release the lock while reading it.
+
+        The lock is held again on return, but others may have changed everything.
+        """
         for _ in range(_UNLOCKED_READS):
             if self.view.unread() < _MUCH_BYTES:
                 return
@@ -120,20 +130,26 @@ class QueueFiles:
     def is_fold_cheap(self, seconds: float, share: float = 0.0) -> bool:
         """Return whether a fold takes under `seconds`, or under `share` of the time since the last.
 
-        For the share, what other passes need to read everything again is counted, too. Needs no
-        lock.
+        For the share, the time that this process last needed to re-read after another one's fold is
+        added, because a fold makes all other passes re-read. Needs no lock.
         """
         cost = self.costs.expect(self.view.rows.end)
         seconds_since = abs(time.time() - self.lock.folded_at())
         return cost < seconds or cost + self.view.reread_seconds < share * seconds_since
 
     def fold_if_cheap(self, seconds: float) -> None:
-        """Fold if that takes under `seconds`; if it fails, a later fold does the same."""
+        """Fold if that takes under `seconds`. If it fails, nothing is raised: a later fold does it.
+
+        The lock may be released and acquired again before the fold.
+        """
         if self.is_fold_cheap(seconds):
             self.try_fold()
 
     def try_fold(self) -> OSError | None:
-        """Fold; return the error if that fails: nothing is lost, and a later fold does the same."""
+        """Fold; return the error if that fails: nothing is lost, and a later fold does it.
+
+        The lock may be released and acquired again before the fold.
+        """
         try:
             self.read_much_unlocked()
             self.fold()
@@ -142,7 +158,11 @@ class QueueFiles:
         return None
 
     def fold(self) -> None:
-        """Merge the journal into the queue file, whatever it costs; do nothing if it is empty."""
+        """Merge the journal into the queue file, whatever that costs.
+
+        Doesn't rewrite the file if the journal is empty and no line has to be rejected. Raises
+        StoreError if the system refuses.
+        """
         if not self.exists():
             return  # removed by hand: only a new job creates it again
         self.late_rows.append()
@@ -168,7 +188,11 @@ class QueueFiles:
         *,
         keep: bool = False,
     ) -> int:
-        """Write a new queue file, as `fold.fold` does; return how many lines were rejected."""
+        """Write a new queue file by `fold.fold`, and go on with it.
+
+        `journal` is cut after the rename; None if there is nothing to cut. `without` and `keep` are
+        those of `fold.fold`. Returns how many lines were rejected, not counting those in `without`.
+        """
         self.lock.closing += (self.view.rows.file, self.rows.file)
         added = self.view.rows.copy()
         try:
@@ -185,8 +209,9 @@ class QueueFiles:
 def _check(path: str, known: bool) -> None:
     """Raise NotAQueue for another program's file, before any file is created next to it.
 
-    Also for a queue file that is mounted by itself: its lock and journal would be other ones.
-    Raise StoreError if the directory is `known` and is gone: it isn't created again silently.
+    Also for a queue file that is mounted by itself: each container would have another lock and
+    journal for it. Raise StoreError if the directory is gone although it is `known` to have been
+    there: it isn't created again silently.
     """
     directory = os.path.dirname(path)
     if known:

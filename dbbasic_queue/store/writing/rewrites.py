@@ -2,9 +2,9 @@
 
 Jobs are chosen without the lock, because reading a long queue takes seconds, and changed under it.
 
-- The journal is folded, and its cut is on the disk, before the rewrite. Otherwise a crash between
-  the rewrite and the cut would replay old records over the jobs that were changed, or would leave
-  records of removed jobs, which a new job with the same id would meet.
+- The journal is folded, and its cut is on the disk, before the rewrite. Otherwise, after a crash
+  between the rewrite and the cut, old records would be replayed over the changed jobs, and records
+  of removed jobs would apply to new jobs with the same ids.
 - Several jobs are changed by a rewrite, not by records: an append can be torn between two records.
 """
 
@@ -34,11 +34,11 @@ _UNLOCKED_CHOICES = 3
 class _Rewrite:
     """One rewrite: `pick` jobs, `prepare` what was picked, `apply` it.
 
-    What was picked is the bytes that `pick` returned, by the number of the row.
+    `picked` maps the number of each picked job's row to the bytes that `pick` returned.
     """
 
     adds_new = True
-    """whether jobs that become wanted after they were chosen are picked, too"""
+    """whether jobs that are added or changed after the choice, and are wanted then, are picked"""
 
     def __init__(self, files: QueueFiles) -> None:
         self.files = files
@@ -49,23 +49,25 @@ class _Rewrite:
         raise NotImplementedError
 
     def prepare(self, picked: dict[int, bytes]) -> None:
-        """Do what must be done before `apply`. Without the lock, if possible."""
+        """Do what must be done before `apply`. Called without the lock, if possible."""
 
     def apply(self, picked: dict[int, bytes]) -> None:
-        """Replace the queue file. Under the lock; the journal is empty."""
+        """Replace the queue file. Called under the lock, with an empty journal."""
         raise NotImplementedError
 
     def apply_and_fold(self, picked: dict[int, bytes]) -> bool:
-        """Do the same by one rewrite, if the disk is too full for a fold; False if that can't be.
+        """Fold and apply by one rewrite, because the disk is too full for a fold of all rows.
 
-        Under the lock.
+        Called under the lock. Returns False, and does nothing, if this kind of rewrite can't.
         """
         return False
 
     def run(self) -> int:
-        """Choose jobs and change them; return how many.
+        """Choose jobs and change them; return how many. The change is on the disk on return.
 
-        If others replace the file each time before the lock is acquired, all is done under it.
+        If others replace the file before the lock is acquired, jobs are chosen again: the fourth
+        time under the lock. Raises StoreError if the system refuses; the error says whether the
+        change was made.
         """
         lock = self.files.lock
         for _ in range(_UNLOCKED_CHOICES):
@@ -82,7 +84,11 @@ class _Rewrite:
         return Choice(self.view, self.pick)
 
     def _apply_if_same(self, choice: Choice) -> int | None:
-        """Apply the choice; None if the file was replaced, so that it has to be made again."""
+        """Apply the choice; return how many jobs were changed.
+
+        Returns None if jobs must be chosen again, because others have replaced the file or the fold
+        has given the rows other numbers.
+        """
         view = self.view
         self.files.read_new()
         if not choice.update(view, add=self.adds_new):
@@ -91,7 +97,7 @@ class _Rewrite:
         try:
             self.files.fold_and_sync_cut()
         except StoreError as e:
-            # If the view is closed, the fold was made, and only its sync has failed.
+            # If the view is closed (not loaded), the file was replaced, and what failed came after.
             if e.errno in NO_ROOM and view.loaded and self.apply_and_fold(choice.picked):
                 return len(choice.picked)
             raise
@@ -116,7 +122,10 @@ class _Rewrite:
 
 
 def requeue_failed(files: QueueFiles, now: float, job_type: str | None) -> int:
-    """Requeue all failed jobs, or those of a type; on the disk on return. Return how many."""
+    """Requeue all failed jobs, or those of a type; return how many. On the disk on return.
+
+    `now` is in Unix seconds: the jobs are due then.
+    """
     return _Requeue(files, now, job_type).run()
 
 
@@ -127,7 +136,7 @@ class _Requeue(_Rewrite):
         self.job_type = job_type
 
     def pick(self, row: Row, line: bytes) -> bytes | None:
-        """Return the record of a failed job's new state."""
+        """Return the record of a failed job's new state; None for any other job."""
         if row.state.status != FAILED or self.job_type not in (None, row.type):
             return None
         state = requeue(row.state, self.now)
@@ -147,9 +156,10 @@ class _Requeue(_Rewrite):
 def remove(files: QueueFiles, unwanted: Callable[[Row], bool], archive: str | None) -> int:
     """Remove the jobs that `unwanted` returns True for, except running ones; return how many.
 
-    On the disk on return. If `archive` is a path, their rows are in that file before they leave
-    the queue. They are archived before the lock is acquired: a job that changes in the meantime
-    stays in the queue, and so does one that becomes unwanted.
+    On the disk on return. If `archive` is a path, their rows are on the disk in that file before
+    they leave the queue. They are archived before the lock is acquired. So a job that changes in
+    the meantime stays in the queue, although the archive has its old row; and a job that only then
+    becomes unwanted stays, too. Raises StoreError, and the errors of `append_rows`.
     """
     return _Removal(files, unwanted, archive).run()
 
@@ -163,10 +173,10 @@ class _Removal(_Rewrite):
         self.archive = archive
         self.adds_new = archive is None
         self.archived: set[int] = set()
-        """hashes of the rows that are in the archive"""
+        """hashes of the rows that are archived already: jobs may have to be chosen again"""
 
     def pick(self, row: Row, line: bytes) -> bytes | None:
-        """Return the row that is to be archived."""
+        """Return the line to archive, b"" without an archive; None if the job stays."""
         if row.state.status == PROCESSING or not self.unwanted(row):
             return None
         return line if self.archive else b""
@@ -196,6 +206,10 @@ class _Removal(_Rewrite):
         return True
 
     def _leave_out(self, picked: dict[int, bytes], journal: OpenFile | None) -> None:
+        """Rewrite the file without the picked rows, then cut the journal, if one is given.
+
+        If the disk is too full, the error says how many bytes are missing.
+        """
         old, end, offsets = self.view.rows.file, self.view.rows.end, self.view.offsets
         path = self.files.path
         try:
@@ -220,8 +234,9 @@ class _Removal(_Rewrite):
 def remove_unreadable(files: QueueFiles) -> int:
     """Move the lines that aren't jobs to `queue.tsv.rejected` by one rewrite; return how many.
 
-    They are looked for without the lock, and each is checked again under it. A row that a pass of
-    another program may be running stays. A kill may leave the lines in both files.
+    On the disk on return. The lines are looked for without the lock, and each is checked again
+    under it. A row whose status is `processing` stays, because a pass of dbbasic-queue 1.0.0 may be
+    running it. A kill may leave the lines in both files.
     """
     view = files.lock.read(_up_to_date, files)
     return files.lock.run(_reject_unreadable, files, view.numbering, _find_unreadable(view))
