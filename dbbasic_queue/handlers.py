@@ -215,8 +215,8 @@ class Handler(HasSignature):
         if self.unpack:
             if not isinstance(payload, dict):
                 raise TypeError(
-                    f"invalid payload of type {type(payload).__name__}: must be an object, as the "
-                    "handler unpacks it"
+                    f"invalid payload of type {type(payload).__name__}: must be a JSON object, "
+                    "because the handler unpacks it"
                 )
             if self.takes_job:
                 if "job" in payload:

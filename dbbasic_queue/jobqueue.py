@@ -398,7 +398,9 @@ class Queue:
         """
         seconds = check_seconds(older_than, "older_than")
         if status is not None and status not in FINISHED:
-            raise InvalidArgument(f"invalid status {status!r}: must be one of {FINISHED}")
+            raise InvalidArgument(
+                f"invalid status {status!r}: must be one of {', '.join(FINISHED)}"
+            )
         statuses = FINISHED if status is None else (status,)
         path = None if archive is None else self._archive_path(archive)
         before = self.now() - seconds
@@ -434,7 +436,9 @@ class Queue:
         of them. Raises InvalidArgument for a status that no job can have.
         """
         if status is not None and status not in STATUSES:
-            raise InvalidArgument(f"invalid status {status!r}: must be one of {STATUSES}")
+            raise InvalidArgument(
+                f"invalid status {status!r}: must be one of {', '.join(STATUSES)}"
+            )
         return self._jobs(status, job_type)
 
     def _jobs(self, status: str | None, job_type: str | None) -> Iterator[JobDict]:

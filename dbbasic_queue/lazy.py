@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 _POLL_SECONDS = 0.1
-_IMPORTING = "<frozen importlib._bootstrap>"
+_IMPORT_SYSTEM_FILE = "<frozen importlib._bootstrap>"
 
 _loaded: dict[Callable[[], Any], Any] = {}
 _importing: set[int] = set()
@@ -75,7 +75,7 @@ def _inside_an_import() -> bool:
     """Return whether this thread is importing a module: another thread might wait for it."""
     frame = sys._getframe()
     while frame.f_back is not None:
-        if frame.f_code.co_filename == _IMPORTING:
+        if frame.f_code.co_filename == _IMPORT_SYSTEM_FILE:
             return True
         frame = frame.f_back
     return False

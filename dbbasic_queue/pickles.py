@@ -145,7 +145,7 @@ def _decoded(text: str) -> bytes:
     except ValueError:
         decoded = b""
     if b64encode(decoded).decode() != text:
-        raise Fail("invalid payload: its pickle is not base64 as enqueued, without excess padding")
+        raise Fail("invalid payload: its pickle isn't the base64 text that was enqueued")
     return decoded
 
 

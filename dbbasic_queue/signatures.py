@@ -156,7 +156,8 @@ def _obstacle(function: FunctionType, given: int, named: set[str], unpack: bool)
     if not (arguments[given:] or code.co_flags & _VARARGS):
         return "takes no payload (give it an argument for the payload)"
     if arguments[given:] and arguments[given] in named:
-        return f"is given its first argument, {arguments[given]!r}, which is the payload's"
+        first = arguments[given]
+        return f"already has a value for its first argument, {first!r}, which must take the payload"
     if len(required) > 2:
         return (
             f"requires {len(required)} arguments, but gets only the payload and, as a second one, "

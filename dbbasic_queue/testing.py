@@ -98,8 +98,8 @@ class JobQueue(Queue):
                 return sums
             self.clock.now = min(later)
         raise AssertionError(
-            f"the jobs never end: after {MOST_PASSES} passes these are left, and one of them "
-            f"delays itself, or enqueues another one, each time:\n{_listed(self.jobs(PENDING))}"
+            f"the jobs never end: after {MOST_PASSES} passes these jobs are left; one of "
+            f"them keeps delaying itself, or enqueuing another:\n{_listed(self.jobs(PENDING))}"
         )
 
     def enqueued(self, job_type: str, /, *payload: Any, **members: Any) -> list[JobDict]:
@@ -125,7 +125,7 @@ class JobQueue(Queue):
         if not found:
             raise AssertionError(
                 f"no job {_call(job_type, payload, members)} was enqueued; "
-                f"what was:\n{_listed(self.jobs())}"
+                f"these jobs were:\n{_listed(self.jobs())}"
             )
         return found[0]
 

@@ -446,6 +446,6 @@ NASTY = [
     "=cmd()",
     '"',
 ]
-NO_JSON = ["NaN", "[Infinity]", "-Infinity", "{", "", "'a'", '"\t"', "1 2", "\ufeff1", "01"]
+NOT_JSON = ["NaN", "[Infinity]", "-Infinity", "{", "", "'a'", '"\t"', "1 2", "\ufeff1", "01"]
 BOMBS = ["[" * 101, "[" * 10**6, '{"a":' * 10**5, "9" * 5000]
 """JSON that must not be decoded: nested too deeply, or with a number that is too long."""

@@ -499,6 +499,16 @@ def test_changes_during_an_iteration_do_not_affect_it(queue: Queue, path: Path) 
     assert seen == [(job_id, "pending") for job_id in ids]
 
 
+def test_iterating_raises_if_the_file_is_cut_in_place(queue: Queue, path: Path) -> None:
+    """1.0.0 writes the whole file again, and shorter for a moment."""
+    queue.enqueue_many("work", ["x" * 1000] * 1000)
+    jobs = queue.jobs()
+    next(jobs)
+    os.truncate(path, 2000)
+    with pytest.raises(StoreError, match=r"edited in place.*try again"):
+        list(jobs)
+
+
 def test_iterating_goes_on_after_a_close(queue: Queue) -> None:
     queue.enqueue_many("greet", ["x" * 5000] * 500)
     iterator = queue.jobs()

@@ -226,7 +226,7 @@ def test_signed_base64_with_extra_characters_is_refused(
     pickles: Pickles, tmp_path: Path, excess: str
 ) -> None:
     text = pickles.payload("resize", Bomb(tmp_path / "exploded"))["pickle"] + excess
-    with pytest.raises(Fail, match="is not base64 as enqueued"):
+    with pytest.raises(Fail, match="isn't the base64 text that was enqueued"):
         pickles.load("resize", {"pickle": text, "signature": pickles._signature("resize", text)})
     assert not (tmp_path / "exploded").exists()
 

@@ -191,7 +191,7 @@ print(queue.process_jobs({"greet": handler})["completed"])
     (tmp_path / "data").mkdir()
     done = python(code, cwd=tmp_path / "data")
     assert (done.returncode, done.stdout) == (0, "4\n")
-    assert "returned in a forked child; it ends here" in done.stderr
+    assert "returned in a child that it had forked; that child ends now" in done.stderr
     assert (tmp_path / "data" / "ran").read_text() == "0\n1\n2\n3\n"
     assert {columns[6] for columns in rows(tmp_path / "data" / "queue.tsv")} == {"1"}
 

@@ -429,7 +429,10 @@ async def yields_too(payload: Any) -> Any:
         (other_named, "requires the argument 'database'"),
         (Mailer.send, "Mailer.send: it is a method without its object"),
         (partial(nothing), "takes no payload"),
-        (partial(three, about=1, payload=2), "is given its first argument, 'payload'"),
+        (
+            partial(three, about=1, payload=2),
+            "already has a value for its first argument, 'payload'",
+        ),
         (partial(Mailer().send, 1), "takes no payload"),
         (yields, "yields: it is a generator function"),
         (yields_too, "is a generator function"),
@@ -553,6 +556,7 @@ def test_a_payload_that_cannot_be_unpacked_fails_its_job(jobs: Handlers, queue: 
     queue.process_jobs(jobs)
     errors = [job(queue, i)["error"] for i in ids]
     assert errors[0] == (
-        "TypeError: invalid payload of type list: must be an object, as the handler unpacks it"
+        "TypeError: invalid payload of type list: must be a JSON object, because the handler "
+        "unpacks it"
     )
     assert "unexpected keyword argument 'c'" in errors[1]

@@ -135,14 +135,14 @@ def test_an_assertion_finds_jobs_of_any_status(jobs: JobQueue) -> None:
 def test_a_failing_assertion_lists_the_jobs(jobs: JobQueue) -> None:
     with pytest.raises(AssertionError) as error:
         jobs.assert_enqueued("greet", to="ada")
-    assert str(error.value) == "no job greet(to='ada') was enqueued; what was:\n  nothing"
+    assert str(error.value) == "no job greet(to='ada') was enqueued; these jobs were:\n  nothing"
     jobs.enqueue("greet", {"to": "bob", "text": "x" * 1000})
     jobs.enqueue("broken", 1)
     with pytest.raises(AssertionError) as error:
         jobs.run_all({"greet": str, "broken": Handler(lambda n: 1 / 0, max_attempts=1)})
         jobs.assert_enqueued("greet", 5)
     assert str(error.value).splitlines() == [
-        "no job greet(5) was enqueued; what was:",
+        "no job greet(5) was enqueued; these jobs were:",
         f"  greet {str({'to': 'bob', 'text': 'x' * 1000})[:200]}... completed at {NOW}",
         f"  broken 1 failed at {NOW} ZeroDivisionError: division by zero",
     ]
@@ -321,7 +321,7 @@ def test_a_failing_assertion_shows_the_jobs_in_the_pytest_report(
     done.assert_outcomes(failed=1)
     done.stdout.fnmatch_lines(
         [
-            "E * no job send_email(to='ada') was enqueued; what was:",
+            "E * no job send_email(to='ada') was enqueued; these jobs were:",
             "E * send_email {'to': 'bob'} pending at *",
         ]
     )

@@ -45,7 +45,7 @@ _SIGNAL_SECONDS = 0.5
 """how long a signal to a whole service may take from a job's process to the pass"""
 _REFUSED_SECONDS = 5
 """how long a job waits that the system had no process for"""
-_NOT_STARTED = (AsyncGeneratorType, GeneratorType)
+_UNSTARTED_TYPES = (AsyncGeneratorType, GeneratorType)
 """what a generator function returns: none of its code has run"""
 
 
@@ -197,7 +197,7 @@ class Attempts:
             self.interrupts.in_handler = False
             if os.getpid() != self.process:
                 _end_child(row.type)
-        if isinstance(result, _NOT_STARTED):
+        if isinstance(result, _UNSTARTED_TYPES):
             if isinstance(result, GeneratorType):
                 result.close()
             raise TypeError(
@@ -302,7 +302,8 @@ def _start(handler: Handler, row: Row, payload: Any) -> Any:
 
 def _end_child(job_type: str) -> None:
     """End a forked child in which a handler has returned: it must not become a second worker."""
-    text = f"the handler for {escape(job_type)} returned in a forked child; it ends here\n"
+    where = "returned in a child that it had forked; that child ends now"
+    text = f"the handler for {escape(job_type)} {where}\n"
     try:
         os.write(2, b"dbbasic_queue: " + text.encode())
     finally:

@@ -158,7 +158,7 @@ class Concurrent:
         except (SystemExit, KeyboardInterrupt) as e:
             # Raised by a task or callback that a job has left on the loop. A signal doesn't raise.
             if log := log_lines.logger():
-                log_lines.exit_held(log, e)
+                log_lines.exit_ignored(log, e)
         finally:
             timer.cancel()
 

@@ -31,8 +31,8 @@ class OneLoop:
         try:
             if asyncio._get_running_loop() is not None:
                 raise RuntimeError(
-                    "the handler returned a coroutine, and an event loop runs in this thread "
-                    "already: run the pass in a thread of its own (asyncio.to_thread)"
+                    "the handler returned a coroutine, and an event loop is already running in "
+                    "this thread: run the pass in a thread of its own (asyncio.to_thread)"
                 )
             return self._loop.run_until_complete(coroutine)
         finally:

@@ -131,7 +131,7 @@ def not_folded(log: Logger, error: Exception) -> None:
     )
 
 
-def exit_held(log: Logger, error: BaseException) -> None:
+def exit_ignored(log: Logger, error: BaseException) -> None:
     """Log that a task on the event loop has tried to end the program, and couldn't."""
     text = escape(f"{type(error).__name__}: {error}")
     write(
@@ -186,8 +186,8 @@ def _alarm(text: str, error: BaseException | None = None) -> None:
 
 
 def refused(log: Logger, error: Exception) -> None:
-    """Log that the system refuses a thread or a process."""
-    write(log, ERROR, "%s; this is not counted as an attempt", error)
+    """Log that the system refuses a thread or a process. No attempt is counted for that."""
+    write(log, ERROR, "%s", error)
 
 
 def unreadable(log: Logger, store: Store) -> None:
@@ -206,7 +206,7 @@ def unreadable(log: Logger, store: Store) -> None:
         write(
             log,
             WARNING,
-            "moved %d invalid lines (with NUL or other control bytes) to %s.rejected",
+            "moved %d invalid lines (with a NUL byte, or not UTF-8) to %s.rejected",
             rejected,
             store.path,
         )

@@ -60,8 +60,9 @@ def check_thread(handlers: Mapping[str, Handler]) -> None:
     for job_type, handler in handlers.items():
         if handler.is_coroutine:
             raise InvalidHandlers(
-                f"invalid handler for {job_type!r}: it is a coroutine function, and an event loop "
-                "runs in this thread already (await asyncio.to_thread(process_jobs, handlers))"
+                f"invalid handler for {job_type!r}: it is a coroutine function, and an event "
+                "loop is already running in this thread "
+                "(await asyncio.to_thread(process_jobs, handlers))"
             )
 
 

@@ -92,12 +92,12 @@ class Sequential:
                 claim = self._batch.popleft()
             except IndexError:  # the ticker has just unclaimed it
                 return
-            if ticks and not ticker.is_started and not self._has_started(ticker):
+            if ticks and not ticker.is_started and not self._start_ticker(ticker):
                 self._unclaim()  # otherwise the rest would wait for this job, if it is slow
                 ticks = self._can_tick = False
             self._executor.run(claim, ticker)
 
-    def _has_started(self, ticker: Ticker) -> bool:
+    def _start_ticker(self, ticker: Ticker) -> bool:
         """Start the ticker; log it and return False if the system has no thread for it."""
         try:
             ticker.start_once()

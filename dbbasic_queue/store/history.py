@@ -17,6 +17,7 @@ import os
 import threading
 import time
 
+from dbbasic_queue.errors import store_error
 from dbbasic_queue.model.escaping import escape, unescape
 from dbbasic_queue.model.states import LATEST
 from dbbasic_queue.store.disk.files import open_file, open_or_create, unstable_inodes
@@ -268,8 +269,7 @@ def read(
     `queue` is the path of the queue file. With `only_errors`, attempts without an error are left
     out. So are those that ended before `since` (Unix seconds), except the first one in each file,
     which shows how far back the file goes. Invalid lines are skipped, and the start of each is
-    added to `skipped`. Raises NotAQueue if a file isn't a queue's, StoreError if it can't be
-    opened.
+    added to `skipped`. Raises NotAQueue if a file isn't a queue's, StoreError if it can't be read.
     """
     prefix = job_id.encode() + b"\t" if job_id else b""
     for file in _files(_path(queue)):
@@ -292,7 +292,13 @@ def _lines(file: OpenFile) -> Iterator[bytes]:
     """Yield the complete lines, and the start of each line that is too long for a row."""
     with open(file.fd, "rb", closefd=False) as lines:
         is_inside_line = False
-        while line := lines.readline(_LONGEST_ROW_BYTES):
+        while True:
+            try:
+                line = lines.readline(_LONGEST_ROW_BYTES)
+            except OSError as e:
+                raise store_error(e, file.path, "nothing was changed") from e
+            if not line:
+                return
             is_complete = line.endswith(b"\n")
             if not is_inside_line and (is_complete or len(line) == _LONGEST_ROW_BYTES):
                 yield line

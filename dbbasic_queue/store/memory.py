@@ -59,14 +59,14 @@ class MemoryStore:
             raise StoreError(
                 f"nothing was done: the jobs of {self.path} are in the memory of process "
                 f"{self._process}, and process {os.getpid()} has only a copy "
-                "(a queue for several processes is a text file)"
+                "(to share a queue between processes, keep it in a text file)"
             )
         return self._mutex
 
     def __reduce__(self) -> str:
         raise QueueError(
             f"cannot pickle the queue {self.path}: its jobs are in the memory of this process "
-            "(a queue for several processes is a text file)"
+            "(to share a queue between processes, keep it in a text file)"
         )
 
     def exists(self) -> bool:

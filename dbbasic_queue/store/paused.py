@@ -38,7 +38,7 @@ def write(queue: str, types: frozenset[str], *, fsync: bool) -> None:
     the new list is in the file.
     """
     path = queue + ".paused"
-    consequence = "the pauses may be unchanged (look at the file)"
+    consequence = "the pauses may be unchanged: check the file"
     if types:
         content = "".join(f"{name}\n" for name in sorted(types)).encode()
         return replace_file(path, content, consequence, ending=".new", fsync=fsync)

@@ -205,7 +205,7 @@ class TextFileStore:
             reason = lines.reason(line, length, holder + 2)
             found.append(lines.Unreadable(number + 2, reason, line))
 
-        for _ in view.rows_as_they_stand(add):
+        for _ in view.jobs(add):
             yield from found
             found.clear()
         yield from found
@@ -304,7 +304,7 @@ class TextFileStore:
         """
         view = self.lock.read(self._snapshot)
         numbers: list[int] = [] if unreadable is None else unreadable
-        for _, _, row in view.rows_as_they_stand(lambda number, *_: numbers.append(number + 2)):
+        for _, _, row in view.jobs(lambda number, *_: numbers.append(number + 2)):
             yield row
 
     def _snapshot(self) -> Snapshot:

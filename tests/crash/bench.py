@@ -40,7 +40,7 @@ from dbbasic_queue import Backoff, Delay, Fail, Handler, Queue, QueueError
 START = 1_000_000
 DAY = 86_400
 MAX_ATTEMPTS = 3
-WATCHED = 10
+SLOW_JOB_SECONDS = 10
 """seconds, on the attacked process's monotonic clock, that `job_slow` waits for a fold"""
 RETRY_AT = START + 500
 """when `job_flaky` and `job_delays` begin to succeed"""
@@ -325,7 +325,7 @@ class Bench:
             pause = threading.Event()
             before = REAL["stat"](self.path).st_ino
             self.ticks += 1
-            while REAL["stat"](self.path).st_ino == before and self.ticks < WATCHED:
+            while REAL["stat"](self.path).st_ino == before and self.ticks < SLOW_JOB_SECONDS:
                 pause.wait(0.001)
                 self.ticks += 0.01
         return 1

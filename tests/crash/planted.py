@@ -341,7 +341,7 @@ MUTANTS = (
         "a deleted lock file stays in use while it is open",
         "store/disk/openfile.py",
         "            status[_NAMES] == self._names\n"
-        "            and status.st_ctime_ns == self._names_changed_ns\n",
+        "            and status.st_ctime_ns == self._ctime_ns\n",
         "            True\n",
         ("tests/test_pitfalls.py",),
     ),
@@ -465,6 +465,16 @@ MUTANTS = (
         "        self._claims.check_slot()\n",
         "",
         (FORKS + "::test_a_pass_whose_slot_was_closed_records_that_job_and_starts_no_other",),
+    ),
+    Mutant(
+        "an error of the pass is charged to the running job with a time limit",
+        "passes/attempt.py",
+        "                except OSError:\n                    is_ticking = False\n",
+        "                except ZeroDivisionError:\n                    is_ticking = False\n",
+        (
+            TIMEOUT
+            + "::test_an_error_when_other_jobs_are_unclaimed_is_not_charged_to_the_running_job",
+        ),
     ),
     Mutant(
         "signals are not blocked during a fork",

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from helpers import BOMBS, NASTY, NO_JSON
+from helpers import BOMBS, NASTY, NOT_JSON
 
 from dbbasic_queue.model.escaping import escape, unescape
 from dbbasic_queue.model.jsontext import MAX_PAYLOAD, decode_json, encode_json
@@ -44,7 +44,7 @@ SEEDS = [
     b'{"a": [1, 2.5, null, true, "\\ud800"]}',
     b"1e999",
     b'{"a": 1, "a": 2}',
-    *(text.encode("utf-8", "surrogatepass") for text in NASTY + NO_JSON),
+    *(text.encode("utf-8", "surrogatepass") for text in NASTY + NOT_JSON),
     *(text[:5000].encode() for text in BOMBS),
 ]
 _BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")

@@ -17,7 +17,7 @@ from enum import Enum, IntEnum
 from typing import Any
 
 import pytest
-from helpers import BOMBS, NASTY, NO_JSON, NOW, line
+from helpers import BOMBS, NASTY, NOT_JSON, NOW, line
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
@@ -181,7 +181,7 @@ def test_brackets_and_digits_inside_a_string_do_not_count() -> None:
         assert decode_json(encode_json([text], MAX_PAYLOAD)) == [text]
 
 
-@pytest.mark.parametrize("text", NO_JSON)
+@pytest.mark.parametrize("text", NOT_JSON)
 def test_text_that_is_not_strict_json_is_not_decoded(text: str) -> None:
     with pytest.raises(ValueError):
         decode_json(text)

@@ -493,7 +493,9 @@ def test_a_worker_of_coroutines_can_be_created_and_started_in_a_running_event_lo
         return n + 1
 
     async def lifespan() -> None:
-        with pytest.raises(InvalidHandlers, match="an event loop runs in this thread already"):
+        with pytest.raises(
+            InvalidHandlers, match="an event loop is already running in this thread"
+        ):
             Worker(queue, {"work": work}, workers=workers).run_forever()
         worker = Worker(queue, {"work": work}, workers=workers)
         worker.start()

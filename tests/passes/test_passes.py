@@ -1188,7 +1188,7 @@ def test_a_function_that_returns_a_coroutine_is_the_jobs_error_in_a_running_even
         return queue.process_jobs({"hidden": lambda _: work(), "plain": lambda _: None})
 
     assert asyncio.run(view()) == NONE | {"completed": 3, "retried": 1}
-    assert "an event loop runs in this thread already" in job(queue, hidden)["error"]
+    assert "an event loop is already running in this thread" in job(queue, hidden)["error"]
     assert [state(queue, i) for i in ids] == [("completed", 1)] * 3
     assert queue.process_jobs({"hidden": lambda _: work()}) == NONE
 

@@ -128,7 +128,7 @@ def test_offsets_stay_right_when_rows_are_added_and_change_their_length(
         numbers = sorted(data.draw(st.sets(st.integers(0, len(lengths) - 1))))
         changed = [data.draw(st.integers(0, 40)) for _ in numbers]
         start = 5
-        offsets.moved(start, numbers, changed)
+        offsets.update(start, numbers, changed)
         for number, length in zip(numbers, changed, strict=True):
             lengths[number] = length
 

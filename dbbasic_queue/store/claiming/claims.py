@@ -15,7 +15,7 @@ from dbbasic_queue.model.records import decode_state, encode_state
 from dbbasic_queue.store.claiming import slots
 from dbbasic_queue.store.claiming.due import DueJobs
 from dbbasic_queue.store.claiming.recovery import Recovery
-from dbbasic_queue.store.disk.files import NO_ROOM
+from dbbasic_queue.store.disk.files import NO_SPACE
 from dbbasic_queue.store.disk.lock import even_if_moved, locked, reading
 from dbbasic_queue.store.history import HistoryWriter
 from dbbasic_queue.store.writing.fold_costs import CHEAP_IN_A_PASS_SECONDS, SHARE_OF_TIME
@@ -257,7 +257,7 @@ class Claims:
             self._write(changes)
         for claim in claims:
             self._held.pop(claim.key, None)
-        if len(self._held) < self.slot.claims:
+        if len(self._held) < self.slot.claim_count:
             try:
                 self._list()
             except OSError:
@@ -286,7 +286,7 @@ class Claims:
 
         Returns True if the failed change left nothing behind and can be retried.
         """
-        if error.errno not in NO_ROOM:
+        if error.errno not in NO_SPACE:
             return False
         self.slot.free_reserved_space()
         self.store.read_new()
@@ -307,11 +307,11 @@ class Claims:
     def idle(self) -> None:
         """Publish, and empty the slot's list. Called while no job is due or running.
 
-        Otherwise another pass could claim a retried or requeued job under an attempt number that
+        Otherwise another pass could claim a delayed or requeued job under an attempt number that
         the list still has, and die, and the job would seem to be this pass's.
         """
         self.publish()
-        if self.slot.claims:
+        if self.slot.claim_count:
             self.lock.run(self._list)
 
     # -- the slot, and the end of the pass --

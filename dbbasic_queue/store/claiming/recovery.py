@@ -36,7 +36,7 @@ class Recovery:
         self._store = store
         self._terms = terms
         self._recovered = 0
-        self._interrupted: list[Row] = []
+        self._died: list[Row] = []
         """the recovered jobs that had started, in their new states"""
         self._pulled_in = 0
         self._next_survey_at = 0.0  # on the monotonic clock
@@ -92,7 +92,7 @@ class Recovery:
                 continue
             else:
                 state = states.recover(row.state, self._terms.limit(row.type), now)
-                self._interrupted.append(row)
+                self._died.append(row)
             assert state is not None
             row.state = state
             changes.append((row.id.encode(), encode_state(state)))
@@ -105,8 +105,8 @@ class Recovery:
 
         The latter are in their new states: pending, or failed if no attempt is left.
         """
-        taken = self._recovered, self._interrupted
-        self._recovered, self._interrupted = 0, []
+        taken = self._recovered, self._died
+        self._recovered, self._died = 0, []
         return taken
 
     def take_pulled_in(self) -> int:

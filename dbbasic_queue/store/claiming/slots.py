@@ -39,8 +39,8 @@ _LONGEST_HEAD_BYTES = 200
 class Slot:
     """The slot of this pass.
 
-    `file`    the slot file, locked until `release`
-    `claims`  how many claims the list has
+    `file`         the slot file, locked until `release`
+    `claim_count`  how many claims the list has
     """
 
     def __init__(self, file: OpenFile, parallel: int) -> None:
@@ -48,7 +48,7 @@ class Slot:
         self._head = f"pass\t{os.getpid()}\t{int(time.time())}\t{parallel}\n"
         self._listed_bytes = 0  # without the reserved space
         self._size = os.fstat(file.fd).st_size  # all of it is written over
-        self.claims = 0
+        self.claim_count = 0
         self._spare: list[OpenFile] = []
 
     def write(self, claims: list[tuple[str, int]]) -> None:
@@ -72,7 +72,7 @@ class Slot:
             raise store_error(e, self.file.path, "no further job was started") from e
         self._size = size
         self._listed_bytes = len(content)
-        self.claims = len(claims)
+        self.claim_count = len(claims)
 
     def require_path(self) -> None:
         """Raise StoreError if the file was moved or removed: to other passes, this one is dead.

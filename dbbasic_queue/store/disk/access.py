@@ -34,7 +34,7 @@ def set_access(fd: int, directory: os.stat_result) -> None:
     os.fchmod(fd, 0o660 if shared else 0o600)
 
 
-def replace_like(fd: int, old_fd: int) -> None:
+def copy_access(fd: int, old_fd: int) -> None:
     """Give a new file the access of the old one that it will replace.
 
     That is the owner and group, as far as allowed, and the mode; on Linux also the access list

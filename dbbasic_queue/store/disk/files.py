@@ -22,7 +22,7 @@ _TRIES = 100
 _NEW_FILE_SECONDS = (0.002, 0.02, 0.2)
 """how long to wait, after each refusal, for the process that is creating a file to set its mode"""
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 """the errors of a full disk and of a quota that is used up"""
 
 
@@ -30,9 +30,9 @@ def unstable_inodes(path: str) -> StoreError:
     """Return the error for a path that led to a different file at each check."""
     return StoreError(
         errno.ESTALE,
-        f"the inode number was another one at each of {_TRIES} checks: nothing was done (does this "
-        "file system, such as NFS, FUSE or overlay, have stable inode numbers? Put the queue on a "
-        "local one)",
+        f"the path had a different inode number at each of {_TRIES} checks: nothing was done (does "
+        "this file system, such as NFS, FUSE or overlay, have stable inode numbers? Put the queue "
+        "on a local one)",
         path,
     )
 

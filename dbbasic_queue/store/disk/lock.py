@@ -189,7 +189,7 @@ class QueueLock:
                 except RuntimeError:
                     pass  # a signal handler raised before it was acquired
         except OSError as e:
-            self._name(e)
+            self._raise_store_error(e)
             raise
         finally:
             if replaced:
@@ -223,10 +223,10 @@ class QueueLock:
                 except RuntimeError:
                     pass  # a signal handler raised before it was acquired
         except OSError as e:
-            self._name(e)
+            self._raise_store_error(e)
             raise
 
-    def _name(self, error: OSError) -> None:
+    def _raise_store_error(self, error: OSError) -> None:
         """Raise a StoreError for a bare OSError; do nothing if it is one of our own errors."""
         if not isinstance(error, QueueError):
             raise store_error(error, error.filename or self.path, "nothing was done") from error

@@ -57,9 +57,9 @@ class OpenFile:
 
     __slots__ = (
         "__weakref__",
+        "_ctime_ns",
         "_mark",
         "_names",
-        "_names_changed_ns",
         "fd",
         "identity",
         "needs_mark",
@@ -76,7 +76,7 @@ class OpenFile:
         self.fd = fd
         self.path = path
         self.identity = (status.st_dev, status.st_ino)
-        self._names, self._names_changed_ns = status[_NAMES], status.st_ctime_ns
+        self._names, self._ctime_ns = status[_NAMES], status.st_ctime_ns
         self.offset = self._mark = _last_mark[fd] = next(_marks)
         self.needs_mark = False
 
@@ -126,7 +126,7 @@ class OpenFile:
     def remember_names(self) -> None:
         """Remember how many names the file has, and its ctime, for `is_untouched`."""
         status = os.fstat(self.fd)
-        self._names, self._names_changed_ns = status[_NAMES], status.st_ctime_ns
+        self._names, self._ctime_ns = status[_NAMES], status.st_ctime_ns
 
     def is_untouched(self) -> bool:
         """Return whether the descriptor is ours, and the file untouched since `remember_names`.
@@ -140,7 +140,7 @@ class OpenFile:
             return False
         return (
             status[_NAMES] == self._names
-            and status.st_ctime_ns == self._names_changed_ns
+            and status.st_ctime_ns == self._ctime_ns
             and _last_mark[self.fd] == self._mark
         )
 

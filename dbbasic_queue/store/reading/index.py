@@ -262,11 +262,11 @@ def job_on(
     return row
 
 
-def as_it_stands(line: bytes, records: Mapping[bytes, bytes]) -> bytes:
+def current_line(line: bytes, records: Mapping[bytes, bytes]) -> bytes:
     r"""Return a job's line in its current state: the journal's, if it has one.
 
     >>> line = b"a\tgreet\t{}\tpending\t5\t7\t0\t\t"
-    >>> as_it_stands(line, {b"a": b"cancelled\t5\t7\t0\t\t"})
+    >>> current_line(line, {b"a": b"cancelled\t5\t7\t0\t\t"})
     b'a\tgreet\t{}\tcancelled\t5\t7\t0\t\t'
     """
     state = records.get(line[: line.find(b"\t")]) if records else None

@@ -94,7 +94,7 @@ class Offsets:
                 yield range(first, after), start, end
             first = after
 
-    def moved(self, start: int, numbers: list[int], lengths: list[int]) -> None:
+    def update(self, start: int, numbers: list[int], lengths: list[int]) -> None:
         """Give the rows with these `numbers` these `lengths`; row 0 now begins at `start`."""
         shifts = [0] * (len(self._starts) + 1)
         shifts[0] = start - self._starts[0]

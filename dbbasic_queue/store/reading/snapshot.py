@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from dbbasic_queue.model.rows import Row, has_json
-from dbbasic_queue.store.reading.index import as_it_stands, job_on
+from dbbasic_queue.store.reading.index import current_line, job_on
 from dbbasic_queue.store.reading.tail import Rewritten, Tail, edited_in_place
 
 TYPE_CHECKING = False
@@ -45,7 +45,7 @@ class Snapshot:
         self.generation = generation
         self.numbering = numbering
 
-    def rows_as_they_stand(
+    def jobs(
         self, unreadable: Callable[[int, bytes, int], object] = lambda *_: None
     ) -> Iterator[tuple[int, bytes, Row]]:
         """Yield the number, the line and the row of every job, both with the state it had then.
@@ -76,7 +76,7 @@ class Snapshot:
                 for line in lines:
                     row = job_on(number, line, self.index, self.records)
                     if row is not None and has_json(row):
-                        yield number, as_it_stands(line, self.records), row
+                        yield number, current_line(line, self.records), row
                     elif line:
                         unreadable(number, line, len(line))
                     number += 1

@@ -20,7 +20,7 @@ from dbbasic_queue.model.rows import HEADER, LONGEST_ROW_BYTES, Row, has_json
 from dbbasic_queue.store.disk.files import open_file, unstable_inodes
 from dbbasic_queue.store.reading.bulk import scan
 from dbbasic_queue.store.reading.header import require_header, require_partial_header
-from dbbasic_queue.store.reading.index import Index, as_it_stands, job_on
+from dbbasic_queue.store.reading.index import Index, current_line, job_on
 from dbbasic_queue.store.reading.offsets import Offsets
 from dbbasic_queue.store.reading.replaced import compare
 from dbbasic_queue.store.reading.tail import Rewritten, Tail
@@ -188,7 +188,7 @@ class View(Index):
             return
         for number, state in changes.states.items():
             self.replace(number, state)
-        self.offsets.moved(len(HEADER), list(changes.lengths), list(changes.lengths.values()))
+        self.offsets.update(len(HEADER), list(changes.lengths), list(changes.lengths.values()))
         self.rows = Tail(new, changes.end, self.offsets.length(-1) if self.when else 0)
         self.journal = Tail(None)
         self.records = {}
@@ -309,9 +309,9 @@ class View(Index):
         row = self.row(number)
         return row is None or not has_json(row)
 
-    def as_it_stands(self, line: bytes) -> bytes:
+    def current_line(self, line: bytes) -> bytes:
         """Return a job's line in its current state: the journal's, if it has one."""
-        return as_it_stands(line, self.records)
+        return current_line(line, self.records)
 
     def snapshot(self) -> Snapshot:
         """Return the jobs as of the last reading; later changes to the view don't change it."""
@@ -342,7 +342,7 @@ class View(Index):
         self.whole = False
         self.keep_only_processing()
         self.rows = rows
-        self.offsets.moved(len(HEADER), numbers, lengths)
+        self.offsets.update(len(HEADER), numbers, lengths)
         self.journal = Tail(self.journal.file)
         self._ahead = []
         self.generation += 1

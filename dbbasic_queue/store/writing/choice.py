@@ -31,7 +31,7 @@ class Choice:
 
     def read(self) -> None:
         """Choose from all remembered jobs. Needs no lock, and may take seconds."""
-        for number, line, row in self._view.rows_as_they_stand():
+        for number, line, row in self._view.jobs():
             picked = self._pick(row, line)
             if picked is not None:
                 self.picked[number] = picked
@@ -52,7 +52,7 @@ class Choice:
                 continue  # the row is gone
             self.picked.pop(number, None)
             if add and (row := view.row(number)) and has_json(row):
-                picked = self._pick(row, view.as_it_stands(view.line(number)))
+                picked = self._pick(row, view.current_line(view.line(number)))
                 if picked is not None:
                     self.picked[number] = picked
         return True

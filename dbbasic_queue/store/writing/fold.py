@@ -17,7 +17,7 @@ import os
 from dbbasic_queue.errors import StoreError, store_error
 from dbbasic_queue.model.records import with_state
 from dbbasic_queue.model.rows import HEADER, LONGEST_ROW_BYTES, is_binary
-from dbbasic_queue.store.disk.access import replace_like
+from dbbasic_queue.store.disk.access import copy_access
 from dbbasic_queue.store.disk.files import create_fresh, end_last_line, open_or_create
 from dbbasic_queue.store.disk.openfile import OpenFile
 from dbbasic_queue.store.disk.sync import sync_directory, write_all
@@ -78,7 +78,7 @@ def _replace(
     assert old is not None
     new = create_fresh(view.path + ".fold")
     try:
-        replace_like(new.fd, old.fd)
+        copy_access(new.fd, old.fd)
         written = _write_rows(view, new, omitted)
         if rejected:
             _reject(view, rejected, fsync=fsync)

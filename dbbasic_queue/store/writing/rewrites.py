@@ -15,7 +15,7 @@ import os
 from dbbasic_queue.errors import StoreError, store_error
 from dbbasic_queue.model.records import decode_record, encode_record, encode_state
 from dbbasic_queue.model.states import FAILED, PROCESSING, requeue
-from dbbasic_queue.store.disk.files import NO_ROOM
+from dbbasic_queue.store.disk.files import NO_SPACE
 from dbbasic_queue.store.writing.choice import Choice
 
 TYPE_CHECKING = False
@@ -37,7 +37,7 @@ class _Rewrite:
     `picked` maps the number of each picked job's row to the bytes that `pick` returned.
     """
 
-    adds_new = True
+    rechecks = True
     """whether jobs that are added or changed after the choice, and are wanted then, are picked"""
 
     def __init__(self, files: QueueFiles) -> None:
@@ -91,14 +91,14 @@ class _Rewrite:
         """
         view = self.view
         self.files.read_new()
-        if not choice.update(view, add=self.adds_new):
+        if not choice.update(view, add=self.rechecks):
             return None
         numbering = view.numbering
         try:
             self.files.fold_and_sync_cut()
         except StoreError as e:
             # If the view is closed (not loaded), the file was replaced, and what failed came after.
-            if e.errno in NO_ROOM and view.loaded and self.apply_and_fold(choice.picked):
+            if e.errno in NO_SPACE and view.loaded and self.apply_and_fold(choice.picked):
                 return len(choice.picked)
             raise
         if numbering != view.numbering:
@@ -171,7 +171,7 @@ class _Removal(_Rewrite):
         super().__init__(files)
         self.unwanted = unwanted
         self.archive = archive
-        self.adds_new = archive is None
+        self.rechecks = archive is None
         self.archived: set[int] = set()
         """hashes of the rows that are archived already: jobs may have to be chosen again"""
 
@@ -215,7 +215,7 @@ class _Removal(_Rewrite):
         try:
             self.files.replace(journal, frozenset(picked))
         except StoreError as e:
-            if e.errno not in NO_ROOM or old is None or not old.is_at_path():
+            if e.errno not in NO_SPACE or old is None or not old.is_at_path():
                 raise
             needed = end - sum(offsets.lengths(number, 0)[0] + 1 for number in picked)
             disk = os.statvfs(os.path.dirname(path))
@@ -249,7 +249,7 @@ def _up_to_date(files: QueueFiles) -> Snapshot:
 
 def _find_unreadable(view: Snapshot) -> set[int]:
     numbers: set[int] = set()
-    for _ in view.rows_as_they_stand(lambda number, *_: numbers.add(number)):
+    for _ in view.jobs(lambda number, *_: numbers.add(number)):
         pass
     return numbers
 
