@@ -429,7 +429,10 @@ MUTANTS = (
         "forks.py",
         "    if os.getpid() != process:\n        with",
         "    if False:\n        with",
-        (FORKS + "::test_processes_forked_in_c_share_a_queue_lose_no_job_and_use_no_id_twice",),
+        (
+            FORKS + "::test_a_process_forked_in_c_waits_while_another_one_holds_the_lock",
+            FORKS + "::test_processes_forked_in_c_share_a_queue_lose_no_job_and_use_no_id_twice",
+        ),
     ),
     Mutant(
         "a lock file is opened during a fork",

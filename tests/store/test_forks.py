@@ -160,8 +160,10 @@ def test_processes_forked_in_c_share_a_queue_lose_no_job_and_use_no_id_twice(
         from dbbasic_queue import DuplicateJob
 
         def work():
+            os.read(start, 1)
             for n in range(60):
                 assert queue.cancel_job(queue.enqueue("work", n))
+                os.sched_yield()  # so that the children take turns
                 try:
                     queue.enqueue("once", n, job_id=f"once-{n}")
                     os.write(given, b"x")
@@ -169,10 +171,44 @@ def test_processes_forked_in_c_share_a_queue_lose_no_job_and_use_no_id_twice(
                     pass
 
         given = os.open("given", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        assert all([succeeds(pid) for pid in [child(c_fork, work) for _ in range(3)]])
+        start, all_forked = os.pipe()
+        children = [child(c_fork, work) for _ in range(3)]
+        os.write(all_forked, b"xxx")
+        assert all([succeeds(pid) for pid in children])
         counts = queue.counts()
         assert (counts["cancelled"], counts["pending"]) == (181, 60), counts
         assert os.path.getsize("given") == 60
+        """,
+    )
+
+
+@linux_only
+def test_a_process_forked_in_c_waits_while_another_one_holds_the_lock(tmp_path: Path) -> None:
+    """Otherwise both have the parent's descriptor of the lock file, and so its lock."""
+    run(
+        tmp_path,
+        """
+        queue = Queue("queue.tsv", fsync=False)
+        queue.cancel_job(queue.enqueue("boot", {}))
+        entered, enter = os.pipe()
+        leave, allow = os.pipe()
+
+        def wait():
+            os.write(enter, b"x")
+            os.read(leave, 1)
+
+        holding = child(c_fork, lambda: queue.store.lock.run(wait))
+        os.read(entered, 1)
+        adding = child(c_fork, lambda: queue.enqueue("work", 1))
+        end = time.monotonic() + 0.5
+        ended = 0
+        while time.monotonic() < end and not ended:
+            time.sleep(0.01)
+            ended, _ = os.waitpid(adding, os.WNOHANG)
+        os.write(allow, b"x")
+        assert not ended, "it didn't wait"
+        assert succeeds(holding) and succeeds(adding)
+        assert queue.counts()["pending"] == 1
         """,
     )
 
