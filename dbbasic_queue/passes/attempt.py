@@ -127,8 +127,7 @@ class Attempts:
         `slot` is the descriptor of the pass's slot file, or -1: the slot stays locked as long as
         the job may run. `tick` is called about ten times a second. Signals interrupt the attempt
         only right after such a call: anywhere else, an exception could leave the process running.
-        If `tick` raises OSError, it isn't called again: the job isn't to blame, and the pass gets
-        the same error itself when it writes next.
+        `tick` handles its own errors: one that it raised would be the job's.
         """
         time_limit = load(_time_limit)
 
@@ -140,15 +139,8 @@ class Attempts:
             assert after is not None
             return f"{outcome}\n{trace}\n".encode() + encode_state(after)
 
-        is_ticking = True
-
         def tick_or_raise() -> None:
-            nonlocal is_ticking
-            if is_ticking:
-                try:
-                    tick()
-                except OSError:
-                    is_ticking = False
+            tick()
             self.interrupts.raise_if_at_once()
 
         try:

@@ -15,13 +15,15 @@ _TICK_SECONDS = 0.1
 
 
 class Ticker:
-    """Calls `tick` from a thread of its own, from `start_once` to `stop`.
+    """Calls a function from a thread of its own, from `start_once` to `stop`.
 
-    If `tick` raises OSError, the calls end until the ticker is stopped and started again.
+    If the function raises OSError, it isn't called again before `stop`: the running job isn't to
+    blame, and the pass gets the same error itself when it writes next.
     """
 
-    def __init__(self, tick: Callable[[], None]) -> None:
-        self.tick = tick
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+        self._has_failed = False
         self.is_started = False
         self._process = os.getpid()
         self._stopped = threading.Event()
@@ -42,17 +44,23 @@ class Ticker:
     def stop(self) -> None:
         """Stop the thread, if it is started. No call is made after this returns.
 
-        It waits for a call that is running, so `tick` must not call it.
+        It waits for a call that is running, so the function must not call it.
         """
         self._stopped.set()
         if self._thread is not None and os.getpid() == self._process:
             self._thread.join()
             self._thread = None
             self.is_started = False
+        self._has_failed = False
+
+    def tick(self) -> None:
+        """Call the function, unless it has failed. For a caller that ticks without the thread."""
+        if not self._has_failed:
+            try:
+                self._function()
+            except OSError:
+                self._has_failed = True
 
     def _run(self) -> None:
         while not self._stopped.wait(_TICK_SECONDS):
-            try:
-                self.tick()
-            except OSError:
-                return  # the pass gets the same error itself, and can raise it
+            self.tick()

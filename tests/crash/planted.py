@@ -471,9 +471,9 @@ MUTANTS = (
     ),
     Mutant(
         "an error of the pass is charged to the running job with a time limit",
-        "passes/attempt.py",
-        "                except OSError:\n                    is_ticking = False\n",
-        "                except ZeroDivisionError:\n                    is_ticking = False\n",
+        "passes/ticker.py",
+        "            except OSError:\n                self._has_failed = True\n",
+        "            except ZeroDivisionError:\n                self._has_failed = True\n",
         (
             TIMEOUT
             + "::test_an_error_when_other_jobs_are_unclaimed_is_not_charged_to_the_running_job",

@@ -65,23 +65,26 @@ class Snapshot:
             unreadable(number, beginning, length)
             number += 1
 
+        for content in self._pieces(reader, skip_long_line):
+            if reader.end - len(content) >= self._end:
+                return
+            lines = content[: len(content) - max(reader.end - self._end, 0)].split(b"\n")
+            lines.pop()
+            if reader.end == len(content):
+                lines.pop(0)  # the header
+            for line in lines:
+                row = job_on(number, line, self.index, self.records)
+                if row is not None and has_json(row):
+                    yield number, current_line(line, self.records), row
+                elif line:
+                    unreadable(number, line, len(line))
+                number += 1
+            if reader.end >= self._end:
+                return
+
+    def _pieces(self, reader: Tail, skip_long_line: Callable[[int], None]) -> Iterator[bytes]:
         try:
-            for content in reader.new(skip_long_line):
-                if reader.end - len(content) >= self._end:
-                    return
-                lines = content[: len(content) - max(reader.end - self._end, 0)].split(b"\n")
-                lines.pop()
-                if reader.end == len(content):
-                    lines.pop(0)  # the header
-                for line in lines:
-                    row = job_on(number, line, self.index, self.records)
-                    if row is not None and has_json(row):
-                        yield number, current_line(line, self.records), row
-                    elif line:
-                        unreadable(number, line, len(line))
-                    number += 1
-                if reader.end >= self._end:
-                    return
+            yield from reader.new(skip_long_line)
         except Rewritten as e:
             assert self._rows is not None
             raise edited_in_place(self._rows.path, "nothing was changed; try again") from e
