@@ -4,7 +4,7 @@ Use JSON if you can: `cat` shows it, other programs can write it, older workers 
 there is no key to keep. This module is for objects that can't be JSON. It needs an extra:
 `pip install 'dbbasic-queue[pickle]'`.
 
-Unpickling runs whatever code the bytes contain. So each payload carries an HMAC-SHA256 (RFC 2104)
+Unpickling runs any code that the bytes contain. So each payload carries an HMAC-SHA256 (RFC 2104)
 of the job's type and the pickle, made with a key that is kept away from the queue. The signature is
 checked before anything is unpickled. Someone who can write to the queue but can't read the key
 can't create or change a payload, or move one to another job type. They can still enqueue a signed

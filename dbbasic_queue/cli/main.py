@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = argument_parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a queue's text is UTF-8, whatever cron's locale is
+        if hasattr(stream, "reconfigure"):  # a queue's text is UTF-8, also in cron's locale
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         code: int = arguments.run(arguments)

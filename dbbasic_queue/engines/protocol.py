@@ -49,8 +49,8 @@ class Engine(Protocol):
         1 MiB, nested at most 100 deep; None becomes `{}`. `run_at`: Unix seconds, rounded up, or an
         aware datetime; None and 0 mean now. `job_id`: 1 to 64 characters from A-Z a-z 0-9 . _ -.
 
-        Raises InvalidJob for an invalid argument, DuplicateJob if a job has the id, whatever its
-        status. If several callers ask for the same id at once, one of them gets it.
+        Raises InvalidJob for an invalid argument, DuplicateJob if a job of any status has
+        the id. If several callers ask for the same id at once, one of them gets it.
         """
 
     def enqueue_many(

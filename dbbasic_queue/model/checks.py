@@ -153,7 +153,7 @@ def _shown(value: object) -> str:
     """Return a value's `repr` for an error message: on one line, cut after 80 characters."""
     try:
         text = repr(value)
-    except Exception as e:  # noqa: BLE001 - an int of 5,000 digits, or whatever a class raises
+    except Exception as e:  # noqa: BLE001 - an int of 5,000 digits, or any class's own
         text = f"<{type(value).__name__}: {type(e).__name__}>"
     return escape(text if len(text) <= 80 else text[:77] + "...")
 

@@ -6,9 +6,9 @@
 - The guardian enforces the time limit, whatever the handler does, even while the pass is stopped.
 - It has a session of its own, so signals for the pass's process group don't reach it.
 - On Linux it is the "subreaper" (prctl(2)): processes that lose their parent become its children,
-  whatever group or session they are in. It kills them before it reports. Without prctl, or if /proc
+  in any group or session. It kills them before it reports. Without prctl, or if /proc
   doesn't list them, processes that have left the handler's process group escape.
-- The leash is a pipe that nobody writes to. When the pass dies, for whatever reason, its end is
+- The leash is a pipe that nobody writes to. When the pass dies, for any reason, its end is
   closed, and the guardian kills all processes of the attempt. It also checks every second that the
   pass is still its parent: a process that was forked without Python's hooks may hold the leash
   open.

@@ -51,9 +51,9 @@ def run(work: Callable[[], bytes], timeout: float, tick: Callable[[], None], slo
 
     `slot` is the descriptor of a file whose lock the guardian must hold as well, or -1. Until the
     process has ended, `tick` is called in this process about ten times a second. Raises Died if
-    `work` didn't return a result in time, NotStarted if it was not called, and whatever `tick` or a
-    signal handler raises. Whether this returns or raises, nothing that `work` has started is still
-    running.
+    `work` didn't return a result in time, NotStarted if it was not called, and any exception of
+    `tick` or a signal handler. Whether this returns or raises, nothing that `work` has started is
+    still running.
     """
     prctl = guardian.load_prctl()
     this_pass = os.getpid()

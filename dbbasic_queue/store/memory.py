@@ -204,7 +204,7 @@ class MemoryStore:
         return bool(self.jobs)
 
     def count_due(self, now: float) -> int:
-        """Return how many pending jobs are due, whatever their types."""
+        """Return how many pending jobs of all types are due."""
         return sum(r.state.status == states.PENDING and r.state.run_at <= now for r in self.rows())
 
     def is_complete(self, apart_from: Collection[tuple[str, str]] = ()) -> bool:

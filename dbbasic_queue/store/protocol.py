@@ -124,7 +124,7 @@ if TYPE_CHECKING:
             """Return whether a pass might have something to do. `longest_wait` is as in `Terms`."""
 
         def count_due(self, now: float) -> int:
-            """Return how many pending jobs are due, whatever their types."""
+            """Return how many pending jobs of all types are due."""
 
         def is_complete(self, apart_from: Collection[tuple[str, str]] = ()) -> bool:
             """Return whether no job is running, and none is pending whose type isn't paused.

@@ -375,7 +375,7 @@ class TextFileStore:
 
     @reading
     def count_due(self, now: float) -> int:
-        """Return how many pending jobs are due, whatever their types."""
+        """Return how many pending jobs of all types are due."""
         view = self.view
         view.refresh()
         return len(view.due(now, len(view.when)))

@@ -158,7 +158,7 @@ class QueueFiles:
         return None
 
     def fold(self) -> None:
-        """Merge the journal into the queue file, whatever that costs.
+        """Merge the journal into the queue file, even if that takes long.
 
         Doesn't rewrite the file if the journal is empty and no line has to be rejected. Raises
         StoreError if the system refuses.
