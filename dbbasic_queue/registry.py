@@ -95,6 +95,7 @@ class Handlers(Mapping[str, Handler]):
             backoff: Backoff | None = None,
             timeout: float | timedelta | None = None,
             concurrency: int | None = None,
+            priority: int = 0,
         ) -> Callable[[Callable[P, R]], UnpackingHandler[P, R]]: ...
 
         @overload
@@ -108,6 +109,7 @@ class Handlers(Mapping[str, Handler]):
             backoff: Backoff | None = None,
             timeout: float | timedelta | None = None,
             concurrency: int | None = None,
+            priority: int = 0,
         ) -> Callable[[Callable[Concatenate[Payload, P], R]], TypedHandler[Payload, P, R]]: ...
 
     def handler(
@@ -119,6 +121,7 @@ class Handlers(Mapping[str, Handler]):
         backoff: Backoff | None = None,
         timeout: float | timedelta | None = None,
         concurrency: int | None = None,
+        priority: int = 0,
         unpack: bool = False,
     ) -> Any:
         """Register a function: `@jobs.handler`, or `@jobs.handler("type", max_attempts=5)`.
@@ -133,6 +136,7 @@ class Handlers(Mapping[str, Handler]):
             "backoff": backoff,
             "timeout": timeout,
             "concurrency": concurrency,
+            "priority": priority,
             "unpack": unpack,
         }
         if callable(job_type):

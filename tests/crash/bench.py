@@ -160,6 +160,12 @@ class Bench:
         done: bool | None = self._try("cancel", key, lambda: self.queue.cancel_job(self.ids[key]))
         return done
 
+    def stop(self, key: str) -> None:
+        """Request a stop without waiting for it: the clocks of attacked processes stand still."""
+        if key in self.ids:
+            self.log.add("call", key, "stop", None)
+            self._try("stop", key, lambda: self.queue.store.stop(self.ids[key]))
+
     def status(self, key: str) -> None:
         if key in self.ids:
             self._try("status", key, lambda: _status(self.queue, self.ids[key]))
@@ -310,6 +316,28 @@ class Bench:
 
     def job_cancels(self, key: str) -> Any:
         return self.cancel(key + ".victim")
+
+    def job_halts(self, key: str) -> Any:
+        """Have this job stopped, and its neighbour; then end as the key says."""
+        self.stop(key)
+        self.stop(f"{key}.next")
+        if key.endswith("raises"):
+            raise ValueError("stopped")
+        if key.endswith("delays"):
+            raise Delay(300, "stopped")
+        return 0
+
+    def job_calls(self, key: str) -> Any:
+        """Enqueue an urgent job, which is to run before the others that are due."""
+        self._nested += 1
+        self.enqueue(f"{key}.{os.getpid()}.{self._nested}", "urgent")
+        return 0
+
+    def job_low(self, _: str) -> Any:
+        return 0
+
+    def job_urgent(self, _: str) -> Any:
+        return 0
 
     def job_inner(self, _: str) -> Any:
         """Make a whole pass of another worker while this job's pass is alive."""
