@@ -7,6 +7,7 @@ of them, nor the module `signals`: they are imported when there is work.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import time
 
@@ -17,8 +18,10 @@ from dbbasic_queue.passes import log_lines
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
     from typing import Protocol
 
+    from dbbasic_queue.passes.hook_calls import HookCalls
     from dbbasic_queue.passes.policies import Policies
     from dbbasic_queue.passes.signals import Interrupts
     from dbbasic_queue.store.protocol import Claims, Store, Terms
@@ -73,6 +76,7 @@ class Pass:
         self._work = work
         self._until_complete = until_complete
         self._interrupts = interrupts
+        self._hook_calls: HookCalls | None = None
 
     @property
     def interrupts(self) -> Interrupts:
@@ -80,6 +84,13 @@ class Pass:
         if self._interrupts is None:
             self._interrupts = load(_interrupts)()
         return self._interrupts
+
+    def hook_calls(self) -> HookCalls | None:
+        """Return the object that calls the registry's hooks, or None if it has no hooks."""
+        if self._hook_calls is None and self.policies.hooks is not None:
+            make = load(_hook_calls)
+            self._hook_calls = make(self.policies.hooks, self.store.path, self.interrupts)
+        return self._hook_calls
 
     def run(self) -> dict[str, int]:
         """Run the due jobs; return how many had each outcome."""
@@ -91,13 +102,19 @@ class Pass:
             self._report_unreadable()
             return self.counts
         start_work, interrupts = load(self._work), self.interrupts
-        with interrupts:
-            if not exists:
-                if not self._wait_for_queue():
-                    interrupts.forward_signals()
-                    return self.counts
-                now = self.clock()
-            fold_error = self._run(start_work, now)
+        try:
+            with interrupts:
+                if not exists:
+                    if not self._wait_for_queue():
+                        interrupts.forward_signals()
+                        return self.counts
+                    now = self.clock()
+                fold_error = self._run(start_work, now)
+        except BaseException:
+            if self.linger != math.inf:  # otherwise the worker's next pass must not wait for it
+                self._flush_digests()
+            raise
+        self._flush_digests()
         self._report_unreadable()
         if fold_error is not None:
             if getattr(fold_error, "errno", None) == errno.EBUSY:
@@ -106,6 +123,11 @@ class Pass:
                 log_lines.not_folded(log, fold_error)
         interrupts.forward_signals()
         return self.counts
+
+    def _flush_digests(self) -> None:
+        """Send the digests of the hooks. All is recorded by now, and the slot is released."""
+        if self._hook_calls is not None:
+            load(_digests).flush()
 
     def _run(self, start_work: StartWork, now: float) -> Exception | None:
         """Acquire a slot and run the jobs; return the error if the changes couldn't be folded."""
@@ -178,8 +200,9 @@ class Pass:
     def report_recovered(self, claims: Claims) -> None:
         """Count and report what recovery has changed since the last call.
 
-        The attempt of a job that a dead pass had started is added to the history as "died". If it
-        was the job's last one, it is also counted and logged as failed.
+        The attempt of a job that a dead pass had started is added to the history as "died", and
+        logged. If it was the job's last one, it is counted and logged as failed. Then its hooks
+        are called.
         """
         recovered, died = claims.take_recovered()
         self.counts["recovered"] += recovered
@@ -187,9 +210,15 @@ class Pass:
             claims.history.note(row, "died", row.state.error, claims.looked_at, None)
         lost = [row for row in died if row.state.status == states.FAILED]
         self.counts["failed"] += len(lost)
-        if lost and (log := log_lines.logger()):
-            for row in lost:
-                log_lines.outcome(log, "failed", row.id, row.type, row.state, None)
+        if died and (log := log_lines.logger()):
+            for row in died:
+                if row.state.status == states.FAILED:
+                    log_lines.outcome(log, "failed", row.id, row.type, row.state, None)
+                else:
+                    log_lines.died(log, row.id, row.type, row.state)
+        if died and (hook_calls := self.hook_calls()) is not None:
+            for row in died:
+                hook_calls.recovered(row)
         ahead = claims.take_pulled_in()
         if ahead and (log := log_lines.logger()):
             log_lines.pulled_in(log, ahead)
@@ -202,6 +231,18 @@ class Pass:
     def _report_unreadable(self) -> None:
         if log := log_lines.logger():
             log_lines.unreadable(log, self.store)
+
+
+def _hook_calls() -> type[HookCalls]:
+    from dbbasic_queue.passes.hook_calls import HookCalls
+
+    return HookCalls
+
+
+def _digests() -> ModuleType:
+    from dbbasic_queue.passes import digests
+
+    return digests
 
 
 def _interrupts() -> type[Interrupts]:

@@ -37,6 +37,7 @@ class Executor:
         self._claims = claims
         self._clock = pass_.clock
         self._counts = pass_.counts
+        self._hook_calls = pass_.hook_calls()
         self._interrupts = pass_.interrupts
         self._policies = pass_.policies
         self._path = pass_.store.path
@@ -103,7 +104,7 @@ class Executor:
         seconds: float,
         recorded: State | None,
     ) -> None:
-        """Count, log and add to the history how an attempt ended.
+        """Count, log and add to the history how an attempt ended, then call the hooks.
 
         `after` is the state that was to be recorded, `recorded` the one that was. `recorded` is
         None if a newer attempt has replaced this one: then the attempt is "late", and not counted.
@@ -115,6 +116,8 @@ class Executor:
             self._counts[outcome] += 1
             if self.log is not None:
                 log_lines.outcome(self.log, outcome, row.id, row.type, recorded, seconds)
+            if self._hook_calls is not None:
+                self._hook_calls.ended(outcome, row, recorded)
         elif self.log is not None:
             log_lines.late(self.log, row.id, row.type, row.state.attempts)
 

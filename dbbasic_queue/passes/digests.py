@@ -1,0 +1,295 @@
+"""Collects failed jobs, and sends one digest about them when the pass ends.
+
+- Collecting a job only changes memory, so it never delays the recording of an outcome. A daemon
+  thread sends. It starts with the first failure, and sleeps until that is a minute old, or until
+  the pass ends: then all outcomes are recorded, the journal is folded and the slot is released.
+- A digest that can't be sent is logged, and its jobs are in the next one. A long-running pass tries
+  again by itself, after 1, 2, 4 and up to 64 minutes. At the end of the process it is lost.
+- One of several forked passes sends nothing. Its thread writes the failures to the pipe of the
+  pass's report, half a second after the first, and the supervisor collects them.
+- A digest has the first jobs and the number of all, so its size is limited.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from weakref import WeakValueDictionary
+
+from dbbasic_queue.lazy import load
+from dbbasic_queue.passes import log_lines
+from dbbasic_queue.passes.deadline import within
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypedDict
+
+    from dbbasic_queue.handlers import Job
+
+    class Failure(TypedDict):
+        """A job that has failed for good."""
+
+        id: str
+        type: str
+        attempts: int
+        error: str
+
+
+LISTED = 20
+"""how many jobs a digest lists; the others are only counted"""
+_QUIET_SECONDS = 60.0
+"""how long failures are collected, unless the pass ends before"""
+_LONGEST_RETRY_SECONDS = 64 * 60.0
+_FORWARD_SECONDS = 0.5
+"""the same in a forked pass"""
+_SEND_SECONDS = 20.0
+"""how long one digest may take"""
+_FLUSH_SECONDS = 30.0
+"""how long the end of a pass waits for all digests"""
+
+_numbers = itertools.count(1)
+_digests: WeakValueDictionary[int, Digest] = WeakValueDictionary()
+"""number -> digest; a forked pass and its supervisor know a digest by its number"""
+
+
+class Failures:
+    """Failed jobs of one queue: the first LISTED of them, and how many there are."""
+
+    def __init__(self) -> None:
+        self.first: list[Failure] = []
+        self.count = 0
+
+    def add(self, first: list[Failure], count: int) -> None:
+        """Add `count` jobs, of which `first` has the first ones."""
+        self.first += first[: max(LISTED - len(self.first), 0)]
+        self.count += count
+
+
+class Digest:
+    """An `on_failure` hook that collects the failed jobs. Subclasses define `send`.
+
+    What it has collected belongs to one process: a forked child starts without any. A copy by
+    `pickle` does, too.
+    """
+
+    def __init__(self) -> None:
+        self._number = next(_numbers)
+        _digests[self._number] = self
+        self._forget()
+
+    def _forget(self) -> None:
+        self._process = os.getpid()
+        self._change = threading.Condition()
+        """held to read or change the rest, and notified of each change"""
+        self._collected: dict[str, Failures] = {}
+        """a queue's path -> its failed jobs that aren't sent yet"""
+        self._thread: threading.Thread | None = None
+        self._due_at = 0.0
+        """when to send, on the monotonic clock"""
+        self._is_flushed = False
+        """whether the end of a pass waits for the next try to send"""
+        self._tries = 0
+        """how many tries have failed since the last success"""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name[0] != "_"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Digest.__init__(self)
+        self.__dict__.update(state)
+
+    def send(self, queue: str, failed: list[Failure], count: int) -> None:
+        """Send one digest: `count` jobs have failed, and `failed` are the first of them.
+
+        Raises an exception if it isn't certain that the digest was received.
+        """
+        raise NotImplementedError
+
+    def title(self) -> str:
+        """Return what is sent, and to whom, for the log: it has no secret."""
+        raise NotImplementedError
+
+    def __call__(self, job: Job, error: str) -> None:
+        """Collect a job that has failed for good."""
+        failure: Failure = {
+            "id": job.id,
+            "type": job.type,
+            "attempts": job.attempt,
+            "error": error,
+        }
+        self.collect(job._queue, [failure], 1)
+
+    def collect(self, queue: str, first: list[Failure], count: int) -> None:
+        """Add failed jobs of a queue, as for `send`. They are sent later, by a thread."""
+        with self._state():
+            if not self._collected and self._thread is None:
+                wait = _QUIET_SECONDS if self._pipe() is None else _FORWARD_SECONDS
+                self._due_at = time.monotonic() + wait
+            self._collected.setdefault(queue, Failures()).add(first, count)
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="queue-digest", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    return  # no thread: the end of the pass sends it
+                self._thread = thread
+
+    def _state(self) -> threading.Condition:
+        """Return the condition that guards the state. In a forked child, start without any."""
+        if self._process != os.getpid():
+            self._forget()
+        return self._change
+
+    def start_flush(self) -> threading.Thread | None:
+        """Make the thread send now. Returns it, or None if there is nothing to wait for."""
+        with self._state():
+            thread = self._thread
+            self._is_flushed = thread is not None
+            self._change.notify_all()
+            has_no_thread = thread is None and bool(self._collected)
+        if has_no_thread:
+            self._send_all()
+        return thread
+
+    def end_flush(self, thread: threading.Thread, seconds: float) -> None:
+        """Wait until the thread has sent, or has failed to; log it if that takes too long."""
+        with self._change:
+            if not self._change.wait_for(
+                lambda: not self._is_flushed or self._thread is not thread, seconds
+            ):
+                self._is_flushed = False
+                if log := log_lines.logger():
+                    log_lines.slow_digest(log, self.title(), _FLUSH_SECONDS)
+
+    def _run(self) -> None:
+        while self._wait():
+            self._send_all()
+
+    def _wait(self) -> bool:
+        """Wait until it is time to send; return False, and end, if nothing is left to send."""
+        with self._change:
+            while self._collected:
+                left = self._due_at - time.monotonic()
+                if self._is_flushed or left <= 0:
+                    return True
+                self._change.wait(left)
+            self._thread = None
+            self._change.notify_all()
+            return False
+
+    def _send_all(self) -> None:
+        """Try to send what is collected. Jobs whose digest couldn't be sent are collected again."""
+        with self._change:
+            taken, self._collected = self._collected, {}
+            was_flushed = self._is_flushed
+        kept = {queue: f for queue, f in taken.items() if not self._is_sent(queue, f)}
+        with self._change:
+            self._tries = self._tries + 1 if kept else 0
+            for queue, newer in self._collected.items():
+                kept.setdefault(queue, Failures()).add(newer.first, newer.count)
+            self._collected = kept
+            wait = _QUIET_SECONDS * 2 ** min(max(self._tries - 1, 0), 6)
+            self._due_at = time.monotonic() + min(wait, _LONGEST_RETRY_SECONDS)
+            if was_flushed:
+                self._is_flushed = False
+            self._change.notify_all()
+
+    def _is_sent(self, queue: str, failures: Failures) -> bool:
+        """Send one digest; log it and return False if that fails."""
+        try:
+            pipe = self._pipe()
+            if pipe is not None:
+                pipe.write(self._number, queue, failures)
+            else:
+                within(_SEND_SECONDS, self.send, queue, failures.first, failures.count)
+        except BaseException as e:  # noqa: BLE001 - whatever it is, the thread goes on
+            if log := log_lines.logger():
+                reason = load(_describe)(e)
+                log_lines.not_sent(log, self.title(), failures.count, queue, reason)
+            return False
+        return True
+
+    def _pipe(self) -> Pipe | None:
+        """Return the pipe to the supervisor that has this digest, too; None if there is none."""
+        pipe = _to_supervisor
+        return pipe if pipe is not None and pipe.leads_to(self._number) else None
+
+
+def flush() -> None:
+    """Send what was collected in this process; wait for it, at most 30 seconds."""
+    end = time.monotonic() + _FLUSH_SECONDS
+    waiting = [(digest, digest.start_flush()) for digest in list(_digests.values())]
+    for digest, thread in waiting:
+        if thread is not None:
+            digest.end_flush(thread, max(end - time.monotonic(), 0))
+
+
+# -- several forked passes: only their supervisor sends
+
+
+class Pipe:
+    """The pipe from a forked pass to its supervisor; `fd` is its end in this process."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._process = os.getpid()
+        self._numbers = frozenset(_digests)
+        self._writing = threading.Lock()
+
+    def leads_to(self, number: int) -> bool:
+        """Return whether the supervisor has this digest, and this process writes to the pipe."""
+        return number in self._numbers and self._process == os.getpid()
+
+    def write(self, number: int, queue: str, failures: Failures) -> None:
+        """Write failures as one line of JSON. Raises OSError if the supervisor is dead."""
+        line = load(_to_json)(
+            {
+                "digest": number,
+                "queue": queue,
+                "failed": failures.first,
+                "count": failures.count,
+            }
+        )
+        with self._writing:
+            left = memoryview(line.encode() + b"\n")
+            while left:
+                left = left[os.write(self._fd, left) :]
+
+    def end(self) -> None:
+        """Write no more lines; returns when a line that is being written is complete."""
+        self._writing.acquire()
+
+
+_to_supervisor: Pipe | None = None
+
+
+def forward(fd: int) -> Pipe:
+    """In a forked pass: write failures to this pipe from now on, instead of sending them."""
+    global _to_supervisor
+    _to_supervisor = Pipe(fd)
+    return _to_supervisor
+
+
+def receive(line: dict[str, Any]) -> None:
+    """In the supervisor: collect what a forked pass has written."""
+    digest = _digests.get(line["digest"])
+    if digest is not None:
+        digest.collect(line["queue"], line["failed"], line["count"])
+
+
+# -- imported when a job has failed
+
+
+def _to_json() -> Callable[[object], str]:
+    import json
+
+    return json.dumps
+
+
+def _describe() -> Callable[[BaseException], str]:
+    from dbbasic_queue.passes.attempt import describe
+
+    return describe
