@@ -61,7 +61,8 @@ class Mail(Digest):
         password: str | None = None,
         tls: Tls | None = None,
     ) -> None:
-        self.to = [_address("to", a) for a in ([to] if isinstance(to, str) else to)]
+        is_one = isinstance(to, str) or not hasattr(to, "__iter__")
+        self.to = [_address("to", address) for address in ([to] if is_one else to)]
         if not self.to:
             raise InvalidArgument("invalid to: must be an email address, or a list of them")
         self.sender = None if sender is None else _address("sender", sender)

@@ -127,7 +127,7 @@ class Pass:
     def _flush_digests(self) -> None:
         """Send the digests of the hooks. All is recorded by now, and the slot is released."""
         if self._hook_calls is not None:
-            load(_digests).flush()
+            load(_digests).flush([self.store.path])
 
     def _run(self, start_work: StartWork, now: float) -> Exception | None:
         """Acquire a slot and run the jobs; return the error if the changes couldn't be folded."""

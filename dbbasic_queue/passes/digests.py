@@ -24,7 +24,7 @@ from dbbasic_queue.passes.deadline import within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any, TypedDict
 
     from dbbasic_queue.handlers import Job
@@ -86,11 +86,13 @@ class Digest:
         """held to read or change the rest, and notified of each change"""
         self._collected: dict[str, Failures] = {}
         """a queue's path -> its failed jobs that aren't sent yet"""
+        self._sending: dict[str, Failures] = {}
+        """the same for those that are being sent"""
+        self._flushed: set[str] = set()
+        """the queues whose passes have ended: their jobs are sent without waiting"""
         self._thread: threading.Thread | None = None
         self._due_at = 0.0
-        """when to send, on the monotonic clock"""
-        self._is_flushed = False
-        """whether the end of a pass waits for the next try to send"""
+        """when to send the rest, on the monotonic clock"""
         self._tries = 0
         """how many tries have failed since the last success"""
 
@@ -143,59 +145,70 @@ class Digest:
             self._forget()
         return self._change
 
-    def start_flush(self) -> threading.Thread | None:
-        """Make the thread send now. Returns it, or None if there is nothing to wait for."""
-        with self._state():
-            thread = self._thread
-            self._is_flushed = thread is not None
-            self._change.notify_all()
-            has_no_thread = thread is None and bool(self._collected)
-        if has_no_thread:
-            self._send_all()
-        return thread
+    def start_flush(self, queue: str) -> bool:
+        """Make the thread send the failed jobs of a queue now.
 
-    def end_flush(self, thread: threading.Thread, seconds: float) -> None:
-        """Wait until the thread has sent, or has failed to; log it if that takes too long."""
+        Returns False if there are none. Without a thread, they are sent by the time it returns.
+        """
+        with self._state():
+            if queue not in self._collected and queue not in self._sending:
+                return False
+            self._flushed.add(queue)
+            self._change.notify_all()
+            has_thread = self._thread is not None
+        if not has_thread:
+            self._send_next(wait=False)
+        return True
+
+    def end_flush(self, queue: str, seconds: float) -> None:
+        """Wait until the thread has sent them, or has failed to; log it if that takes too long."""
         with self._change:
-            if not self._change.wait_for(
-                lambda: not self._is_flushed or self._thread is not thread, seconds
+            if not self._change.wait_for(lambda: self._is_flushed(queue), seconds) and (
+                log := log_lines.logger()
             ):
-                self._is_flushed = False
-                if log := log_lines.logger():
-                    log_lines.slow_digest(log, self.title(), _FLUSH_SECONDS)
+                log_lines.slow_digest(log, self.title(), _FLUSH_SECONDS)
+            self._flushed.discard(queue)
+
+    def _is_flushed(self, queue: str) -> bool:
+        is_left = queue in self._collected or queue in self._sending
+        return not is_left or queue not in self._flushed
 
     def _run(self) -> None:
-        while self._wait():
-            self._send_all()
+        while self._send_next(wait=True):
+            pass
 
-    def _wait(self) -> bool:
-        """Wait until it is time to send; return False, and end, if nothing is left to send."""
-        with self._change:
-            while self._collected:
-                left = self._due_at - time.monotonic()
-                if self._is_flushed or left <= 0:
-                    return True
-                self._change.wait(left)
-            self._thread = None
-            self._change.notify_all()
-            return False
+    def _send_next(self, *, wait: bool) -> bool:
+        """Wait until it is time to send, then try to send; return False if nothing is left.
 
-    def _send_all(self) -> None:
-        """Try to send what is collected. Jobs whose digest couldn't be sent are collected again."""
+        Jobs whose digest couldn't be sent are collected again.
+        """
         with self._change:
-            taken, self._collected = self._collected, {}
-            was_flushed = self._is_flushed
-        kept = {queue: f for queue, f in taken.items() if not self._is_sent(queue, f)}
+            while not self._take() and wait and self._collected:
+                self._change.wait(self._due_at - time.monotonic())
+            if not self._sending:
+                self._thread = None
+                return False
+            flushed = self._flushed & self._sending.keys()
+        kept = {queue: f for queue, f in self._sending.items() if not self._is_sent(queue, f)}
         with self._change:
             self._tries = self._tries + 1 if kept else 0
             for queue, newer in self._collected.items():
                 kept.setdefault(queue, Failures()).add(newer.first, newer.count)
             self._collected = kept
-            wait = _QUIET_SECONDS * 2 ** min(max(self._tries - 1, 0), 6)
-            self._due_at = time.monotonic() + min(wait, _LONGEST_RETRY_SECONDS)
-            if was_flushed:
-                self._is_flushed = False
+            self._sending = {}
+            wait_seconds = _QUIET_SECONDS * 2 ** min(max(self._tries - 1, 0), 6)
+            self._due_at = time.monotonic() + min(wait_seconds, _LONGEST_RETRY_SECONDS)
+            self._flushed -= flushed
             self._change.notify_all()
+        return True
+
+    def _take(self) -> bool:
+        """Move the jobs that it is time to send to `_sending`; return whether there are any."""
+        is_due = time.monotonic() >= self._due_at
+        for queue in list(self._collected):
+            if is_due or queue in self._flushed:
+                self._sending[queue] = self._collected.pop(queue)
+        return bool(self._sending)
 
     def _is_sent(self, queue: str, failures: Failures) -> bool:
         """Send one digest; log it and return False if that fails."""
@@ -218,13 +231,17 @@ class Digest:
         return pipe if pipe is not None and pipe.leads_to(self._number) else None
 
 
-def flush() -> None:
-    """Send what was collected in this process; wait for it, at most 30 seconds."""
+def flush(queues: Iterable[str]) -> None:
+    """Send what was collected about queues in this process; wait for it, at most 30 seconds."""
     end = time.monotonic() + _FLUSH_SECONDS
-    waiting = [(digest, digest.start_flush()) for digest in list(_digests.values())]
-    for digest, thread in waiting:
-        if thread is not None:
-            digest.end_flush(thread, max(end - time.monotonic(), 0))
+    waiting = [
+        (digest, queue)
+        for digest in list(_digests.values())
+        for queue in queues
+        if digest.start_flush(queue)
+    ]
+    for digest, queue in waiting:
+        digest.end_flush(queue, max(end - time.monotonic(), 0))
 
 
 # -- several forked passes: only their supervisor sends
@@ -273,11 +290,13 @@ def forward(fd: int) -> Pipe:
     return _to_supervisor
 
 
-def receive(line: dict[str, Any]) -> None:
-    """In the supervisor: collect what a forked pass has written."""
+def receive(line: dict[str, Any]) -> str:
+    """In the supervisor: collect what a forked pass has written. Returns the queue's path."""
+    queue: str = line["queue"]
     digest = _digests.get(line["digest"])
     if digest is not None:
-        digest.collect(line["queue"], line["failed"], line["count"])
+        digest.collect(queue, line["failed"], line["count"])
+    return queue
 
 
 # -- imported when a job has failed

@@ -64,8 +64,8 @@ class Supervisor:
         self._stays = stays
         self._counts = dict.fromkeys(COUNTS, 0)
         self._errors: list[Exception] = []
-        self._has_digests = False
-        """whether a pass has reported failed jobs for digests"""
+        self._queues_with_failures: set[str] = set()
+        """the queues whose failed jobs a pass has reported for digests"""
 
     def run(self) -> dict[str, int]:
         """Fork the passes and wait until they have ended; return how many jobs had each outcome.
@@ -82,8 +82,8 @@ class Supervisor:
                     self._supervise()
                     raise
         finally:
-            if self._has_digests:
-                load(_digests).flush()
+            if self._queues_with_failures:
+                load(_digests).flush(self._queues_with_failures)
         for error in self._errors:
             raise error
         self.interrupts.forward_signals()
@@ -137,8 +137,7 @@ class Supervisor:
     def _receive_failures(self, forked_pass: _ForkedPass) -> None:
         """Collect the failed jobs that a pass has reported so far."""
         for line in forked_pass.take_lines(b'{"digest"'):
-            self._has_digests = True
-            load(_digests).receive(json.loads(line))
+            self._queues_with_failures.add(load(_digests).receive(json.loads(line)))
 
     def _add_report(self, forked_pass: _ForkedPass, status: int) -> None:
         """Add up the counts of a pass that has ended, and handle its error.
@@ -281,7 +280,7 @@ def _be_a_pass(running: Pass, report: int) -> None:
             "path": getattr(e, "filename", None),
         }
     if failures is not None:
-        load(_digests).flush()
+        load(_digests).flush([running.store.path])
         failures.end()
     content["counts"] = running.counts
     content["stopped"] = running.interrupts.stopped
