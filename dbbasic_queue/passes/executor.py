@@ -42,7 +42,7 @@ class Executor:
         self._policies = pass_.policies
         self._path = pass_.store.path
         self._started_at = math.inf
-        """when the running job was started, on the monotonic clock; infinite if none is running"""
+        """when the running job, or its hooks, were started, on the monotonic clock, or infinity"""
         self._quiet_until = 0.0
 
     def run(self, claim: Claim, ticker: Ticker) -> None:
@@ -84,7 +84,10 @@ class Executor:
         self.report(claim, outcome, after, trace, seconds, recorded)
 
     def is_slow(self) -> bool:
-        """Return whether a job has been running for 0.2 s: others shouldn't wait for it."""
+        """Return whether a job, or its hooks, have been running for 0.2 s.
+
+        Other jobs shouldn't wait for it.
+        """
         return time.monotonic() - self._started_at >= _SLOW_SECONDS
 
     def interrupted(self, claim: Claim, seconds: float) -> None:
@@ -117,7 +120,9 @@ class Executor:
             if self.log is not None:
                 log_lines.outcome(self.log, outcome, row.id, row.type, recorded, seconds)
             if self._hook_calls is not None:
+                self._started_at = time.monotonic()  # others shouldn't wait for a slow hook either
                 self._hook_calls.ended(outcome, row, recorded)
+                self._started_at = math.inf
         elif self.log is not None:
             log_lines.late(self.log, row.id, row.type, row.state.attempts)
 

@@ -17,7 +17,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import NONE, NOW, Clock, Programs, job, line, note, notes, sibling, wait_for_notes
+from helpers import (
+    NONE,
+    NOW,
+    Clock,
+    Programs,
+    job,
+    line,
+    note,
+    notes,
+    sibling,
+    wait_for,
+    wait_for_notes,
+)
 
 from dbbasic_queue import Delay, Fail, Handlers, InvalidHandlers, Job, Queue, Worker
 
@@ -347,6 +359,28 @@ def test_a_hook_may_use_the_queue(queue: Queue, jobs: Handlers, clock: Clock) ->
     queue.enqueue_many("work", ["fail", "fine"])
     assert queue.process_jobs(jobs) == NONE | {"completed": 1, "failed": 1}
     assert queue.counts()["completed"] == 2
+
+
+def test_while_a_hook_takes_long_other_passes_can_run_the_rest(path: Path) -> None:
+    jobs = Handlers()
+    ran: list[int] = []
+    seen: list[int] = []
+
+    @jobs.on_success
+    def slow(job: Job, result: Any) -> None:
+        with Queue(path, fsync=False) as other:
+            if seen or not other.counts()["processing"]:
+                return  # the first batches have one job
+            seen.append(job.payload)
+            wait_for(lambda: not other.counts()["processing"], "the batch to be returned")
+            other.process_jobs({"work": ran.append})
+
+    jobs.handler("work")(lambda payload: None)
+    with Queue(path, fsync=False) as queue:
+        queue.enqueue_many("work", range(200))
+        queue.process_jobs(jobs)
+        assert queue.counts()["completed"] == 200
+    assert ran == list(range(seen[0] + 1, 200))
 
 
 # --- jobs whose pass died
