@@ -8,8 +8,10 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult
 from helpers import NONE, NOW, Programs, job, line, wait_for
 
 from dbbasic_queue import Fail, Handlers, InvalidArgument, Queue, Worker
@@ -43,6 +46,7 @@ class Mailbox:
         self.recipients: list[list[str]] = []
         self.refuses: set[str] = set()
         self.reply = "250 OK"
+        self.logins: list[tuple[bytes, bytes]] = []
         self.port = 0
 
     async def handle_RCPT(
@@ -60,6 +64,12 @@ class Mailbox:
             found = email.message_from_bytes(envelope.content, policy=email.policy.default)
             self.mails.append(found)
         return self.reply
+
+    def log_in(
+        self, server: object, session: object, envelope: object, mechanism: str, login: Any
+    ) -> AuthResult:
+        self.logins.append((login.login, login.password))
+        return AuthResult(success=login.password == b"right")
 
     def text(self, number: int = -1) -> str:
         return str(self.mails[number].get_content()).replace("\r\n", "\n")
@@ -338,6 +348,59 @@ def test_a_password_is_not_sent_to_a_server_without_tls(
     assert "secret" not in message + repr(mail)
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+@pytest.mark.parametrize("tls", ["starttls", "implicit"])
+def test_a_login_goes_over_tls_to_a_server_whose_certificate_is_trusted(
+    queue: Queue,
+    jobs: Handlers,
+    tls: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
+    command = "openssl req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2"
+    command += " -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run(
+        [*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    mailbox = Mailbox()
+    options: dict[str, Any] = {"authenticator": mailbox.log_in}
+    if tls == "starttls":
+        options |= {"tls_context": context, "auth_required": True}
+    else:  # aiosmtpd counts only STARTTLS as TLS
+        options |= {"ssl_context": context, "auth_require_tls": False}
+    controller = Controller(mailbox, hostname="127.0.0.1", port=free_port(), **options)
+    with monkeypatch.context() as trusting:
+        trusting.setenv("SSL_CERT_FILE", certificate)  # `start` makes a connection, too
+        controller.start()
+    try:
+        jobs.on_failure(
+            Mail(
+                "ops@example.org",
+                server="127.0.0.1",
+                port=controller.port,
+                user="app",
+                password="right",
+                tls=tls,
+            )
+        )
+        queue.enqueue("work", "fail")
+        queue.process_jobs(jobs)
+        assert (mailbox.mails, mailbox.logins) == ([], [])
+        assert "SSLCertVerificationError" in messages(caplog)[0]
+
+        monkeypatch.setenv("SSL_CERT_FILE", certificate)
+        queue.enqueue("work", "fail")
+        queue.process_jobs(jobs)
+        assert mailbox.mails[0]["Subject"].startswith("2 jobs failed")
+        assert mailbox.logins == [(b"app", b"right")]
+    finally:
+        controller.stop()
+
+
 def test_a_pickled_mail_has_its_settings_and_reports_its_own_jobs(
     queue: Queue, mailbox: Mailbox
 ) -> None:
@@ -428,6 +491,23 @@ def test_a_url_that_is_not_http_is_refused_before_any_job_runs(
 
 
 # --- a server that can't be reached
+
+
+def test_ctrl_c_does_not_interrupt_a_digest_that_collects(
+    queue: Queue, jobs: Handlers, mailbox: Mailbox
+) -> None:
+    class Interrupted(Mail):
+        def collect(self, *arguments: Any) -> None:
+            signal.raise_signal(signal.SIGINT)
+            super().collect(*arguments)
+
+    jobs.on_failure(Interrupted("ops@example.org", server="127.0.0.1", port=mailbox.port))
+    queue.enqueue("work", "fail")
+    queue.enqueue("work", "fine")
+    with pytest.raises(KeyboardInterrupt):
+        queue.process_jobs(jobs)
+    assert len(mailbox.mails) == 1
+    assert queue.counts()["pending"] == 1
 
 
 def test_a_refused_connection_is_logged_and_the_next_digest_has_the_same_jobs(
@@ -593,6 +673,8 @@ def test_a_failed_try_is_repeated_after_one_minute_then_two_then_four(
         waits.append(round((digest._due_at - time.monotonic()) / 60))
     assert waits == [1, 2, 4, 8, 16, 32, 64, 64, 64]
     assert digest._collected["q"].count == 1
+    digest.collect("q", [], 1)  # another failure: again within a minute
+    assert digest._due_at - time.monotonic() <= 60
 
 
 def test_a_digest_that_cannot_be_sent_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -784,17 +866,29 @@ def test_a_ping_is_sent_after_the_pass_even_if_jobs_have_failed(
     assert len(requests.received) == 3
 
 
+@pytest.mark.parametrize(
+    ("location", "reason", "followed"),
+    [
+        ("{}/second", "infinite loop", 2),
+        ("file:///etc/passwd", "HTTP Error 302", 1),
+        ("ftp://127.0.0.1/", "unknown url type: ftp", 1),
+    ],
+)
 def test_a_ping_follows_redirects_but_only_to_http(
     queue: Queue,
     jobs: Handlers,
     requests: Requests,
     caplog: pytest.LogCaptureFixture,
-    tmp_path: Path,
+    location: str,
+    reason: str,
+    followed: int,
 ) -> None:
-    requests.status, requests.location = 302, "file:///etc/passwd"
-    queue.process_jobs(jobs, ping=requests.url)
-    (message,) = messages(caplog, logging.WARNING)[-1:]
-    assert message.startswith(f"the ping to {requests.url} failed: HTTPError: HTTP Error 302")
+    requests.status, requests.location = 302, location.format(requests.url)
+    queue.process_jobs(jobs, ping=f"{requests.url}/first")
+    (message,) = (m for m in messages(caplog, logging.WARNING) if "the ping to" in m)
+    assert message.startswith(f"the ping to {requests.url} failed: ")
+    assert reason in message
+    assert [target for _, target, _ in requests.received][:2] == ["/first", "/second"][:followed]
 
 
 def test_a_pass_that_raises_sends_no_ping(

@@ -4,7 +4,8 @@
   thread sends. It starts with the first failure, and sleeps until that is a minute old, or until
   the pass ends: then all outcomes are recorded, the journal is folded and the slot is released.
 - A digest that can't be sent is logged, and its jobs are in the next one. A long-running pass tries
-  again by itself, after 1, 2, 4 and up to 64 minutes. At the end of the process it is lost.
+  again by itself, after 1, 2, 4 and up to 64 minutes, but at most a minute after another failure.
+  At the end of the process the digest is lost.
 - One of several forked passes sends nothing. Its thread writes the failures to the pipe of the
   pass's report, half a second after the first, and the supervisor collects them.
 - A digest has the first jobs and the number of all, so its size is limited.
@@ -71,9 +72,13 @@ class Failures:
 class Digest:
     """An `on_failure` hook that collects the failed jobs. Subclasses define `send`.
 
+    It isn't interrupted by signals: that could leave its lock held, and it only changes memory.
+
     What it has collected belongs to one process: a forked child starts without any. A copy by
     `pickle` does, too.
     """
+
+    may_be_interrupted = False
 
     def __init__(self) -> None:
         self._number = next(_numbers)
@@ -127,9 +132,9 @@ class Digest:
     def collect(self, queue: str, first: list[Failure], count: int) -> None:
         """Add failed jobs of a queue, as for `send`. They are sent later, by a thread."""
         with self._state():
-            if not self._collected and self._thread is None:
-                wait = _QUIET_SECONDS if self._pipe() is None else _FORWARD_SECONDS
-                self._due_at = time.monotonic() + wait
+            wait = _QUIET_SECONDS if self._pipe() is None else _FORWARD_SECONDS
+            due_at = time.monotonic() + wait
+            self._due_at = min(self._due_at, due_at) if self._collected else due_at
             self._collected.setdefault(queue, Failures()).add(first, count)
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="queue-digest", daemon=True)

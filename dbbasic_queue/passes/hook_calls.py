@@ -71,7 +71,7 @@ class HookCalls:
     def _call_one(self, hook: Callable[..., object], *arguments: Any) -> None:
         try:
             context = own_context()
-            self._interrupts.in_handler = True
+            self._interrupts.in_handler = getattr(hook, "may_be_interrupted", True)
             context.run(hook, *arguments)
         finally:
             self._interrupts.in_handler = False

@@ -87,6 +87,7 @@ def _open(request: Request, seconds: float, *more: type) -> None:
         urllib.HTTPSHandler,
         urllib.HTTPDefaultErrorHandler,
         urllib.HTTPErrorProcessor,
+        urllib.UnknownHandler,
         *more,
     ):
         opener.add_handler(handler())

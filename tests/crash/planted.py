@@ -976,6 +976,14 @@ MUTANTS = (
         (NOTIFY + "::" + NEVER_ANSWERS,),
     ),
     Mutant(
+        "a digest is sent while other jobs wait",
+        "passes/digests.py",
+        "                thread = threading.Thread(target=self._run",
+        "                self.send(queue, first, count)\n"
+        "                thread = threading.Thread(target=self._run",
+        (NOTIFY + "::" + NEVER_ANSWERS,),
+    ),
+    Mutant(
         "each of several passes sends its own digest",
         "passes/digests.py",
         "        return pipe if pipe is not None and pipe.leads_to(self._number) else None\n",
