@@ -566,7 +566,7 @@ def test_a_server_that_never_answers_delays_neither_an_outcome_nor_the_next_jobs
         queue.enqueue_many("work", ["fail", *["fine"] * 30])
         started_at = time.monotonic()
         queue.process_jobs(jobs)
-        assert 0.5 <= time.monotonic() - started_at < 5
+        assert 0.5 <= time.monotonic() - started_at < 15
     assert seen == [(["failed", *["completed"] * 30], True)]
     (message,) = messages(caplog)
     assert message.startswith("the mail to ops@example.org about failed jobs was not sent within")
@@ -620,7 +620,7 @@ def test_a_mail_server_that_sends_its_answer_byte_by_byte_does_not_hold_the_thre
 def test_a_lingering_pass_sends_when_the_first_failure_is_old_enough_and_goes_on(
     now_queue: Queue, jobs: Handlers, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(digests, "_QUIET_SECONDS", 0.5)
+    monkeypatch.setattr(digests, "_QUIET_SECONDS", 1.0)
     jobs.on_failure(mailbox.mail())
     with Worker(now_queue, jobs):
         now_queue.enqueue_many("work", ["fail"] * 3)
@@ -647,7 +647,7 @@ def test_while_a_mail_server_hangs_a_worker_starts_jobs_without_delay(
             for _ in range(5):
                 started_at = time.monotonic()
                 assert now_queue.wait(now_queue.enqueue("work", "fine"), 5)
-                assert time.monotonic() - started_at < 1
+                assert time.monotonic() - started_at < 4
             assert threads("queue-call")
 
 
@@ -743,7 +743,7 @@ def test_a_worker_with_several_passes_sends_one_mail_without_waiting_for_its_end
         from dbbasic_queue import Fail, Handlers, Worker
         from dbbasic_queue.notify import Mail
         from dbbasic_queue.passes import digests
-        vars(digests).update(dict(_QUIET_SECONDS=1.5, _FORWARD_SECONDS=0.1))
+        vars(digests).update(dict(_QUIET_SECONDS=2.5, _FORWARD_SECONDS=0.1))
         jobs = Handlers()
         jobs.on_failure(Mail("ops@example.org", server="127.0.0.1", port={mailbox.port}))
 
@@ -927,7 +927,7 @@ def test_a_ping_that_fails_is_a_warning_and_changes_nothing(
     queue.enqueue("work", "fine")
     started_at = time.monotonic()
     assert queue.process_jobs(jobs, ping=url) == NONE | {"completed": 1}
-    assert time.monotonic() - started_at < 5
+    assert time.monotonic() - started_at < 15
     (record,) = [r for r in caplog.records if "the ping to" in r.getMessage()]
     assert record.levelno == logging.WARNING
     assert f"the ping to {url.removesuffix('/secret')} failed: " in record.getMessage()

@@ -179,7 +179,8 @@ class Attempts:
         except BaseException as e:  # noqa: BLE001
             return self._raised(handler, row.state, e)
         finally:
-            self._end_if_child(row.type)
+            if os.getpid() != self.process:
+                _end_handlers_child(row.type)
         return self._returned(row.state, result)
 
     def _call(self, handler: Handler, row: Row, payload: Any) -> Any:
@@ -192,8 +193,10 @@ class Attempts:
                 result = context.run(self._finish, result)
         finally:
             self.interrupts.in_handler = False
-            self._end_if_child(row.type)
-        _check_started(result)
+            if os.getpid() != self.process:
+                _end_handlers_child(row.type)
+        if isinstance(result, _UNSTARTED_TYPES):
+            raise _unstarted(result)
         return result
 
     def _start_within(self, handler: Handler, row: Row, payload: Any) -> Any:
@@ -210,24 +213,22 @@ class Attempts:
                 if isinstance(result, CoroutineType):
                     result = self._finish(result)
             finally:
-                self._end_if_child(row.type)  # before it leaves the hooks, which are the parent's
-            _check_started(result)
+                if os.getpid() != self.process:  # it must not leave the parent's hooks
+                    _end_handlers_child(row.type)
+            if isinstance(result, _UNSTARTED_TYPES):
+                raise _unstarted(result)
             return result
 
         async def call_async() -> Any:
             try:
                 return await _start(handler, row, payload)
             finally:
-                self._end_if_child(row.type)
+                if os.getpid() != self.process:
+                    _end_handlers_child(row.type)
 
         if handler.is_coroutine:
             return around.call_async(hooks, job, call_async)
         return around.call(hooks, job, call)
-
-    def _end_if_child(self, job_type: str) -> None:
-        """End a forked child in which a handler has returned."""
-        if os.getpid() != self.process:
-            end_child(f"the handler for {escape(job_type)}")
 
     def _finish(self, coroutine: CoroutineType[Any, Any, Any]) -> Any:
         if self._loop is None:
@@ -323,15 +324,19 @@ def _start(handler: Handler, row: Row, payload: Any) -> Any:
     return handler.function(payload)
 
 
-def _check_started(result: object) -> None:
-    """Raise TypeError if a handler has returned a generator: none of its code has run."""
-    if isinstance(result, _UNSTARTED_TYPES):
-        if isinstance(result, GeneratorType):
-            result.close()
-        raise TypeError(
-            f"the handler returned a {type(result).__name__}, which has not started: "
-            "give a function, or a coroutine function"
-        )
+def _unstarted(result: object) -> TypeError:
+    """Return the error for a handler that has returned a generator: none of its code has run."""
+    if isinstance(result, GeneratorType):
+        result.close()
+    return TypeError(
+        f"the handler returned a {type(result).__name__}, which has not started: "
+        "give a function, or a coroutine function"
+    )
+
+
+def _end_handlers_child(job_type: str) -> None:
+    """End a forked child in which a handler has returned."""
+    end_child(f"the handler for {escape(job_type)}")
 
 
 def end_child(function: str) -> None:
