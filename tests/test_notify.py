@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
-from helpers import NONE, NOW, Programs, job, line, wait_for
+from helpers import NONE, NOW, Programs, job, line, note, wait_for
 
 from dbbasic_queue import Fail, Handlers, InvalidArgument, Queue, Worker
 from dbbasic_queue.notify import Mail, Webhook
@@ -762,38 +762,63 @@ def test_a_worker_with_several_passes_sends_one_mail_without_waiting_for_its_end
     assert len(mailbox.mails) == 1
 
 
-def test_a_killed_pass_loses_no_failure_that_it_has_forwarded(
+def test_no_failure_is_missing_in_the_mail_if_one_of_several_passes_is_killed(
     mailbox: Mailbox, programs: Programs
 ) -> None:
-    """One of two passes dies: the mail has the failure that it had reported before."""
+    """One of two passes runs ten jobs and dies in the last one, while the other pass waits."""
     program = programs.start(
         f"""
         from dbbasic_queue import Fail, Handlers, QueueError
         from dbbasic_queue.notify import Mail
-        from dbbasic_queue.passes import digests
-        vars(digests).update(dict(_FORWARD_SECONDS=0.01))
         jobs = Handlers()
         jobs.on_failure(Mail("ops@example.org", server="127.0.0.1", port={mailbox.port}))
 
         @jobs.handler
         def work(payload):
             if payload == "die":
-                time.sleep(0.5)
                 os.kill(os.getpid(), signal.SIGKILL)
             raise Fail("no")
 
-        queue.enqueue("work", "first", job_id="first")
-        queue.enqueue("work", "die", job_id="second")
+        jobs.handler("wait")(lambda payload: wait_for_notes("dead", 1))
+        queue.enqueue("wait", {{}}, time.time() - 100)
+        queue.enqueue_many("work", ["fail"] * 9 + ["die"])
         try:
             queue.process_jobs(jobs, workers=2)
         except QueueError as e:
             print(e)
         """
     )
+    with Queue(programs.directory / "data/queue.tsv") as queue:
+        wait_for(lambda: queue.counts()["failed"] == 9, "nine failed jobs")
+    note(programs.directory / "dead", "so that the other pass ends")
     assert "SIGKILL" in program.succeed()
     (mail,) = mailbox.mails
-    assert mail["Subject"].startswith("1 job failed")
-    assert "job first" in mailbox.text()
+    assert mail["Subject"].startswith("9 jobs failed")
+
+
+def test_a_pass_whose_supervisor_is_stopped_goes_on_and_reports_everything_later() -> None:
+    mail = Mail("ops@example.org")
+    reading, writing = os.pipe()
+    try:
+        pipe = digests.Pipe(writing)
+        failure: Any = {"id": "i", "type": "t", "attempts": 1, "error": "x" * 500}
+        written = 0
+        while pipe.write_now(mail._number, "q", [failure], 1):  # doesn't block if it is full
+            written += 1
+        assert written > 50
+        seen = b""
+        waiting = threading.Thread(target=pipe.write, args=(mail._number, "q", [failure], 7))
+        waiting.start()
+        while seen.count(b"\n") <= written:
+            seen += os.read(reading, 65536)
+        waiting.join()
+        assert [json.loads(text)["count"] for text in seen.splitlines()] == [1] * written + [7]
+        assert not pipe.write_now(mail._number, "q", [failure] * 10, 10)  # longer than PIPE_BUF
+        assert pipe.write_now(mail._number, "q", [failure], 1)
+        os.close(reading)
+        assert not pipe.write_now(mail._number, "q", [failure], 1)  # the supervisor is dead
+    finally:
+        os.close(writing)
 
 
 def test_a_job_that_killed_its_pass_for_the_last_time_is_in_the_next_mail(

@@ -6,8 +6,9 @@
 - A digest that can't be sent is logged, and its jobs are in the next one. A long-running pass tries
   again by itself, after 1, 2, 4 and up to 64 minutes, but at most a minute after another failure.
   At the end of the process the digest is lost.
-- One of several forked passes sends nothing. Its thread writes the failures to the pipe of the
-  pass's report, half a second after the first, and the supervisor collects them.
+- One of several forked passes sends nothing. It writes each failure to the pipe of its report, and
+  the supervisor collects it: so it isn't lost if the pass is killed later. If the pipe is full,
+  because the supervisor is stopped, the pass goes on, and its thread writes the failures.
 - A digest has the first jobs and the number of all, so its size is limited.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import select
 import threading
 import time
 from weakref import WeakValueDictionary
@@ -45,7 +47,7 @@ _QUIET_SECONDS = 60.0
 """how long failures are collected, unless the pass ends before"""
 _LONGEST_RETRY_SECONDS = 64 * 60.0
 _FORWARD_SECONDS = 0.5
-"""the same in a forked pass"""
+"""the same in a forked pass, if its pipe is full"""
 _SEND_SECONDS = 20.0
 """how long one digest may take"""
 _FLUSH_SECONDS = 30.0
@@ -132,7 +134,10 @@ class Digest:
     def collect(self, queue: str, first: list[Failure], count: int) -> None:
         """Add failed jobs of a queue, as for `send`. They are sent later, by a thread."""
         with self._state():
-            wait = _QUIET_SECONDS if self._pipe() is None else _FORWARD_SECONDS
+            pipe = self._pipe()
+            if pipe is not None and pipe.write_now(self._number, queue, first, count):
+                return
+            wait = _QUIET_SECONDS if pipe is None else _FORWARD_SECONDS
             due_at = time.monotonic() + wait
             self._due_at = min(self._due_at, due_at) if self._collected else due_at
             self._collected.setdefault(queue, Failures()).add(first, count)
@@ -220,7 +225,7 @@ class Digest:
         try:
             pipe = self._pipe()
             if pipe is not None:
-                pipe.write(self._number, queue, failures)
+                pipe.write(self._number, queue, failures.first, failures.count)
             else:
                 within(_SEND_SECONDS, self.send, queue, failures.first, failures.count)
         except BaseException as e:  # noqa: BLE001 - whatever it is, the thread goes on
@@ -265,24 +270,37 @@ class Pipe:
         """Return whether the supervisor has this digest, and this process writes to the pipe."""
         return number in self._numbers and self._process == os.getpid()
 
-    def write(self, number: int, queue: str, failures: Failures) -> None:
+    def write(self, number: int, queue: str, first: list[Failure], count: int) -> None:
         """Write failures as one line of JSON. Raises OSError if the supervisor is dead."""
-        line = load(_to_json)(
-            {
-                "digest": number,
-                "queue": queue,
-                "failed": failures.first,
-                "count": failures.count,
-            }
-        )
+        left = memoryview(_line(number, queue, first, count))
         with self._writing:
-            left = memoryview(line.encode() + b"\n")
             while left:
                 left = left[os.write(self._fd, left) :]
+
+    def write_now(self, number: int, queue: str, first: list[Failure], count: int) -> bool:
+        """Write failures if that doesn't have to wait; return whether they were written."""
+        line = _line(number, queue, first, count)
+        if len(line) > select.PIPE_BUF or not self._writing.acquire(blocking=False):
+            return False
+        try:
+            poll = select.poll()
+            poll.register(self._fd, select.POLLOUT)
+            # If the pipe is ready, it has space for PIPE_BUF bytes.
+            is_ready = poll.poll(0) == [(self._fd, select.POLLOUT)]
+            return is_ready and os.write(self._fd, line) == len(line)
+        except OSError:
+            return False
+        finally:
+            self._writing.release()
 
     def end(self) -> None:
         """Write no more lines; returns when a line that is being written is complete."""
         self._writing.acquire()
+
+
+def _line(number: int, queue: str, first: list[Failure], count: int) -> bytes:
+    line = {"digest": number, "queue": queue, "failed": first, "count": count}
+    return load(_to_json)(line).encode() + b"\n"
 
 
 _to_supervisor: Pipe | None = None

@@ -991,6 +991,13 @@ MUTANTS = (
         (NOTIFY + "::test_a_pass_with_four_workers_sends_one_mail",),
     ),
     Mutant(
+        "a digest lacks the failures of a killed pass",
+        "passes/digests.py",
+        "            if pipe is not None and pipe.write_now(self._number, queue, first, count):\n",
+        "            if False:\n",
+        (NOTIFY + "::test_no_failure_is_missing_in_the_mail_if_one_of_several_passes_is_killed",),
+    ),
+    Mutant(
         "a digest that could not be sent is forgotten",
         "passes/digests.py",
         "            self._collected = kept\n",
