@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
-from helpers import NONE, NOW, Programs, job, line, note, wait_for
+from helpers import NONE, NOW, Programs, job, line, note, python, wait_for
 
 from dbbasic_queue import Fail, Handlers, InvalidArgument, Queue, Worker
 from dbbasic_queue.notify import Mail, Webhook
@@ -214,6 +214,23 @@ def test_a_pass_without_failed_jobs_sends_nothing(
     queue.enqueue_many("work", ["fine", "raise"])
     assert queue.process_jobs(jobs) == NONE | {"completed": 1, "retried": 1}
     assert (mailbox.mails, requests.received) == ([], [])
+
+
+def test_an_idle_pass_with_a_mail_imports_nothing_to_send_it(tmp_path: Path) -> None:
+    done = python(
+        "import sys; before = set(sys.modules)\n"
+        "from dbbasic_queue import Handlers, Queue\n"
+        "from dbbasic_queue.notify import Mail\n"
+        "jobs = Handlers()\n"
+        "jobs.on_failure(Mail('ops@example.org'))\n"
+        f"Queue({str(tmp_path / 'queue.tsv')!r}).process_jobs(jobs)\n"
+        "print(*sorted(set(sys.modules) - before))",
+        flags=("-S",),
+    )
+    loaded = {*done.stdout.split()}
+    assert "dbbasic_queue.passes.digests" in loaded
+    heavy = {"contextlib", "email", "json", "logging", "re", "smtplib", "socket", "ssl", "urllib"}
+    assert loaded.isdisjoint(heavy), done.stderr
 
 
 def test_the_commands_in_a_mail_show_and_mend_a_job(
@@ -857,6 +874,21 @@ def test_a_pass_that_ends_with_an_error_or_a_signal_sends_its_mail(
     with pytest.raises(OSError):
         queue.process_jobs(jobs)
     assert len(mailbox.mails) == 2
+
+
+def test_run_until_complete_sends_its_mail_even_if_an_error_ends_it(
+    queue: Queue, path: Path, jobs: Handlers, mailbox: Mailbox
+) -> None:
+    @jobs.handler("damage")
+    def damage(payload: Any) -> None:
+        path.write_text("not a queue\n")
+
+    jobs.on_failure(mailbox.mail())
+    queue.enqueue("work", "fail")
+    queue.enqueue("damage", {})
+    with pytest.raises(OSError):
+        queue.run_until_complete(jobs)
+    assert len(mailbox.mails) == 1
 
 
 def test_a_digest_of_a_forked_child_starts_empty(mailbox: Mailbox) -> None:

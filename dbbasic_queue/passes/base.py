@@ -111,7 +111,8 @@ class Pass:
                     now = self.clock()
                 fold_error = self._run(start_work, now)
         except BaseException:
-            if self.linger != math.inf:  # otherwise the worker's next pass must not wait for it
+            is_worker = self.linger == math.inf and not self._until_complete
+            if not is_worker:  # a worker's next pass must not wait, and its thread sends anyway
                 self._flush_digests()
             raise
         self._flush_digests()
