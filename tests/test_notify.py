@@ -25,7 +25,7 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
 from helpers import NONE, NOW, Programs, job, line, note, python, wait_for
 
-from dbbasic_queue import Fail, Handlers, InvalidArgument, Queue, Worker
+from dbbasic_queue import Fail, Handlers, InvalidArgument, Job, Queue, Worker
 from dbbasic_queue.notify import Mail, Webhook
 from dbbasic_queue.passes import deadline, digests, http
 
@@ -214,6 +214,25 @@ def test_a_pass_without_failed_jobs_sends_nothing(
     queue.enqueue_many("work", ["fine", "raise"])
     assert queue.process_jobs(jobs) == NONE | {"completed": 1, "retried": 1}
     assert (mailbox.mails, requests.received) == ([], [])
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_hook_of_the_program_can_choose_which_jobs_a_mail_reports(
+    queue: Queue, jobs: Handlers, mailbox: Mailbox, workers: int
+) -> None:
+    mail = mailbox.mail()
+
+    @jobs.on_failure
+    def choose(job: Job, error: str) -> None:
+        if job.id in ("a", "c"):
+            mail(job, error)
+
+    for job_id in "abcd":
+        queue.enqueue("work", "fail", job_id=job_id)
+    queue.process_jobs(jobs, workers=workers)
+    (sent,) = mailbox.mails
+    assert sent["Subject"].startswith("2 jobs failed in ")
+    assert "job a," in mailbox.text() and "job c," in mailbox.text()
 
 
 def test_an_idle_pass_with_a_mail_imports_nothing_to_send_it(tmp_path: Path) -> None:
