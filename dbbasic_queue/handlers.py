@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from dbbasic_queue.errors import InvalidHandlers
-from dbbasic_queue.model.checks import check_count, check_seconds
+from dbbasic_queue.model.checks import check_amount, check_count, check_seconds, check_text
 from dbbasic_queue.model.states import LATEST, backoff
 from dbbasic_queue.signatures import HasSignature, read_signature
 
@@ -17,9 +17,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime, timedelta
     from logging import Logger
-    from typing import Any
+    from typing import Any, Protocol
 
     from dbbasic_queue.model.rows import Row
+
+    class Link(Protocol):
+        """What a running job reports to its pass."""
+
+        now: Callable[[], float]
+        """returns the time in Unix seconds"""
+
+        def report_progress(
+            self, job: Job, at: float, done: float, total: float | None, note: str
+        ) -> None:
+            """Keep how far the job is at the instant `at`. `note` is escaped.
+
+            No error of the disk is raised.
+            """
 
 
 class Delay(Exception):
@@ -102,21 +116,31 @@ def _number(name: str, value: object, least: int) -> float:
     return value
 
 
+_PROGRESS_SECONDS = 1.0
+"""how often a job's progress is written, at most"""
+_LONGEST_NOTE = 200
+
+
 class Job:
     """What a handler gets if it takes a second argument: the job that it runs.
 
     `id` is the same in every attempt: use it as the key for work that must not be done twice.
     `attempt` counts from 1. `created_at` is in Unix seconds. `log` is a logger whose records carry
-    the job's id.
+    the job's id. `progress` reports how far the job is.
     """
 
-    __slots__ = ("attempt", "created_at", "id", "type")
+    __slots__ = ("_link", "_reported", "attempt", "created_at", "id", "started_at", "type")
 
-    def __init__(self, row: Row) -> None:
+    def __init__(self, row: Row, link: Link | None = None) -> None:
         self.id = row.id
         self.type = row.type
         self.attempt = row.state.attempts
         self.created_at = row.state.created_at
+        self._link = link
+        self.started_at = link.now() if link else 0.0
+        """when this attempt was started, in Unix seconds"""
+        self._reported: tuple[float, float, float | None] | None = None
+        """when progress was last reported, and what: `done` and `total`"""
 
     def __repr__(self) -> str:
         return f"<Job {self.id}: {self.type}, attempt {self.attempt}>"
@@ -129,6 +153,33 @@ class Job:
         logger = logging.getLogger(f"dbbasic_queue.job.{self.type}")
         adapter: Any = logging.LoggerAdapter(logger, {"job_id": self.id, "attempt": self.attempt})
         return adapter  # type: ignore[no-any-return]
+
+    def progress(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Report how far the job is: `done` of `total` units, numbers of 0 or more.
+
+        `note` says what it is doing; 200 characters of it are kept. `queue.progress(job_id)`,
+        `dbbasic-queue status` and `show` show the last report until the attempt ends. Call it as
+        often as you like: a report is written to `queue.tsv.progress`, unsynced, if the last one
+        was written a second ago or longer, or if `done` has just reached `total`. Others are
+        dropped.
+
+        Raises InvalidArgument for an invalid argument. If the report can't be written, that is
+        logged, and the job goes on.
+        """
+        done = check_amount(done, "done")
+        if total is not None:
+            total = check_amount(total, "total", above=0)
+        note = check_text(note, "note", _LONGEST_NOTE)
+        if self._link is None:
+            return
+        now = self._link.now()
+        if self._reported is not None:
+            at, *last = self._reported
+            is_last = done == total and last != [done, total]
+            if 0 <= now - at < _PROGRESS_SECONDS and not is_last:
+                return
+        self._reported = now, done, total
+        self._link.report_progress(self, now, done, total, note)
 
 
 JOB_IN_PAYLOAD = (

@@ -124,10 +124,24 @@ def argument_parser() -> ArgumentParser:
     show = command(
         "show",
         commands.run_show,
-        "print one job: one line per column, one per attempt, and the last traceback",
+        "print one job: one line per column, its progress, its attempts, and the last traceback",
         more=" The fields of an attempt: number, outcome, end time, seconds, error.",
     )
     show.add_argument("id", metavar="ID", help=AFTER_DASHES)
+
+    output = command(
+        "output",
+        commands.run_output,
+        "print what a job has printed, if it ran in a process of its own",
+        more=" These are the last 64 KiB of one attempt, with control characters escaped.",
+    )
+    output.add_argument("id", metavar="ID", help=AFTER_DASHES)
+    output.add_argument(
+        "--attempt",
+        type=int,
+        metavar="N",
+        help="which attempt (default: the latest that has printed anything)",
+    )
 
     enqueue = command("enqueue", commands.run_enqueue, "add a job, and print its id")
     enqueue.add_argument("type", metavar="TYPE")

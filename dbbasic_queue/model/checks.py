@@ -162,3 +162,34 @@ def check_count(count: object, name: str) -> None:
     """Raise InvalidHandlers unless it is an int of 1 or more."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InvalidHandlers(f"invalid {name} {count!r}: must be an int of 1 or more")
+
+
+LARGEST_AMOUNT = 10**15
+
+
+def check_amount(number: object, name: str, *, above: int = -1) -> float:
+    """Return a number as a plain int or float; raises InvalidArgument if it isn't valid.
+
+    It must be above `above`, and at most 10**15. `name` is for the error's message.
+
+    >>> check_amount(40, "done"), check_amount(0.5, "done")
+    (40, 0.5)
+    """
+    if (
+        isinstance(number, bool)
+        or not isinstance(number, (int, float))
+        or not max(above, 0) <= number <= LARGEST_AMOUNT  # false for NaN too
+        or number == above
+    ):
+        rule = "0 or more" if above < 0 else f"more than {above}"
+        raise InvalidArgument(
+            f"invalid {name} {_shown(number)}: must be a number, {rule}, at most 10**15"
+        )
+    return int(number) if isinstance(number, int) else float(number)
+
+
+def check_text(text: object, name: str, most: int) -> str:
+    """Return the first `most` characters of a str, escaped; raises InvalidArgument for others."""
+    if not isinstance(text, str):
+        raise InvalidArgument(f"invalid {name} {_shown(text)}: must be a str")
+    return escape(_plain(text)[:most])

@@ -21,7 +21,7 @@ from dbbasic_queue.model.checks import check_instant
 from dbbasic_queue.model.escaping import MAX_ERROR, escape
 from dbbasic_queue.model.jsontext import encode_json
 from dbbasic_queue.model.records import decode_state, encode_state
-from dbbasic_queue.passes.tracebacks import format_traceback
+from dbbasic_queue.passes.tracebacks import class_path, format_traceback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,14 +31,15 @@ if TYPE_CHECKING:
     from typing import Any
 
     from dbbasic_queue.errors import StoreError
-    from dbbasic_queue.handlers import Handler
+    from dbbasic_queue.handlers import Handler, Link
     from dbbasic_queue.model.rows import Row
     from dbbasic_queue.passes.event_loop import OneLoop
     from dbbasic_queue.passes.policies import Policies
     from dbbasic_queue.passes.signals import Interrupts
+    from dbbasic_queue.passes.tail import Printed
 
-    Outcome = tuple[str, states.State | None, str]
-    """its name (a key of `Pass.counts`, or INTERRUPTED), the job's next state, the traceback"""
+    Outcome = tuple[str, states.State | None, "Details"]
+    """its name (a key of `Pass.counts`, or INTERRUPTED), the job's next state, the details"""
 
 INTERRUPTED = "interrupted"
 _SIGNAL_SECONDS = 0.5
@@ -73,6 +74,24 @@ def describe(error: BaseException) -> str:
     return escape(message if type(error) in (Exception, Fail) else f"{name}: {message}")
 
 
+class Details:
+    """What an attempt leaves besides its outcome, for people.
+
+    `traceback` and `exception`, the path of its class, are those of the handler's exception,
+    escaped. `printed` is what the attempt has printed in a process of its own, or None.
+    """
+
+    __slots__ = ("exception", "printed", "traceback")
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.traceback = format_traceback(error) if error else ""
+        self.exception = class_path(error) if error else ""
+        self.printed: Printed | None = None
+
+
+NO_DETAILS = Details()
+
+
 class _NoEventLoop(Exception):
     """Raised if the system refuses an event loop: the coroutine has not started."""
 
@@ -90,11 +109,13 @@ class Attempts:
         policies: Policies,
         max_result: int,
         clock: Callable[[], float],
+        link: Link,
     ) -> None:
         self.interrupts = interrupts
         self.policies = policies
         self.max_result = max_result
         self.clock = clock
+        self.link = link
         self.process = os.getpid()
         """the process that runs the handlers; a child that a handler forks is ended"""
         self.refused: StoreError | None = None
@@ -135,26 +156,32 @@ class Attempts:
             self.process = os.getpid()
             self._loop = None
             self.interrupts.received.clear()
-            outcome, after, trace = self.run(handler, row, payload)
+            outcome, after, details = self.run(handler, row, payload)
             assert after is not None
-            return f"{outcome}\n{trace}\n".encode() + encode_state(after)
+            head = f"{outcome}\n{details.exception}\n{details.traceback}\n"
+            return head.encode() + encode_state(after)
 
         def tick_or_raise() -> None:
             tick()
             self.interrupts.raise_if_at_once()
 
         try:
-            content = time_limit.run(work, timeout, tick_or_raise, slot)
+            content, printed = time_limit.run(work, timeout, tick_or_raise, slot)
         except time_limit.NotStarted as e:
             return self._not_started(row.state, "the job's process", e.__cause__ or e)
         except time_limit.Died as e:
+            details = Details()
+            details.printed = e.printed
             if e.by_end_signal and self._is_asked_to_end_too():
-                return INTERRUPTED, None, ""
-            return self.failed(handler, row.state, str(e))
+                return INTERRUPTED, None, details
+            return self.failed(handler, row.state, str(e), details)
         except BaseException as e:  # noqa: BLE001 - a signal
             return self._raised(handler, row.state, e)
-        outcome, trace, after = content.split(b"\n", 2)
-        return outcome.decode(), decode_state(after), trace.decode()
+        outcome, exception, trace, after = content.split(b"\n", 3)
+        details = Details()
+        details.exception, details.traceback = exception.decode(), trace.decode()
+        details.printed = printed
+        return outcome.decode(), decode_state(after), details
 
     def _is_asked_to_end_too(self) -> bool:
         """Return whether the signal that ended a job's process was sent to the whole service.
@@ -170,7 +197,7 @@ class Attempts:
         """Run a coroutine function as a task of its own, next to other jobs on one event loop."""
         try:
             _copy_decimal_context()
-            result = await _start(handler, row, payload)
+            result = await _start(handler, row, payload, self.link)
         except BaseException as e:  # noqa: BLE001
             return self._raised(handler, row.state, e)
         finally:
@@ -182,7 +209,7 @@ class Attempts:
         try:
             context = _own_context()
             self.interrupts.in_handler = True
-            result = context.run(_start, handler, row, payload)
+            result = context.run(_start, handler, row, payload, self.link)
             if isinstance(result, CoroutineType):
                 result = context.run(self._finish, result)
         finally:
@@ -217,22 +244,26 @@ class Attempts:
         if isinstance(error, Delay):
             return self._delayed(handler, state, error)
         if isinstance(error, Fail):
-            return "failed", states.fail(state, describe(error)), format_traceback(error)
+            return "failed", states.fail(state, describe(error)), Details(error)
         if self.interrupts.caused(error):
-            return INTERRUPTED, None, ""
-        return self.failed(handler, state, describe(error), format_traceback(error))
+            return INTERRUPTED, None, NO_DETAILS
+        return self.failed(handler, state, describe(error), Details(error))
 
     def failed(
-        self, handler: Handler | None, state: states.State, error: str, trace: str = ""
+        self,
+        handler: Handler | None,
+        state: states.State,
+        error: str,
+        details: Details = NO_DETAILS,
     ) -> Outcome:
         """Return the outcome of an error: a retry, or "failed" if no attempt is left.
 
-        `error` and `trace` are escaped.
+        `error` is escaped.
         """
         if state.attempts >= self.policies.limit(handler):
-            return "failed", states.fail(state, error), trace
+            return "failed", states.fail(state, error), details
         seconds = handler.wait(state.attempts) if handler else states.backoff(state.attempts)
-        return "retried", states.retry(state, error, states.later(self.clock(), seconds)), trace
+        return "retried", states.retry(state, error, states.later(self.clock(), seconds)), details
 
     def _not_started(self, state: states.State, what: str, error: BaseException) -> Outcome:
         """Return the outcome of a job that wasn't started because the system refused `what`.
@@ -244,7 +275,7 @@ class Attempts:
         return (
             "delayed",
             states.delay(state, reason, states.later(self.clock(), _REFUSED_SECONDS)),
-            "",
+            NO_DETAILS,
         )
 
     def _delayed(self, handler: Handler, state: states.State, delay: Delay) -> Outcome:
@@ -258,16 +289,17 @@ class Attempts:
             run_at = max(check_instant(when, "Delay"), states.later(now, 0))
         except BaseException as e:  # noqa: BLE001 - the handler's values may raise anything
             return self.failed(handler, state, describe(e))
-        return "delayed", states.delay(state, escape(reason), run_at), ""
+        return "delayed", states.delay(state, escape(reason), run_at), NO_DETAILS
 
     def _returned(self, state: states.State, result: object) -> Outcome:
         if result is None:
-            return "completed", states.complete(state, ""), ""
+            return "completed", states.complete(state, ""), NO_DETAILS
         try:
-            return "completed", states.complete(state, encode_json(result, self.max_result)), ""
+            text = encode_json(result, self.max_result)
+            return "completed", states.complete(state, text), NO_DETAILS
         except BaseException as e:  # noqa: BLE001 - the work is done: it must not run again
             error = escape("result not kept: ") + describe(e)
-            return "completed", states.complete(state, "", error), ""
+            return "completed", states.complete(state, "", error), NO_DETAILS
 
 
 def _own_context() -> Context:
@@ -285,10 +317,10 @@ def _copy_decimal_context() -> None:
         set_context(decimal.getcontext().copy())
 
 
-def _start(handler: Handler, row: Row, payload: Any) -> Any:
+def _start(handler: Handler, row: Row, payload: Any, link: Link) -> Any:
     """Call the function and return its result; a coroutine function hasn't run any code by then."""
     if handler.takes_job or handler.unpack:
-        return handler.start(payload, Job(row) if handler.takes_job else None)
+        return handler.start(payload, Job(row, link) if handler.takes_job else None)
     return handler.function(payload)
 
 

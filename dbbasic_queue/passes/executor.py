@@ -10,13 +10,16 @@ import time
 
 from dbbasic_queue.passes import log_lines
 from dbbasic_queue.passes.attempt import INTERRUPTED, Attempts
+from dbbasic_queue.passes.link import PassLink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from logging import Logger
 
     from dbbasic_queue.errors import StoreError
+    from dbbasic_queue.model.rows import Row
     from dbbasic_queue.model.states import State
+    from dbbasic_queue.passes.attempt import Details
     from dbbasic_queue.passes.base import Pass
     from dbbasic_queue.passes.ticker import Ticker
     from dbbasic_queue.store.protocol import Claim, Claims
@@ -31,7 +34,10 @@ class Executor:
     """Runs the jobs of one pass."""
 
     def __init__(self, pass_: Pass, claims: Claims) -> None:
-        self.attempts = Attempts(pass_.interrupts, pass_.policies, pass_.max_result, pass_.clock)
+        link = PassLink(claims.progress, pass_.clock)
+        self.attempts = Attempts(
+            pass_.interrupts, pass_.policies, pass_.max_result, pass_.clock, link
+        )
         self.log: Logger | None = None
         """the package's logger, or None; the caller looks it up once per batch"""
         self._claims = claims
@@ -59,7 +65,7 @@ class Executor:
         try:
             if handler is not None and handler.timeout is not None:
                 ticker.stop()  # fork without other threads: this thread ticks while it waits
-                outcome, after, trace = self.attempts.run_limited(
+                outcome, after, details = self.attempts.run_limited(
                     handler,
                     row,
                     claim.payload,
@@ -68,7 +74,7 @@ class Executor:
                     self._claims.slot_fd(),
                 )
             else:
-                outcome, after, trace = self.attempts.run(handler, row, claim.payload)
+                outcome, after, details = self.attempts.run(handler, row, claim.payload)
         finally:
             self._started_at = math.inf
             self._interrupts.jobs = ()
@@ -77,29 +83,40 @@ class Executor:
             self.report_refused(self.attempts.refused)
             self.attempts.refused = None
         if outcome == INTERRUPTED or after is None:
-            self.interrupted(claim, seconds)
+            self.interrupted(claim, seconds, details)
             return
         recorded = self._claims.record(claim, after)
-        self.report(claim, outcome, after, trace, seconds, recorded)
+        self.report(claim, outcome, after, details, seconds, recorded)
 
     def is_slow(self) -> bool:
         """Return whether a job has been running for 0.2 s: others shouldn't wait for it."""
         return time.monotonic() - self._started_at >= _SLOW_SECONDS
 
-    def interrupted(self, claim: Claim, seconds: float) -> None:
+    def interrupted(self, claim: Claim, seconds: float, details: Details) -> None:
         """Unclaim a job that was interrupted after `seconds`; its attempt isn't counted.
 
         The attempt is added to the history.
         """
         self._claims.unclaim([claim], STOPPED)
-        self._claims.history.note(claim.row, INTERRUPTED, STOPPED, self._clock(), seconds)
+        self._note(claim.row, INTERRUPTED, STOPPED, seconds, details)
+
+    def _note(self, row: Row, ended: str, error: str, seconds: float, details: Details) -> None:
+        """Keep what an attempt has printed, and add the attempt to the history."""
+        claims, now, printed = self._claims, self._clock(), details.printed
+        trace, exception = details.traceback, details.exception
+        if printed is None:
+            claims.history.note(row, ended, error, now, seconds, trace, exception)
+            return
+        offset = claims.output.keep(row, now, printed.kept, printed.left_out)
+        claims.history.note(row, ended, error, now, seconds, trace, exception, offset)
+        claims.history.flush()  # so that the output can be found as soon as the job has ended
 
     def report(
         self,
         claim: Claim,
         outcome: str,
         after: State,
-        trace: str,
+        details: Details,
         seconds: float,
         recorded: State | None,
     ) -> None:
@@ -110,7 +127,7 @@ class Executor:
         """
         row = claim.row
         ended, state = ("late", after) if recorded is None else (outcome, recorded)
-        self._claims.history.note(row, ended, state.error, self._clock(), seconds, trace)
+        self._note(row, ended, state.error, seconds, details)
         if recorded is not None:
             self._counts[outcome] += 1
             if self.log is not None:

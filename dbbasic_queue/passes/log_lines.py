@@ -139,9 +139,9 @@ def exit_ignored(log: Logger, error: BaseException) -> None:
     )
 
 
-def history_lost(log: Logger, error: Exception) -> None:
-    """Log that attempts are missing from the history."""
-    write(log, ERROR, "could not write the attempt history (the queue is not affected): %s", error)
+def lost(log: Logger, what: str, error: Exception) -> None:
+    """Log that rows are missing from a file that nothing depends on."""
+    write(log, ERROR, "could not write %s (the queue is not affected): %s", what, error)
 
 
 def skipped_history(log: Logger, path: str, lines: Sequence[str]) -> None:

@@ -18,7 +18,11 @@ DESCRIPTORS = (
 )
 POWER = "tests/crash/test_power_loss.py"
 STORE = "tests/store/test_textfile.py"
+HISTORY = "tests/store/test_history.py"
+OUTPUT_FILE = "tests/store/test_output_file.py"
 WORKER = "tests/passes/test_passes.py"
+OUTPUT = "tests/passes/test_output.py"
+PROGRESS = "tests/passes/test_progress.py"
 TIMEOUT = "tests/passes/test_time_limit.py"
 NOT_STARTED = "test_a_job_whose_process_cannot_be_started_is_returned_with_its_attempt"
 TRAPS = "tests/test_pitfalls.py"
@@ -594,7 +598,7 @@ MUTANTS = (
     Mutant(
         "a job whose result is not JSON runs again",
         "passes/attempt.py",
-        '            return "completed", states.complete(state, "", error), ""\n',
+        '            return "completed", states.complete(state, "", error), NO_DETAILS\n',
         '            return "retried", states.retry(state, error, 0), ""\n',
         (
             WORKER + "::test_a_job_whose_result_is_not_json_is_completed_and_never_run_again",
@@ -927,5 +931,76 @@ MUTANTS = (
         "        files.replace(None, found, keep=True)\n",
         "        files.replace(None, found)\n",
         (STORE + "::test_remove_unreadable_moves_invalid_lines_away_and_keeps_the_jobs",),
+    ),
+    Mutant(
+        "output is written before the outcome is recorded",
+        "passes/executor.py",
+        "        recorded = self._claims.record(claim, after)\n",
+        "        self._note(row, outcome, after.error, seconds, details)\n"
+        "        recorded = self._claims.record(claim, after)\n",
+        (OUTPUT + "::test_output_is_written_after_the_outcome_was_recorded",),
+    ),
+    Mutant(
+        "the guardian keeps all output in memory",
+        "passes/tail.py",
+        "        del self.kept[:-KEPT_BYTES]\n",
+        "",
+        (OUTPUT + "::test_a_tail_reads_a_pipe_to_its_end_without_waiting",),
+    ),
+    Mutant(
+        "the output of a job whose time was up is lost",
+        "passes/time_limit.py",
+        "        raise Died(_timed_out(timeout), printed)\n",
+        "        raise Died(_timed_out(timeout), None)\n",
+        (OUTPUT + "::test_output_is_kept_whatever_the_outcome",),
+    ),
+    Mutant(
+        "lines stay in Python's buffer until the job ends",
+        "passes/forked.py",
+        "reconfigure(line_buffering=True)",
+        "reconfigure(line_buffering=False)",
+        (OUTPUT + "::test_what_print_has_written_before_a_kill_is_kept",),
+    ),
+    Mutant(
+        "output is not escaped",
+        "store/output.py",
+        'escape_lines(printed.decode("utf-8", "surrogateescape"))',
+        'printed.decode("utf-8", "replace")',
+        (OUTPUT + "::test_no_output_can_add_a_row_or_a_column",),
+    ),
+    Mutant(
+        "any row at the position counts as the attempt's output",
+        "store/output.py",
+        "            if output and _names(output) == (last.id, last.attempt, last.ended_at):\n",
+        "            if output:\n",
+        (OUTPUT_FILE + "::test_the_row_at_a_position_counts_only_if_it_is_that_attempts",),
+    ),
+    Mutant(
+        "a position does not count what others append",
+        "store/rotated.py",
+        "        return os.lseek(file.fd, 0, os.SEEK_CUR) - len(rows)\n",
+        "        return size\n",
+        (OUTPUT_FILE + "::test_a_position_is_right_even_if_others_append_at_the_same_time",),
+    ),
+    Mutant(
+        "a full history is rotated without the lock",
+        "store/rotated.py",
+        "self._lock.run(self._rotated)",
+        "self._rotated()",
+        (HISTORY + "::test_the_history_is_created_and_rotated_under_the_queues_lock",),
+    ),
+    Mutant(
+        "progress of an earlier attempt is shown",
+        "store/progress.py",
+        "        return is_current and self.started_at >= state.run_at\n",
+        "        return is_current\n",
+        (PROGRESS + "::test_progress_of_an_earlier_attempt_is_not_shown",),
+    ),
+    Mutant(
+        "a progress report that cannot be written fails the job",
+        "passes/link.py",
+        "        except QueueError:\n",
+        "        except ZeroDivisionError:\n",
+        (PROGRESS + "::test_a_report_by_a_signal_handler_inside_a_call_of_the_queue_is_dropped",),
     ),
 )
