@@ -97,7 +97,7 @@ class Output:
 def read(queue: str, job_id: str, attempt: int | None = None) -> Output | None:
     """Return what a job's latest attempt, or this attempt, has printed; None if that isn't kept.
 
-    Attempts that have printed nothing are passed over. `queue` is the path of the queue file. Needs
+    Attempts that have printed nothing are skipped. `queue` is the path of the queue file. Needs
     no lock. Raises NotAQueue if a file isn't a queue's, StoreError if it can't be read.
     """
     known = [

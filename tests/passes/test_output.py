@@ -205,7 +205,7 @@ def test_only_the_last_64_kilobytes_of_100_megabytes_are_kept(programs: Programs
                 os.write(1, b"x" * 65_536)
             os.write(1, b"the end\\n")
         def kibibytes():
-            return sum(resource.getrusage(who).ru_maxrss for who in (
+            return sum(resource.getrusage(process).ru_maxrss for process in (
                 resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         used = []
         for megabytes in (1, 100):

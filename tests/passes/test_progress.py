@@ -47,7 +47,7 @@ def rows(path: Path) -> list[list[str]]:
     return [line.split("\t") for line in lines]
 
 
-# --- who may report, and who sees it
+# --- how jobs report, and what is shown
 
 
 def test_a_running_job_shows_how_far_it_is(queue: Queue, clock: Clock) -> None:
