@@ -25,6 +25,8 @@ LAYERS = [
     "engines",
     "opening",
     "queue",
+    "commands",
+    "toml_file",
     "registry pickles testing worker",
     "__init__",
     "cli pytest_dbbasic_queue",

@@ -73,8 +73,18 @@ def describe(error: BaseException) -> str:
     return escape(message if type(error) in (Exception, Fail) else f"{name}: {message}")
 
 
-class _NoEventLoop(Exception):
-    """Raised if the system refuses an event loop: the coroutine has not started."""
+class Refused(Exception):
+    """Raised if the system refuses what a handler needs, which the text names: it hasn't started.
+
+    Its cause is the system's error.
+    """
+
+
+class ResultLost(Exception):
+    """Raised instead of returning a result that can't be kept: the work is done.
+
+    Its cause says why.
+    """
 
 
 class Attempts:
@@ -90,11 +100,14 @@ class Attempts:
         policies: Policies,
         max_result: int,
         clock: Callable[[], float],
+        queue: str,
     ) -> None:
         self.interrupts = interrupts
         self.policies = policies
         self.max_result = max_result
         self.clock = clock
+        self.queue = queue
+        """the queue's path, or its URL"""
         self.process = os.getpid()
         """the process that runs the handlers; a child that a handler forks is ended"""
         self.refused: StoreError | None = None
@@ -107,8 +120,8 @@ class Attempts:
             return self.failed(handler, row.state, f"No handler for {escape(row.type)}")
         try:
             result = self._call(handler, row, payload)
-        except _NoEventLoop as e:
-            return self._not_started(row.state, "an event loop", e.__cause__ or e)
+        except Refused as e:
+            return self._not_started(row.state, str(e), e.__cause__ or e)
         except BaseException as e:  # noqa: BLE001 - SystemExit, too, is the job's error
             return self._raised(handler, row.state, e)
         return self._returned(row.state, result)
@@ -135,6 +148,7 @@ class Attempts:
             self.process = os.getpid()
             self._loop = None
             self.interrupts.received.clear()
+            handler.enter_process(self.queue, self.max_result)
             outcome, after, trace = self.run(handler, row, payload)
             assert after is not None
             return f"{outcome}\n{trace}\n".encode() + encode_state(after)
@@ -204,7 +218,7 @@ class Attempts:
                 self._loop = load(_one_loop)()
             except OSError as e:
                 coroutine.close()
-                raise _NoEventLoop from e
+                raise Refused("an event loop") from e
         return self._loop.run(coroutine)
 
     def close(self) -> None:
@@ -218,6 +232,8 @@ class Attempts:
             return self._delayed(handler, state, error)
         if isinstance(error, Fail):
             return "failed", states.fail(state, describe(error)), format_traceback(error)
+        if isinstance(error, ResultLost):
+            return _not_kept(state, error.__cause__ or error)
         if self.interrupts.caused(error):
             return INTERRUPTED, None, ""
         return self.failed(handler, state, describe(error), format_traceback(error))
@@ -266,8 +282,13 @@ class Attempts:
         try:
             return "completed", states.complete(state, encode_json(result, self.max_result)), ""
         except BaseException as e:  # noqa: BLE001 - the work is done: it must not run again
-            error = escape("result not kept: ") + describe(e)
-            return "completed", states.complete(state, "", error), ""
+            return _not_kept(state, e)
+
+
+def _not_kept(state: states.State, error: BaseException) -> Outcome:
+    """Return the outcome of a job whose result can't be kept, and why."""
+    reason = escape("result not kept: ") + describe(error)
+    return "completed", states.complete(state, "", reason), ""
 
 
 def _own_context() -> Context:

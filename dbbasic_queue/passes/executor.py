@@ -31,7 +31,9 @@ class Executor:
     """Runs the jobs of one pass."""
 
     def __init__(self, pass_: Pass, claims: Claims) -> None:
-        self.attempts = Attempts(pass_.interrupts, pass_.policies, pass_.max_result, pass_.clock)
+        self.attempts = Attempts(
+            pass_.interrupts, pass_.policies, pass_.max_result, pass_.clock, pass_.store.path
+        )
         self.log: Logger | None = None
         """the package's logger, or None; the caller looks it up once per batch"""
         self._claims = claims

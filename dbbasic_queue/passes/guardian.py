@@ -101,7 +101,7 @@ def guard(
         )
     except (OSError, RuntimeError) as e:
         reason = getattr(e, "errno", None) or errno.EAGAIN
-        _write_all(report, f"refused {reason}\n".encode())
+        write_all(report, f"refused {reason}\n".encode())
         os._exit(0)
     forked.close(outcome_end)
     with suppress(OSError):  # the child does it, too: it must be done before either continues
@@ -110,7 +110,7 @@ def guard(
     _kill_rest(child)
     if how:
         read_all(outcome, content)
-        _write_all(report, how.encode() + b"\n" + content)
+        write_all(report, how.encode() + b"\n" + content)
     os._exit(0)
 
 
@@ -195,7 +195,8 @@ def _children() -> list[int] | None:
         return None
 
 
-def _write_all(fd: int, content: bytes | bytearray) -> None:
+def write_all(fd: int, content: bytes | bytearray) -> None:
+    """Write the whole content to a pipe. Raises OSError if that isn't possible."""
     view = memoryview(content)
     while view:
         view = view[os.write(fd, view) :]
@@ -215,7 +216,7 @@ def _be_the_handlers_process(
         signal.signal(number, signal.SIG_DFL)
     content = work()
     forked.flush_output()
-    _write_all(outcome, len(content).to_bytes(LENGTH_BYTES, "big") + content)
+    write_all(outcome, len(content).to_bytes(LENGTH_BYTES, "big") + content)
     forked.end()
 
 
