@@ -130,14 +130,20 @@ class Program:
         self.command = _checked(command)
         self.directory = directory
         self._arguments = [_parsed(argument) for argument in self.command]
-        if any(name for _, name in self._arguments[0]):
+        takes_member = [any(name for _, name in parts) for parts in self._arguments]
+        if takes_member[0]:
             raise InvalidHandlers(
                 f"invalid command {self.command!r}: the program itself has a placeholder, so a "
                 "payload could choose what is run (name the program)"
             )
+        if any(takes_member[i] for i in _code(self.command)):
+            raise InvalidHandlers(
+                f"invalid command {self.command!r}: its code has a placeholder, so a payload could "
+                """run any command (give it as an argument: ["sh", "-c", 'ls "$1"', "sh", "{x}"])"""
+            )
         self.name = self._arguments[0][0][0]
         """a path, or a name that is looked up in PATH"""
-        self._takes_members = any(name for parts in self._arguments for _, name in parts)
+        self._takes_members = any(takes_member)
 
     def __repr__(self) -> str:
         return repr(self.command)
@@ -211,6 +217,28 @@ def _checked(command: Any) -> list[str]:
             raise InvalidHandlers(f"invalid command {found!r}: an argument can't contain a NUL")
     if not found or not found[0]:
         raise InvalidHandlers(f"invalid command {found!r}: must begin with a program")
+    return found
+
+
+_CODE_OPTIONS = {
+    **dict.fromkeys(("sh", "bash", "dash", "ash", "zsh", "ksh", "python"), "c"),
+    **dict.fromkeys(("perl", "ruby", "node"), "e"),
+    "php": "r",
+}
+"""the letter of the option by which these programs run code from the command line"""
+
+
+def _code(command: list[str]) -> list[int]:
+    """Return which arguments may be code of a shell, or of another interpreter.
+
+    >>> _code(["/bin/bash", "-ec", "ls {x}", "{y}"]), _code(["ls", "-c", "{x}"])
+    ([1, 2], [])
+    """
+    option = _CODE_OPTIONS.get(os.path.basename(command[0]).rstrip("0123456789."))
+    found: list[int] = []
+    for i, word in enumerate(command[1:], 1):
+        if option and word[:1] == "-" and word[:2] != "--" and option in word:
+            found += [i, *range(i + 1, min(i + 2, len(command)))]
     return found
 
 

@@ -181,7 +181,7 @@ def _check_program(program: Program) -> None:
                 _refuse_unprotected(path)
                 break
         return
-    path = os.path.join(program.directory, name)
+    path = os.path.join(program.directory, name.removeprefix("./"))
     if not os.path.isfile(path):
         raise ValueError(f"command: there is no program {path}")
     if not _is_program(path):
@@ -194,9 +194,12 @@ def _is_program(path: str) -> bool:
 
 
 def _refuse_unprotected(path: str) -> None:
-    """Raise ValueError if any user could change a file, or put another one in its place."""
+    """Raise ValueError if any user could change a file, or put another one in its place.
+
+    If it is a link, that is true for the directory of the link, and for that of its target.
+    """
     target = os.path.realpath(path)
-    for place in (path, os.path.dirname(path), target, os.path.dirname(target)):
+    for place in (target, os.path.dirname(target), os.path.dirname(path)):
         if is_world_writable(place):
             raise ValueError(
                 f"{place} is world-writable, so any user could change what is run (chmod o-w it"

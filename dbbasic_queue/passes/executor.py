@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 import time
 
+from dbbasic_queue.lazy import load
 from dbbasic_queue.passes import log_lines
 from dbbasic_queue.passes.attempt import INTERRUPTED, Attempts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from logging import Logger
+    from types import ModuleType
 
     from dbbasic_queue.errors import StoreError
     from dbbasic_queue.model.states import State
@@ -60,6 +62,8 @@ class Executor:
         self._started_at = started_at = time.monotonic()
         try:
             if handler is not None and handler.timeout is not None:
+                if handler.is_command:
+                    load(_program)  # once here, instead of in each job's process
                 ticker.stop()  # fork without other threads: this thread ticks while it waits
                 outcome, after, trace = self.attempts.run_limited(
                     handler,
@@ -126,3 +130,9 @@ class Executor:
         if now >= self._quiet_until and (log := log_lines.logger()):
             self._quiet_until = now + _QUIET_SECONDS
             log_lines.refused(log, error)
+
+
+def _program() -> ModuleType:
+    from dbbasic_queue.passes import program
+
+    return program

@@ -67,7 +67,10 @@ def result_of(
     """
     result, last_line = _Limited(max_result), _LastLine()
     outputs = {1: _passed_on(1, result.add), 2: _passed_on(2, last_line.add)}
-    os.chdir(directory)
+    try:
+        os.chdir(directory)
+    except OSError as e:
+        raise Exception(f"could not start {program} in {directory}: {e.strerror}") from None
     code = _run(program, arguments, environment, payload, outputs)
     if code == 0:
         return result.value()
