@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        """Import `Command` and `Worker` on first use: most web apps and passes need neither."""
+        """Import `Command` and `Worker` on first use: most programs don't need them."""
         if name == "Command":
             from dbbasic_queue.commands import Command
 

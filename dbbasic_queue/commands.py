@@ -44,7 +44,7 @@ class Command(Handler):
     slash is relative to it. A program without a slash is looked up in PATH.
 
     The program's environment has `DBBASIC_QUEUE_JOB_ID`, `DBBASIC_QUEUE_JOB_TYPE`,
-    `DBBASIC_QUEUE_ATTEMPT` and `DBBASIC_QUEUE_FILE`. Its exit code decides what becomes of the job:
+    `DBBASIC_QUEUE_ATTEMPT` and `DBBASIC_QUEUE_FILE`. Its exit code decides how the job ends:
 
     - 0: completed. Its stdout is the result: JSON or, if it isn't that, text; None if it is empty.
     - 75 (EX_TEMPFAIL of sysexits.h): an error that is expected. It is logged at level INFO.

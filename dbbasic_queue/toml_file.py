@@ -160,7 +160,7 @@ def _way_out(key: str, value: object, checks: Checks) -> str:
     return f"known keys: {', '.join(checks)}"
 
 
-# -- the programs, and who may change them ---------------------------------------------------------
+# -- the programs, and their protection ------------------------------------------------------------
 
 
 def _check_program(program: Program) -> None:

@@ -1,4 +1,4 @@
-"""`Handlers.from_toml`: what a file may declare, what is refused, and who may change it."""
+"""`Handlers.from_toml`: what a file can declare, what is refused, and its protection."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_a_program_that_is_not_executable_is_named(place: Path) -> None:
     assert error == f"[a]: command: {place}/plain isn't executable (chmod +x it)"
 
 
-# --- who may change it
+# --- protection from other users
 
 
 GOOD = """

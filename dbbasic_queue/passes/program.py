@@ -82,7 +82,7 @@ def result_of(
     raise (Fail if code == EX_DATAERR else Exception)(error)
 
 
-# -- what becomes of the outputs -------------------------------------------------------------------
+# -- the outputs -----------------------------------------------------------------------------------
 
 
 class _Limited:

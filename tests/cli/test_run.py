@@ -45,7 +45,7 @@ def default(place: Path) -> Queue:
     return Queue(place / "data/queue.tsv")
 
 
-def test_run_makes_one_pass_and_is_quiet_if_all_is_well(place: Path, default: Queue) -> None:
+def test_run_makes_one_pass_and_is_quiet_if_no_job_fails(place: Path, default: Queue) -> None:
     added, later = default.enqueue("add", {"n": 4}), default.enqueue("later", {})
     done = run_command("run", "handlers.toml", cwd=place)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

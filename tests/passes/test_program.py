@@ -244,7 +244,7 @@ def test_what_a_program_writes_is_passed_on(programs: Programs, tmp_path: Path) 
         ("kill -TERM $$", "retried", "the handler's process was killed by SIGTERM"),
     ],
 )
-def test_an_exit_code_or_a_signal_decides_what_becomes_of_the_job(
+def test_an_exit_code_or_a_signal_decides_how_the_job_ends(
     queue: Queue, script_: str, outcome: str, error: str
 ) -> None:
     done = run(queue, sh(script_))
