@@ -253,6 +253,10 @@ def test_a_link_is_followed_and_both_its_ends_are_checked(
     with pytest.raises(InvalidHandlers, match="elsewhere is world-writable"):
         Handlers.from_toml(app / "handlers.toml")
     target.parent.chmod(0o755)
+    (app / name).parent.chmod(0o757)
+    with pytest.raises(InvalidHandlers, match="is world-writable"):
+        Handlers.from_toml(app / "handlers.toml")
+    (app / name).parent.chmod(0o755)
     target.chmod(0o757)
     with pytest.raises(InvalidHandlers, match="file is world-writable"):
         Handlers.from_toml(app / "handlers.toml")

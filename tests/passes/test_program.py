@@ -16,6 +16,7 @@ import pytest
 from helpers import NOW, Programs, history, job, notes, wait_for, wait_for_notes
 
 from dbbasic_queue import Command, Queue
+from dbbasic_queue.passes import guardian
 
 MIB = 1 << 20
 
@@ -99,7 +100,7 @@ def test_a_program_inherits_three_descriptors_and_no_signal_settings(
     try:
         done = run(
             queue,
-            sh("ls /proc/$$/fd; sed -En 's/Sig(Blk|Ign):\t//p' /proc/$$/status"),
+            sh("ls /proc/$$/fd; exec sed -En 's/Sig(Blk|Ign):\t//p' /proc/self/status"),
         )
     finally:
         os.close(inherited)
@@ -293,6 +294,7 @@ def test_a_program_that_leaves_a_child_with_its_pipes_ends_and_the_child_is_kill
     command = Command(
         ["sh", "-c", f"{daemon} while [ ! -e pid ]; do sleep 0.01; done; {scripts[end]}"],
         cwd=tmp_path,
+        timeout=20,
     )
     done = run(queue, command)
     if end == "fails":
@@ -375,8 +377,11 @@ def test_a_command_that_takes_too_long_is_killed_with_all_that_it_has_started(
     assert not any(is_alive(int(pid)) for pid in notes(tmp_path / "pids"))
 
 
-def test_a_command_whose_time_is_up_can_clean_up_first(queue: Queue, tmp_path: Path) -> None:
-    trap = "trap ': > cleaned; exit' TERM; while :; do sleep 0.01; done"
+def test_a_command_whose_time_is_up_can_clean_up_first(
+    queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guardian, "GRACE_SECONDS", 5.0)  # the machine may be slow
+    trap = "trap 'sleep 0.2; : > cleaned; exit' TERM; while :; do sleep 0.01; done"
     done = run(queue, Command(["sh", "-c", trap], cwd=tmp_path, timeout=0.5))
     assert done["error"] == "timed out after 0.5 s"
     assert (tmp_path / "cleaned").exists()
