@@ -204,6 +204,9 @@ class Handler(HasSignature):
     Raises InvalidHandlers for an invalid argument, and for a function that no pass could call.
     """
 
+    is_command = False
+    """whether it runs a program, instead of a function"""
+
     def __init__(
         self,
         function: Callable[..., Any],
@@ -279,6 +282,12 @@ class Handler(HasSignature):
         if self._signature.job_by_name:
             return self.function(payload, job=job)
         return self.function(payload, job)
+
+    def enter_process(self, queue: str, max_result: int) -> None:
+        """Prepare for one attempt, in the process of its own that a handler with a timeout has.
+
+        `queue` is the queue's path or URL, `max_result` how many bytes its JSON result may have.
+        """
 
     @property
     def shares_loop(self) -> bool:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 PROGRAM = "dbbasic-queue"
+INTERRUPTED = 130
+"""the exit code after Ctrl-C, as that of a shell"""
 
 
 def complain(why: str) -> int:
@@ -140,6 +142,29 @@ def run_enqueue(arguments: Namespace) -> int:
             )
     with named_queue(arguments) as queue:
         print(queue.enqueue(arguments.type, payload, arguments.run_at, job_id=arguments.id))
+    return 0
+
+
+def run_run(arguments: Namespace) -> int:
+    import logging
+
+    from dbbasic_queue.registry import Handlers
+
+    level = logging.INFO if arguments.verbose else logging.ERROR
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    with named_queue(arguments) as queue:
+        handlers = Handlers.from_toml(arguments.path, queue=queue)
+        try:
+            # Other types may belong to another file, or to a worker in Python.
+            queue.process_jobs(
+                handlers,
+                arguments.max_attempts,
+                skip_unknown=True,
+                linger=arguments.linger,
+                workers=arguments.workers,
+            )
+        except KeyboardInterrupt:
+            return INTERRUPTED
     return 0
 
 

@@ -117,6 +117,26 @@ def check_seconds(
     return number
 
 
+_SECONDS_PER = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_seconds(text: str) -> float:
+    """Parse a duration with a unit; return its seconds. Raises ValueError for other text.
+
+    >>> [parse_seconds(text) for text in ("90s", "15m", "1.5h", "30d")]
+    [90.0, 900.0, 5400.0, 2592000.0]
+    """
+    try:
+        number = float(text[:-1]) * _SECONDS_PER[text[-1:]]
+    except (ValueError, KeyError):
+        number = math.nan
+    if " " in text or not 0 <= number < math.inf:
+        raise ValueError(
+            f"invalid duration {text!r}: must be a number with a unit, such as 90s, 15m, 12h or 30d"
+        )
+    return number
+
+
 class CheckedClock:
     """A clock that raises InvalidJob for a time that no row can hold."""
 

@@ -85,15 +85,26 @@ class Details:
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.traceback = format_traceback(error) if error else ""
-        self.exception = class_path(error) if error else ""
+        # A command's error has no traceback: it isn't an exception of Python code.
+        self.exception = class_path(error) if error and self.traceback else ""
         self.printed: Printed | None = None
 
 
 NO_DETAILS = Details()
 
 
-class _NoEventLoop(Exception):
-    """Raised if the system refuses an event loop: the coroutine has not started."""
+class Refused(Exception):
+    """Raised if the system refuses what a handler needs, which the text names: it hasn't started.
+
+    Its cause is the system's error.
+    """
+
+
+class ResultLost(Exception):
+    """Raised instead of returning a result that can't be kept: the work is done.
+
+    Its cause says why.
+    """
 
 
 class Attempts:
@@ -109,12 +120,15 @@ class Attempts:
         policies: Policies,
         max_result: int,
         clock: Callable[[], float],
+        queue: str,
         link: Link,
     ) -> None:
         self.interrupts = interrupts
         self.policies = policies
         self.max_result = max_result
         self.clock = clock
+        self.queue = queue
+        """the queue's path, or its URL"""
         self.link = link
         self.process = os.getpid()
         """the process that runs the handlers; a child that a handler forks is ended"""
@@ -128,8 +142,8 @@ class Attempts:
             return self.failed(handler, row.state, f"No handler for {escape(row.type)}")
         try:
             result = self._call(handler, row, payload)
-        except _NoEventLoop as e:
-            return self._not_started(row.state, "an event loop", e.__cause__ or e)
+        except Refused as e:
+            return self._not_started(row.state, str(e), e.__cause__ or e)
         except BaseException as e:  # noqa: BLE001 - SystemExit, too, is the job's error
             return self._raised(handler, row.state, e)
         return self._returned(row.state, result)
@@ -156,6 +170,7 @@ class Attempts:
             self.process = os.getpid()
             self._loop = None
             self.interrupts.received.clear()
+            handler.enter_process(self.queue, self.max_result)
             outcome, after, details = self.run(handler, row, payload)
             assert after is not None
             head = f"{outcome}\n{details.exception}\n{details.traceback}\n"
@@ -231,7 +246,7 @@ class Attempts:
                 self._loop = load(_one_loop)()
             except OSError as e:
                 coroutine.close()
-                raise _NoEventLoop from e
+                raise Refused("an event loop") from e
         return self._loop.run(coroutine)
 
     def close(self) -> None:
@@ -245,6 +260,8 @@ class Attempts:
             return self._delayed(handler, state, error)
         if isinstance(error, Fail):
             return "failed", states.fail(state, describe(error)), Details(error)
+        if isinstance(error, ResultLost):
+            return _not_kept(state, error.__cause__ or error)
         if self.interrupts.caused(error):
             return INTERRUPTED, None, NO_DETAILS
         return self.failed(handler, state, describe(error), Details(error))
@@ -298,8 +315,13 @@ class Attempts:
             text = encode_json(result, self.max_result)
             return "completed", states.complete(state, text), NO_DETAILS
         except BaseException as e:  # noqa: BLE001 - the work is done: it must not run again
-            error = escape("result not kept: ") + describe(e)
-            return "completed", states.complete(state, "", error), NO_DETAILS
+            return _not_kept(state, e)
+
+
+def _not_kept(state: states.State, error: BaseException) -> Outcome:
+    """Return the outcome of a job whose result can't be kept, and why."""
+    reason = escape("result not kept: ") + describe(error)
+    return "completed", states.complete(state, "", reason), NO_DETAILS
 
 
 def _own_context() -> Context:

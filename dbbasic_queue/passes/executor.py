@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 
+from dbbasic_queue.lazy import load
 from dbbasic_queue.passes import log_lines
 from dbbasic_queue.passes.attempt import INTERRUPTED, Attempts
 from dbbasic_queue.passes.link import PassLink
@@ -15,6 +16,7 @@ from dbbasic_queue.passes.link import PassLink
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from logging import Logger
+    from types import ModuleType
 
     from dbbasic_queue.errors import StoreError
     from dbbasic_queue.model.rows import Row
@@ -36,7 +38,12 @@ class Executor:
     def __init__(self, pass_: Pass, claims: Claims) -> None:
         link = PassLink(claims.progress, pass_.clock)
         self.attempts = Attempts(
-            pass_.interrupts, pass_.policies, pass_.max_result, pass_.clock, link
+            pass_.interrupts,
+            pass_.policies,
+            pass_.max_result,
+            pass_.clock,
+            pass_.store.path,
+            link,
         )
         self.log: Logger | None = None
         """the package's logger, or None; the caller looks it up once per batch"""
@@ -64,6 +71,8 @@ class Executor:
         self._started_at = started_at = time.monotonic()
         try:
             if handler is not None and handler.timeout is not None:
+                if handler.is_command:
+                    load(_program)  # once here, instead of in each job's process
                 ticker.stop()  # fork without other threads: this thread ticks while it waits
                 outcome, after, details = self.attempts.run_limited(
                     handler,
@@ -141,3 +150,9 @@ class Executor:
         if now >= self._quiet_until and (log := log_lines.logger()):
             self._quiet_until = now + _QUIET_SECONDS
             log_lines.refused(log, error)
+
+
+def _program() -> ModuleType:
+    from dbbasic_queue.passes import program
+
+    return program

@@ -108,7 +108,7 @@ def guard(
         )
     except (OSError, RuntimeError) as e:
         reason = getattr(e, "errno", None) or errno.EAGAIN
-        _write_all(report, f"refused {reason} 0 0 0\n".encode())
+        write_all(report, f"refused {reason} 0 0 0\n".encode())
         os._exit(0)
     forked.close(outcome_end, output_end)
     with suppress(OSError):  # the child does it, too: it must be done before either continues
@@ -120,7 +120,7 @@ def guard(
         read_all(outcome, content)
         printed.read_rest()
         line = f"{how} {len(content)} {len(printed.kept)} {printed.left_out}\n"
-        _write_all(report, line.encode() + content + printed.kept)
+        write_all(report, line.encode() + content + printed.kept)
     os._exit(0)
 
 
@@ -213,7 +213,8 @@ def _children() -> list[int] | None:
         return None
 
 
-def _write_all(fd: int, content: bytes | bytearray) -> None:
+def write_all(fd: int, content: bytes | bytearray) -> None:
+    """Write the whole content to a pipe. Raises OSError if that isn't possible."""
     view = memoryview(content)
     while view:
         view = view[os.write(fd, view) :]
@@ -237,7 +238,7 @@ def _be_the_handlers_process(
     forked.print_to(output)
     content = work()
     forked.flush_output()
-    _write_all(outcome, len(content).to_bytes(LENGTH_BYTES, "big") + content)
+    write_all(outcome, len(content).to_bytes(LENGTH_BYTES, "big") + content)
     forked.end()
 
 

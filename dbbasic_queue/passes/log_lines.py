@@ -12,6 +12,7 @@ import sys
 
 from dbbasic_queue.errors import QueueError
 from dbbasic_queue.model.escaping import escape
+from dbbasic_queue.model.states import TEMPORARY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,9 +73,12 @@ def outcome(
 ) -> None:
     """Log how an attempt ended. A completed job with an error is a warning: its result is lost.
 
-    `seconds` is how long the handler ran, None if that is unknown.
+    A retry that a command has asked for isn't one. `seconds` is how long the handler ran, None if
+    that is unknown.
     """
     level = WARNING if name == "completed" and state.error else _LEVELS[name]
+    if level == WARNING and name == "retried" and state.error.startswith(TEMPORARY):
+        level = INFO
     if not log.isEnabledFor(level):
         return
     write(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dbbasic_queue.handlers import Fail
 from dbbasic_queue.model.escaping import escape, escape_lines
 
 TYPE_CHECKING = False
@@ -14,7 +15,12 @@ _MOST_CHARACTERS = 8000
 _LONGEST_CLASS_PATH = 200
 _UNNAMED = ("builtins", "__main__")
 _LEFT_OUT = "\n  [... {} characters left out ...]\n"
-_NOT_THE_HANDLERS = "dbbasic_queue.passes.", "dbbasic_queue.handlers", "asyncio."
+_NOT_THE_HANDLERS = (
+    "dbbasic_queue.passes.",
+    "dbbasic_queue.handlers",
+    "dbbasic_queue.commands",
+    "asyncio.",
+)
 """how the names of modules begin whose frames come before the handler's"""
 
 
@@ -22,12 +28,15 @@ def format_traceback(error: BaseException) -> str:
     """Return an exception's traceback on one line, escaped; at most 8,192 bytes of UTF-8.
 
     It starts in the handler: the frames of the pass are left out. If it is too long, its middle is
-    left out. Returns "" if formatting it raises, as `str(error)` may.
+    left out. Returns "" if formatting it raises, as `str(error)` may, and for the error of a
+    command: it has no frames, and says nothing that the job's error doesn't.
     """
     from traceback import format_exception
 
     try:
         trace = _from_the_handler_on(error.__traceback__)
+        if trace is None and type(error) in (Exception, Fail):
+            return ""
         text = "".join(format_exception(type(error), error, trace)).rstrip("\n")
     except BaseException:  # noqa: BLE001 - whatever it is, the pass must go on
         return ""

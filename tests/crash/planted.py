@@ -29,6 +29,8 @@ TRAPS = "tests/test_pitfalls.py"
 ROWS = "tests/model/test_rows.py"
 QUEUE = "tests/test_jobqueue.py"
 CLI = "tests/cli/test_cli.py"
+COMMANDS = "tests/test_commands.py"
+PROGRAM = "tests/passes/test_program.py"
 CONTENTION = "tests/store/test_contention.py"
 FORKS = "tests/store/test_forks.py"
 SIGNALS = "tests/passes/test_signals.py"
@@ -598,8 +600,8 @@ MUTANTS = (
     Mutant(
         "a job whose result is not JSON runs again",
         "passes/attempt.py",
-        '            return "completed", states.complete(state, "", error), NO_DETAILS\n',
-        '            return "retried", states.retry(state, error, 0), ""\n',
+        '    return "completed", states.complete(state, "", reason), NO_DETAILS\n',
+        '    return "retried", states.retry(state, reason, 0), NO_DETAILS\n',
         (
             WORKER + "::test_a_job_whose_result_is_not_json_is_completed_and_never_run_again",
             kill("passes"),
@@ -1002,5 +1004,85 @@ MUTANTS = (
         "        except QueueError:\n",
         "        except ZeroDivisionError:\n",
         (PROGRESS + "::test_a_report_by_a_signal_handler_inside_a_call_of_the_queue_is_dropped",),
+    ),
+    Mutant(
+        "a payload becomes an option of a command",
+        "commands.py",
+        """            if name and not literal and text[:1] == b"-" and not after_dashes:\n""",
+        "            if False:\n",
+        (COMMANDS + "::test_an_argument_that_a_payload_makes_an_option_is_refused",),
+    ),
+    Mutant(
+        "a payload becomes code of a shell",
+        "commands.py",
+        "        if any(takes_member[i] for i in _code(self.command)):\n",
+        "        if False:\n",
+        (COMMANDS + "::test_a_command_that_can_never_run_is_refused_where_it_is_declared",),
+    ),
+    Mutant(
+        "a handlers.toml that any user can change is used",
+        "toml_file.py",
+        "        if is_world_writable(place):\n",
+        "        if False:\n",
+        ("tests/test_toml_file.py::test_the_rule_is_that_of_the_queues_directory",),
+    ),
+    Mutant(
+        "the link to a program is not protected",
+        "toml_file.py",
+        "    for place in (target, os.path.dirname(target), os.path.dirname(path)):\n",
+        "    for place in (target, os.path.dirname(target)):\n",
+        ("tests/test_toml_file.py::test_a_link_is_followed_and_both_its_ends_are_checked",),
+    ),
+    Mutant(
+        "a command waits for what it has left running",
+        "passes/program.py",
+        "            if ended:\n",
+        "            if ended and not any([_receive(*pair) for pair in receivers.items()]):\n",
+        (
+            PROGRAM
+            + "::test_a_program_that_leaves_a_child_with_its_pipes_ends_and_the_child_is_killed",
+        ),
+    ),
+    Mutant(
+        "a command ends with its pipes",
+        "passes/program.py",
+        "                poll.unregister(fd)\n",
+        "                return 0\n",
+        (PROGRAM + "::test_a_program_that_closes_its_outputs_early_is_waited_for",),
+    ),
+    Mutant(
+        "a command whose result is too large runs again",
+        "passes/attempt.py",
+        "        if isinstance(error, ResultLost):\n",
+        "        if False:\n",
+        (PROGRAM + "::test_a_result_that_is_too_large_is_dropped_and_the_job_is_completed",),
+    ),
+    Mutant(
+        "output that is too large stays in memory",
+        "passes/program.py",
+        "            self._content.clear()\n",
+        "            self._content += part\n",
+        (PROGRAM + "::test_huge_output_is_not_kept_in_memory",),
+    ),
+    Mutant(
+        "a command whose time is up is killed without a warning",
+        "passes/program.py",
+        "        signal.signal(number, signal.SIG_IGN)\n",
+        "        pass\n",
+        (PROGRAM + "::test_a_command_whose_time_is_up_can_clean_up_first",),
+    ),
+    Mutant(
+        "a signal to the whole service costs a command an attempt",
+        "passes/program.py",
+        "    if -code in guardian.END_SIGNALS:\n",
+        "    if False:\n",
+        (PROGRAM + "::test_a_command_is_returned_if_sigterm_goes_to_all_processes_of_its_service",),
+    ),
+    Mutant(
+        "a program inherits open files",
+        "passes/program.py",
+        "                os.set_inheritable(fd, False)\n",
+        "                pass\n",
+        (PROGRAM + "::test_a_program_inherits_four_descriptors_and_no_signal_settings",),
     ),
 )
