@@ -16,6 +16,7 @@ from dbbasic_queue.lazy import load
 from dbbasic_queue.model.checks import (
     ALL,
     CheckedClock,
+    check_count,
     check_id,
     check_instant,
     check_seconds,
@@ -525,8 +526,11 @@ class Queue:
         they have ended. Returns None if nothing is kept. Bytes that aren't UTF-8 are lone
         surrogates in the text (`encode("utf-8", "surrogateescape")` returns the bytes).
 
-        Raises NotAQueue or StoreError if the files can't be used.
+        Raises InvalidArgument for an invalid `attempt`, NotAQueue or StoreError if the files can't be
+        used.
         """
+        if attempt is not None:
+            check_count(attempt, "attempt", InvalidArgument)
         found = self.store.output(job_id, attempt) if is_id(job_id) else None
         return unescape(found.text) if found else None
 

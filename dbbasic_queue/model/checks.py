@@ -178,10 +178,10 @@ def _shown(value: object) -> str:
     return escape(text if len(text) <= 80 else text[:77] + "...")
 
 
-def check_count(count: object, name: str) -> None:
-    """Raise InvalidHandlers unless it is an int of 1 or more."""
+def check_count(count: object, name: str, error: type[Exception] = InvalidHandlers) -> None:
+    """Raise `error` unless it is an int of 1 or more."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise InvalidHandlers(f"invalid {name} {count!r}: must be an int of 1 or more")
+        raise error(f"invalid {name} {count!r}: must be an int of 1 or more")
 
 
 LARGEST_AMOUNT = 10**15

@@ -136,7 +136,7 @@ class Shim:
         self.plan = plan
         self.trace: list[Call] = []
         self.on = False
-        """whether calls are counted and attacked; those of processes that it forks never are"""
+        """whether calls are counted and attacked; not those of processes that it forks"""
         self._process = 0
         self.first_error = ""
         """the first call that failed"""

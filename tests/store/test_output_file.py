@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from helpers import NOW, Clock, Programs, history, sibling, store_of
 
-from dbbasic_queue import Handler, NotAQueue, Queue
+from dbbasic_queue import Handler, InvalidArgument, NotAQueue, Queue
 from dbbasic_queue.model import states
 from dbbasic_queue.model.rows import Row
 from dbbasic_queue.store import rotated
@@ -70,6 +70,12 @@ def test_an_attempt_number_that_was_used_again_means_the_latest(queue: Queue) ->
     for at in (1, 2):
         keep(queue, writer, "a", f"at {at}", NOW + at)
     assert queue.output("a", 1) == "at 2"
+
+
+@pytest.mark.parametrize("attempt", [0, -1, True, "1", 1.0])
+def test_an_invalid_attempt_is_refused(queue: Queue, attempt: Any) -> None:
+    with pytest.raises(InvalidArgument, match="invalid attempt .*: must be an int of 1 or more"):
+        queue.output("a", attempt)
 
 
 @pytest.mark.parametrize("job_id", ["unknown", "no id at all", "", None])
