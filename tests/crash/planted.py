@@ -596,8 +596,8 @@ MUTANTS = (
     Mutant(
         "a job whose result is not JSON runs again",
         "passes/attempt.py",
-        '            return "completed", states.complete(state, "", error), ""\n',
-        '            return "retried", states.retry(state, error, 0), ""\n',
+        '    return "completed", states.complete(state, "", reason), ""\n',
+        '    return "retried", states.retry(state, reason, 0), ""\n',
         (
             WORKER + "::test_a_job_whose_result_is_not_json_is_completed_and_never_run_again",
             kill("passes"),
