@@ -236,14 +236,17 @@ _CODE_OPTIONS = {
 def _code(command: list[str]) -> list[int]:
     """Return which arguments may be code of a shell, or of another interpreter.
 
-    >>> _code(["/bin/bash", "-ec", "ls {x}", "{y}"]), _code(["ls", "-c", "{x}"])
-    ([1, 2], [])
+    >>> _code(["/bin/bash", "-ec", "-x", "ls {x}", "{y}"]), _code(["sh", "my.sh", "-c", "{x}"])
+    ([1, 2, 3], [])
     """
     option = _CODE_OPTIONS.get(os.path.basename(command[0]).rstrip("0123456789."))
     found: list[int] = []
     for i, word in enumerate(command[1:], 1):
-        if option and word[:1] == "-" and word[:2] != "--" and option in word:
-            found += [i, *range(i + 1, min(i + 2, len(command)))]
+        is_option = word[:1] == "-"
+        if found or (option and is_option and word[:2] != "--" and option in word):
+            found.append(i)
+        if not is_option:
+            break  # the code itself, or the script, whose arguments follow
     return found
 
 

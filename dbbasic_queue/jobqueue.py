@@ -526,8 +526,8 @@ class Queue:
         they have ended. Returns None if nothing is kept. Bytes that aren't UTF-8 are lone
         surrogates in the text (`encode("utf-8", "surrogateescape")` returns the bytes).
 
-        Raises InvalidArgument for an invalid `attempt`, NotAQueue or StoreError if the files can't be
-        used.
+        Raises InvalidArgument for an invalid `attempt`, NotAQueue or StoreError if the files can't
+        be used.
         """
         if attempt is not None:
             check_count(attempt, "attempt", InvalidArgument)

@@ -142,6 +142,8 @@ def test_text_may_begin_with_a_dash_after_two_dashes_and_behind_other_text() -> 
         (["/bin/bash", "-euc", "x={x}"], "its code has a placeholder"),
         (["python3.11", "-c", "print({x})"], "its code has a placeholder"),
         (["php", "-r", "echo {x};"], "its code has a placeholder"),
+        (["sh", "-c", "--", "ls {x}"], "its code has a placeholder"),
+        (["perl", "-e{x}"], "its code has a placeholder"),
         (["find", "-exec", "{}"], r"invalid placeholder \{\} .*write \{\{ and \}\} for braces"),
         (["awk", "{print $1}"], r"invalid placeholder \{print \$1\}"),
         (["awk", "{print"], r"invalid placeholder \{print in the argument '\{print'"),
@@ -189,6 +191,15 @@ def test_a_command_inside_another_handler_fails_instead_of_running_in_the_pass(
     job_id = queue.enqueue("wrapped", {})
     queue.process_jobs({"wrapped": Handler(Command(["true"]))})
     assert "runs only as the handler of a job" in job(queue, job_id)["error"]
+
+
+def test_the_arguments_of_a_script_can_be_members() -> None:
+    for command in (
+        ["sh", "my.sh", "-c", "{x}"],
+        ["php", "my.php", "-r", "{x}"],
+        ["ls", "-c", "{x}"],
+    ):
+        assert filled(command, {"x": "y"})[-1] == "y"
 
 
 def test_a_shell_gets_members_as_arguments_of_its_code(queue: Queue) -> None:

@@ -82,6 +82,7 @@ def result_of(
         return result.value()
     if -code in guardian.END_SIGNALS:
         signal.signal(-code, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {-code})
         os.kill(os.getpid(), -code)
     how = f"killed by {forked.signal_name(-code)}" if code < 0 else f"exit code {code}"
     error = ": ".join(filter(None, (TEMPORARY if code == EX_TEMPFAIL else how, last_line.text())))

@@ -110,6 +110,24 @@ def test_a_program_inherits_four_descriptors_and_no_signal_settings(
     assert int(blocked, 16) == int(ignored, 16) & ~internal == 0
 
 
+def test_without_proc_a_command_runs_and_inherits_no_descriptor(
+    queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container that hides /proc."""
+
+    def refuse(path: str) -> list[str]:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    inherited = os.open(tmp_path, os.O_RDONLY)
+    os.set_inheritable(inherited, True)
+    try:
+        script = f"(: <&{inherited}) 2>&- && echo inherited; cat"
+        assert run(queue, Command(["sh", "-c", script]), [1])["result"] == [1]
+    finally:
+        os.close(inherited)
+
+
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
 def test_a_worker_with_closed_standard_streams_runs_commands(
     queue: Queue, path: Path, tmp_path: Path, closed: str
@@ -387,6 +405,14 @@ def test_a_command_whose_time_is_up_can_clean_up_first(
     done = run(queue, Command(["sh", "-c", trap], cwd=tmp_path, timeout=0.5))
     assert done["error"] == "timed out after 0.5 s"
     assert (tmp_path / "cleaned").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux finds all descendants")
+def test_a_program_dies_with_the_process_that_has_started_it(queue: Queue, tmp_path: Path) -> None:
+    script = "echo $$ > pid; kill -KILL $PPID; exec sleep 1000"
+    done = run(queue, Command(["sh", "-c", script], cwd=tmp_path))
+    assert done["error"] == "the handler's process was killed by SIGKILL"
+    assert not is_alive(int(notes(tmp_path / "pid")[0]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux finds all descendants")

@@ -74,7 +74,7 @@ def test_an_attempt_number_that_was_used_again_means_the_latest(queue: Queue) ->
 
 @pytest.mark.parametrize("attempt", [0, -1, True, "1", 1.0])
 def test_an_invalid_attempt_is_refused(queue: Queue, attempt: Any) -> None:
-    with pytest.raises(InvalidArgument, match="invalid attempt .*: must be an int of 1 or more"):
+    with pytest.raises(InvalidArgument, match="must be an int of 1 or more"):
         queue.output("a", attempt)
 
 
