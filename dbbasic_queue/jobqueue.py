@@ -26,7 +26,7 @@ from dbbasic_queue.model.checks import (
 from dbbasic_queue.model.escaping import unescape
 from dbbasic_queue.model.jobdict import as_dict
 from dbbasic_queue.model.jsontext import LARGEST_PAYLOAD, MAX_PAYLOAD, encode_json
-from dbbasic_queue.model.rows import Row, new_row
+from dbbasic_queue.model.rows import Row, has_json, new_row
 from dbbasic_queue.model.states import FAILED, FINISHED, STATUSES
 from dbbasic_queue.store.location import open_store
 
@@ -513,7 +513,7 @@ class Queue:
         used.
         """
         row = self.store.find(job_id) if is_id(job_id) else None
-        if row is None:
+        if row is None or not has_json(row):
             raise _not_found(job_id, self.path)
         found = self.store.progress([row]).get(row.id)
         return found.as_dict(self.now()) if found else None

@@ -222,9 +222,7 @@ def _prepare_observed(bench: Bench) -> None:
     rows = [
         _row("i1", "reports", run_at=START - 9),
         _row("i2", "prints", run_at=START - 8),
-        _row("i3", "ok", run_at=START - 7),
-        _row("i4", "prints", run_at=START - 6),
-        _row("i5", "reports", run_at=START - 5),
+        _row("i3", "reports", run_at=START - 7),
     ]
     _write_file(bench, "".join(rows))
 
