@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dbbasic_queue import Handler, Queue
+from dbbasic_queue import Command, Handler, Queue
 
 LINGERING = """
 import os, sys, time
@@ -76,6 +76,14 @@ def spin(_: Any) -> None:
     import re
 
     re.match(r"(a+)+$", "a" * 64 + "b")
+
+
+def spawn_and_wait(count: int) -> float:
+    """Return the seconds that it takes to run `true` that many times, and to do nothing else."""
+    began = time.perf_counter()
+    for _ in range(count):
+        os.waitpid(os.posix_spawnp("true", ["true"], os.environ), 0)
+    return time.perf_counter() - began
 
 
 def pick_up(path: Path, seconds: int) -> tuple[list[float], float, float]:
@@ -137,6 +145,9 @@ def main() -> None:
         plain = run(queue, {"work": str}, [1] * 100, 1)
         apart = run(queue, {"work": Handler(str, timeout=30)}, [1] * 100, 1)
         say("a job in its own process", f"{(apart - plain) * 10:.1f} ms", "0 ms")
+        seconds = run(queue, {"work": Command(["true"])}, [1] * 1000, 1)
+        floor = spawn_and_wait(1000)
+        say("1,000 commands (`true`)", f"{seconds:.2f} s", f"{floor:.2f} s: posix_spawn and wait")
         late = [run(queue, {"work": Handler(spin, timeout=0.5)}, [1], 1) - 0.5 for _ in range(10)]
         say(
             "an endless C loop ends after its limit, median",

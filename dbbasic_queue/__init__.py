@@ -31,21 +31,27 @@ from dbbasic_queue.registry import Handlers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from dbbasic_queue.commands import Command
     from dbbasic_queue.worker import Worker
 else:
 
     def __getattr__(name: str) -> object:
-        """Import `Worker` on first use: neither a web app nor a pass by cron needs it."""
-        if name != "Worker":
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from dbbasic_queue.worker import Worker
+        """Import `Command` and `Worker` on first use: most programs don't need them."""
+        if name == "Command":
+            from dbbasic_queue.commands import Command
 
-        return Worker
+            return Command
+        if name == "Worker":
+            from dbbasic_queue.worker import Worker
+
+            return Worker
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __version__ = "2.0.0"
 __all__ = [
     "Backoff",
+    "Command",
     "Delay",
     "DuplicateJob",
     "Fail",

@@ -11,7 +11,7 @@ import math
 import time
 
 from dbbasic_queue.errors import InvalidHandlers
-from dbbasic_queue.model.checks import check_count, check_seconds
+from dbbasic_queue.model.checks import check_amount, check_count, check_seconds, check_text
 from dbbasic_queue.model.jsontext import decode_json
 from dbbasic_queue.model.states import LATEST, backoff
 from dbbasic_queue.signatures import HasSignature, read_signature
@@ -21,9 +21,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime, timedelta
     from logging import Logger
-    from typing import Any
+    from typing import Any, Protocol
 
     from dbbasic_queue.model.rows import Row
+
+    class Link(Protocol):
+        """What a running job reports to its pass."""
+
+        now: Callable[[], float]
+        """returns the time in Unix seconds"""
+
+        def report_progress(
+            self, job: Job, at: float, done: float, total: float | None, note: str
+        ) -> None:
+            """Keep how far the job is at the instant `at`. `note` is escaped.
+
+            No error of the disk is raised.
+            """
+
+        def is_to_stop(self, row: Row) -> bool:
+            """Return whether someone has called `stop_job` for the job; `row` is as claimed."""
 
 
 class Delay(Exception):
@@ -110,37 +127,49 @@ def _number(name: str, value: object, least: int) -> float:
     return value
 
 
+_PROGRESS_SECONDS = 1.0
+"""how often a job's progress is written, at most"""
+_LONGEST_NOTE = 200
+
+
 class Job:
     """What hooks get, and a handler that takes a second argument: the job that is run.
 
     `id` is the same in every attempt: use it as the key for work that must not be done twice.
     `attempt` counts from 1. `created_at` is in Unix seconds. `payload` is a copy of the payload.
-    `log` is a logger whose records carry the job's id.
+    `log` is a logger whose records carry the job's id. `progress` reports how far the job is.
+    `stop_requested` and `check_stop` tell it to stop.
     """
 
     __slots__ = (
-        "_is_to_stop",
+        "_link",
         "_next_look_at",
-        "_payload",
         "_queue",
+        "_reported",
+        "_row",
         "attempt",
         "created_at",
         "id",
+        "started_at",
         "type",
     )
 
-    def __init__(
-        self, row: Row, queue: str = "", is_to_stop: Callable[[], bool] = lambda: False
-    ) -> None:
-        self._payload = row.payload
+    def __init__(self, row: Row, link: Link | None = None, queue: str = "") -> None:
+        self._row = row
         self._queue = queue
         """the queue's path or URL, for the digests of `notify`"""
-        self._is_to_stop = is_to_stop
         self._next_look_at = 0.0
+        """when to look again for a request to stop, on the monotonic clock; infinite if there was
+        one"""
         self.id = row.id
         self.type = row.type
         self.attempt = row.state.attempts
         self.created_at = row.state.created_at
+        self._link = link
+        self.started_at = link.now() if link else 0.0
+        """when this attempt was started, in Unix seconds"""
+        self._reported: tuple[float, float, float | None] | None = None
+        """when progress was last reported, and what: `done` and `total`"""
 
     def __repr__(self) -> str:
         return f"<Job {self.id}: {self.type}, attempt {self.attempt}>"
@@ -148,7 +177,7 @@ class Job:
     @property
     def payload(self) -> Any:
         """The payload; each time a new copy, which the handler hasn't changed."""
-        return decode_json(self._payload) if self._payload else {}
+        return decode_json(self._row.payload) if self._row.payload else {}
 
     @property
     def stop_requested(self) -> bool:
@@ -157,8 +186,9 @@ class Job:
         Always False in a process of its own (a handler with a `timeout`): that gets SIGTERM.
         """
         now = time.monotonic()
-        if now >= self._next_look_at:
-            self._next_look_at = math.inf if self._is_to_stop() else now + _LOOK_SECONDS
+        if now >= self._next_look_at and self._link is not None:
+            is_to_stop = self._link.is_to_stop(self._row)
+            self._next_look_at = math.inf if is_to_stop else now + _LOOK_SECONDS
         return self._next_look_at == math.inf
 
     def check_stop(self) -> None:
@@ -174,6 +204,33 @@ class Job:
         logger = logging.getLogger(f"dbbasic_queue.job.{self.type}")
         adapter: Any = logging.LoggerAdapter(logger, {"job_id": self.id, "attempt": self.attempt})
         return adapter  # type: ignore[no-any-return]
+
+    def progress(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Report how far the job is: `done` of `total` units, numbers of 0 or more.
+
+        `note` says what it is doing; 200 characters of it are kept. `queue.progress(job_id)`,
+        `dbbasic-queue status` and `show` show the last report until the attempt ends. Call it as
+        often as you like: a report is written to `queue.tsv.progress`, unsynced, if the last one
+        was written a second ago or longer, or if `done` has just reached `total`. Others are
+        dropped.
+
+        Raises InvalidArgument for an invalid argument. If the report can't be written, that is
+        logged, and the job goes on.
+        """
+        done = check_amount(done, "done")
+        if total is not None:
+            total = check_amount(total, "total", above=0)
+        note = check_text(note, "note", _LONGEST_NOTE)
+        if self._link is None:
+            return
+        now = self._link.now()
+        if self._reported is not None:
+            at, *last = self._reported
+            is_last = done == total and last != [done, total]
+            if 0 <= now - at < _PROGRESS_SECONDS and not is_last:
+                return
+        self._reported = now, done, total
+        self._link.report_progress(self, now, done, total, note)
 
 
 _LOOK_SECONDS = 0.1
@@ -200,6 +257,9 @@ class Handler(HasSignature):
 
     Raises InvalidHandlers for an invalid argument, and for a function that no pass could call.
     """
+
+    is_command = False
+    """whether it runs a program, instead of a function"""
 
     def __init__(
         self,
@@ -281,6 +341,12 @@ class Handler(HasSignature):
         if self._signature.job_by_name:
             return self.function(payload, job=job)
         return self.function(payload, job)
+
+    def enter_process(self, queue: str, max_result: int) -> None:
+        """Prepare for one attempt, in the process of its own that a handler with a timeout has.
+
+        `queue` is the queue's path or URL, `max_result` how many bytes its JSON result may have.
+        """
 
     @property
     def shares_loop(self) -> bool:

@@ -16,15 +16,17 @@ from dbbasic_queue.lazy import load
 from dbbasic_queue.model.checks import (
     ALL,
     CheckedClock,
+    check_count,
     check_id,
     check_instant,
     check_seconds,
     check_type,
     is_id,
 )
+from dbbasic_queue.model.escaping import unescape
 from dbbasic_queue.model.jobdict import as_dict
 from dbbasic_queue.model.jsontext import LARGEST_PAYLOAD, MAX_PAYLOAD, encode_json
-from dbbasic_queue.model.rows import Row, new_row
+from dbbasic_queue.model.rows import Row, has_json, new_row
 from dbbasic_queue.model.states import (
     CANCELLED,
     COMPLETED,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
         AttemptDict,
         FinishedStatus,
         JobDict,
+        ProgressDict,
         Status,
         UnreadableDict,
     )
@@ -525,8 +528,11 @@ class Queue:
         interrupted attempt doesn't count, and its number is used again), `outcome` (completed,
         failed, retried, delayed, interrupted, died if its pass died, or late if a newer attempt had
         replaced it), `due_at` and `ended_at` (Unix seconds), `seconds` (how long the handler ran;
-        None if its pass died), `error` and `traceback` (a str or None). Rows are written up to a
-        second after an attempt has ended.
+        None if its pass died), `error` and `traceback` (a str or None), `worker` (the pass that
+        recorded it: the host's name, a dot, the process id), `exception` (the path of its class,
+        such as "smtplib.SMTPServerDisconnected"), `output_offset` (where what it has printed begins
+        in `queue.tsv.output`). The last three are None if there was none, and in rows of an earlier
+        version. Rows are written up to a second after an attempt has ended.
 
         Raises NotAQueue or StoreError if the files can't be used.
         """
@@ -535,6 +541,41 @@ class Queue:
         )
         self._report_skipped_history()
         return [attempt.as_dict() for attempt in found]
+
+    # -- what running and finished jobs have to say --
+
+    def progress(self, job_id: str) -> ProgressDict | None:
+        """Return how far a running job is; None if it isn't running, or hasn't reported.
+
+        The keys are `done`, `total` (None if it is unknown), `note`, `at` (when the job reported
+        that) and `started_at` (when its attempt was started; both in Unix seconds), and
+        `seconds_left`: an estimate, which assumes a steady speed; None without a `total`. Reports
+        are made by `Job.progress`.
+
+        Raises JobNotFound if there is no such job, NotAQueue or StoreError if the files can't be
+        used.
+        """
+        row = self.store.find(job_id) if is_id(job_id) else None
+        if row is None or not has_json(row):
+            raise _not_found(job_id, self.path)
+        found = self.store.progress([row]).get(row.id)
+        return found.as_dict(self.now()) if found else None
+
+    def output(self, job_id: str, attempt: int | None = None) -> str | None:
+        """Return the last 64 KiB that a job has printed to stdout and stderr, in one attempt.
+
+        That is its latest attempt that has printed anything, or number `attempt`. Only attempts in
+        a process of their own are kept, such as those of a handler with a `timeout`, and only when
+        they have ended. Returns None if nothing is kept. Bytes that aren't UTF-8 are lone
+        surrogates in the text (`encode("utf-8", "surrogateescape")` returns the bytes).
+
+        Raises InvalidArgument for an invalid `attempt`, NotAQueue or StoreError if the files can't
+        be used.
+        """
+        if attempt is not None:
+            check_count(attempt, "attempt", InvalidArgument)
+        found = self.store.output(job_id, attempt) if is_id(job_id) else None
+        return unescape(found.text) if found else None
 
     def metrics(self, window: float | timedelta = 3600) -> dict[str, Any]:
         """Return figures about the jobs now, and about attempts that ended in the last `window`.

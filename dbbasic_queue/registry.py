@@ -12,9 +12,11 @@ from dbbasic_queue.queue import default_queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import os
     from datetime import datetime, timedelta
     from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
 
+    from dbbasic_queue.commands import Command, RegisteredCommand
     from dbbasic_queue.handlers import Backoff, Job
     from dbbasic_queue.jobqueue import Queue
     from dbbasic_queue.passes.hooks import Hooks
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     OnSuccess = TypeVar("OnSuccess", bound=Callable[[Job, Any], object])
     OnRetry = TypeVar("OnRetry", bound=Callable[[Job, str, int], object])
     Around = TypeVar("Around", bound=Callable[[Job], Any])
+    AnyRegistered = TypeVar("AnyRegistered", "Registered", RegisteredCommand)
 
     class TypedHandler(Handler, Generic[Payload, P, R]):
         """What `@jobs.handler` returns, to type checkers: the same function, with `enqueue`."""
@@ -80,7 +83,23 @@ class Handlers(Mapping[str, Handler]):
         self.queue = queue
         self.hooks: Hooks | None = None
         """the hooks, None without any: a pass imports nothing for them"""
-        self._handlers: dict[str, Registered] = {}
+        self._handlers: dict[str, Registered | RegisteredCommand] = {}
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str], *, queue: Queue | None = None) -> Handlers:
+        """Return a registry of the commands that a TOML file declares; see docs/commands.md.
+
+        Each table is a job type. Raises InvalidHandlers, naming the file, the table and the key,
+        for an unknown key, an invalid value and a missing program, and if other users could
+        change the file or a program; OSError if the file can't be read.
+        """
+        from dbbasic_queue.toml_file import read
+
+        file = read(path)
+        handlers = cls(queue=queue, **file.settings)
+        for job_type, command in file.commands.items():
+            handlers.add(job_type, command)
+        return handlers
 
     def __repr__(self) -> str:
         return f"<Handlers {', '.join(self._handlers) or '(none)'}>"
@@ -151,6 +170,25 @@ class Handlers(Mapping[str, Handler]):
             return self._register(None, job_type, policy)
         return lambda function: self._register(job_type, function, policy)
 
+    def add(self, job_type: str, command: Command) -> RegisteredCommand:
+        """Register a command under a job type; return it with a method `enqueue`.
+
+        `enqueue(payload, run_at=None, *, job_id=None)` raises InvalidJob for a payload that doesn't
+        fit the command's placeholders. Raises InvalidHandlers if the type is taken or invalid.
+        """
+        from dbbasic_queue.commands import Command, RegisteredCommand
+
+        if not isinstance(command, Command):
+            raise InvalidHandlers(
+                f"invalid command {command!r}: must be a Command (register a function with "
+                "@handler)"
+            )
+        try:
+            check_type(job_type)
+        except InvalidJob as e:
+            raise InvalidHandlers(str(e)) from None
+        return self._keep(job_type, RegisteredCommand(self, job_type, command))
+
     def _register(
         self, given: str | None, function: Callable[..., Any], policy: dict[str, Any]
     ) -> Registered:
@@ -158,8 +196,15 @@ class Handlers(Mapping[str, Handler]):
             job_type = check_type(getattr(function, "__name__", "") if given is None else given)
         except InvalidJob as e:
             raise InvalidHandlers(f'{e} (give another one: @handler("..."))') from None
+        if isinstance(function, Handler) and function.is_command:
+            raise InvalidHandlers(
+                f"invalid handler {function!r}: a command has a policy of its own (register it "
+                "with add)"
+            )
+        return self._keep(job_type, Registered(self, job_type, function, policy))
+
+    def _keep(self, job_type: str, registered: AnyRegistered) -> AnyRegistered:
         key = self._key(job_type)
-        registered = Registered(self, job_type, function, policy)
         old = self._handlers.get(key)
         if old is not None and not registered.is_again(old):
             raise InvalidHandlers(
@@ -264,11 +309,13 @@ class Registered(Handler):
     def __reduce__(self) -> str:
         return self.__qualname__
 
-    def is_again(self, old: Registered) -> bool:
+    def is_again(self, old: Handler) -> bool:
         """Return whether this is the function of `old`, from another run of its module or cell.
 
         A cell is one of a notebook. Two functions with the same name differ in their line numbers.
         """
+        if not isinstance(old, Registered):
+            return False
         if (self.__module__, self.__qualname__) != (old.__module__, old.__qualname__):
             return False
         if "<" in self.__qualname__:

@@ -25,6 +25,8 @@ LAYERS = [
     "engines",
     "opening",
     "queue",
+    "commands",
+    "toml_file",
     "registry notify pickles testing worker",
     "__init__",
     "cli pytest_dbbasic_queue",
@@ -211,7 +213,15 @@ def test_importing_the_package_loads_only_modules_that_most_calls_need() -> None
     ours, others = loaded_by("import dbbasic_queue")
     assert "queue" in ours
     assert ours.isdisjoint(
-        {"passes.base", "store.claiming.claims", "model.strict_json", "engines", "cli"}
+        {
+            "passes.base",
+            "store.claiming.claims",
+            "model.strict_json",
+            "engines",
+            "cli",
+            "commands",
+            "toml_file",
+        }
     )
     assert others <= LOADED_FROM_THE_STANDARD_LIBRARY
 
@@ -232,6 +242,7 @@ def test_an_idle_pass_imports_nothing_more_from_the_standard_library(
     assert ours.isdisjoint(
         {
             "cli",
+            "commands",
             "engines",
             "model.strict_json",
             "monitoring",
@@ -241,6 +252,7 @@ def test_an_idle_pass_imports_nothing_more_from_the_standard_library(
             "passes.executor",
             "passes.forked",
             "passes.guardian",
+            "passes.program",
             "passes.sequential",
             "passes.signals",
             "passes.supervisor",
@@ -250,6 +262,7 @@ def test_an_idle_pass_imports_nothing_more_from_the_standard_library(
             "store.claiming.claims",
             "store.claiming.slots",
             "store.protocol",
+            "toml_file",
             "worker",
         }
     )

@@ -60,11 +60,13 @@ def test_the_contract_catches_every_planted_bug_and_passes_the_engine_without_on
 BEYOND = {"aenqueue", "aget_job", "await_job"} | {
     "history",
     "metrics",
+    "output",
+    "progress",
     "write_metrics",
     "unreadable",
     "remove_unreadable",
 }
-"""What only `Queue` has: coroutines around other calls, history, metrics, unreadable lines."""
+"""What only `Queue` has: coroutines around other calls, and what a queue's other files tell."""
 
 
 def test_the_protocol_has_every_call_of_a_queue() -> None:

@@ -21,6 +21,7 @@ from datetime import timedelta
 
 from dbbasic_queue import (
     Backoff,
+    Command,
     Delay,
     Handlers,
     Job,
@@ -62,6 +63,9 @@ def resize(name: str, width: int = 100) -> int:
     return width * len(name)
 
 
+show = jobs.add("show", Command(["echo", "{file}"], timeout=timedelta(minutes=5)))
+
+
 def report(status: Status) -> list[str]:
     rows: list[JobDict] = list(default_queue().jobs(status=status))
     return [f"{row['id']} {row['status']} {row['attempts']}" for row in rows]
@@ -70,6 +74,7 @@ def report(status: Status) -> list[str]:
 if __name__ == "__main__":
     first = send_email.enqueue({"to": "ada@example.org"}, job_id="mail-1")
     resize.enqueue({"name": "cat.png"})
+    row = get_job(show.enqueue({"file": "cat.png"}))
     enqueue("send_email", {"to": "grace@example.org"}, run_at=1_900_000_000)
     print(process_jobs(jobs, linger=timedelta(seconds=0.2), ping=None))
     row = get_job(first)
@@ -151,4 +156,4 @@ def test_the_program_runs(program: Path) -> None:
         timeout=60,
     )
     assert done.stderr == ""
-    assert "'completed': 2" in done.stdout and "completed []" in done.stdout
+    assert "'completed': 3" in done.stdout and "completed []" in done.stdout

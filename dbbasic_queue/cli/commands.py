@@ -12,7 +12,7 @@ import time
 from dbbasic_queue.errors import JobNotFound, NotAQueue
 from dbbasic_queue.jobqueue import Queue
 from dbbasic_queue.model.checks import is_id
-from dbbasic_queue.model.escaping import printable
+from dbbasic_queue.model.escaping import printable, unescape
 from dbbasic_queue.model.jsontext import decode_json
 from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.model.rows import HEADER, Row, has_json
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 PROGRAM = "dbbasic-queue"
+INTERRUPTED = 130
+"""the exit code after Ctrl-C, as that of a shell"""
 
 
 def complain(why: str) -> int:
@@ -90,6 +92,7 @@ def run_list(arguments: Namespace) -> int:
 
 def run_show(arguments: Namespace) -> int:
     from dbbasic_queue.monitoring import status
+    from dbbasic_queue.monitoring.progress_bar import fields
 
     with existing_queue(arguments) as queue:
         row = queue.store.find(arguments.id) if is_id(arguments.id) else None
@@ -98,6 +101,8 @@ def run_show(arguments: Namespace) -> int:
         for name, text in zip(HEADER.decode().split(), columns(row), strict=True):
             when = f"\t{status.instant(int(text))}" if name.endswith("_at") else ""
             print(f"{name}\t{text}{when}")
+        for progress in queue.store.progress([row]).values():
+            print("progress", *map(printable, fields(progress, queue.now())), sep="\t")
         traceback = None
         for attempt in queue.history(row.id):
             outcome = printable(attempt["outcome"])
@@ -108,6 +113,21 @@ def run_show(arguments: Namespace) -> int:
             traceback = attempt["traceback"] or traceback
         for line in (traceback or "").splitlines():
             print(f"traceback\t{printable(line)}")
+    return 0
+
+
+def run_output(arguments: Namespace) -> int:
+    from dbbasic_queue.cli.output import safe, why_not
+
+    job_id, attempt = arguments.id, arguments.attempt
+    with existing_queue(arguments) as queue:
+        found = queue.store.output(job_id, attempt) if is_id(job_id) else None
+        if found is None:
+            return complain(why_not(queue, job_id, attempt))
+        if found.left_out:
+            complain(f"{found.left_out} bytes came before this, and are not kept")
+        text = safe(unescape(found.text))
+        print(text, end="" if text.endswith("\n") else "\n")
     return 0
 
 
@@ -122,6 +142,29 @@ def run_enqueue(arguments: Namespace) -> int:
             )
     with named_queue(arguments) as queue:
         print(queue.enqueue(arguments.type, payload, arguments.run_at, job_id=arguments.id))
+    return 0
+
+
+def run_run(arguments: Namespace) -> int:
+    import logging
+
+    from dbbasic_queue.registry import Handlers
+
+    level = logging.INFO if arguments.verbose else logging.ERROR
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    with named_queue(arguments) as queue:
+        handlers = Handlers.from_toml(arguments.path, queue=queue)
+        try:
+            # Other types may belong to another file, or to a worker in Python.
+            queue.process_jobs(
+                handlers,
+                arguments.max_attempts,
+                skip_unknown=True,
+                linger=arguments.linger,
+                workers=arguments.workers,
+            )
+        except KeyboardInterrupt:
+            return INTERRUPTED
     return 0
 
 

@@ -6,7 +6,6 @@ command needs are imported by that command, so that the others start faster.
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 
@@ -14,6 +13,8 @@ from dbbasic_queue import __version__
 from dbbasic_queue.cli import commands
 from dbbasic_queue.cli.commands import PROGRAM
 from dbbasic_queue.errors import QueueError
+from dbbasic_queue.jobqueue import MAX_ATTEMPTS
+from dbbasic_queue.model.checks import parse_seconds
 from dbbasic_queue.model.escaping import printable
 from dbbasic_queue.model.rows import HEADER
 from dbbasic_queue.model.states import FINISHED, STATUSES
@@ -50,26 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-_SECONDS_PER = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
 def seconds(text: str) -> float:
-    """Parse a duration with a unit; return its seconds. Raises ArgumentTypeError for other text.
-
-    >>> [seconds(text) for text in ("90s", "15m", "1.5h", "30d")]
-    [90.0, 900.0, 5400.0, 2592000.0]
-    """
+    """Parse a duration with a unit; return its seconds. Raises ArgumentTypeError for other text."""
     from argparse import ArgumentTypeError
 
     try:
-        number = float(text[:-1]) * _SECONDS_PER[text[-1:]]
-    except (ValueError, KeyError):
-        number = math.nan
-    if " " in text or not 0 <= number < math.inf:
-        raise ArgumentTypeError(
-            f"invalid duration {text!r}: must be a number with a unit, such as 90s, 15m, 12h or 30d"
-        )
-    return number
+        return parse_seconds(text)
+    except ValueError as e:
+        raise ArgumentTypeError(str(e)) from None
 
 
 def argument_parser() -> ArgumentParser:
@@ -124,10 +113,24 @@ def argument_parser() -> ArgumentParser:
     show = command(
         "show",
         commands.run_show,
-        "print one job: one line per column, one per attempt, and the last traceback",
+        "print one job: one line per column, its progress, its attempts, and the last traceback",
         more=" The fields of an attempt: number, outcome, end time, seconds, error.",
     )
     show.add_argument("id", metavar="ID", help=AFTER_DASHES)
+
+    output = command(
+        "output",
+        commands.run_output,
+        "print what a job has printed, if it ran in a process of its own",
+        more=" These are the last 64 KiB of one attempt, with control characters escaped.",
+    )
+    output.add_argument("id", metavar="ID", help=AFTER_DASHES)
+    output.add_argument(
+        "--attempt",
+        type=int,
+        metavar="N",
+        help="which attempt (default: the latest that has printed anything)",
+    )
 
     enqueue = command("enqueue", commands.run_enqueue, "add a job, and print its id")
     enqueue.add_argument("type", metavar="TYPE")
@@ -136,6 +139,30 @@ def argument_parser() -> ArgumentParser:
         "--run-at", type=float, metavar="SECONDS", help="when it is due, in Unix seconds"
     )
     enqueue.add_argument("--id", help="an id of your own: only one job can have it")
+
+    run = command(
+        "run",
+        commands.run_run,
+        "run the due jobs of the types that a TOML file declares",
+        more=" Prints errors on stderr: one line for each job that has failed for good.",
+    )
+    run.add_argument("path", metavar="FILE", help="a handlers.toml: one table per job type")
+    run.add_argument("--workers", type=int, metavar="N", default=1, help="how many at a time")
+    run.add_argument(
+        "--linger",
+        type=seconds,
+        metavar="DURATION",
+        default=0,
+        help="stay, and run jobs as they become due, such as 55s",
+    )
+    run.add_argument(
+        "--max-attempts",
+        type=int,
+        metavar="N",
+        default=MAX_ATTEMPTS,
+        help=f"for types without a number of their own (default: {MAX_ATTEMPTS})",
+    )
+    run.add_argument("-v", "--verbose", action="store_true", help="report every attempt")
 
     cancel = command("cancel", commands.run_cancel, "cancel jobs that are pending")
     cancel.add_argument("ids", metavar="ID", nargs="+", help=AFTER_DASHES)

@@ -117,6 +117,26 @@ def check_seconds(
     return number
 
 
+_SECONDS_PER = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def parse_seconds(text: str) -> float:
+    """Parse a duration with a unit; return its seconds. Raises ValueError for other text.
+
+    >>> [parse_seconds(text) for text in ("90s", "15m", "1.5h", "30d")]
+    [90.0, 900.0, 5400.0, 2592000.0]
+    """
+    try:
+        number = float(text[:-1]) * _SECONDS_PER[text[-1:]]
+    except (ValueError, KeyError):
+        number = math.nan
+    if " " in text or not 0 <= number < math.inf:
+        raise ValueError(
+            f"invalid duration {text!r}: must be a number with a unit, such as 90s, 15m, 12h or 30d"
+        )
+    return number
+
+
 class CheckedClock:
     """A clock that raises InvalidJob for a time that no row can hold."""
 
@@ -158,7 +178,38 @@ def _shown(value: object) -> str:
     return escape(text if len(text) <= 80 else text[:77] + "...")
 
 
-def check_count(count: object, name: str) -> None:
-    """Raise InvalidHandlers unless it is an int of 1 or more."""
+def check_count(count: object, name: str, error: type[Exception] = InvalidHandlers) -> None:
+    """Raise `error` unless it is an int of 1 or more."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise InvalidHandlers(f"invalid {name} {count!r}: must be an int of 1 or more")
+        raise error(f"invalid {name} {count!r}: must be an int of 1 or more")
+
+
+LARGEST_AMOUNT = 10**15
+
+
+def check_amount(number: object, name: str, *, above: int = -1) -> float:
+    """Return a number as a plain int or float; raises InvalidArgument if it isn't valid.
+
+    It must be above `above`, and at most 10**15. `name` is for the error's message.
+
+    >>> check_amount(40, "done"), check_amount(0.5, "done")
+    (40, 0.5)
+    """
+    if (
+        isinstance(number, bool)
+        or not isinstance(number, (int, float))
+        or not max(above, 0) <= number <= LARGEST_AMOUNT  # false for NaN too
+        or number == above
+    ):
+        rule = "0 or more" if above < 0 else f"more than {above}"
+        raise InvalidArgument(
+            f"invalid {name} {_shown(number)}: must be a number, {rule}, at most 10**15"
+        )
+    return int(number) if isinstance(number, int) else float(number)
+
+
+def check_text(text: object, name: str, most: int) -> str:
+    """Return the first `most` characters of a str, escaped; raises InvalidArgument for others."""
+    if not isinstance(text, str):
+        raise InvalidArgument(f"invalid {name} {_shown(text)}: must be a str")
+    return escape(_plain(text)[:most])

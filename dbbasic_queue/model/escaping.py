@@ -54,6 +54,15 @@ def escape(text: str) -> str:
     )
 
 
+def escape_lines(text: str) -> str:
+    r"""Return what `escape` returns; quicker for a text of several lines.
+
+    >>> escape_lines("one\ntwo\t") == escape("one\ntwo\t")
+    True
+    """
+    return r"\n".join([escape(line) for line in text.split("\n")])
+
+
 def printable(text: str) -> str:
     r"""Return text for a terminal: everything is escaped that `escape` escapes, except backslashes.
 

@@ -40,6 +40,19 @@ if TYPE_CHECKING:
         seconds: float | None
         error: str | None
         traceback: str | None
+        worker: str | None
+        exception: str | None
+        output_offset: int | None
+
+    class ProgressDict(TypedDict):
+        """How far a running job is; see `Queue.progress`."""
+
+        done: float
+        total: float | None
+        note: str
+        at: float
+        started_at: float
+        seconds_left: float | None
 
     class UnreadableDict(TypedDict):
         """A line of the queue's file that isn't a job; see `Queue.unreadable`."""

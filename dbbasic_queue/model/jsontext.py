@@ -76,11 +76,16 @@ def encode_json(value: object, limit: int) -> str:
             text = text.replace("\x7f", "\\u007f")
         size = len(text)
     if size > limit:
-        raise ValueError(
-            f"it takes {size} bytes, and at most {limit} are allowed (store large data in a file, "
-            "and pass the file's name)"
-        )
+        raise too_long(size, limit)
     return text
+
+
+def too_long(size: int, limit: int) -> ValueError:
+    """Return the error of a payload, or a result, of `size` bytes if `limit` are allowed."""
+    return ValueError(
+        f"it takes {size} bytes, and at most {limit} are allowed (store large data in a file, "
+        "and pass the file's name)"
+    )
 
 
 def decode_json(text: str) -> Any:

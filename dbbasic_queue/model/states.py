@@ -39,6 +39,9 @@ STATUSES = (PENDING, PROCESSING, COMPLETED, FAILED, CANCELLED)
 DELAYED = "delayed"
 """The error of a job that its handler has delayed begins with this."""
 
+TEMPORARY = "exit code 75"
+"""The error of a job whose command wants to be run again later (EX_TEMPFAIL) begins with this."""
+
 DIED = "worker died in attempt"
 """The error of a job whose pass died while it ran begins with this."""
 

@@ -8,6 +8,8 @@
     pass        a live pass: process id, start time
     running     a job that a live pass has claimed: id, type, attempt, process id, start time, for
                 how many seconds
+    progress    how far the job in the line before it is, if it has reported that: id, done, total,
+                estimated seconds that are left, all that as a bar, note
     lost        a job of a dead pass, which the next pass recovers: id, type, attempt
     error       one of the last five errors, the latest first: id, type, status, attempts, when the
                 attempt ended, the error's text
@@ -26,6 +28,7 @@ from heapq import nlargest
 
 from dbbasic_queue.model.escaping import escape, printable
 from dbbasic_queue.model.states import DELAYED, FAILED, PENDING
+from dbbasic_queue.monitoring import progress_bar
 from dbbasic_queue.monitoring.summary import Summary, waited_seconds
 
 TYPE_CHECKING = False
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.store.progress import Progress
     from dbbasic_queue.store.protocol import Store
 
 _SHOWN_ERRORS = 5
@@ -115,8 +119,9 @@ def _ends_of_errors(store: Store) -> dict[str, float]:
 
 
 def _running(store: Store, now: float) -> Iterator[str]:
-    """Yield the lines `pass`, `running` and `lost`."""
+    """Yield the lines `pass`, `running`, `progress` and `lost`."""
     passes, rows = store.running()
+    progress = _progress(store, rows)
     for live in sorted(passes, key=lambda live: live.started_at):
         yield f"pass\t{live.pid}\t{instant(live.started_at)}"
     for row in rows:
@@ -131,3 +136,13 @@ def _running(store: Store, now: float) -> Iterator[str]:
         if holder.parallel > 1:
             started = "-\t-"
         yield f"running\t{job}\t{holder.pid}\t{started}"
+        if row.id in progress:
+            found = map(printable, progress_bar.fields(progress[row.id], now))
+            yield "\t".join(("progress", row.id, *found))
+
+
+def _progress(store: Store, rows: list[Row]) -> dict[str, Progress]:
+    try:
+        return store.progress(rows)
+    except OSError:  # the rest of the status is useful without it
+        return {}

@@ -21,7 +21,7 @@ from dbbasic_queue.model.checks import check_instant
 from dbbasic_queue.model.escaping import MAX_ERROR, escape
 from dbbasic_queue.model.jsontext import encode_json
 from dbbasic_queue.model.records import decode_state, encode_state
-from dbbasic_queue.passes.tracebacks import format_traceback
+from dbbasic_queue.passes.tracebacks import class_path, format_traceback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,11 +34,13 @@ if TYPE_CHECKING:
     from dbbasic_queue.handlers import Handler
     from dbbasic_queue.model.rows import Row
     from dbbasic_queue.passes.event_loop import OneLoop
+    from dbbasic_queue.passes.link import PassLink
     from dbbasic_queue.passes.policies import Policies
     from dbbasic_queue.passes.signals import Interrupts
+    from dbbasic_queue.passes.tail import Printed
 
-    Outcome = tuple[str, states.State | None, str]
-    """its name (a key of `Pass.counts`, or INTERRUPTED), the job's next state, the traceback"""
+    Outcome = tuple[str, states.State | None, "Details"]
+    """its name (a key of `Pass.counts`, or INTERRUPTED), the job's next state, the details"""
 
 INTERRUPTED = "interrupted"
 _SIGNAL_SECONDS = 0.5
@@ -73,8 +75,37 @@ def describe(error: BaseException) -> str:
     return escape(message if type(error) in (Exception, Fail) else f"{name}: {message}")
 
 
-class _NoEventLoop(Exception):
-    """Raised if the system refuses an event loop: the coroutine has not started."""
+class Details:
+    """What an attempt leaves besides its outcome, for people.
+
+    `traceback` and `exception`, the path of its class, are those of the handler's exception,
+    escaped. `printed` is what the attempt has printed in a process of its own, or None.
+    """
+
+    __slots__ = ("exception", "printed", "traceback")
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.traceback = format_traceback(error) if error else ""
+        # A command's error has no traceback: it isn't an exception of Python code.
+        self.exception = class_path(error) if error and self.traceback else ""
+        self.printed: Printed | None = None
+
+
+NO_DETAILS = Details()
+
+
+class Refused(Exception):
+    """Raised if the system refuses what a handler needs, which the text names: it hasn't started.
+
+    Its cause is the system's error.
+    """
+
+
+class ResultLost(Exception):
+    """Raised instead of returning a result that can't be kept: the work is done.
+
+    Its cause says why.
+    """
 
 
 class Attempts:
@@ -90,13 +121,16 @@ class Attempts:
         policies: Policies,
         max_result: int,
         clock: Callable[[], float],
-        is_to_stop: Callable[[Row], bool],
+        queue: str,
+        link: PassLink,
     ) -> None:
         self.interrupts = interrupts
         self.policies = policies
         self.max_result = max_result
         self.clock = clock
-        self.is_to_stop = is_to_stop
+        self.queue = queue
+        """the queue's path, or its URL"""
+        self.link = link
         self.process = os.getpid()
         """the process that runs the handlers; a child that a handler forks is ended"""
         self.refused: StoreError | None = None
@@ -111,8 +145,8 @@ class Attempts:
             return self.failed(handler, row.state, f"No handler for {escape(row.type)}")
         try:
             result = self._call(handler, row, payload)
-        except _NoEventLoop as e:
-            return self._not_started(row.state, "an event loop", e.__cause__ or e)
+        except Refused as e:
+            return self._not_started(row.state, str(e), e.__cause__ or e)
         except BaseException as e:  # noqa: BLE001 - SystemExit, too, is the job's error
             return self._raised(handler, row.state, e)
         return self._returned(row.state, result)
@@ -139,30 +173,37 @@ class Attempts:
         def work() -> bytes:
             self.process = os.getpid()
             self._loop = None
-            self.is_to_stop = lambda _: False  # the process gets a signal instead
+            self.link.is_in_pass = False
             self.interrupts.received.clear()
-            outcome, after, trace = self.run(handler, row, payload)
+            handler.enter_process(self.queue, self.max_result)
+            outcome, after, details = self.run(handler, row, payload)
             assert after is not None
-            return f"{outcome}\n{trace}\n".encode() + encode_state(after)
+            head = f"{outcome}\n{details.exception}\n{details.traceback}\n"
+            return head.encode() + encode_state(after)
 
         def tick_or_raise() -> None:
             tick()
             self.interrupts.raise_if_at_once()
 
         try:
-            content = time_limit.run(
-                work, timeout, tick_or_raise, lambda: self.is_to_stop(row), slot
+            content, printed = time_limit.run(
+                work, timeout, tick_or_raise, lambda: self.link.is_to_stop(row), slot
             )
         except time_limit.NotStarted as e:
             return self._not_started(row.state, "the job's process", e.__cause__ or e)
         except time_limit.Died as e:
+            details = Details()
+            details.printed = e.printed
             if e.by_end_signal and self._is_asked_to_end_too():
-                return INTERRUPTED, None, ""
-            return self.failed(handler, row.state, str(e))
+                return INTERRUPTED, None, details
+            return self.failed(handler, row.state, str(e), details)
         except BaseException as e:  # noqa: BLE001 - a signal
             return self._raised(handler, row.state, e)
-        outcome, trace, after = content.split(b"\n", 2)
-        return outcome.decode(), decode_state(after), trace.decode()
+        outcome, exception, trace, after = content.split(b"\n", 3)
+        details = Details()
+        details.exception, details.traceback = exception.decode(), trace.decode()
+        details.printed = printed
+        return outcome.decode(), decode_state(after), details
 
     def _is_asked_to_end_too(self) -> bool:
         """Return whether the signal that ended a job's process was sent to the whole service.
@@ -212,7 +253,7 @@ class Attempts:
         return handler.function(payload)
 
     def _job(self, row: Row) -> Job:
-        return Job(row, is_to_stop=lambda: self.is_to_stop(row))
+        return Job(row, self.link)
 
     def _start_within(self, handler: Handler, row: Row, payload: Any) -> Any:
         """Call the function within the `around` hooks, and return its result.
@@ -251,7 +292,7 @@ class Attempts:
                 self._loop = load(_one_loop)()
             except OSError as e:
                 coroutine.close()
-                raise _NoEventLoop from e
+                raise Refused("an event loop") from e
         return self._loop.run(coroutine)
 
     def close(self) -> None:
@@ -264,22 +305,28 @@ class Attempts:
         if isinstance(error, Delay):
             return self._delayed(handler, state, error)
         if isinstance(error, Fail):
-            return "failed", states.fail(state, describe(error)), format_traceback(error)
+            return "failed", states.fail(state, describe(error)), Details(error)
+        if isinstance(error, ResultLost):
+            return _not_kept(state, error.__cause__ or error)
         if self.interrupts.caused(error):
-            return INTERRUPTED, None, ""
-        return self.failed(handler, state, describe(error), format_traceback(error))
+            return INTERRUPTED, None, NO_DETAILS
+        return self.failed(handler, state, describe(error), Details(error))
 
     def failed(
-        self, handler: Handler | None, state: states.State, error: str, trace: str = ""
+        self,
+        handler: Handler | None,
+        state: states.State,
+        error: str,
+        details: Details = NO_DETAILS,
     ) -> Outcome:
         """Return the outcome of an error: a retry, or "failed" if no attempt is left.
 
-        `error` and `trace` are escaped.
+        `error` is escaped.
         """
         if state.attempts >= self.policies.limit_of(handler):
-            return "failed", states.fail(state, error), trace
-        seconds = self.policies.wait_of(handler, state.attempts)
-        return "retried", states.retry(state, error, states.retry_at(self.clock(), seconds)), trace
+            return "failed", states.fail(state, error), details
+        run_at = states.retry_at(self.clock(), self.policies.wait_of(handler, state.attempts))
+        return "retried", states.retry(state, error, run_at), details
 
     def _not_started(self, state: states.State, what: str, error: BaseException) -> Outcome:
         """Return the outcome of a job that wasn't started because the system refused `what`.
@@ -291,7 +338,7 @@ class Attempts:
         return (
             "delayed",
             states.delay(state, reason, states.later(self.clock(), _REFUSED_SECONDS)),
-            "",
+            NO_DETAILS,
         )
 
     def _delayed(self, handler: Handler, state: states.State, delay: Delay) -> Outcome:
@@ -305,16 +352,22 @@ class Attempts:
             run_at = max(check_instant(when, "Delay"), states.later(now, 0))
         except BaseException as e:  # noqa: BLE001 - the handler's values may raise anything
             return self.failed(handler, state, describe(e))
-        return "delayed", states.delay(state, escape(reason), run_at), ""
+        return "delayed", states.delay(state, escape(reason), run_at), NO_DETAILS
 
     def _returned(self, state: states.State, result: object) -> Outcome:
         if result is None:
-            return "completed", states.complete(state, ""), ""
+            return "completed", states.complete(state, ""), NO_DETAILS
         try:
-            return "completed", states.complete(state, encode_json(result, self.max_result)), ""
+            text = encode_json(result, self.max_result)
+            return "completed", states.complete(state, text), NO_DETAILS
         except BaseException as e:  # noqa: BLE001 - the work is done: it must not run again
-            error = escape("result not kept: ") + describe(e)
-            return "completed", states.complete(state, "", error), ""
+            return _not_kept(state, e)
+
+
+def _not_kept(state: states.State, error: BaseException) -> Outcome:
+    """Return the outcome of a job whose result can't be kept, and why."""
+    reason = escape("result not kept: ") + describe(error)
+    return "completed", states.complete(state, "", reason), NO_DETAILS
 
 
 def own_context() -> Context:

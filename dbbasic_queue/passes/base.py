@@ -153,7 +153,7 @@ class Pass:
             if work is not None:
                 work.close()
         fold_error = claims.finish()
-        self._report_lost_history(claims)
+        self._report_lost_rows(claims)
         return fold_error
 
     def _wait_for_queue(self) -> bool:
@@ -220,11 +220,15 @@ class Pass:
         ahead = claims.take_pulled_in()
         if ahead and (log := log_lines.logger()):
             log_lines.pulled_in(log, ahead)
-        self._report_lost_history(claims)
+        self._report_lost_rows(claims)
 
-    def _report_lost_history(self, claims: Claims) -> None:
-        if (error := claims.history.take_error()) and (log := log_lines.logger()):
-            log_lines.history_lost(log, error)
+    def _report_lost_rows(self, claims: Claims) -> None:
+        for what, file in (
+            ("the attempt history", claims.history),
+            ("what a job has printed", claims.output),
+        ):
+            if (error := file.take_error()) and (log := log_lines.logger()):
+                log_lines.lost(log, what, error)
 
     def _report_unreadable(self) -> None:
         if log := log_lines.logger():

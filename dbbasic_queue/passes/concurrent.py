@@ -17,7 +17,7 @@ from collections import deque
 
 from dbbasic_queue.errors import not_started
 from dbbasic_queue.passes import log_lines
-from dbbasic_queue.passes.attempt import INTERRUPTED, describe
+from dbbasic_queue.passes.attempt import INTERRUPTED, NO_DETAILS, describe
 from dbbasic_queue.passes.base import POLL_SECONDS
 from dbbasic_queue.passes.event_loop import close, hide
 from dbbasic_queue.passes.executor import Executor
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from dbbasic_queue.handlers import Handler
     from dbbasic_queue.model.states import State
-    from dbbasic_queue.passes.attempt import Attempts, Outcome
+    from dbbasic_queue.passes.attempt import Attempts, Details, Outcome
     from dbbasic_queue.passes.base import Pass
     from dbbasic_queue.store.protocol import Claim, Claims
 
@@ -176,31 +176,31 @@ class Concurrent:
                 self._claims.unclaim([])  # the list must match the running jobs
                 self._list_is_stale = False
         ended: list[tuple[Claim, State]] = []
-        outcomes: list[tuple[str, str, float]] = []
+        outcomes: list[tuple[str, Details, float]] = []
         for task in done:
             running = self._running.pop(task)
             claim = running.claim
             self._jobs.discard((self._pass.store.path, claim.row.id))
             seconds = time.monotonic() - running.started_at
-            outcome, after, trace = running.outcome or self._without_outcome(task, claim)
+            outcome, after, details = running.outcome or self._without_outcome(task, claim)
             if outcome == INTERRUPTED or after is None:
-                self._executor.interrupted(claim, seconds)
+                self._executor.interrupted(claim, seconds, details)
             else:
                 ended.append((claim, after))
-                outcomes.append((outcome, trace, seconds))
+                outcomes.append((outcome, details, seconds))
         if not ended:
             return
         recorded = self._claims.record_all(ended)
-        for (claim, after), state, (outcome, trace, seconds) in zip(
+        for (claim, after), state, (outcome, details, seconds) in zip(
             ended, recorded, outcomes, strict=True
         ):
-            self._executor.report(claim, outcome, after, trace, seconds, state)
+            self._executor.report(claim, outcome, after, details, seconds, state)
         self._list_is_stale = True
 
     def _without_outcome(self, task: asyncio.Task[None], claim: Claim) -> Outcome:
         """Return the outcome of a task without one: cancelled before its start, or at its end."""
         if self._interrupts.cancelling:
-            return INTERRUPTED, None, ""
+            return INTERRUPTED, None, NO_DETAILS
         error = "CancelledError" if task.cancelled() else describe(task.exception() or Exception())
         handler = self._policies.handler(claim.row.type)
         return self._executor.attempts.failed(handler, claim.row.state, error)

@@ -8,16 +8,21 @@ from __future__ import annotations
 import math
 import time
 
+from dbbasic_queue.lazy import load
 from dbbasic_queue.model import states
 from dbbasic_queue.passes import log_lines
-from dbbasic_queue.passes.attempt import INTERRUPTED, Attempts
+from dbbasic_queue.passes.attempt import INTERRUPTED, NO_DETAILS, Attempts
+from dbbasic_queue.passes.link import PassLink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from logging import Logger
+    from types import ModuleType
 
     from dbbasic_queue.errors import StoreError
+    from dbbasic_queue.model.rows import Row
     from dbbasic_queue.model.states import State
+    from dbbasic_queue.passes.attempt import Details
     from dbbasic_queue.passes.base import Pass
     from dbbasic_queue.passes.ticker import Ticker
     from dbbasic_queue.store.protocol import Claim, Claims
@@ -32,8 +37,14 @@ class Executor:
     """Runs the jobs of one pass."""
 
     def __init__(self, pass_: Pass, claims: Claims) -> None:
+        link = PassLink(claims, pass_.clock)
         self.attempts = Attempts(
-            pass_.interrupts, pass_.policies, pass_.max_result, pass_.clock, claims.is_to_stop
+            pass_.interrupts,
+            pass_.policies,
+            pass_.max_result,
+            pass_.clock,
+            pass_.store.path,
+            link,
         )
         self.log: Logger | None = None
         """the package's logger, or None; the caller looks it up once per batch"""
@@ -65,8 +76,10 @@ class Executor:
         self._started_at = started_at = time.monotonic()
         try:
             if handler is not None and handler.timeout is not None:
+                if handler.is_command:
+                    load(_program)  # once here, instead of in each job's process
                 ticker.stop()  # fork without other threads: this thread ticks while it waits
-                outcome, after, trace = self.attempts.run_limited(
+                outcome, after, details = self.attempts.run_limited(
                     handler,
                     row,
                     claim.payload,
@@ -75,7 +88,7 @@ class Executor:
                     self._claims.slot_fd(),
                 )
             else:
-                outcome, after, trace = self.attempts.run(handler, row, claim.payload)
+                outcome, after, details = self.attempts.run(handler, row, claim.payload)
         finally:
             self._started_at = math.inf
             self._interrupts.jobs = ()
@@ -84,16 +97,17 @@ class Executor:
             self.report_refused(self.attempts.refused)
             self.attempts.refused = None
         if outcome == INTERRUPTED or after is None:
-            self.interrupted(claim, seconds)
+            self.interrupted(claim, seconds, details)
             return
         recorded = self._claims.record(claim, after)
-        self.report(claim, outcome, after, trace, seconds, recorded)
+        self.report(claim, outcome, after, details, seconds, recorded)
 
     def _stop(self, claim: Claim) -> None:
         """Record a job for which a stop was requested before it was started."""
         after = states.unclaim(claim.row.state)
         assert after is not None
-        self.report(claim, "stopped", after, "", 0, self._claims.record(claim, after))
+        stopped = self._claims.record(claim, after)
+        self.report(claim, "stopped", after, NO_DETAILS, 0, stopped)
 
     def is_slow(self) -> bool:
         """Return whether a job, or its hooks, have been running for 0.2 s.
@@ -102,20 +116,31 @@ class Executor:
         """
         return time.monotonic() - self._started_at >= _SLOW_SECONDS
 
-    def interrupted(self, claim: Claim, seconds: float) -> None:
+    def interrupted(self, claim: Claim, seconds: float, details: Details) -> None:
         """Unclaim a job that was interrupted after `seconds`; its attempt isn't counted.
 
         The attempt is added to the history.
         """
         self._claims.unclaim([claim], STOPPED)
-        self._claims.history.note(claim.row, INTERRUPTED, STOPPED, self._clock(), seconds)
+        self._note(claim.row, INTERRUPTED, STOPPED, seconds, details)
+
+    def _note(self, row: Row, ended: str, error: str, seconds: float, details: Details) -> None:
+        """Keep what an attempt has printed, and add the attempt to the history."""
+        claims, now, printed = self._claims, self._clock(), details.printed
+        trace, exception = details.traceback, details.exception
+        if printed is None:
+            claims.history.note(row, ended, error, now, seconds, trace, exception)
+            return
+        offset = claims.output.keep(row, now, printed.kept, printed.left_out)
+        claims.history.note(row, ended, error, now, seconds, trace, exception, offset)
+        claims.history.flush()  # so that the output can be found as soon as the job has ended
 
     def report(
         self,
         claim: Claim,
         outcome: str,
         after: State,
-        trace: str,
+        details: Details,
         seconds: float,
         recorded: State | None,
     ) -> None:
@@ -129,7 +154,7 @@ class Executor:
         if recorded is not None and recorded.status == states.CANCELLED:
             outcome = "stopped"
         ended, state = ("late", after) if recorded is None else (outcome, recorded)
-        self._claims.history.note(row, ended, state.error, self._clock(), seconds, trace)
+        self._note(row, ended, state.error, seconds, details)
         if recorded is not None:
             self._counts[outcome] += 1
             if self.log is not None:
@@ -147,3 +172,9 @@ class Executor:
         if now >= self._quiet_until and (log := log_lines.logger()):
             self._quiet_until = now + _QUIET_SECONDS
             log_lines.refused(log, error)
+
+
+def _program() -> ModuleType:
+    from dbbasic_queue.passes import program
+
+    return program

@@ -145,6 +145,16 @@ def flush_output() -> None:
             stream.flush()
 
 
+def print_to(fd: int) -> None:
+    """Make this process print to a pipe: what it, or Python, writes to stdout and stderr."""
+    for standard in (1, 2):
+        os.dup2(fd, standard)
+    close(fd)
+    # A pipe isn't a terminal, so lines would stay in Python's buffer, and be lost by a kill.
+    with suppress(Exception):  # None, closed, or replaced by the program
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
 def signal_name(number: int) -> str:
     """Return a signal's name, or its number if it has none."""
     try:

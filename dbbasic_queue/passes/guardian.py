@@ -16,15 +16,18 @@
   kills the guardian's session.
 - The guardian holds the lock of the pass's slot, too. So no other pass recovers the job, and runs
   it again, before the guardian of a dead pass has killed what is running.
+- What the attempt prints, to stdout and stderr, comes through another pipe. The guardian reads it
+  all, and keeps the end, whatever happens to the attempt. It doesn't wait for the end of the pipe.
 
-A report is one line, and the outcome that the handler's process has written: its length in 8 bytes,
-big-endian, then that many bytes. An incomplete outcome doesn't count. The line:
+A report is a line, then A bytes of the outcome, then B bytes of what was printed. The outcome that
+the handler's process writes is its length in 8 bytes, big-endian, then that many bytes. An
+incomplete one doesn't count. C is how many bytes were printed before those B bytes. The line:
 
-    exit CODE       the process has ended; 0 also if its time was up after a complete outcome
-    killed SIGNAL   the process was killed by this signal
-    late 0          its time was up before the outcome was complete
-    stopped 0       the pass has asked for its end; the outcome may be complete
-    refused ERRNO   the system refused the process or its pipes: there is no outcome
+    exit CODE A B C       the process has ended; 0 also if its time was up after a complete outcome
+    killed SIGNAL A B C   the process was killed by this signal
+    late 0 A B C          its time was up before the outcome was complete
+    stopped 0 A B C       the pass has asked for its end; the outcome may be complete
+    refused ERRNO 0 0 0   the system refused the process or its pipes: there is no outcome
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ import time
 from contextlib import suppress
 
 from dbbasic_queue.passes import forked
+from dbbasic_queue.passes.tail import Tail
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,35 +103,46 @@ def guard(
         signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
         outcome, outcome_end = forked.pipe()
         os.set_blocking(outcome, False)
+        output, output_end = forked.pipe()
         child = forked.start(
-            lambda: _be_the_handlers_process(work, outcome_end, guardian, prctl), (outcome_end,)
+            lambda: _be_the_handlers_process(work, outcome_end, output_end, guardian, prctl),
+            (outcome_end, output_end),
         )
     except (OSError, RuntimeError) as e:
         reason = getattr(e, "errno", None) or errno.EAGAIN
-        _write_all(report, f"refused {reason}\n".encode())
+        write_all(report, f"refused {reason} 0 0 0\n".encode())
         os._exit(0)
-    forked.close(outcome_end)
+    forked.close(outcome_end, output_end)
     with suppress(OSError):  # the child does it, too: it must be done before either continues
         os.setpgid(child, child)
-    how, content = _watch(child, timeout, leash, wake, outcome, this_pass)
+    printed = Tail(output)
+    how, content = _watch(child, timeout, leash, wake, outcome, this_pass, printed)
     _kill_rest(child)
     if how:
         read_all(outcome, content)
-        _write_all(report, how.encode() + b"\n" + content)
+        printed.read_rest()
+        line = f"{how} {len(content)} {len(printed.kept)} {printed.left_out}\n"
+        write_all(report, line.encode() + content + printed.kept)
     os._exit(0)
 
 
 def _watch(
-    child: int, timeout: float, leash: int, wake: int, outcome: int, this_pass: int
+    child: int,
+    timeout: float,
+    leash: int,
+    wake: int,
+    outcome: int,
+    this_pass: int,
+    printed: Tail,
 ) -> tuple[str, bytearray]:
     """Wait until the handler's process has ended, its time is up, or the pass has died.
 
     When the time is up, or the pass asks for it, its process group gets SIGTERM, and GRACE_SECONDS
-    to end. Returns the report's line, or "" if the pass has died, and the outcome as far as it was
-    read.
+    to end. Returns how the report's line begins, or "" if the pass has died, and the outcome as far
+    as it was read.
     """
     poll = select.poll()
-    for fd in (leash, wake, outcome):
+    for fd in (leash, wake, outcome, printed.fd):
         poll.register(fd, select.POLLIN)
     content = bytearray()
     late = ""
@@ -143,6 +158,8 @@ def _watch(
             content += part
             if not part:
                 poll.unregister(outcome)
+        if printed.fd in ready and not printed.read():
+            poll.unregister(printed.fd)
         if wake in ready:
             os.read(wake, 512)
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -200,16 +217,20 @@ def _children() -> list[int] | None:
         return None
 
 
-def _write_all(fd: int, content: bytes | bytearray) -> None:
+def write_all(fd: int, content: bytes | bytearray) -> None:
+    """Write the whole content to a pipe. Raises OSError if that isn't possible."""
     view = memoryview(content)
     while view:
         view = view[os.write(fd, view) :]
 
 
 def _be_the_handlers_process(
-    work: Callable[[], bytes], outcome: int, guardian: int, prctl: Any
+    work: Callable[[], bytes], outcome: int, output: int, guardian: int, prctl: Any
 ) -> NoReturn:
-    """Call `work`, write the outcome that it returns to the pipe, and end this process."""
+    """Call `work`, write the outcome that it returns to the pipe, and end this process.
+
+    `outcome` and `output` are this process's ends of the pipes; it prints to `output`.
+    """
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != guardian:
         os._exit(1)  # the guardian died before prctl, so the kernel doesn't kill this process
@@ -218,9 +239,10 @@ def _be_the_handlers_process(
     signal.set_wakeup_fd(-1)
     for number in (*END_SIGNALS, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
+    forked.print_to(output)
     content = work()
     forked.flush_output()
-    _write_all(outcome, len(content).to_bytes(LENGTH_BYTES, "big") + content)
+    write_all(outcome, len(content).to_bytes(LENGTH_BYTES, "big") + content)
     forked.end()
 
 

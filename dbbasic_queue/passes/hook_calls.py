@@ -54,7 +54,7 @@ class HookCalls:
     def _call(self, kind: str, hooks: list[Callable[..., object]], row: Row, *facts: Any) -> None:
         for hook in hooks:
             try:
-                self._call_one(hook, Job(row, self._path), *facts)
+                self._call_one(hook, Job(row, queue=self._path), *facts)
             except BaseException as e:  # noqa: BLE001 - sys.exit, too: the outcome is recorded
                 if self._interrupts.raised(e):
                     continue  # the pass ends after these hooks, and raises it

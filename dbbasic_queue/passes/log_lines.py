@@ -12,7 +12,7 @@ import sys
 
 from dbbasic_queue.errors import QueueError
 from dbbasic_queue.model.escaping import escape
-from dbbasic_queue.model.states import PENDING
+from dbbasic_queue.model.states import PENDING, TEMPORARY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,9 +79,12 @@ def outcome(
 ) -> None:
     """Log how an attempt ended. A completed job with an error is a warning: its result is lost.
 
-    `seconds` is how long the handler ran, None if that is unknown.
+    A retry that a command has asked for isn't one. `seconds` is how long the handler ran, None if
+    that is unknown.
     """
     level = WARNING if name == "completed" and state.error else _LEVELS[name]
+    if level == WARNING and name == "retried" and state.error.startswith(TEMPORARY):
+        level = INFO
     if not log.isEnabledFor(level):
         return
     write(
@@ -222,9 +225,9 @@ def exit_ignored(log: Logger, error: BaseException) -> None:
     )
 
 
-def history_lost(log: Logger, error: Exception) -> None:
-    """Log that attempts are missing from the history."""
-    write(log, ERROR, "could not write the attempt history (the queue is not affected): %s", error)
+def lost(log: Logger, what: str, error: Exception) -> None:
+    """Log that rows are missing from a file that nothing depends on."""
+    write(log, ERROR, "could not write %s (the queue is not affected): %s", what, error)
 
 
 def skipped_history(log: Logger, path: str, lines: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ import time
 from contextlib import suppress
 
 from dbbasic_queue.passes import forked, guardian
+from dbbasic_queue.passes.tail import Printed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,12 +35,14 @@ class Died(Exception):
     """Raised if the process has ended without an outcome, or was killed when its time was up.
 
     `by_end_signal` is True if it was killed by SIGTERM, SIGINT or SIGHUP: such a signal may have
-    been sent to every process of the service.
+    been sent to every process of the service. `printed` is what it has printed, None if that is
+    nothing or is lost.
     """
 
-    def __init__(self, text: str, number: int = 0) -> None:
+    def __init__(self, text: str, printed: Printed | None, number: int = 0) -> None:
         super().__init__(text)
         self.by_end_signal = number in guardian.END_SIGNALS
+        self.printed = printed
 
 
 class NotStarted(Exception):
@@ -52,8 +55,8 @@ def run(
     tick: Callable[[], None],
     is_to_stop: Callable[[], bool],
     slot: int,
-) -> bytes:
-    """Run `work` in a process of its own, and return its result.
+) -> tuple[bytes, Printed | None]:
+    """Run `work` in a process of its own; return its result, and what the process has printed.
 
     `slot` is the descriptor of a file whose lock the guardian must hold as well, or -1. Until the
     process has ended, `tick` and `is_to_stop` are called in this process about ten times a second;
@@ -90,25 +93,41 @@ def run(
     return _outcome(bytes(running.report), timeout, is_late=running.is_late)
 
 
-def _outcome(report: bytes, timeout: float, *, is_late: bool) -> bytes:
-    """Return the outcome that a guardian has reported, or raise Died or NotStarted."""
+def _outcome(report: bytes, timeout: float, *, is_late: bool) -> tuple[bytes, Printed | None]:
+    """Return the outcome that a guardian has reported, or raise Died or NotStarted.
+
+    If the guardian was killed, the report may be cut short, or missing.
+    """
     line, is_whole, content = report.partition(b"\n")
-    how, _, number = line.decode().partition(" ")
-    if is_whole and how == "refused":
-        raise NotStarted from OSError(int(number), os.strerror(int(number)))
-    if (is_whole and how == "late") or is_late:
-        raise Died(f"timed out after {timeout:g} s")
     if not is_whole:
-        raise Died("the handler's process was lost: its guardian was killed")
-    if guardian.is_complete(content):
-        return content[guardian.LENGTH_BYTES :]
+        if is_late:
+            raise Died(_timed_out(timeout), None)
+        raise Died("the handler's process was lost: its guardian was killed", None)
+    words = line.decode().split(" ")
+    how, (number, length, *lengths) = words[0], map(int, words[1:])
+    outcome, printed = content[:length], _printed(content[length:], *lengths)
+    if how == "refused":
+        raise NotStarted from OSError(number, os.strerror(number))
+    if how == "late" or is_late:
+        raise Died(_timed_out(timeout), printed)
+    if guardian.is_complete(outcome):
+        return outcome[guardian.LENGTH_BYTES :], printed
     if how == "stopped":
-        raise Died("stopped by user")
+        raise Died("stopped by user", printed)
     if how == "killed":
-        name = forked.signal_name(int(number))
-        raise Died(f"the handler's process was killed by {name}", int(number))
-    without = "" if int(number) else ", without a result"
-    raise Died(f"the handler's process ended with exit code {number}{without}")
+        name = forked.signal_name(number)
+        raise Died(f"the handler's process was killed by {name}", printed, number)
+    without = "" if number else ", without a result"
+    raise Died(f"the handler's process ended with exit code {number}{without}", printed)
+
+
+def _timed_out(timeout: float) -> str:
+    return f"timed out after {timeout:g} s"
+
+
+def _printed(kept: bytes, length: int, left_out: int) -> Printed | None:
+    """Return what was printed; None if that is nothing, or if the report was cut short."""
+    return Printed(kept, left_out) if kept and len(kept) == length else None
 
 
 class _RunningGuardian:

@@ -21,15 +21,18 @@ from dbbasic_queue.store.memory_claims import MemoryClaims, MemoryJob
 from dbbasic_queue.store.writing.archive import append_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from dbbasic_queue.model.rows import Row
     from dbbasic_queue.model.states import State
     from dbbasic_queue.store.history import Attempt
+    from dbbasic_queue.store.output import Output
+    from dbbasic_queue.store.progress import Progress
     from dbbasic_queue.store.protocol import Terms
     from dbbasic_queue.store.reading.unreadable import Unreadable
 
 _MOST_ATTEMPTS_KEPT = 10_000
+_MOST_OUTPUTS_KEPT = 100
 
 
 class MemoryStore:
@@ -38,6 +41,8 @@ class MemoryStore:
     `jobs`         id -> job, in the order of enqueueing
     `last_number`  the `number` of the job that was enqueued last
     `finished`     the last 10,000 finished attempts, the oldest first
+    `printed`      what the last 100 attempts that have printed anything have printed
+    `reported`     job id -> how far it is, if it runs and has reported that
     """
 
     is_shared = False
@@ -48,6 +53,8 @@ class MemoryStore:
         self.jobs: dict[str, MemoryJob] = {}
         self.last_number = 0
         self.finished: deque[Attempt] = deque(maxlen=_MOST_ATTEMPTS_KEPT)
+        self.printed: deque[Output] = deque(maxlen=_MOST_OUTPUTS_KEPT)
+        self.reported: dict[str, Progress] = {}
         self._paused: frozenset[str] = frozenset()
         self._mutex = threading.RLock()
         self._process = os.getpid()
@@ -245,6 +252,20 @@ class MemoryStore:
             is_wanted = job_id in ("", attempt.id) and attempt.ended_at >= since
             if is_wanted and (attempt.error or not only_errors):
                 yield attempt
+
+    def output(self, job_id: str, attempt: int | None = None) -> Output | None:
+        """Return what a job's latest attempt, or this attempt, has printed, if that is kept."""
+        with self.lock:
+            for output in reversed(self.printed):
+                if output.id == job_id and attempt in (None, output.attempt):
+                    return output
+        return None
+
+    def progress(self, rows: Iterable[Row]) -> dict[str, Progress]:
+        """Return job id -> how far it is, for those of the jobs that run and have reported."""
+        with self.lock:
+            found = [(row, self.reported.get(row.id)) for row in rows]
+        return {row.id: progress for row, progress in found if progress and progress.is_of(row)}
 
 
 def _line(row: Row) -> bytes:

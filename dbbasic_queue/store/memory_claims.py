@@ -12,7 +12,8 @@ from dbbasic_queue.model import states
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.jsontext import decode_json
 from dbbasic_queue.model.rows import Row
-from dbbasic_queue.store.history import Attempt
+from dbbasic_queue.store import output, progress
+from dbbasic_queue.store.history import Attempt, worker_name
 from dbbasic_queue.store.protocol import Claim
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from collections import deque
     from typing import Protocol
 
-    from dbbasic_queue.store.protocol import History, Terms
+    from dbbasic_queue.store.output import Output
+    from dbbasic_queue.store.progress import Progress
+    from dbbasic_queue.store.protocol import History, OutputNotes, ProgressNotes, Terms
 
     class Jobs(Protocol):
         """The part of `MemoryStore` that claims use."""
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
         jobs: dict[str, MemoryJob]
         last_number: int
         finished: deque[Attempt]
+        printed: deque[Output]
+        reported: dict[str, Progress]
 
         @property
         def lock(self) -> threading.RLock:
@@ -56,6 +61,7 @@ class MemoryHistory:
 
     def __init__(self, store: Jobs) -> None:
         self._store = store
+        self._worker = worker_name()
 
     def note(
         self,
@@ -65,21 +71,62 @@ class MemoryHistory:
         ended_at: float,
         seconds: float | None,
         traceback: str = "",
+        exception: str = "",
+        output_offset: int | None = None,
     ) -> None:
         """Add a finished attempt."""
         state = row.state
         due_at = max(state.run_at, state.created_at)
         columns = (row.id, row.type, state.attempts, outcome, due_at, ended_at)
         duration = "" if seconds is None else seconds
-        self._store.finished.append(
-            Attempt("\t".join(map(str, (*columns, duration, error, traceback))) + "\n")
-        )
+        rest = (duration, error, traceback, self._worker, exception, "")
+        self._store.finished.append(Attempt("\t".join(map(str, (*columns, *rest))) + "\n"))
 
     def flush(self) -> None:
         """Do nothing: every row is there at once."""
 
     def take_error(self) -> None:
         """Return None: no row is ever lost."""
+
+
+class MemoryOutput:
+    """Receives what the jobs of a pass have printed."""
+
+    def __init__(self, store: Jobs) -> None:
+        self._store = store
+
+    def keep(self, row: Row, ended_at: float, printed: bytes, left_out: int) -> None:
+        """Keep what an attempt has printed."""
+        line = output.encode_row(row, ended_at, printed, left_out)
+        self._store.printed.append(output.Output(line))
+
+    def take_error(self) -> None:
+        """Return None: nothing is lost."""
+
+
+class MemoryProgress:
+    """Receives how far the jobs of a pass are."""
+
+    def __init__(self, store: Jobs) -> None:
+        self._store = store
+
+    def note(
+        self,
+        job_id: str,
+        attempt: int,
+        started_at: float,
+        at: float,
+        done: float,
+        total: float | None,
+        note: str,
+    ) -> None:
+        """Keep how far an attempt is. Raises StoreError in a forked child, which has a copy."""
+        line = progress.encode_row(job_id, attempt, started_at, at, done, total, note)
+        with self._store.lock:
+            self._store.reported[job_id] = progress.Progress(line)
+
+    def take_error(self) -> None:
+        """Return None: nothing is lost."""
 
 
 class MemoryClaims:
@@ -91,6 +138,8 @@ class MemoryClaims:
         self.terms = terms
         self.parallel = parallel
         self.history: History = MemoryHistory(store)
+        self.output: OutputNotes = MemoryOutput(store)
+        self.progress: ProgressNotes = MemoryProgress(store)
         self._pulled_in = 0
         self._held: dict[str, tuple[MemoryJob, states.State]] = {}
         with store.lock:
@@ -232,6 +281,7 @@ class MemoryClaims:
         """
         with self.store.lock:
             job, claimed = self._held.pop(claim.row.id)
+            self.store.reported.pop(job.id, None)
             accepted = _accepted(job, claimed, state)
             if accepted is not None:
                 job.state = accepted
@@ -251,7 +301,9 @@ class MemoryClaims:
         """
         with self.store.lock:
             for claim in claims:
-                _unclaim(*self._held.pop(claim.row.id), error)
+                job, claimed = self._held.pop(claim.row.id)
+                self.store.reported.pop(job.id, None)
+                _unclaim(job, claimed, error)
 
     def is_published(self) -> bool:
         """Return True: every change is visible at once."""

@@ -12,13 +12,15 @@ from dbbasic_queue.model.records import encode_state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from typing import Any, Protocol
 
     from dbbasic_queue.model.rows import Row
     from dbbasic_queue.model.states import State
     from dbbasic_queue.store.claiming.slots import LivePass
     from dbbasic_queue.store.history import Attempt
+    from dbbasic_queue.store.output import Output
+    from dbbasic_queue.store.progress import Progress
     from dbbasic_queue.store.reading.unreadable import Unreadable
 
     class Store(Protocol):
@@ -113,6 +115,15 @@ if TYPE_CHECKING:
         ) -> Iterator[Attempt]:
             """Yield the finished attempts, or those of one job; see `history.read`."""
 
+        def output(self, job_id: str, attempt: int | None = None) -> Output | None:
+            """Return what the job's latest attempt, or this attempt, has printed; or None.
+
+            None if that isn't kept; see `output.read`.
+            """
+
+        def progress(self, rows: Iterable[Row]) -> dict[str, Progress]:
+            """Return job id -> how far it is, for those of the jobs that run and have reported."""
+
         def running(self) -> tuple[list[LivePass], list[Row]]:
             """Return the live passes and the `processing` jobs, as of one instant.
 
@@ -156,11 +167,14 @@ if TYPE_CHECKING:
             ended_at: float,
             seconds: float | None,
             traceback: str = "",
+            exception: str = "",
+            output_offset: int | None = None,
         ) -> None:
             """Add a finished attempt.
 
-            `row` is the job as claimed. `error` and `traceback` are escaped. `ended_at` is in Unix
-            seconds. `seconds` is how long the handler ran, None if that is unknown.
+            `row` is the job as claimed. `error`, `traceback` and `exception`, the path of its
+            class, are escaped. `ended_at` is in Unix seconds. `seconds` is how long the handler
+            ran, None if that is unknown. `output_offset` is what `OutputNotes.keep` returned.
             """
 
         def flush(self) -> None:
@@ -169,12 +183,55 @@ if TYPE_CHECKING:
         def take_error(self) -> OSError | None:
             """Return why attempts were lost, or None. The same failure is returned once."""
 
+    class OutputNotes(Protocol):
+        """Receives what the jobs of a pass have printed."""
+
+        def keep(self, row: Row, ended_at: float, printed: bytes, left_out: int) -> int | None:
+            """Keep what an attempt has printed; return its offset, None if it's lost.
+
+            `row` is the job as claimed. `ended_at` is in Unix seconds. `left_out` is how many bytes
+            came before `printed`. Call it after the attempt's outcome was recorded.
+            """
+
+        def take_error(self) -> OSError | None:
+            """Return why something was lost, or None. The same failure is returned once."""
+
+    class ProgressNotes(Protocol):
+        """Receives how far the jobs of a pass are."""
+
+        def note(
+            self,
+            job_id: str,
+            attempt: int,
+            started_at: float,
+            at: float,
+            done: float,
+            total: float | None,
+            note: str,
+        ) -> None:
+            """Keep how far an attempt is at the instant `at`.
+
+            `started_at` is when its handler was called; both are in Unix seconds. `total` is None
+            if it is unknown. `note` is escaped. Raises QueueError if it can't be kept here.
+            """
+
+        def take_error(self) -> OSError | None:
+            """Return why something was lost, or None. The same failure is returned once."""
+
     class Claims(Protocol):
         """The jobs that one pass has claimed."""
 
         @property
         def history(self) -> History:
             """Where the finished attempts go."""
+
+        @property
+        def output(self) -> OutputNotes:
+            """Where it goes what they have printed."""
+
+        @property
+        def progress(self) -> ProgressNotes:
+            """Where it goes how far the jobs are."""
 
         looked_at: float
         """when the pass looked for due jobs last, in Unix seconds"""

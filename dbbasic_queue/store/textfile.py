@@ -22,7 +22,7 @@ from dbbasic_queue.store.writing.queue_files import QueueFiles
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
     from types import ModuleType
 
     from dbbasic_queue.model.rows import Row
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.claiming.slots import LivePass
     from dbbasic_queue.store.disk.openfile import OpenFile
     from dbbasic_queue.store.history import Attempt
+    from dbbasic_queue.store.output import Output
+    from dbbasic_queue.store.progress import Progress
     from dbbasic_queue.store.protocol import Terms
     from dbbasic_queue.store.reading.snapshot import Snapshot
     from dbbasic_queue.store.reading.unreadable import Unreadable
@@ -346,6 +348,16 @@ class TextFileStore:
         yield from load(_history).read(self.path, job_id, since, skipped, only_errors=only_errors)
         self.skipped_history = skipped
 
+    def output(self, job_id: str, attempt: int | None = None) -> Output | None:
+        """Return what a job's latest attempt, or this one, has printed; see `output.read`."""
+        found: Output | None = load(_output).read(self.path, job_id, attempt)
+        return found
+
+    def progress(self, rows: Iterable[Row]) -> dict[str, Progress]:
+        """Return job id -> how far it is, for those of the jobs that run and have reported."""
+        found: dict[str, Progress] = load(_progress).read(self.path, rows)
+        return found
+
     @reading
     def is_complete(self, apart_from: Collection[tuple[str, str]] = ()) -> bool:
         """Return whether no job is running, and none is pending whose type isn't paused.
@@ -428,3 +440,15 @@ def _history() -> ModuleType:
     from dbbasic_queue.store import history
 
     return history
+
+
+def _output() -> ModuleType:
+    from dbbasic_queue.store import output
+
+    return output
+
+
+def _progress() -> ModuleType:
+    from dbbasic_queue.store import progress
+
+    return progress

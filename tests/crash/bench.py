@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -35,6 +36,7 @@ from typing import Any
 from disk import FINAL, Job, archive_of, read_disk
 from shim import REAL
 
+import dbbasic_queue
 from dbbasic_queue import Backoff, Delay, Fail, Handler, Queue, QueueError
 
 START = 1_000_000
@@ -47,6 +49,7 @@ RETRY_AT = START + 500
 POLICIES: dict[str, dict[str, Any]] = {
     "twice": {"max_attempts": 2, "backoff": Backoff(first=20)},
     "often": {"max_attempts": 5, "backoff": Backoff(first=1, factor=1)},
+    "prints": {"timeout": math.inf},
 }
 """type -> the policy of its handler"""
 
@@ -58,8 +61,8 @@ class Log:
         self.path = path
         self.fd = REAL["open"](path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    def add(self, what: str, *rest: Any) -> None:
-        line = json.dumps([os.getpid(), what, *rest]) + "\n"
+    def add(self, what: str, *rest: Any, process: int | None = None) -> None:
+        line = json.dumps([process or os.getpid(), what, *rest]) + "\n"
         REAL["write"](self.fd, line.encode())
 
     def events(self) -> list[list[Any]]:
@@ -99,6 +102,10 @@ class Bench:
         self.ticks: float | None = None
         """the monotonic clock of an attacked process"""
         self._nested = 0
+        self.job: dbbasic_queue.Job | None = None
+        """the job that was started last"""
+        self.process = 0
+        """the process that makes the passes"""
         self.queue = self.open()
         self.handlers: dict[str, Callable[..., Any]] = {
             name.removeprefix("job_"): self._handler(name)
@@ -247,6 +254,7 @@ class Bench:
     # -- passes --
 
     def work(self) -> dict[str, int] | None:
+        self.process = os.getpid()
         counts: dict[str, int] | None = self._try(
             "pass", "", lambda: self.queue.process_jobs(self.handlers, MAX_ATTEMPTS)
         )
@@ -257,16 +265,18 @@ class Bench:
     def _handler(self, name: str) -> Callable[..., Any]:
         function: Callable[[str], Any] = getattr(self, name)
 
-        def run(payload: Any) -> Any:
+        def run(payload: Any, *, job: dbbasic_queue.Job) -> Any:
             key = payload["k"]
-            self.log.add("start", key, self.now)
+            self.job = job
+            process = self.process  # that of the pass, whichever process runs this
+            self.log.add("start", key, self.now, process=process)
             try:
                 return function(key)
             except Delay:
-                self.log.add("delay", key)
+                self.log.add("delay", key, process=process)
                 raise
             finally:
-                self.log.add("end", key)
+                self.log.add("end", key, process=process)
 
         policy = POLICIES.get(name.removeprefix("job_"))
         return run if policy is None else Handler(run, **policy)
@@ -301,6 +311,18 @@ class Bench:
 
     def job_often(self, _: str) -> Any:
         raise ValueError("never")
+
+    def job_reports(self, _: str) -> Any:
+        """Report progress: to a file that nothing depends on."""
+        for done in (1, 2):
+            assert self.job is not None
+            self.job.progress(done, 2, "half")
+        return done
+
+    def job_prints(self, _: str) -> Any:
+        """Print in a process of its own: its pass writes that to such a file, too."""
+        REAL["write"](1, b"printed\n" * 9)
+        return 1
 
     def job_revives(self, key: str) -> Any:
         self.requeue(key + ".victim")

@@ -18,13 +18,19 @@ DESCRIPTORS = (
 )
 POWER = "tests/crash/test_power_loss.py"
 STORE = "tests/store/test_textfile.py"
+HISTORY = "tests/store/test_history.py"
+OUTPUT_FILE = "tests/store/test_output_file.py"
 WORKER = "tests/passes/test_passes.py"
+OUTPUT = "tests/passes/test_output.py"
+PROGRESS = "tests/passes/test_progress.py"
 TIMEOUT = "tests/passes/test_time_limit.py"
 NOT_STARTED = "test_a_job_whose_process_cannot_be_started_is_returned_with_its_attempt"
 TRAPS = "tests/test_pitfalls.py"
 ROWS = "tests/model/test_rows.py"
 QUEUE = "tests/test_jobqueue.py"
 CLI = "tests/cli/test_cli.py"
+COMMANDS = "tests/test_commands.py"
+PROGRAM = "tests/passes/test_program.py"
 CONTENTION = "tests/store/test_contention.py"
 FORKS = "tests/store/test_forks.py"
 SIGNALS = "tests/passes/test_signals.py"
@@ -599,8 +605,8 @@ MUTANTS = (
     Mutant(
         "a job whose result is not JSON runs again",
         "passes/attempt.py",
-        '            return "completed", states.complete(state, "", error), ""\n',
-        '            return "retried", states.retry(state, error, 0), ""\n',
+        '    return "completed", states.complete(state, "", reason), NO_DETAILS\n',
+        '    return "retried", states.retry(state, reason, 0), NO_DETAILS\n',
         (
             WORKER + "::test_a_job_whose_result_is_not_json_is_completed_and_never_run_again",
             kill("passes"),
@@ -1103,5 +1109,156 @@ MUTANTS = (
         "            self._returned.append(number)\n",
         "            self._returned.append(0)\n",
         (PRIORITIES + "::test_a_job_that_someone_makes_due_is_taken",),
+    ),
+    Mutant(
+        "output is written before the outcome is recorded",
+        "passes/executor.py",
+        "        recorded = self._claims.record(claim, after)\n",
+        "        self._note(row, outcome, after.error, seconds, details)\n"
+        "        recorded = self._claims.record(claim, after)\n",
+        (OUTPUT + "::test_output_is_written_after_the_outcome_was_recorded",),
+    ),
+    Mutant(
+        "the guardian keeps all output in memory",
+        "passes/tail.py",
+        "        del self.kept[:-KEPT_BYTES]\n",
+        "",
+        (OUTPUT + "::test_a_tail_reads_a_pipe_to_its_end_without_waiting",),
+    ),
+    Mutant(
+        "the output of a job whose time was up is lost",
+        "passes/time_limit.py",
+        "        raise Died(_timed_out(timeout), printed)\n",
+        "        raise Died(_timed_out(timeout), None)\n",
+        (OUTPUT + "::test_output_is_kept_whatever_the_outcome",),
+    ),
+    Mutant(
+        "lines stay in Python's buffer until the job ends",
+        "passes/forked.py",
+        "reconfigure(line_buffering=True)",
+        "reconfigure(line_buffering=False)",
+        (OUTPUT + "::test_what_print_has_written_before_a_kill_is_kept",),
+    ),
+    Mutant(
+        "output is not escaped",
+        "store/output.py",
+        'escape_lines(printed.decode("utf-8", "surrogateescape"))',
+        'printed.decode("utf-8", "replace")',
+        (OUTPUT + "::test_no_output_can_add_a_row_or_a_column",),
+    ),
+    Mutant(
+        "any row at the position counts as the attempt's output",
+        "store/output.py",
+        "            if output and _names(output) == (last.id, last.attempt, last.ended_at):\n",
+        "            if output:\n",
+        (OUTPUT_FILE + "::test_the_row_at_a_position_counts_only_if_it_is_that_attempts",),
+    ),
+    Mutant(
+        "a position does not count what others append",
+        "store/rotated.py",
+        "        return os.lseek(file.fd, 0, os.SEEK_CUR) - len(rows)\n",
+        "        return size\n",
+        (OUTPUT_FILE + "::test_a_position_is_right_even_if_others_append_at_the_same_time",),
+    ),
+    Mutant(
+        "a full history is rotated without the lock",
+        "store/rotated.py",
+        "self._lock.run(self._rotated)",
+        "self._rotated()",
+        (HISTORY + "::test_the_history_is_created_and_rotated_under_the_queues_lock",),
+    ),
+    Mutant(
+        "progress of an earlier attempt is shown",
+        "store/progress.py",
+        "        return is_current and self.started_at >= state.run_at\n",
+        "        return is_current\n",
+        (PROGRESS + "::test_progress_of_an_earlier_attempt_is_not_shown",),
+    ),
+    Mutant(
+        "a progress report that cannot be written fails the job",
+        "passes/link.py",
+        "        except QueueError:\n",
+        "        except ZeroDivisionError:\n",
+        (PROGRESS + "::test_a_report_by_a_signal_handler_inside_a_call_of_the_queue_is_dropped",),
+    ),
+    Mutant(
+        "a payload becomes an option of a command",
+        "commands.py",
+        """            if name and not literal and text[:1] == b"-" and not after_dashes:\n""",
+        "            if False:\n",
+        (COMMANDS + "::test_an_argument_that_a_payload_makes_an_option_is_refused",),
+    ),
+    Mutant(
+        "a payload becomes code of a shell",
+        "commands.py",
+        "        if any(takes_member[i] for i in _code(self.command)):\n",
+        "        if False:\n",
+        (COMMANDS + "::test_a_command_that_can_never_run_is_refused_where_it_is_declared",),
+    ),
+    Mutant(
+        "a handlers.toml that any user can change is used",
+        "toml_file.py",
+        "        if is_world_writable(place):\n",
+        "        if False:\n",
+        ("tests/test_toml_file.py::test_the_rule_is_that_of_the_queues_directory",),
+    ),
+    Mutant(
+        "the link to a program is not protected",
+        "toml_file.py",
+        "    for place in (target, os.path.dirname(target), os.path.dirname(path)):\n",
+        "    for place in (target, os.path.dirname(target)):\n",
+        ("tests/test_toml_file.py::test_a_link_is_followed_and_both_its_ends_are_checked",),
+    ),
+    Mutant(
+        "a command waits for what it has left running",
+        "passes/program.py",
+        "            if ended:\n",
+        "            if ended and not any([_receive(*pair) for pair in receivers.items()]):\n",
+        (
+            PROGRAM
+            + "::test_a_program_that_leaves_a_child_with_its_pipes_ends_and_the_child_is_killed",
+        ),
+    ),
+    Mutant(
+        "a command ends with its pipes",
+        "passes/program.py",
+        "                poll.unregister(fd)\n",
+        "                return 0\n",
+        (PROGRAM + "::test_a_program_that_closes_its_outputs_early_is_waited_for",),
+    ),
+    Mutant(
+        "a command whose result is too large runs again",
+        "passes/attempt.py",
+        "        if isinstance(error, ResultLost):\n",
+        "        if False:\n",
+        (PROGRAM + "::test_a_result_that_is_too_large_is_dropped_and_the_job_is_completed",),
+    ),
+    Mutant(
+        "output that is too large stays in memory",
+        "passes/program.py",
+        "            self._content.clear()\n",
+        "            self._content += part\n",
+        (PROGRAM + "::test_huge_output_is_not_kept_in_memory",),
+    ),
+    Mutant(
+        "a command whose time is up is killed without a warning",
+        "passes/program.py",
+        "        signal.signal(number, signal.SIG_IGN)\n",
+        "        pass\n",
+        (PROGRAM + "::test_a_command_whose_time_is_up_can_clean_up_first",),
+    ),
+    Mutant(
+        "a signal to the whole service costs a command an attempt",
+        "passes/program.py",
+        "    if -code in guardian.END_SIGNALS:\n",
+        "    if False:\n",
+        (PROGRAM + "::test_a_command_is_returned_if_sigterm_goes_to_all_processes_of_its_service",),
+    ),
+    Mutant(
+        "a program inherits open files",
+        "passes/program.py",
+        "                os.set_inheritable(fd, False)\n",
+        "                pass\n",
+        (PROGRAM + "::test_a_program_inherits_four_descriptors_and_no_signal_settings",),
     ),
 )

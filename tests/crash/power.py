@@ -31,7 +31,7 @@ FREE = "free"
 MODELS = (ORDERED, FREE)
 ROOT = 0
 SECTOR = 512
-NOTHING_PROMISED = (".pass.", ".history")
+NOTHING_PROMISED = (".pass.", ".history", ".output", ".progress")
 """parts of the names of files whose content isn't promised to survive"""
 NOTHING, EVERYTHING = 0, 1
 CHOICES = EVERYTHING  # and seven more: which of the last three names and truncations are lost

@@ -136,7 +136,8 @@ class Shim:
         self.plan = plan
         self.trace: list[Call] = []
         self.on = False
-        """whether calls are counted and attacked"""
+        """whether calls are counted and attacked; not those of processes that it forks"""
+        self._process = 0
         self.first_error = ""
         """the first call that failed"""
         self._later_changes = 0
@@ -151,6 +152,7 @@ class Shim:
 
     def install(self) -> None:
         """Replace functions of `os`, and `fcntl.flock`, in this process. There is no way back."""
+        self._process = os.getpid()
         for name in NAMES:
             setattr(os, name, self._wrapper(name))
         lock, unlock = self._wrapper("lock"), self._wrapper("unlock")
@@ -172,7 +174,7 @@ class Shim:
             file = self._file(args[0])
             if file is None or _only_compares(name):
                 return function(*args, **options)
-            if self.on:
+            if self.on and os.getpid() == self._process:
                 result = self._do(name, file, function, args, options)
             else:
                 result = function(*args, **options)

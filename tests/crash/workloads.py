@@ -217,6 +217,18 @@ def _policies(bench: Bench) -> None:
     bench.work()
 
 
+# -- I: jobs that report progress, and that print -------------------------------------------------
+
+
+def _prepare_observed(bench: Bench) -> None:
+    rows = [
+        _row("i1", "reports", run_at=START - 9),
+        _row("i2", "prints", run_at=START - 8),
+        _row("i3", "reports", run_at=START - 7),
+    ]
+    _write_file(bench, "".join(rows))
+
+
 # -- G: failed and cancelled jobs are requeued ----------------------------------------------------
 
 
@@ -403,6 +415,7 @@ WORKLOADS = {
         Workload("slow", _one_pass, _prepare_slow),
         Workload("unfolded", _calls_and_passes, _prepare_passes, folds_seem_expensive=True),
         Workload("policies", _policies, _prepare_policies),
+        Workload("observed", _one_pass, _prepare_observed),
         Workload("requeue", _requeue, _prepare_failed, folds_seem_expensive=True),
         Workload("purge", _purge, _prepare_finished, folds_seem_expensive=True),
         Workload("stop", _stops, _prepare_stops),

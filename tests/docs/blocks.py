@@ -32,7 +32,7 @@ PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 
 RUN = {"python", "sh", "console"}
 SHOWN = {"apache", "awk", "caddy", "crontab", "dockerfile", "html", "ini", "json", "nginx", "text"}
-SHOWN |= {"toml", "tsv", "yaml"}
+SHOWN |= {"php", "toml", "tsv", "yaml"}
 WORDS = {
     "python": {"norun", "last"},
     "sh": {"norun", "last", "root", "demo", "test"},

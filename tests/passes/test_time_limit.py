@@ -37,6 +37,7 @@ from helpers import (
 from dbbasic_queue import Delay, Fail, Handler, InvalidHandlers, Job, Queue
 from dbbasic_queue.handlers import Backoff
 from dbbasic_queue.passes import guardian
+from dbbasic_queue.passes.tail import Tail
 
 SHORT = 0.3
 LONG = 30.0
@@ -200,10 +201,11 @@ def test_endless_input_does_not_delay_the_time_limit() -> None:
     quiet, quiet_end = os.pipe()
     news = os.open("/dev/zero", os.O_RDONLY)  # endless input
     with subprocess.Popen(["sleep", "10"]) as sleeper:
-        how, _ = guardian._watch(sleeper.pid, SHORT, quiet, news, quiet, os.getppid())
+        printed = Tail(os.open("/dev/zero", os.O_RDONLY))
+        how, _ = guardian._watch(sleeper.pid, SHORT, quiet, news, quiet, os.getppid(), printed)
         sleeper.kill()
     assert how == "late 0"
-    for fd in (quiet, quiet_end, news):
+    for fd in (quiet, quiet_end, news, printed.fd):
         os.close(fd)
 
 
@@ -325,6 +327,7 @@ def test_the_job_ends_with_its_pass_even_if_the_program_has_forked_other_process
 def test_a_process_that_the_program_forks_inherits_no_pipes_of_a_job(
     programs: Programs, tmp_path: Path
 ) -> None:
+    """One that the job forks prints where the job prints."""
     queue = Queue(tmp_path / "data/queue.tsv")
     queue.enqueue("work", {})
     programs.run(
@@ -336,7 +339,7 @@ def test_a_process_that_the_program_forks_inherits_no_pipes_of_a_job(
         def start_helper():
             wait_for(lambda: open_pipes() != before, "the job to start")
             if os.fork() == 0:
-                note("inherited", open_pipes() - before)
+                note("inherited", sorted(end.split()[0] for end in open_pipes() - before))
                 os._exit(0)
             os.wait()
 
@@ -346,7 +349,7 @@ def test_a_process_that_the_program_forks_inherits_no_pipes_of_a_job(
         def work(_):
             wait_for_notes("inherited", 1)
             if os.fork() == 0:
-                note("inherited", open_pipes() - before)
+                note("inherited", sorted(end.split()[0] for end in open_pipes() - before))
                 os._exit(0)
             os.wait()
 
@@ -354,7 +357,8 @@ def test_a_process_that_the_program_forks_inherits_no_pipes_of_a_job(
         queue.process_jobs({"work": Handler(work, timeout=900)})
         """
     )
-    assert notes(tmp_path / "inherited") == ["set()", "set()"]
+    its_stdout_and_stderr = "['1', '2']"
+    assert notes(tmp_path / "inherited") == ["[]", its_stdout_and_stderr]
 
 
 @pytest.mark.parametrize("refused", ["guardian", "handler"])

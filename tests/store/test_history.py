@@ -36,6 +36,7 @@ from dbbasic_queue.model.checks import check_type
 from dbbasic_queue.model.escaping import unescape
 from dbbasic_queue.passes.tracebacks import MAX_TRACEBACK, format_traceback
 from dbbasic_queue.store import history as history_file
+from dbbasic_queue.store import rotated
 from dbbasic_queue.store.history import HEADER, HistoryWriter
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def test_each_way_an_attempt_can_end_is_a_row(queue: Queue, path: Path, clock: C
     queue.process_jobs(handlers)
     clock.now += 1000
     queue.process_jobs({"bad": handlers["bad"]}, 2, skip_unknown=True)
-    found = [(id_, attempt, end, error) for id_, _, attempt, end, _, _, _, error, _ in table(path)]
+    found = [(id_, attempt, end, error) for id_, _, attempt, end, _, _, _, error, *_ in table(path)]
     json_types = "give a dict, list, str, int, float, bool or None"
     kept = f"result not kept: ValueError: object is not JSON ({json_types})"
     assert found == [
@@ -139,6 +140,7 @@ def test_history_returns_a_jobs_attempts_oldest_first(queue: Queue, clock: Clock
     assert list(first) == HEADER.decode().split()
     trace = first.pop("traceback")
     assert first.pop("seconds") >= 0
+    assert first.pop("worker") == second.pop("worker") == f"{os.uname().nodename}.{os.getpid()}"
     assert first == {
         "id": job_id,
         "type": "work",
@@ -147,6 +149,8 @@ def test_history_returns_a_jobs_attempts_oldest_first(queue: Queue, clock: Clock
         "due_at": NOW,
         "ended_at": NOW,
         "error": "ValueError: a\tb\n",
+        "exception": "ValueError",
+        "output_offset": None,
     }
     assert trace.startswith("Traceback (most recent call last):\n") and "raise errors.pop" in trace
     assert (second["attempt"], second["outcome"]) == (2, "delayed")
@@ -431,7 +435,7 @@ def test_no_text_can_add_a_row_or_column_or_control_a_terminal(
 ) -> None:
     job_id = queue.enqueue("work", {})
     queue.process_jobs({"work": raising(ValueError(text))})
-    assert [len(columns) for columns in table(path)] == [9]
+    assert [len(columns) for columns in table(path)] == [12]
     content = sibling(path, "history").read_text("utf-8")
     assert content.replace("\t", "").replace("\n", "").isprintable()
     (found,) = history(queue, job_id)
@@ -664,13 +668,14 @@ def test_a_link_at_the_historys_path_is_left_alone_and_the_pass_goes_on(
 
 
 def test_two_passes_that_find_the_history_full_rotate_it_once(
-    queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch, space: Space
+    queue: Queue, path: Path, space: Space
 ) -> None:
     first, second = log_of(queue, space), log_of(queue, space)
     for log in (first, second):
         add(queue, log)
         log.flush()
-    monkeypatch.setattr(history_file, "LARGEST_BYTES", sibling(path, "history").stat().st_size)
+    for log in (first, second):
+        log.file.largest_bytes = sibling(path, "history").stat().st_size
     for log in (first, second):
         add(queue, log)
         log.flush()
@@ -686,14 +691,14 @@ def test_two_passes_that_find_the_history_full_rotate_it_once(
 
 
 def test_a_pass_does_not_rotate_if_another_did_before_it_got_the_lock(
-    queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch, space: Space
+    queue: Queue, path: Path, space: Space
 ) -> None:
     first = log_of(queue, space)
     for _ in range(2):
         add(queue, first)
     first.flush()
     full = sibling(path, "history").read_bytes()
-    monkeypatch.setattr(history_file, "LARGEST_BYTES", len(full))
+    first.file.largest_bytes = len(full)
 
     class Overtaken:
         def run(self, function: Any) -> object:
@@ -703,6 +708,7 @@ def test_a_pass_does_not_rotate_if_another_did_before_it_got_the_lock(
 
     lock: Any = Overtaken()
     second = HistoryWriter(queue.path, lock, space)
+    second.file.largest_bytes = len(full)
     add(queue, second)
     second.flush()
     assert sibling(path, "history.1").read_bytes() == full
@@ -736,10 +742,10 @@ def test_four_processes_that_write_and_rotate_at_once_keep_every_row_whole(
         assert header + "\n" == HEADER.decode()
         assert lines.pop() == ""
         assert (
-            len(content) < 3000 + 4 * 5 * 100
+            len(content) < 3000 + 4 * 5 * 120
         )  # each process may have added its rows to a full one
         for text in lines:
-            assert len(text.split("\t")) == 9, text
+            assert len(text.split("\t")) == 12, text
             seen[text.split("\t")[0]] += 1
     assert 20 < len(seen) < 100
     assert set(seen) <= ids
@@ -751,21 +757,19 @@ def test_a_reader_misses_no_row_during_a_rotation(
 ) -> None:
     add(queue, log)
     log.flush()
-    real = vars(history_file)["open_file"]
-    rotated = False
+    real = vars(rotated)["open_file"]
+    is_rotated = False
 
     def opens(place: str, flags: int) -> Any:
-        nonlocal rotated
-        if place.endswith(".1") and not rotated:
-            rotated = True
-            monkeypatch.setattr(
-                history_file, "LARGEST_BYTES", sibling(path, "history").stat().st_size
-            )
+        nonlocal is_rotated
+        if place.endswith(".1") and not is_rotated:
+            is_rotated = True
+            log.file.largest_bytes = sibling(path, "history").stat().st_size
             add(queue, log, NOW + 0.5)
             log.flush()
         return real(place, flags)
 
-    monkeypatch.setattr(history_file, "open_file", opens)
+    monkeypatch.setattr(rotated, "open_file", opens)
     assert [found["ended_at"] for found in history(queue, "job-0")] == [NOW, NOW + 0.5]
 
 
@@ -790,8 +794,70 @@ def test_the_history_is_created_and_rotated_under_the_queues_lock(
     for _ in range(2):
         add(queue, log)
         log.flush()
-        monkeypatch.setattr(history_file, "LARGEST_BYTES", sibling(path, "history").stat().st_size)
+        log.file.largest_bytes = sibling(path, "history").stat().st_size
     assert done == ["ftruncate", "rename", "ftruncate"]
+
+
+# --- rows of nine columns, as before 2.0.0 was released
+
+OLD_HEADER = b"id\ttype\tattempt\toutcome\tdue_at\tended_at\tseconds\terror\ttraceback\n"
+OLD = b"a\twork\t1\tretried\t%d\t%d.250\t0.500000\tValueError: no\tTraceback\\nno\n" % (NOW, NOW)
+OLD_GOOD = b"b\twork\t1\tcompleted\t%d\t%d.250\t0.500000\t\t\n" % (NOW, NOW)
+
+
+@pytest.mark.parametrize("header", [OLD_HEADER, HEADER])
+def test_old_and_new_rows_can_be_read_from_one_file(
+    queue: Queue, path: Path, clock: Clock, header: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whichever version has started the file."""
+    path.parent.mkdir()
+    sibling(path, "history").write_bytes(header + OLD + OLD_GOOD)
+    queue.enqueue("work", {}, job_id="a")
+    clock.now += 10
+    queue.process_jobs({"work": raising(ValueError("again"))})
+    with sibling(path, "history").open("ab") as file:
+        file.write(OLD_GOOD)
+    first, second = history(queue, "a")
+    assert first == {
+        "id": "a",
+        "type": "work",
+        "attempt": 1,
+        "outcome": "retried",
+        "due_at": NOW,
+        "ended_at": NOW + 0.25,
+        "seconds": 0.5,
+        "error": "ValueError: no",
+        "traceback": "Traceback\nno",
+        "worker": None,
+        "exception": None,
+        "output_offset": None,
+    }
+    assert (second["error"], second["exception"]) == ("ValueError: again", "ValueError")
+    assert len(history(queue, "b")) == 2
+    assert queue.metrics()["types"]["work"]["attempts"] == {"completed": 2, "retried": 2}
+    assert not [r for r in caplog.records if "skipped" in r.getMessage()]
+    assert sibling(path, "history").read_bytes().startswith(header + OLD + OLD_GOOD)
+
+
+def test_only_attempts_with_an_error_are_found_in_rows_of_both_kinds(
+    queue: Queue, path: Path
+) -> None:
+    handlers: dict[str, Any] = {
+        "good": str,
+        "bad": raising(ValueError("no")),
+        "slow": Handler(lambda _: time.sleep(60), timeout=0.1),  # an error without a traceback
+    }
+    for name in [*handlers, "nobody"]:
+        queue.enqueue(name, {}, job_id=name)
+    queue.process_jobs(handlers)
+    new = sibling(path, "history").read_bytes()
+    old = b"".join(
+        b"\t".join(line.split(b"\t")[:9]) + b"\n" for line in new.removesuffix(b"\n").split(b"\n")
+    )
+    for content in (new, old, old + new):
+        sibling(path, "history").write_bytes(content)
+        found = {attempt.id for attempt in queue.store.history(only_errors=True)}
+        assert found == {"bad", "slow", "nobody"}
 
 
 # --- `queue.tsv.attempts`, its name in earlier versions
@@ -885,7 +951,7 @@ def test_a_history_with_the_old_name_next_to_a_new_one_is_left_alone(
 def test_a_reader_misses_no_row_while_a_history_is_renamed(
     queue: Queue, path: Path, old: list[bytes], monkeypatch: pytest.MonkeyPatch, moved: str
 ) -> None:
-    real = vars(history_file)["open_file"]
+    real = vars(rotated)["open_file"]
     is_taken_over = False
 
     def take_over() -> None:
@@ -906,7 +972,7 @@ def test_a_reader_misses_no_row_while_a_history_is_renamed(
             take_over()
         return file
 
-    monkeypatch.setattr(history_file, "open_file", opens)
+    monkeypatch.setattr(rotated, "open_file", opens)
     found = [attempt.id for attempt in history_file.read(queue.path)]
     assert is_taken_over
     assert found == ["first", "second"]
@@ -977,7 +1043,7 @@ def test_a_write_error_loses_rows_and_is_logged_once(
     queue: Queue, path: Path, log: HistoryWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Stopwatch()
-    monkeypatch.setattr(history_file, "time", watch)
+    monkeypatch.setattr(rotated, "time", watch)
     watch.seconds = 1000
     add(queue, log)
     log.flush()
@@ -1007,7 +1073,7 @@ def test_after_a_write_error_the_next_try_is_a_minute_later(
     queue: Queue, path: Path, log: HistoryWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = Stopwatch()
-    monkeypatch.setattr(history_file, "time", watch)
+    monkeypatch.setattr(rotated, "time", watch)
     sibling(path, "history").mkdir()
     add(queue, log)
     log.flush()

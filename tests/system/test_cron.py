@@ -139,14 +139,16 @@ def cron(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def crontab(directory: Path, line: str) -> Iterator[None]:
-    """Give cron this crontab line. In /etc/cron.d, a line also names a user."""
+def crontab(directory: Path, *lines: str) -> Iterator[None]:
+    """Give cron these crontab lines. In /etc/cron.d, a line also names a user."""
     for stale in CRON_D.glob("dbbasic-queue-test-*"):  # left by a test that was killed
         if not Path("/proc", stale.name.rpartition("-")[2]).exists():
             stale.unlink()
     file = CRON_D / f"dbbasic-queue-test-{os.getpid()}"
-    schedule, command = line[: len("* * * * *")], line[len("* * * * *") :]
-    content = f"{schedule} root{command.replace('/srv/app', str(directory))}\n"
+    content = ""
+    for line in lines:
+        schedule, command = line[: len("* * * * *")], line[len("* * * * *") :]
+        content += f"{schedule} root{command.replace('/srv/app', str(directory))}\n"
     assert "%" not in content, "cron reads a percent sign as the end of the line"
     hidden = file.with_name(f".{file.name}")  # cron ignores names with a dot
     try:

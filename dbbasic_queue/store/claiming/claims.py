@@ -19,6 +19,8 @@ from dbbasic_queue.store.claiming.recovery import Recovery
 from dbbasic_queue.store.disk.files import NO_SPACE
 from dbbasic_queue.store.disk.lock import even_if_moved, locked, reading
 from dbbasic_queue.store.history import HistoryWriter
+from dbbasic_queue.store.output import OutputWriter
+from dbbasic_queue.store.progress import ProgressWriter
 from dbbasic_queue.store.writing.fold_costs import CHEAP_IN_A_PASS_SECONDS, SHARE_OF_TIME
 
 TYPE_CHECKING = False
@@ -80,9 +82,10 @@ class Claims:
         self.store.read_new()
         self.slot = slots.acquire(self.store.path, parallel)
         try:
-            self.history = HistoryWriter(
-                self.store.path, self.lock, may_write=self.slot.has_reserved_space
-            )
+            files = self.store.path, self.lock, self.slot.has_reserved_space
+            self.history = HistoryWriter(*files)
+            self.output = OutputWriter(*files)
+            self.progress = ProgressWriter(*files)
             self._recovery.run(self.looked_at, self.slot, self._held)
             self.slot.write([])
             self._lists_own = True

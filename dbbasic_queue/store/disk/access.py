@@ -87,13 +87,18 @@ def prepare_directory(path: str) -> None:
     """
     if not os.path.isdir(path):
         _create_directory(path)
-    if os.stat(path).st_mode & stat.S_IWOTH:
+    if is_world_writable(path):
         raise NotAQueue(
             errno.EPERM,
             "this directory is world-writable, so anyone could add jobs (chmod o-w it, or move "
             "the queue to its own directory)",
             path,
         )
+
+
+def is_world_writable(path: str) -> bool:
+    """Return whether any user of the machine may change a file, or the names in a directory."""
+    return bool(os.stat(path).st_mode & stat.S_IWOTH)
 
 
 def _create_directory(path: str) -> None:

@@ -1,0 +1,207 @@
+"""The file that declares commands, `handlers.toml`: one table per job type.
+
+- Everything in it is checked when it is read: keys, values, and whether the programs exist.
+- It decides what runs as this user, as do the programs that it names by a path. So each of them
+  has to be as protected from other users as the queue's directory.
+"""
+
+from __future__ import annotations
+
+import os
+
+from dbbasic_queue.commands import Command
+from dbbasic_queue.errors import InvalidHandlers
+from dbbasic_queue.handlers import Backoff
+from dbbasic_queue.model.checks import check_type, parse_seconds
+from dbbasic_queue.store.disk.access import is_world_writable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from dbbasic_queue.commands import Program
+
+    Checks = Mapping[str, Callable[[Any], Any]]
+    """a key -> what returns its checked value, or raises ValueError or InvalidHandlers"""
+
+
+def _seconds(value: Any) -> float:
+    """Return a duration: a number of seconds, or text with a unit. Its range isn't checked."""
+    if isinstance(value, str):
+        return parse_seconds(value)
+    return _number(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"invalid value {value!r}: must be a number")
+    return value
+
+
+def _whole_number(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"invalid value {value!r}: must be a whole number")
+    return value
+
+
+def _true_or_false(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"invalid value {value!r}: must be true or false")
+    return value
+
+
+def _backoff(value: Any) -> Backoff:
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"invalid value {value!r}: must be a table, such as {{ first = 30, factor = 3 }}"
+        )
+    return Backoff(**_checked(value, _BACKOFF_KEYS))
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(
+            f'invalid value {value!r}: must be a list, such as ["./program", "argument"]'
+        )
+    return value
+
+
+_FILE_KEYS: Checks = {
+    "ignore_case": _true_or_false,
+}
+"""outside of all tables: arguments of `Handlers`"""
+_TABLE_KEYS: Checks = {
+    "command": _list,
+    "max_attempts": _whole_number,
+    "backoff": _backoff,
+    "timeout": _seconds,
+    "concurrency": _whole_number,
+}
+"""in the table of a job type: arguments of `Command`"""
+_BACKOFF_KEYS: Checks = {
+    "first": _seconds,
+    "factor": _number,
+    "cap": _seconds,
+    "jitter": _number,
+}
+
+
+class HandlersFile:
+    """What a file declares: its job types with their commands, and the settings of the registry."""
+
+    def __init__(self, commands: dict[str, Command], settings: dict[str, Any]) -> None:
+        self.commands = commands
+        self.settings = settings
+
+
+def read(path: str | os.PathLike[str]) -> HandlersFile:
+    """Read and check a file. The commands' working directory is the one that the file is in.
+
+    Raises InvalidHandlers, naming the file, the table and the key; OSError if the file can't be
+    read.
+    """
+    import tomllib
+
+    place = os.fspath(path)
+    directory = os.path.dirname(os.path.abspath(place))
+    with open(place, "rb") as file:
+        content = file.read()
+    where = place
+    commands = {}
+    try:
+        _refuse_unprotected(os.path.abspath(place))
+        found = tomllib.loads(content.decode())
+        tables = {name: value for name, value in found.items() if isinstance(value, dict)}
+        settings = _checked({key: found[key] for key in found.keys() - tables}, _FILE_KEYS)
+        if not tables:
+            raise ValueError(
+                "it declares no job type (write a table for each, such as [send_email])"
+            )
+        for job_type, table in tables.items():
+            where = f"{place}: [{job_type}]"
+            check_type(job_type)
+            commands[job_type] = _command(table, directory)
+    except (ValueError, InvalidHandlers) as e:  # those of tomllib and check_type are ValueErrors
+        raise InvalidHandlers(f"{where}: {e}") from None
+    return HandlersFile(commands, settings)
+
+
+def _command(table: dict[str, Any], directory: str) -> Command:
+    """Return the command that a table declares. Raises ValueError or InvalidHandlers."""
+    arguments = _checked(table, _TABLE_KEYS)
+    if "command" not in arguments:
+        raise ValueError('no command: must have one, such as command = ["./program", "{member}"]')
+    command = Command(**arguments, cwd=directory)
+    _check_program(command.program)
+    return command
+
+
+def _checked(given: dict[str, Any], checks: Checks) -> dict[str, Any]:
+    """Return the values after their checks. Raises ValueError, naming the key."""
+    checked = {}
+    for key, value in given.items():
+        if key not in checks:
+            raise ValueError(f"unknown key {key!r} ({_way_out(key, value, checks)})")
+        try:
+            checked[key] = checks[key](value)
+        except (ValueError, InvalidHandlers) as e:
+            raise ValueError(f"{key}: {e}") from None
+    return checked
+
+
+def _way_out(key: str, value: object, checks: Checks) -> str:
+    from difflib import get_close_matches
+
+    if close := get_close_matches(key, checks, 1):
+        return f"did you mean {close[0]}?"
+    if isinstance(value, dict):
+        return 'a job type with a dot needs quotes, as in ["mail.send"]'
+    return f"known keys: {', '.join(checks)}"
+
+
+# -- the programs, and their protection ------------------------------------------------------------
+
+
+def _check_program(program: Program) -> None:
+    """Raise ValueError if a program is missing, or if other users could change it."""
+    name = program.name
+    if "/" not in name:
+        if not any(_is_program(os.path.join(place, name)) for place in os.get_exec_path()):
+            searched = os.pathsep.join(os.get_exec_path())
+            raise ValueError(
+                f"command: there is no program {name} in PATH, which is {searched} (for one in "
+                f"{program.directory}, write ./{name})"
+            )
+        for word in program.command[
+            1:
+        ]:  # the script that this program runs, as in `php report.php`
+            path = os.path.join(program.directory, word)
+            if os.path.isfile(path):
+                _refuse_unprotected(path)
+                break
+        return
+    path = os.path.join(program.directory, name.removeprefix("./"))
+    if not os.path.isfile(path):
+        raise ValueError(f"command: there is no program {path}")
+    if not _is_program(path):
+        raise ValueError(f"command: {path} isn't executable (chmod +x it)")
+    _refuse_unprotected(path)
+
+
+def _is_program(path: str) -> bool:
+    return os.path.isfile(path) and os.access(path, os.X_OK)
+
+
+def _refuse_unprotected(path: str) -> None:
+    """Raise ValueError if any user could change a file, or put another one in its place.
+
+    If it is a link, that is true for the directory of the link, and for that of its target.
+    """
+    target = os.path.realpath(path)
+    for place in (target, os.path.dirname(target), os.path.dirname(path)):
+        if is_world_writable(place):
+            raise ValueError(
+                f"{place} is world-writable, so any user could change what is run (chmod o-w it"
+                f"{', or move the files to another directory' if os.path.isdir(place) else ''})"
+            )
