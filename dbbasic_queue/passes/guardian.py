@@ -16,7 +16,6 @@
   kills the guardian's session.
 - The guardian holds the lock of the pass's slot, too. So no other pass recovers the job, and runs
   it again, before the guardian of a dead pass has killed what is running.
-
 - What the attempt prints, to stdout and stderr, comes through another pipe. The guardian reads it
   all, and keeps the end, whatever happens to the attempt. It doesn't wait for the end of the pipe.
 
