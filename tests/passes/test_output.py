@@ -154,8 +154,8 @@ def delays(_: Any) -> None:
     ("function", "timeout", "printed"),
     [
         (crashes, LONG, "crashing\n"),
-        (hangs, 0.5, "hanging\n"),
-        (ignores_sigterm, 0.5, "deaf\nno\n"),
+        (hangs, 1.0, "hanging\n"),
+        (ignores_sigterm, 1.0, "deaf\nno\n"),
         (exits, LONG, "leaving\n"),
         (becomes_a_program, LONG, "another\n"),
         (fails, LONG, "trying\n"),
