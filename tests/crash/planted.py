@@ -1126,6 +1126,13 @@ MUTANTS = (
         (OUTPUT + "::test_a_tail_reads_a_pipe_to_its_end_without_waiting",),
     ),
     Mutant(
+        "the guardian polls a closed pipe all the time",
+        "passes/guardian.py",
+        "            poll.unregister(printed.fd)\n",
+        "            pass\n",
+        (OUTPUT + "::test_a_job_that_closes_its_stdout_goes_on",),
+    ),
+    Mutant(
         "the output of a job whose time was up is lost",
         "passes/time_limit.py",
         "        raise Died(_timed_out(timeout), printed)\n",

@@ -6,6 +6,7 @@ import asyncio
 import faulthandler
 import math
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -153,8 +154,8 @@ def delays(_: Any) -> None:
     ("function", "timeout", "printed"),
     [
         (crashes, LONG, "crashing\n"),
-        (hangs, 0.5, "hanging\n"),
-        (ignores_sigterm, 0.5, "deaf\nno\n"),
+        (hangs, 1.0, "hanging\n"),
+        (ignores_sigterm, 1.0, "deaf\nno\n"),
         (exits, LONG, "leaving\n"),
         (becomes_a_program, LONG, "another\n"),
         (fails, LONG, "trying\n"),
@@ -305,16 +306,25 @@ def test_a_process_that_keeps_the_pipe_open_delays_nothing(queue: Queue, tmp_pat
         os.kill(int(notes(tmp_path / "pids")[0]), 0)
 
 
+def cpu_seconds_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_a_job_that_closes_its_stdout_goes_on(queue: Queue) -> None:
+    """The guardian doesn't poll the closed pipe all the time."""
+
     def work(_: Any) -> str:
         prints("first\n")
         os.close(1)
         os.close(2)
-        time.sleep(0.3)
+        time.sleep(1.5)
         return "done"
 
     job_id = queue.enqueue("work", {})
+    before = cpu_seconds_of_children()
     queue.process_jobs({"work": apart(work)})
+    assert cpu_seconds_of_children() - before < 0.5
     assert queue.output(job_id) == "first\n"
     assert job(queue, job_id)["result"] == "done"
 
