@@ -7,6 +7,7 @@ of them, nor the module `signals`: they are imported when there is work.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import time
 
@@ -17,6 +18,7 @@ from dbbasic_queue.passes import log_lines
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
     from typing import Protocol
 
     from dbbasic_queue.passes.policies import Policies
@@ -73,6 +75,8 @@ class Pass:
         self._work = work
         self._until_complete = until_complete
         self._interrupts = interrupts
+        self._removes_old_at = 0.0
+        """when a pass that lingers forever removes old jobs again, on the monotonic clock"""
 
     @property
     def interrupts(self) -> Interrupts:
@@ -98,6 +102,8 @@ class Pass:
                     return self.counts
                 now = self.clock()
             fold_error = self._run(start_work, now)
+            if self.policies.keep is not None and not interrupts.stop_requested():
+                load(_keeping).remove_old(self.store, self.policies, self.clock())
         self._report_unreadable()
         if fold_error is not None:
             if getattr(fold_error, "errno", None) == errno.EBUSY:
@@ -175,6 +181,15 @@ class Pass:
             return False
         return self.store.is_complete(set(self.interrupts.enclosing_jobs()))
 
+    def rest(self, claims: Claims) -> None:
+        """Do what can be done while no job is due or running."""
+        claims.idle()
+        keeps = self.policies.keep is not None and self.linger == math.inf
+        if keeps and time.monotonic() >= self._removes_old_at:
+            self._removes_old_at = load(_keeping).remove_old_at_rest(
+                self.store, self.policies, self.clock()
+            )
+
     def report_recovered(self, claims: Claims) -> None:
         """Count and report what recovery has changed since the last call.
 
@@ -208,6 +223,12 @@ def _interrupts() -> type[Interrupts]:
     from dbbasic_queue.passes.signals import Interrupts
 
     return Interrupts
+
+
+def _keeping() -> ModuleType:
+    from dbbasic_queue.passes import keeping
+
+    return keeping
 
 
 def _terms() -> type[Terms]:

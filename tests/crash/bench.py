@@ -7,7 +7,7 @@ with one write when it happens, so it survives the process, in the order of all 
     done     keys operation value     it has returned the value
     raised   keys operation type errno filename is-a-QueueError message
     made     keys operation whether   it has raised or was killed; whether the change was made
-    start    key clock                the job's handler is entered
+    start    key clock version        the job's handler is entered; which edit wrote its payload
     end      key                      the handler returns or raises
     delay    key                      the handler raises Delay: this attempt may be returned
     outcome  id name status attempt   the pass has logged it
@@ -19,8 +19,9 @@ with one write when it happens, so it survives the process, in the order of all 
     dead     pid                      this process has ended (written by its parent)
     wrong    what                     the script itself has found a mistake
 
-A job's key is in its payload. The operations on finished jobs are `requeue`, `remove` and
-`archive`; their keys are those of the jobs that should be changed, given the files at the call.
+A job's key is in its payload. `run_at` of an `edit` is the version of the new payload. The
+operations on finished jobs are `requeue`, `remove` and `archive`; their keys are those of the jobs
+that should be changed, given the files at the call.
 """
 
 from __future__ import annotations
@@ -132,13 +133,18 @@ class Bench:
         return value
 
     def enqueue(
-        self, key: str, job_type: str = "ok", run_at: float | None = None, own_id: str | None = None
+        self,
+        key: str,
+        job_type: str = "ok",
+        run_at: float | None = None,
+        own_id: str | None = None,
+        **once: Any,
     ) -> None:
         self.log.add("call", key, "enqueue", run_at)
         job_id = self._try(
             "enqueue",
             key,
-            lambda: self.queue.enqueue(job_type, {"k": key}, run_at, job_id=own_id),
+            lambda: self.queue.enqueue(job_type, {"k": key}, run_at, job_id=own_id, **once),
         )
         if job_id is not None:
             self.ids[key] = job_id
@@ -158,6 +164,16 @@ class Bench:
             return None
         self.log.add("call", key, "cancel", None)
         done: bool | None = self._try("cancel", key, lambda: self.queue.cancel_job(self.ids[key]))
+        return done
+
+    def edit(self, key: str, version: int) -> bool | None:
+        if key not in self.ids:
+            return None
+        self.log.add("call", key, "edit", version)
+        payload = {"k": key, "v": version, "text": "x" * 100 * version}
+        done: bool | None = self._try(
+            "edit", key, lambda: self.queue.edit_job(self.ids[key], payload)
+        )
         return done
 
     def status(self, key: str) -> None:
@@ -253,7 +269,7 @@ class Bench:
 
         def run(payload: Any) -> Any:
             key = payload["k"]
-            self.log.add("start", key, self.now)
+            self.log.add("start", key, self.now, payload.get("v", 0))
             try:
                 return function(key)
             except Delay:
@@ -310,6 +326,9 @@ class Bench:
 
     def job_cancels(self, key: str) -> Any:
         return self.cancel(key + ".victim")
+
+    def job_edits(self, key: str) -> Any:
+        return self.edit(key + ".victim", 1)
 
     def job_inner(self, _: str) -> Any:
         """Make a whole pass of another worker while this job's pass is alive."""

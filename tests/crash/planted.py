@@ -31,6 +31,10 @@ SIGNALS = "tests/passes/test_signals.py"
 UPGRADE = "tests/system/test_upgrade.py"
 CHOICE = "tests/store/test_choice.py"
 WORKERS = "tests/passes/test_several_workers.py"
+UNIQUE = "tests/store/test_unique.py"
+AT_MOST_ONE = "tests/contract/test_at_most_one.py"
+EDIT = "tests/store/test_edit.py"
+KEEP = "tests/passes/test_keep.py"
 LOOP = WORKERS + "::test_a_coroutine_that_disturbs_the_event_loop_does_not_affect_other_jobs"
 
 
@@ -927,5 +931,119 @@ MUTANTS = (
         "        files.replace(None, found, keep=True)\n",
         "        files.replace(None, found)\n",
         (STORE + "::test_remove_unreadable_moves_invalid_lines_away_and_keeps_the_jobs",),
+    ),
+    # -- at most one, edits, keep (see "A job that exists already" in docs/internals.md)
+    Mutant(
+        "a unique job is looked up without the lock",
+        "store/writing/once.py",
+        "        find = self._append_or_find_payload\n"
+        "        found, place = self._files.lock.run(find, content, job_type, payload)\n",
+        "        lock, rows = self._files.lock, self._files.rows\n"
+        "        lock.run(rows.current)\n"
+        "        lock.run(self._read_payloads)\n"
+        "        found = lock.read(self._pending.find, job_type, payload)\n"
+        "        place = lock.run(rows.current) if found else lock.run(rows.append, content)\n",
+        (UNIQUE,),
+    ),
+    Mutant(
+        "new rows are not read before a unique job is looked up",
+        "store/writing/once.py",
+        "            files.read_new()\n            if ",
+        "            if ",
+        (UNIQUE,),
+    ),
+    Mutant(
+        "a running job counts as a pending one",
+        "store/reading/unique.py",
+        "        row = self._view.row(number) if self._view.when[number] != NEVER else None\n"
+        "        return row if row is not None and row.state.status == PENDING else None\n",
+        "        return self._view.row(number)\n",
+        (AT_MOST_ONE + "::TestAtMostOne::test_a_running_job_does_not_count",),
+    ),
+    Mutant(
+        "a requeued job is not found by its payload",
+        "store/reading/index.py",
+        "                self.note_pending(number)\n",
+        "                pass\n",
+        (AT_MOST_ONE + "::TestAtMostOne::test_a_job_that_is_pending_again_counts", kill("unique")),
+    ),
+    Mutant(
+        "a job that was found is not synced",
+        "store/writing/once.py",
+        "            self._files.rows.sync_found(file)\n",
+        "            pass\n",
+        (UNIQUE,),
+    ),
+    Mutant(
+        "a job that was found is cut off when its enqueue fails",
+        "store/writing/once.py",
+        "            files.change([(key, encode_state(found.state))])\n",
+        "            pass\n",
+        (UNIQUE,),
+    ),
+    Mutant(
+        "an edited job is not found by its new payload",
+        "store/writing/edit.py",
+        "    view.note_pending(number)\n",
+        "",
+        ("tests/contract/test_editing.py",),
+    ),
+    Mutant(
+        "another process's edit counts as a change of state",
+        "store/reading/replaced.py",
+        "        return line == with_state(was, record)\n",
+        '        return line.split(b"\\t", 3)[3] == with_state(was, record).split(b"\\t", 3)[3]\n',
+        (UNIQUE,),
+    ),
+    Mutant(
+        "an edit overwrites the file in place",
+        "store/writing/edit.py",
+        "    files.rejected += files.replace(journal, payloads={number: payload})\n",
+        "    import os\n"
+        "    from dbbasic_queue.model.records import with_payload\n"
+        "    assert journal is None or journal\n"
+        "    file, _ = files.rows.current()\n"
+        "    start = view.offsets.start(number)\n"
+        '    line, _, rest = os.pread(file.fd, 1 << 20, start).partition(b"\\n")\n'
+        "    os.ftruncate(file.fd, start)\n"
+        '    os.write(file.fd, with_payload(line, payload) + b"\\n" + rest)\n'
+        "    view.close()\n"
+        "    view.refresh()\n",
+        (kill("edit"),),
+    ),
+    Mutant(
+        "an edit drops the state that the journal has",
+        "store/writing/fold.py",
+        "                if state is not None:\n",
+        "                if state is not None and number not in payloads:\n",
+        (EDIT, kill("edit")),
+    ),
+    Mutant(
+        "a claimed job runs with its payload from before an edit",
+        "store/claiming/due.py",
+        "            if (row.type, row.payload) != (claim.row.type, claim.row.payload):\n",
+        "            if row.type != claim.row.type:\n",
+        (EDIT,),
+    ),
+    Mutant(
+        "a running job is edited",
+        "store/writing/edit.py",
+        "    if row is None or row.state.status != PENDING:\n",
+        "    if row is None or row.state.status == PENDING.upper():\n",
+        ("tests/contract/test_editing.py",),
+    ),
+    Mutant(
+        "keep removes jobs of other programs",
+        "passes/keeping.py",
+        " and policies.handler(row.type) is not None\n",
+        "\n",
+        (KEEP,),
+    ),
+    Mutant(
+        "every pass removes old jobs",
+        "store/purged.py",
+        "    purged |= dict.fromkeys(types, int(now))\n",
+        "",
+        (KEEP,),
     ),
 )

@@ -29,6 +29,9 @@ NEVER = 1 << 62
 _BLOCK_BITS = 10
 _BLOCK_ROWS = 1 << _BLOCK_BITS
 
+_MOST_LISTED = 100_000
+"""how long `became_pending` may become: a process may have looked for a payload only once"""
+
 
 class Index:
     """The jobs by id, and the pending ones by the time that they are due.
@@ -46,6 +49,8 @@ class Index:
                       twice. A payload that isn't JSON is noticed only when its job is due
     `binary`          whether one of those makes grep treat the file as binary; lines that are too
                       long for a row aren't checked
+    `became_pending`  numbers of the jobs that became pending, for `unique`, which reads and empties
+                      the list; None if nothing reads it, or if it became too long
     """
 
     def __init__(self) -> None:
@@ -63,6 +68,7 @@ class Index:
         self.latest_created = 0
         self.unreadable: list[int] = []
         self.binary = False
+        self.became_pending: list[int] | None = None
 
     # -- adding rows, in the order of their numbers --
 
@@ -167,6 +173,15 @@ class Index:
                 self.floors[block] = run_at
             if was_attempted:
                 self.retrying.add(number)
+            if self.became_pending is not None:
+                self.note_pending(number)
+
+    def note_pending(self, number: int) -> None:
+        """List a job that became pending, or whose payload was replaced, if someone reads it."""
+        if self.became_pending is not None:
+            self.became_pending.append(number)
+            if len(self.became_pending) > _MOST_LISTED:
+                self.became_pending = None
 
     # -- due times --
 
