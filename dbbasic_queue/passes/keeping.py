@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PAUSE_SECONDS = 3600.0
 """how long after a removal the next one comes, in whichever pass"""
 _LOOK_SECONDS = 60.0
-"""how often a pass that lingers forever looks whether it is time"""
+"""how often a pass that lingers forever checks whether it is time"""
 _SHARE_OF_TIME = 1 / 20_000
 """how much of its time such a pass spends on this: a removal of a second comes every 5.6 hours"""
 

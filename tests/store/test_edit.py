@@ -92,7 +92,7 @@ def test_a_purge_that_has_chosen_its_jobs_leaves_an_edit_alone(queue: Queue, oth
     assert job(queue, waiting)["payload"] == "edited"
 
 
-def test_a_row_whose_payload_is_not_json_is_no_job_to_edit(queue: Queue, path: Path) -> None:
+def test_a_row_whose_payload_is_not_json_cannot_be_edited(queue: Queue, path: Path) -> None:
     add_lines(path, line("bad", payload="{"))
     with pytest.raises(LookupError):
         queue.edit_job("bad", {})

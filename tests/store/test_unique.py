@@ -375,7 +375,7 @@ def test_many_payloads_are_read_without_the_lock(
     assert free == [True, False]
 
 
-def test_payloads_with_the_same_hash_are_told_apart(
+def test_payloads_with_the_same_hash_are_different_jobs(
     queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unique, "_hash", lambda *_: 7)

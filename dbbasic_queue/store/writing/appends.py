@@ -244,6 +244,13 @@ class JournalFile:
                 "the change was made, but may not survive a power cut",
             )
 
+    def append_unsynced(self, job_id: bytes, state: bytes) -> None:
+        """Append a record that changes nothing, so it needn't survive a power cut."""
+        content = encode_record(job_id, state)
+        file = self.current()
+        append(file, self.view.journal.end, content)
+        self.view.wrote(content, [(job_id, state)])
+
     def current(self) -> OpenFile:
         """Return the journal, open for writing; create it if there is none.
 

@@ -106,7 +106,7 @@ class AddOnce:
         files, key = self._files, found.id.encode()
         if found.state.status == PENDING and key not in files.view.records:
             files.journal.end_torn_line()
-            files.change([(key, encode_state(found.state))])
+            files.journal.append_unsynced(key, encode_state(found.state))
 
     def _sync(self, found: Row | None, place: Place, content: bytes) -> None:
         file, size = place
