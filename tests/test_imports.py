@@ -241,6 +241,7 @@ def test_an_idle_pass_imports_nothing_more_from_the_standard_library(
             "passes.executor",
             "passes.forked",
             "passes.guardian",
+            "passes.keeping",
             "passes.sequential",
             "passes.signals",
             "passes.supervisor",
@@ -250,6 +251,10 @@ def test_an_idle_pass_imports_nothing_more_from_the_standard_library(
             "store.claiming.claims",
             "store.claiming.slots",
             "store.protocol",
+            "store.purged",
+            "store.reading.unique",
+            "store.writing.edit",
+            "store.writing.once",
             "worker",
         }
     )
