@@ -120,8 +120,14 @@ class TextFileStore:
 
     def _once(self) -> AddOnce:
         if self._add_once is None:
-            self._add_once = load(_add_once)(self.files, self._append_if_free)
+            self.lock.read(self._make_add_once, load(_add_once))
+        assert self._add_once is not None
         return self._add_once
+
+    def _make_add_once(self, kind: type[AddOnce]) -> None:
+        """Make the only one of this store: two would take each other's entries from the view."""
+        if self._add_once is None:
+            self._add_once = kind(self.files, self._append_if_free)
 
     def _check_free(self, job_id: str) -> None:
         """Raise DuplicateJob if a row has the id. If only a record has it, fold to remove that.

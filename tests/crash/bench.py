@@ -86,6 +86,12 @@ class _Outcomes(logging.Handler):
             self._log.add("outcome", job_id, name, status, attempt)
 
 
+class Kept(dict[str, Callable[..., Any]]):
+    """Handlers with a `keep`, like a registry."""
+
+    keep: float
+
+
 class Bench:
     """A queue, a clock, handlers, and the log that all of them are written to."""
 
@@ -184,20 +190,23 @@ class Bench:
 
     def _change(
         self, operation: str, chosen: Callable[[Job], bool], call: Callable[[], Any]
-    ) -> None:
-        """Make a call that changes all `chosen` jobs, and log it.
+    ) -> Any:
+        """Make a call that changes all `chosen` jobs, and log it; return its value.
 
-        If the call raises, look in the files whether the change was made, and log that, too.
+        If the call raises, look in the files whether the change was made, and log that, too; then
+        return None.
         """
         keys = read_disk(self.path).keys(chosen)
         text = " ".join(keys)
         self.log.add("call", text, operation, None)
-        if self._try(operation, text, call) is None:
+        value = self._try(operation, text, call)
+        if value is None:
             made = read_disk(self.path).made(operation, keys)
             if len(made) > 1:
                 self.log.add("wrong", f"P6: {operation} of {keys} raised, and is partly made")
             elif True in made:
                 self.log.add("made", text, operation, True)
+        return value
 
     def requeue(self, key: str) -> None:
         if key in self.ids:
@@ -261,6 +270,21 @@ class Bench:
             "pass", "", lambda: self.queue.process_jobs(self.handlers, MAX_ATTEMPTS)
         )
         return counts
+
+    def work_and_keep(self, seconds: float) -> None:
+        """Make a pass that also removes finished jobs that were due longer ago than `seconds`."""
+        store, handlers = self.queue.store, Kept(self.handlers)
+        handlers.keep = seconds
+        remove = store.remove
+
+        def remove_and_log(unwanted: Callable[[Any], bool]) -> Any:
+            return self._change("remove", self._older(seconds), lambda: remove(unwanted)) or 0
+
+        store.remove = remove_and_log  # type: ignore[assignment,method-assign]
+        try:
+            self._try("pass", "", lambda: self.queue.process_jobs(handlers, MAX_ATTEMPTS))
+        finally:
+            store.remove = remove  # type: ignore[method-assign]
 
     # -- handlers, by the job's type --
 

@@ -356,6 +356,32 @@ def _edit(bench: Bench) -> None:
     bench.work()
 
 
+# -- K: passes remove old finished jobs -----------------------------------------------------------
+
+
+def _prepare_old(bench: Bench) -> None:
+    old = START - 10 * DAY
+    rows = [
+        _row("k1", "ok", "completed", run_at=old, attempts=1),
+        _row("k2", "bad", "failed", run_at=old, attempts=3),
+        _row("k3", "ok", "completed", attempts=1),
+        _row("k4", "ok", run_at=START - 9),
+        _row("k5", "text", run_at=old),
+    ]
+    _write_file(bench, "".join(rows))
+    # A pass has removed old jobs of one type.
+    _append(bench.path + ".purged", b"ok\t%d\n" % (START - 60))
+
+
+def _keep(bench: Bench) -> None:
+    bench.work_and_keep(DAY)
+    bench.enqueue("k1.again", own_id="k1")
+    bench.work_and_keep(DAY)
+    bench.set_clock(START + 3 * DAY)
+    bench.enqueue("k6")
+    bench.work_and_keep(DAY)
+
+
 # -- what another process does at the same time ----------------------------------------------------
 
 
@@ -407,6 +433,7 @@ WORKLOADS = {
         Workload("requeue", _requeue, _prepare_failed, folds_seem_expensive=True),
         Workload("purge", _purge, _prepare_finished, folds_seem_expensive=True),
         Workload("unique", _unique, _prepare_unique, folds_seem_expensive=True),
+        Workload("keep", _keep, _prepare_old, folds_seem_expensive=True),
         Workload("edit", _edit, _prepare_edited, folds_seem_expensive=True),
     )
 }

@@ -9,7 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import NOW, add_lines, is_free, job, line, raises, rows, sibling, store_of
+from helpers import NOW, add_lines, at_once, is_free, job, line, raises, rows, sibling, store_of
 
 from dbbasic_queue import DuplicateJob, Fail, Queue, StoreError
 from dbbasic_queue.store.reading import index, unique
@@ -300,6 +300,12 @@ def test_a_unique_job_that_could_not_be_synced_is_added_by_the_next_call(
 
 
 # -- quick
+
+
+def test_all_threads_of_a_process_share_one_index(queue: Queue) -> None:
+    found: list[object] = []
+    at_once(*[lambda: found.append(store_of(queue)._once())] * 8)
+    assert len(set(map(id, found))) == 1
 
 
 @pytest.fixture
