@@ -85,6 +85,26 @@ def enqueue(open_queue: Open, calls: int) -> Figures:
     return spread(times)
 
 
+def enqueue_unique(open_queue: Open, calls: int) -> Figures:
+    """Enqueue with `unique`: the first call, jobs that are new, jobs that exist; and without it."""
+    subject = open_queue()
+    assert isinstance(subject, peers.Ours)
+    queue = subject.queue
+
+    def unique(n: int) -> float:
+        return timed(lambda: queue.enqueue("noop", peers.payload(n), unique="pending"))
+
+    first = unique(-1)
+    new = [unique(10**9 + n) for n in range(calls)]
+    found = [unique(10**9 + n) for n in range(calls)]
+    plain = [timed(partial(subject.enqueue, n)) for n in range(calls)]
+    subject.close()
+    figures = spread(new)
+    figures["first_ms"] = 1e3 * first
+    figures["found_us"], figures["plain_us"] = _median_us(found), _median_us(plain)
+    return figures
+
+
 def enqueue_during_pass(open_queue: Open, due: int) -> Figures:
     """Enqueue one job per call, from the start to the end of another process's pass.
 
@@ -391,6 +411,7 @@ MEASURES: dict[str, Callable[..., Figures]] = {
         fill,
         fdatasync,
         enqueue,
+        enqueue_unique,
         enqueue_during_pass,
         begin_and_run,
         bulk,

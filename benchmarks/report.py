@@ -192,6 +192,20 @@ def lines(sizes: dict[str, Any]) -> list[Line]:
                 floor=(floored, floor, "median_us"),
                 compare=False,
             )
+    for ours, floor, fsync in opening:
+        few = ("unique_few", ours, "median_us")
+        short = ("≤ 1.2 x with 100 rows", _times(1.2, few))
+        for cell, rows in (("unique_few", 100), ("unique_many", many)):
+            limit = {ON: 2, OFF: 6}[ours]
+            plain = (f"≤ {limit} x a plain enqueue", _times(limit, (cell, ours, "plain_us")))
+            add(
+                f"enqueue, unique, fsync {fsync}, {rows:,} rows waiting",
+                (cell, ours, "median_us"),
+                "µs",
+                (plain, short) if cell == "unique_many" else (plain,),
+                floor=("enqueue", floor, "median_us"),
+                compare=False,
+            )
     for ours, floor, fsync in pairs:
         add(
             f"{jobs:,} in bulk, per job, fsync {fsync}",

@@ -84,6 +84,8 @@ def plan(sizes: Sizes) -> list[Cell]:
     calls = {"calls": s.calls}
     add("enqueue", "enqueue", FLOORS + OURS + PEERS, options=calls, due=200)
     add("enqueue_waiting", "enqueue", OURS, options=calls, waiting=s.many)
+    add("unique_few", "enqueue_unique", OURS, options=calls, waiting=min(s.many, 100))
+    add("unique_many", "enqueue_unique", OURS, options=calls, waiting=s.many)
     pairs = zip(FLOORS[2:], (1, 10), OURS, (3, 10), strict=True)
     for floor, floor_share, ours, share in pairs:
         options = {"due": s.many // floor_share}

@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime, timedelta
-    from typing import Any, Protocol
+    from typing import Any, Literal, Protocol
 
     from dbbasic_queue.handlers import Backoff, Job
     from dbbasic_queue.jobqueue import Queue
@@ -108,6 +108,8 @@ class RegisteredCommand(Command):
         run_at: float | datetime | None = None,
         *,
         job_id: str | None = None,
+        exist_ok: bool = False,
+        unique: Literal["pending"] | None = None,
     ) -> str:
         """Add a job of this type to the registry's queue, like `Queue.enqueue`.
 
@@ -118,7 +120,9 @@ class RegisteredCommand(Command):
         except Fail as e:
             raise InvalidJob(f"invalid payload: {e}") from None
         queue = self._handlers.queue or default_queue()
-        return queue.enqueue(self.type, payload, run_at, job_id=job_id)
+        return queue.enqueue(
+            self.type, payload, run_at, job_id=job_id, exist_ok=exist_ok, unique=unique
+        )
 
 
 class Program:

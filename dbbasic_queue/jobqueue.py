@@ -19,6 +19,7 @@ from dbbasic_queue.model.checks import (
     check_count,
     check_id,
     check_instant,
+    check_once,
     check_seconds,
     check_type,
     is_id,
@@ -34,6 +35,7 @@ from dbbasic_queue.model.states import (
     FINISHED,
     PROCESSING,
     STATUSES,
+    is_old,
 )
 from dbbasic_queue.store.location import open_store
 
@@ -135,6 +137,8 @@ class Queue:
         run_at: float | datetime | None = None,
         *,
         job_id: str | None = None,
+        exist_ok: bool = False,
+        unique: Literal["pending"] | None = None,
     ) -> str:
         """Add one job, and return its id. The job is on the disk on return.
 
@@ -143,19 +147,31 @@ class Queue:
         aware datetime; None and 0 mean now. `job_id` is an id of your own, 1 to 64 characters from
         A-Z a-z 0-9 . _ -, the first not "-": only one job can have it.
 
+        With `exist_ok`, if a job has this `job_id`, nothing is added and the id is returned:
+        whatever that job's type, payload and status are. With `unique="pending"`, if a job of this
+        type with the same payload is pending, nothing is added and that job's id is returned; its
+        `run_at` stays. A running job doesn't count, because it may have read older data; a job that
+        waits for a retry does. The order of an object's members doesn't matter. Both are exact for
+        concurrent callers. The first call with `unique` in a process reads the whole queue.
+
         Raises InvalidJob for an invalid argument, DuplicateJob if a job has this `job_id`,
-        StoreError if the system can't write. Then nothing was added, unless a StoreError says
-        otherwise.
+        InvalidArgument for `exist_ok` without a `job_id`, or `unique` with one, StoreError if the
+        system can't write. Then nothing was added, unless a StoreError says otherwise.
         """
+        if exist_ok or unique is not None:
+            check_once(job_id, exist_ok, unique)
         job_type = check_type(job_type)
         now = int(self.now())
         due = now if run_at is None else self._instant(run_at, now)
         row_id = os.urandom(8).hex() if job_id is None else check_id(job_id)
-        try:
-            text = encode_json({} if payload is None else payload, self.max_payload)
-        except ValueError as e:
-            raise InvalidJob(f"invalid payload: {e}") from e
-        self.store.add(new_row(row_id, job_type, text, now, due), job_id)
+        text = self._encode(payload)
+        row = new_row(row_id, job_type, text, now, due)
+        if unique is not None:
+            return self.store.add_unless_pending(row, job_type, text) or row_id
+        if exist_ok:
+            self.store.add_once(row, row_id)
+        else:
+            self.store.add(row, job_id)
         return row_id
 
     def enqueue_many(
@@ -188,6 +204,13 @@ class Queue:
         if rows:
             self.store.add("".join(rows))
         return ids
+
+    def _encode(self, payload: object) -> str:
+        """Return a payload as JSON text; raises InvalidJob if it isn't valid."""
+        try:
+            return encode_json({} if payload is None else payload, self.max_payload)
+        except ValueError as e:
+            raise InvalidJob(f"invalid payload: {e}") from e
 
     @staticmethod
     def _instant(run_at: object, now: int) -> int:
@@ -353,11 +376,21 @@ class Queue:
         run_at: float | datetime | None = None,
         *,
         job_id: str | None = None,
+        exist_ok: bool = False,
+        unique: Literal["pending"] | None = None,
     ) -> str:
         """Like `enqueue`. If the caller is cancelled, the job may have been added anyway."""
         import asyncio
 
-        return await asyncio.to_thread(self.enqueue, job_type, payload, run_at, job_id=job_id)
+        return await asyncio.to_thread(
+            self.enqueue,
+            job_type,
+            payload,
+            run_at,
+            job_id=job_id,
+            exist_ok=exist_ok,
+            unique=unique,
+        )
 
     async def aget_job(self, job_id: str) -> JobDict | None:
         """Like `get_job`."""
@@ -400,12 +433,39 @@ class Queue:
         self._existing(job_id, self.get_job(job_id))
         return False
 
-    def requeue_failed(self, job_type: str | None = None) -> int:
+    def edit_job(self, job_id: str, payload: Any) -> bool:
+        """Replace the payload of a pending job. On the disk on return.
+
+        `payload` is any JSON value; None becomes `{}`. Everything else in the job stays. Rewrites
+        the queue's file. Returns False, and changes nothing, if the job isn't pending: a running
+        job, and one that a pass has claimed, keeps its payload. Raises InvalidJob for an invalid
+        payload, JobNotFound if there is no such job, StoreError if the system can't write: then
+        nothing was changed, unless the error says otherwise.
+        """
+        text = self._encode(payload)
+        if is_id(job_id) and self.store.edit(job_id, text):
+            return True
+        self._existing(job_id, self.get_job(job_id))
+        return False
+
+    def requeue_failed(self, job_type: str | None = None, *, error: str | None = None) -> int:
         """Requeue all failed jobs, or those of one type; return how many. They are due now.
 
-        The change is on the disk on return.
+        With `error`, only those whose error contains that text, as `get_job` shows it;
+        upper and lower case differ. The change is on the disk on return. Raises InvalidArgument if
+        `error` isn't text.
         """
-        return self.store.requeue(self.now(), job_type=job_type)
+        if error is not None and not isinstance(error, str):
+            raise InvalidArgument(
+                f"invalid error of type {type(error).__name__}: must be a str, a part of the errors"
+            )
+
+        def is_wanted(row: Row) -> bool:
+            return job_type in (None, row.type) and (
+                error is None or error in unescape(row.state.error)
+            )
+
+        return self.store.requeue(self.now(), wanted=is_wanted)
 
     def clear_failed(self, job_type: str | None = None) -> int:
         """Remove all failed jobs, or those of one type; return how many.
@@ -429,6 +489,7 @@ class Queue:
         status: FinishedStatus | None = None,
         *,
         archive: str | os.PathLike[str] | None = None,
+        dry_run: bool = False,
     ) -> int:
         """Remove finished jobs that were due more than `older_than` ago; return how many.
 
@@ -436,7 +497,8 @@ class Queue:
         from when it was enqueued. `status` (completed, failed or cancelled) removes only those.
         `archive` names a TSV file: the rows are appended to it, and synced, before they leave the
         queue; a crash in between leaves them in both. Several queues may share an archive. The
-        change is on the disk on return.
+        change is on the disk on return. With `dry_run`, nothing is changed: returns how many jobs
+        would be removed now.
 
         Raises InvalidArgument for an invalid argument, NotAQueue if the archive's name belongs to
         another file, QueueBusy if another purge has been writing to it for a minute, StoreError if
@@ -447,16 +509,17 @@ class Queue:
             raise InvalidArgument(
                 f"invalid status {status!r}: must be one of {', '.join(FINISHED)}"
             )
-        statuses = FINISHED if status is None else (status,)
         path = None if archive is None else self._archive_path(archive)
         before = self.now() - seconds
 
-        def is_old(row: Row) -> bool:
-            state = row.state
-            # A `run_at` far in the past may only mean that the job was to run before all others.
-            return state.status in statuses and max(state.run_at, state.created_at) < before
+        def is_unwanted(row: Row) -> bool:
+            return status in (None, row.state.status) and is_old(row.state, before)
 
-        return self.store.remove(is_old, archive=path)
+        if dry_run:
+            if path is not None:
+                load(_archive).check(path)
+            return sum(map(is_unwanted, self.store.rows()))
+        return self.store.remove(is_unwanted, archive=path)
 
     def _archive_path(self, archive: str | os.PathLike[str]) -> str:
         """Return the archive's path; raises InvalidArgument for a name that it can't have."""
@@ -630,6 +693,12 @@ def _summary() -> type[Summary]:
     from dbbasic_queue.monitoring.summary import Summary
 
     return Summary
+
+
+def _archive() -> ModuleType:
+    from dbbasic_queue.store.writing import archive
+
+    return archive
 
 
 def _metrics() -> ModuleType:

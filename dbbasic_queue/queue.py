@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime, timedelta
-    from typing import Any
+    from typing import Any, Literal
 
     from dbbasic_queue.model.jobdict import JobDict
 
@@ -82,18 +82,25 @@ def enqueue(
     run_at: float | datetime | None = None,
     *,
     job_id: str | None = None,
+    exist_ok: bool = False,
+    unique: Literal["pending"] | None = None,
 ) -> str:
     """Add one job to the default queue, and return its id. The job is on the disk on return.
 
     `job_type` is 1 to 100 characters from A-Z a-z 0-9 _ . : -. `payload` is any JSON value; None
     becomes `{}`. `run_at` is when the job becomes due: Unix seconds, rounded up, or an aware
     datetime; None and 0 mean now. `job_id` is an id of your own, 1 to 64 characters from
-    A-Z a-z 0-9 . _ -, the first not "-": only one job can have it.
+    A-Z a-z 0-9 . _ -, the first not "-": only one job can have it. With `exist_ok`, the id is
+    returned if a job has it already. With `unique="pending"`, the id of a pending job of this type
+    with the same payload is returned, if there is one. `Queue.enqueue` says more.
 
-    Raises InvalidJob for an invalid argument, DuplicateJob if a job has this `job_id`, StoreError
-    if the system can't write. Then nothing was added, unless a StoreError says otherwise.
+    Raises InvalidJob for an invalid argument, DuplicateJob if a job has this `job_id`,
+    InvalidArgument for `exist_ok` without a `job_id`, or `unique` with one, StoreError if the
+    system can't write. Then nothing was added, unless a StoreError says otherwise.
     """
-    return default_queue().enqueue(job_type, payload, run_at, job_id=job_id)
+    return default_queue().enqueue(
+        job_type, payload, run_at, job_id=job_id, exist_ok=exist_ok, unique=unique
+    )
 
 
 def enqueue_many(
@@ -113,12 +120,16 @@ async def aenqueue(
     run_at: float | datetime | None = None,
     *,
     job_id: str | None = None,
+    exist_ok: bool = False,
+    unique: Literal["pending"] | None = None,
 ) -> str:
     """Like `enqueue`, for coroutines: the event loop goes on while a thread writes the job.
 
     If the caller is cancelled, the job may have been added anyway.
     """
-    return await default_queue().aenqueue(job_type, payload, run_at, job_id=job_id)
+    return await default_queue().aenqueue(
+        job_type, payload, run_at, job_id=job_id, exist_ok=exist_ok, unique=unique
+    )
 
 
 def get_job(job_id: str) -> JobDict | None:

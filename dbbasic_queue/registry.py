@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from dbbasic_queue.errors import InvalidHandlers, InvalidJob
 from dbbasic_queue.handlers import JOB_IN_PAYLOAD, Handler
-from dbbasic_queue.model.checks import check_type
+from dbbasic_queue.model.checks import check_seconds, check_type
 from dbbasic_queue.queue import default_queue
 
 TYPE_CHECKING = False
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
             run_at: float | datetime | None = None,
             *,
             job_id: str | None = None,
+            exist_ok: bool = False,
+            unique: Literal["pending"] | None = None,
         ) -> str:
             """Add a job of this type."""
 
@@ -65,6 +67,8 @@ if TYPE_CHECKING:
             run_at: float | datetime | None = None,
             *,
             job_id: str | None = None,
+            exist_ok: bool = False,
+            unique: Literal["pending"] | None = None,
         ) -> str:
             """Add a job of this type."""
 
@@ -76,11 +80,23 @@ class Handlers(Mapping[str, Handler]):
     replaces the old one. Job types are case-sensitive, unless `ignore_case=True`. The functions'
     `enqueue` adds jobs to `queue`, by default the default queue; a registry with a `queue` can only
     be used in that queue's passes. A registry can be pickled if its functions can.
+
+    With `keep` (seconds, or a `timedelta`), its passes now and then remove the finished jobs of its
+    types that were due longer ago than that: at most once an hour, when they have run their jobs.
+    Raises InvalidHandlers for an invalid `keep`.
     """
 
-    def __init__(self, *, ignore_case: bool = False, queue: Queue | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        ignore_case: bool = False,
+        queue: Queue | None = None,
+        keep: float | timedelta | None = None,
+    ) -> None:
         self.ignore_case = ignore_case
         self.queue = queue
+        self.keep = None if keep is None else check_seconds(keep, "keep", error=InvalidHandlers)
+        """for how many seconds finished jobs are kept; None if they are never removed"""
         self.hooks: Hooks | None = None
         """the hooks, None without any: a pass imports nothing for them"""
         self._handlers: dict[str, Registered | RegisteredCommand] = {}
@@ -154,9 +170,9 @@ class Handlers(Mapping[str, Handler]):
         """Register a function: `@jobs.handler`, or `@jobs.handler("type", max_attempts=5)`.
 
         By default, the type is the function's name. The policy's arguments are those of `Handler`.
-        The function can still be called as before, and gets
-        `enqueue(payload, run_at=None, *, job_id=None)`. Raises InvalidHandlers if the type is taken
-        or invalid, and for a function that no pass could call.
+        The function can still be called as before, and gets `enqueue`, with the arguments of
+        `Queue.enqueue` after the type. Raises InvalidHandlers if the type is taken or invalid, and
+        for a function that no pass could call.
         """
         policy = {
             "max_attempts": max_attempts,
@@ -329,6 +345,8 @@ class Registered(Handler):
         run_at: float | datetime | None = None,
         *,
         job_id: str | None = None,
+        exist_ok: bool = False,
+        unique: Literal["pending"] | None = None,
     ) -> str:
         """Add a job of this type to the registry's queue, like `Queue.enqueue`.
 
@@ -336,7 +354,9 @@ class Registered(Handler):
         """
         self._check_fit(payload)
         queue = self._handlers.queue or default_queue()
-        return queue.enqueue(self.type, payload, run_at, job_id=job_id)
+        return queue.enqueue(
+            self.type, payload, run_at, job_id=job_id, exist_ok=exist_ok, unique=unique
+        )
 
     def _check_fit(self, payload: Any) -> None:
         if not self.unpack:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from contract.conftest import Opener, clock, queue
+from contract.test_at_most_one import TestAtMostOne
+from contract.test_editing import TestEditing
 from contract.test_enqueueing import TestEnqueueing
 from contract.test_maintenance import TestMaintenance
 from contract.test_outcomes import TestOutcomes
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 # pytest collects these here too, for the engines of this file.
 __all__ = [
     "TestArchiving",
+    "TestAtMostOne",
+    "TestEditing",
     "TestEnqueueing",
     "TestMaintenance",
     "TestOutcomes",
@@ -314,6 +318,49 @@ class PurgesYoungJobs(Planted):
         return super().purge(0, *arguments, **options)
 
 
+class RefusesAnIdThatMayExist(Planted):
+    def enqueue(self, *arguments: Any, exist_ok: bool = False, **options: Any) -> str:
+        return super().enqueue(*arguments, **options)
+
+
+class ComparesPayloadsAsText(Planted):
+    class memory(MemoryStore):
+        def add_unless_pending(self, row: str, job_type: str, payload: str) -> str | None:
+            for job in self.jobs.values():
+                if (job.type, job.payload, job.state.status) == (job_type, payload, states.PENDING):
+                    return job.id
+            self.add(row)
+            return None
+
+
+class FindsRunningJobs(Planted):
+    class memory(MemoryStore):
+        def add_unless_pending(self, row: str, job_type: str, payload: str) -> str | None:
+            for job in self.jobs.values():
+                same = (job.type, job.payload) == (job_type, payload)
+                if same and job.state.status == states.PROCESSING:
+                    return job.id
+            return super().add_unless_pending(row, job_type, payload)
+
+
+class EditsRunningJobs(Planted):
+    class memory(MemoryStore):
+        def edit(self, job_id: str, payload: str) -> bool:
+            if job_id in self.jobs:
+                self.jobs[job_id].payload = payload
+            return job_id in self.jobs
+
+
+class IgnoresTheError(Planted):
+    def requeue_failed(self, job_type: Any = None, *, error: Any = None) -> int:
+        return super().requeue_failed(job_type)
+
+
+class PurgesInADryRun(Planted):
+    def purge(self, *arguments: Any, dry_run: bool = False, **options: Any) -> int:
+        return super().purge(*arguments, **options)
+
+
 class ListsJobsAddedDuringTheIteration(Planted):
     class memory(MemoryStore):
         def rows(self, unreadable: list[int] | None = None) -> Iterator[Row]:
@@ -368,6 +415,12 @@ CAUGHT: dict[type[Planted], str] = {
     ),
     RemovesRunningJobs: "maintenance_calls_do_not_touch_a_running_job",
     PurgesYoungJobs: "purge_removes_old_finished_jobs",
+    RefusesAnIdThatMayExist: "an_id_that_exists_is_returned_whatever_its_job_is",
+    ComparesPayloadsAsText: ("a_pending_job_of_the_same_type_and_payload_is_found_and_left_alone"),
+    FindsRunningJobs: "a_running_job_does_not_count",
+    EditsRunningJobs: "a_running_or_finished_job_keeps_its_payload",
+    IgnoresTheError: "failed_jobs_are_requeued_by_a_part_of_their_error",
+    PurgesInADryRun: "a_dry_run_counts_what_a_purge_would_remove_and_changes_nothing",
     ListsJobsAddedDuringTheIteration: "changes_during_an_iteration_do_not_affect_it",
     SharesNothing: "queues_opened_at_one_place_have_the_same_jobs",
     LosesItsArchive: "purged_jobs_are_in_the_archive_as_rows_of_nine_columns",

@@ -48,6 +48,15 @@ def test_the_benchmarks_measure_this_queue_and_write_a_table_and_plots(tmp_path:
         assert f"(benchmarks/{name}.svg)" in page
 
 
+def test_the_benchmarks_measure_unique_enqueues_next_to_plain_ones(tmp_path: Path) -> None:
+    only = ["--only=unique_few", "--only=unique_many"]
+    page = run("--no-peers", "--dir", tmp_path / "queues", "--out", tmp_path / "docs", *only)
+    results = json.loads((tmp_path / "docs/benchmarks/results.json").read_text("utf-8"))
+    for figure in results["figures"]:
+        assert min(figure[name] for name in ("median_us", "found_us", "plain_us", "first_ms")) > 0
+    assert page.count("| enqueue, unique, fsync ") == 4
+
+
 def test_the_benchmarks_measure_how_long_each_call_holds_the_lock(
     tmp_path: Path,
 ) -> None:

@@ -253,6 +253,7 @@ def test_an_idle_pass_imports_nothing_more_from_the_standard_library(
             "passes.forked",
             "passes.guardian",
             "passes.program",
+            "passes.keeping",
             "passes.sequential",
             "passes.signals",
             "passes.supervisor",
@@ -263,6 +264,10 @@ def test_an_idle_pass_imports_nothing_more_from_the_standard_library(
             "store.claiming.slots",
             "store.protocol",
             "toml_file",
+            "store.purged",
+            "store.reading.unique",
+            "store.writing.edit",
+            "store.writing.once",
             "worker",
         }
     )

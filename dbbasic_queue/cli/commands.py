@@ -131,17 +131,32 @@ def run_output(arguments: Namespace) -> int:
     return 0
 
 
+def json_payload(arguments: Namespace) -> Any:
+    """Return the value of PAYLOAD; end with wrong usage if it isn't JSON."""
+    try:
+        return decode_json(arguments.payload)
+    except ValueError as error:
+        return arguments.wrong_usage(
+            f"invalid PAYLOAD: must be JSON: {error} (a string needs JSON quotes: '\"text\"')"
+        )
+
+
 def run_enqueue(arguments: Namespace) -> int:
-    payload: Any = None
-    if arguments.payload is not None:
-        try:
-            payload = decode_json(arguments.payload)
-        except ValueError as error:
-            arguments.wrong_usage(
-                f"invalid PAYLOAD: must be JSON: {error} (a string needs JSON quotes: '\"text\"')"
-            )
+    payload = None if arguments.payload is None else json_payload(arguments)
+    if arguments.exist_ok and arguments.id is None:
+        arguments.wrong_usage("--exist-ok needs --id")
+    if arguments.unique and arguments.id is not None:
+        arguments.wrong_usage("give --id or --unique, not both")
     with named_queue(arguments) as queue:
-        print(queue.enqueue(arguments.type, payload, arguments.run_at, job_id=arguments.id))
+        job_id = queue.enqueue(
+            arguments.type,
+            payload,
+            arguments.run_at,
+            job_id=arguments.id,
+            exist_ok=arguments.exist_ok,
+            unique="pending" if arguments.unique else None,
+        )
+        print(job_id)
     return 0
 
 
@@ -190,14 +205,25 @@ def run_stop(arguments: Namespace) -> int:
 
 
 def run_requeue(arguments: Namespace) -> int:
-    if bool(arguments.ids) == arguments.failed or (arguments.type and not arguments.failed):
-        arguments.wrong_usage("give IDs, or --failed with or without --type")
+    chosen = arguments.type is not None or arguments.error is not None
+    if bool(arguments.ids) == arguments.failed or (chosen and not arguments.failed):
+        arguments.wrong_usage("give IDs, or --failed with or without --type and --error")
     with existing_queue(arguments) as queue:
         if arguments.ids:
             of = "a failed or cancelled job"
             return change_each(arguments.ids, queue, queue.requeue, "requeued", of)
-        print(f"requeued\t{queue.requeue_failed(arguments.type)}")
+        print(f"requeued\t{queue.requeue_failed(arguments.type, error=arguments.error)}")
     return 0
+
+
+def run_edit(arguments: Namespace) -> int:
+    payload = json_payload(arguments)
+    with existing_queue(arguments) as queue:
+
+        def edit(job_id: str) -> bool:
+            return queue.get_job(job_id) is not None and queue.edit_job(job_id, payload)
+
+        return change_each([arguments.id], queue, edit, "edited", "a pending job")
 
 
 def change_each(
@@ -217,8 +243,13 @@ def change_each(
 
 def run_purge(arguments: Namespace) -> int:
     with existing_queue(arguments) as queue:
-        count = queue.purge(arguments.older_than, arguments.status, archive=arguments.archive)
-        print(f"purged\t{count}")
+        count = queue.purge(
+            arguments.older_than,
+            arguments.status,
+            archive=arguments.archive,
+            dry_run=arguments.dry_run,
+        )
+        print(f"{'would purge' if arguments.dry_run else 'purged'}\t{count}")
     return 0
 
 

@@ -139,6 +139,14 @@ def argument_parser() -> ArgumentParser:
         "--run-at", type=float, metavar="SECONDS", help="when it is due, in Unix seconds"
     )
     enqueue.add_argument("--id", help="an id of your own: only one job can have it")
+    enqueue.add_argument(
+        "--exist-ok", action="store_true", help="with --id: add nothing if a job has this id"
+    )
+    enqueue.add_argument(
+        "--unique",
+        action="store_true",
+        help="add nothing if such a job is pending, and print its id",
+    )
 
     run = command(
         "run",
@@ -186,6 +194,13 @@ def argument_parser() -> ArgumentParser:
     requeue.add_argument("ids", metavar="ID", nargs="*", help=AFTER_DASHES)
     requeue.add_argument("--failed", action="store_true", help="requeue all failed jobs")
     requeue.add_argument("--type", help="with --failed: only those of this type")
+    requeue.add_argument(
+        "--error", metavar="TEXT", help="with --failed: only those whose error contains this text"
+    )
+
+    edit = command("edit", commands.run_edit, "replace the payload of a pending job")
+    edit.add_argument("id", metavar="ID", help=AFTER_DASHES)
+    edit.add_argument("payload", metavar="PAYLOAD", help="JSON")
 
     purge = command("purge", commands.run_purge, "remove old finished jobs from the queue")
     purge.add_argument(
@@ -198,6 +213,9 @@ def argument_parser() -> ArgumentParser:
     purge.add_argument("--status", choices=FINISHED, help="only jobs with this status")
     purge.add_argument(
         "--archive", metavar="FILE", help="append the jobs to this TSV file before removing them"
+    )
+    purge.add_argument(
+        "--dry-run", action="store_true", help="print how many would be removed; change nothing"
     )
 
     unreadable = command(

@@ -42,6 +42,8 @@ class Engine(Protocol):
         run_at: float | datetime | None = None,
         *,
         job_id: str | None = None,
+        exist_ok: bool = False,
+        unique: Literal["pending"] | None = None,
     ) -> str:
         """Add one pending job; return its id: `job_id`, or one that no other job has.
 
@@ -49,8 +51,14 @@ class Engine(Protocol):
         1 MiB, nested at most 100 deep; None becomes `{}`. `run_at`: Unix seconds, rounded up, or an
         aware datetime; None and 0 mean now. `job_id`: 1 to 64 characters from A-Z a-z 0-9 . _ -.
 
+        With `exist_ok`, the id is returned if a job of any status has it, and nothing is added.
+        With `unique="pending"`, the id of a pending job of this type with the same payload, if
+        there is one, is returned, and nothing is added or changed. Running jobs don't count. Two
+        payloads are the same if they are the same JSON, in whatever order an object's members are.
+
         Raises InvalidJob for an invalid argument, DuplicateJob if a job of any status has
-        the id. If several callers ask for the same id at once, one of them gets it.
+        the id, InvalidArgument for `exist_ok` without `job_id`, or `unique` with it. If several
+        callers ask for the same id, or enqueue the same unique job, at once, one of them adds it.
         """
 
     def enqueue_many(
@@ -175,8 +183,20 @@ class Engine(Protocol):
         Raises JobNotFound if there is no such job.
         """
 
-    def requeue_failed(self, job_type: str | None = None) -> int:
-        """Requeue all failed jobs, or those of one type; return how many."""
+    def edit_job(self, job_id: str, payload: Any) -> bool:
+        """Replace the payload of a pending job, and nothing else; False if it isn't pending.
+
+        If a worker claims the job at the same moment, one of the two wins: after True, its handler
+        never gets the old payload; after False, it never gets the new one. Raises InvalidJob for an
+        invalid payload, JobNotFound if there is no such job.
+        """
+
+    def requeue_failed(self, job_type: str | None = None, *, error: str | None = None) -> int:
+        """Requeue all failed jobs, or those of one type; return how many.
+
+        With `error`, only those whose error contains that text, as `get_job` shows it. Raises
+        InvalidArgument if it isn't text.
+        """
 
     def clear_failed(self, job_type: str | None = None) -> int:
         """Remove all failed jobs, or those of one type; return how many."""
@@ -190,13 +210,14 @@ class Engine(Protocol):
         status: FinishedStatus | None = None,
         *,
         archive: str | os.PathLike[str] | None = None,
+        dry_run: bool = False,
     ) -> int:
         """Remove finished jobs that were due more than `older_than` ago; return how many.
 
         `older_than` is seconds or a `timedelta`. `status` (`completed`, `failed` or `cancelled`)
         removes only those. `archive` names a TSV file: the jobs are appended to it as rows of nine
         columns, and on the disk, before they are removed. The ids of removed jobs can be used
-        again.
+        again. With `dry_run`, nothing is changed, and the number is that of now.
 
         Raises InvalidArgument for an invalid argument, and if the engine can't archive.
         """

@@ -43,6 +43,22 @@ def check_id(job_id: str) -> str:
     return job_id if type(job_id) is str else _plain(job_id)
 
 
+def check_once(job_id: object, exist_ok: object, unique: object) -> None:
+    """Raise InvalidArgument unless these arguments of `enqueue` fit together."""
+    if unique is not None and unique != "pending":
+        raise InvalidArgument(f'invalid unique {_shown(unique)}: must be "pending" or None')
+    if unique is not None and (job_id is not None or exist_ok):
+        raise InvalidArgument(
+            'invalid unique "pending" with a job_id: a job is compared either by its id or by its '
+            "type and payload (leave out one of them)"
+        )
+    if exist_ok and job_id is None:
+        raise InvalidArgument(
+            "invalid exist_ok without a job_id: only an id of your own can exist already "
+            '(give a job_id, or use unique="pending")'
+        )
+
+
 def check_type(job_type: object) -> str:
     """Return `job_type` as a plain str; raises InvalidJob if it isn't valid."""
     if (  # true for most types; the full rule takes five times as long

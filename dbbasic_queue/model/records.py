@@ -45,6 +45,16 @@ def with_state(line: bytes, state: bytes) -> bytes:
     return b"\t".join((job_id, job_type, payload, state))
 
 
+def with_payload(line: bytes, payload: bytes) -> bytes:
+    r"""Return a row's line with another payload.
+
+    >>> with_payload(b"a\tgreet\t{}\tpending\t5\t7\t0\t\t", b"[1]")
+    b'a\tgreet\t[1]\tpending\t5\t7\t0\t\t'
+    """
+    job_id, job_type, _, state = line.split(b"\t", 3)
+    return b"\t".join((job_id, job_type, payload, state))
+
+
 def encode_record(job_id: bytes, state: bytes) -> bytes:
     r"""Return the record, with its line end, that gives the job this state.
 

@@ -232,6 +232,14 @@ def run_now(state: State, now: float) -> State | None:
     return State(PENDING, state.created_at, run_at, state.attempts, state.error, "")
 
 
+def is_old(state: State, before: float) -> bool:
+    """Return whether a job is finished, and was due and enqueued before this instant.
+
+    A `run_at` far in the past may only mean that the job was to run before all others.
+    """
+    return state.status in FINISHED and max(state.run_at, state.created_at) < before
+
+
 def cancel(state: State) -> State | None:
     """Cancel a job that hasn't been started."""
     if state.status != PENDING:

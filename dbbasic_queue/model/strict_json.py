@@ -51,6 +51,7 @@ def _refuse_value(value: object) -> Any:
 
 
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_refuse_value)
+_sorting_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True)
 _decoder: Any = json.JSONDecoder(parse_constant=_refuse_constant)
 _scan_once: Callable[[str, int], tuple[Any, int]] = _decoder.scan_once
 
@@ -154,6 +155,18 @@ def from_json(text: str) -> Any:
         return _decoder.decode(text)  # it has spaces around it, or isn't JSON
     except RecursionError:
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from None
+
+
+def canonical_json(text: str) -> str:
+    """Return JSON text in the one form that all texts with the same meaning have.
+
+    Spaces, escapes and the order of an object's members don't matter; 1 and 1.0 differ. Raises
+    ValueError if the text isn't JSON.
+
+    >>> canonical_json('{"b":1, "a":"\\u00e9"}')
+    '{"a": "é", "b": 1}'
+    """
+    return _sorting_encoder.encode(from_json(text))
 
 
 def _check_bounds(text: str) -> None:

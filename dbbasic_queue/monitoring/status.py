@@ -5,6 +5,8 @@
     due         how many pending jobs could run now, for how many seconds the first of them has been
                 due, and its id
     paused      how many pending jobs are of a paused type; the paused types, `*` for all
+    finished    how many finished jobs the file has, for how many seconds the first of them has been
+                due
     pass        a live pass: process id, start time
     running     a job that a live pass has claimed: id, type, attempt, process id, start time, for
                 how many seconds
@@ -27,7 +29,7 @@ import time
 from heapq import nlargest
 
 from dbbasic_queue.model.escaping import escape, printable
-from dbbasic_queue.model.states import DELAYED, FAILED, PENDING
+from dbbasic_queue.model.states import DELAYED, FAILED, FINISHED, PENDING
 from dbbasic_queue.monitoring import progress_bar
 from dbbasic_queue.monitoring.summary import Summary, waited_seconds
 
@@ -72,6 +74,8 @@ def lines(store: Store, now: float) -> Iterator[str]:
     yield f"due\t{summary.due}\t{waited}"
     paused = " ".join(map(printable, sorted(summary.paused_types)))
     yield f"paused\t{summary.paused}\t{paused or '-'}"
+    finished = sum(summary.counts[status] for status in FINISHED)
+    yield f"finished\t{finished}\t{int(summary.oldest) if finished else '-'}"
     yield from _running(store, now)
     for row in errors.latest():
         state = row.state

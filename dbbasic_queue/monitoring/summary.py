@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dbbasic_queue.model.checks import ALL
-from dbbasic_queue.model.states import PENDING, STATUSES
+from dbbasic_queue.model.states import FINISHED, PENDING, STATUSES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class Summary:
     `first_due`     the one of them that has been due for the longest time, or None
     `waiting`       type -> for how many seconds its first pending job has been due, 0 if none is;
                     includes paused types
+    `oldest`        for how many seconds the first finished job has been due, 0 if there is none
     `unreadable`    the numbers of the lines that aren't jobs
     """
 
@@ -34,6 +35,7 @@ class Summary:
         self.counts: dict[Any, int] = dict.fromkeys(STATUSES, 0)
         self.paused_types = store.paused()
         self.paused = self.due = 0
+        self.oldest = 0.0
         self.first_due: Row | None = None
         self.waiting: dict[str, float] = {}
         self.unreadable: list[int] = []
@@ -41,6 +43,8 @@ class Summary:
             self.counts[row.state.status] += 1
             if row.state.status == PENDING:
                 self._add_pending(row, now)
+            elif row.state.status in FINISHED:
+                self.oldest = max(self.oldest, waited_seconds(row, now))
             each(row)
 
     def _add_pending(self, row: Row, now: float) -> None:

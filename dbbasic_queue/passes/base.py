@@ -83,6 +83,8 @@ class Pass:
         self._until_complete = until_complete
         self._interrupts = interrupts
         self._hook_calls: HookCalls | None = None
+        self._removes_old_at = 0.0
+        """when a pass that lingers forever removes old jobs again, on the monotonic clock"""
 
     @property
     def interrupts(self) -> Interrupts:
@@ -116,6 +118,8 @@ class Pass:
                         return self.counts
                     now = self.clock()
                 fold_error = self._run(start_work, now)
+                if self.policies.keep is not None and not interrupts.stop_requested():
+                    load(_keeping).remove_old(self.store, self.policies, self.clock())
         except BaseException:
             is_worker = self.linger == math.inf and not self._until_complete
             if not is_worker:  # a worker's next pass must not wait, and its thread sends anyway
@@ -194,6 +198,15 @@ class Pass:
             return False
         return self.store.is_complete(set(self.interrupts.enclosing_jobs()))
 
+    def rest(self, claims: Claims) -> None:
+        """Do what can be done while no job is due or running."""
+        claims.idle()
+        keeps = self.policies.keep is not None and self.linger == math.inf
+        if keeps and time.monotonic() >= self._removes_old_at:
+            self._removes_old_at = load(_keeping).remove_old_at_rest(
+                self.store, self.policies, self.clock()
+            )
+
     def report_recovered(self, claims: Claims) -> None:
         """Count and report what recovery has changed since the last call.
 
@@ -251,3 +264,9 @@ def _interrupts() -> type[Interrupts]:
     from dbbasic_queue.passes.signals import Interrupts
 
     return Interrupts
+
+
+def _keeping() -> ModuleType:
+    from dbbasic_queue.passes import keeping
+
+    return keeping

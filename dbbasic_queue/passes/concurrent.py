@@ -108,7 +108,7 @@ class Concurrent:
             elif not lingers or self._pass.is_complete():
                 break
             else:
-                self._claims.idle()
+                self._pass.rest(self._claims)
                 self._step(loop)
 
     def _start_due(self, loop: asyncio.AbstractEventLoop, lingers: bool) -> None:

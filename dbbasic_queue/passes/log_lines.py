@@ -217,6 +217,16 @@ def not_folded(log: Logger, error: Exception) -> None:
     )
 
 
+def removed_old(log: Logger, count: int, seconds: float) -> None:
+    """Log that finished jobs were removed because they were due over `seconds` ago."""
+    write(log, INFO, "removed %d finished jobs that were due over %.0f s ago", count, seconds)
+
+
+def not_removed(log: Logger, error: Exception) -> None:
+    """Log that old finished jobs stay in the queue for now."""
+    write(log, ERROR, "could not remove old finished jobs, will retry: %s", error)
+
+
 def exit_ignored(log: Logger, error: BaseException) -> None:
     """Log that a task on the event loop has tried to end the program, and couldn't."""
     text = escape(f"{type(error).__name__}: {error}")

@@ -94,6 +94,8 @@ class Policies:
         self.concurrency: dict[str, int] = {}
         """job type -> its limit, for the types with one that were looked up so far"""
         self.hooks = hooks_of(handlers)
+        self.keep: float | None = getattr(handlers, "keep", None)
+        """for how many seconds finished jobs are kept; None if no pass removes them"""
         self._handlers = handlers
         self._max_attempts = max_attempts
         self._skip_unknown = skip_unknown
@@ -116,6 +118,10 @@ class Policies:
         """Return how many types have a handler; 0 if the handlers have no length."""
         count: Callable[[], int] = getattr(self._handlers, "__len__", lambda: 0)
         return count()
+
+    def types(self) -> list[str]:
+        """Return the types that have a handler."""
+        return list(self._handlers)
 
     def wants(self, job_type: str) -> bool:
         """Return whether the pass runs jobs of a type."""

@@ -57,7 +57,7 @@ class Sequential:
                     self._pass.report_recovered(self._claims)
                     self._run_due(ticker)
                 else:
-                    self._claims.idle()
+                    self._pass.rest(self._claims)
                     time.sleep(POLL_SECONDS)
         finally:
             ticker.stop()

@@ -17,6 +17,7 @@ from dbbasic_queue.model import states
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.model.rows import parse_row
+from dbbasic_queue.model.strict_json import canonical_json
 from dbbasic_queue.store.memory_claims import MemoryClaims, MemoryJob
 from dbbasic_queue.store.writing.archive import append_rows
 
@@ -56,6 +57,8 @@ class MemoryStore:
         self.printed: deque[Output] = deque(maxlen=_MOST_OUTPUTS_KEPT)
         self.reported: dict[str, Progress] = {}
         self._paused: frozenset[str] = frozenset()
+        self._purged: dict[str, float] = {}
+        """job type -> when a pass last removed its old jobs"""
         self._mutex = threading.RLock()
         self._process = os.getpid()
 
@@ -98,6 +101,29 @@ class MemoryStore:
                 assert row is not None
                 self.last_number += 1
                 self.jobs[row.id] = MemoryJob(row, self.last_number)
+
+    def add_once(self, row: str, own_id: str) -> None:
+        """Add a job unless one has the id `own_id` already."""
+        with self.lock:
+            if own_id not in self.jobs:
+                self.add(row)
+
+    def add_unless_pending(self, row: str, job_type: str, payload: str) -> str | None:
+        """Add a job unless a job of this type with the same payload is pending.
+
+        Returns the id of that job, or None if the new one was added. Looks at every job.
+        """
+        wanted = canonical_json(payload)
+        with self.lock:
+            for job in self.jobs.values():
+                if (
+                    job.type == job_type
+                    and job.state.status == states.PENDING
+                    and canonical_json(job.payload) == wanted
+                ):
+                    return job.id
+            self.add(row)
+        return None
 
     def find(self, job_id: str) -> Row | None:
         """Return a copy of the job's row, or None."""
@@ -144,21 +170,30 @@ class MemoryStore:
         *,
         job_id: str | None = None,
         run_at: int | None = None,
-        job_type: str | None = None,
+        wanted: Callable[[Row], bool] = lambda _: True,
     ) -> int:
-        """Requeue one job, or all failed ones, or the failed ones of a type; return how many."""
+        """Requeue one job, or the failed ones that `wanted` returns True for; return how many."""
         requeued = 0
         with self.lock:
             for job in self.jobs.values():
                 if job_id is not None:
-                    wanted = job.id == job_id
+                    is_wanted = job.id == job_id
                 else:
-                    wanted = job.state.status == states.FAILED and job_type in (None, job.type)
-                state = states.requeue(job.state, now, run_at) if wanted else None
+                    is_wanted = job.state.status == states.FAILED and wanted(job)
+                state = states.requeue(job.state, now, run_at) if is_wanted else None
                 if state is not None:
                     job.state = state
                     requeued += 1
         return requeued
+
+    def edit(self, job_id: str, payload: str) -> bool:
+        """Replace the payload of a job if it is pending; return whether it was."""
+        with self.lock:
+            job = self.jobs.get(job_id)
+            if job is None or job.state.status != states.PENDING:
+                return False
+            job.payload = payload
+            return True
 
     def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
         """Remove the unwanted jobs, except running ones; return how many.
@@ -176,6 +211,14 @@ class MemoryStore:
             for job in removed:
                 del self.jobs[job.id]
         return len(removed)
+
+    def take_turn_to_purge(self, types: Collection[str], now: float, pause: float) -> bool:
+        """Return whether jobs of these types were purged `pause` seconds ago or longer."""
+        with self.lock:
+            is_turn = any(not 0 <= now - self._purged.get(name, -pause) < pause for name in types)
+            if is_turn:
+                self._purged |= dict.fromkeys(types, now)
+            return is_turn
 
     def unreadable(self) -> Iterator[Unreadable]:
         """Yield nothing: there are no lines."""

@@ -48,6 +48,16 @@ if TYPE_CHECKING:
             DuplicateJob is raised if another job has this id. Generated ids aren't compared.
             """
 
+        def add_once(self, row: str, own_id: str) -> None:
+            """Add one job, given as a line, unless a job has the id `own_id` already."""
+
+        def add_unless_pending(self, row: str, job_type: str, payload: str) -> str | None:
+            """Add one job, unless a job of this type with the same payload (JSON text) is pending.
+
+            Returns the id of that job, or None if the new one was added. Exact for all threads and
+            processes.
+            """
+
         def find(self, job_id: str) -> Row | None:
             """Return the job's row, or None. The payload's JSON isn't checked."""
 
@@ -79,12 +89,19 @@ if TYPE_CHECKING:
             *,
             job_id: str | None = None,
             run_at: int | None = None,
-            job_type: str | None = None,
+            wanted: Callable[[Row], bool] = ...,
         ) -> int:
-            """Requeue one job, or all failed ones, or the failed ones of a type; return how many.
+            """Requeue one job, or the failed ones that `wanted` returns True for; return how many.
 
             `run_at`, in Unix seconds, is for one job. Without it, a failed job is due at `now`, and
             a cancelled one keeps its `run_at`.
+            """
+
+        def edit(self, job_id: str, payload: str) -> bool:
+            """Replace the payload, JSON text, of a pending job.
+
+            Returns False if it isn't pending, or if there is no such job. A pass that has chosen
+            the job, but hasn't claimed it yet, runs it with the new payload or not at all.
             """
 
         def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
@@ -93,6 +110,13 @@ if TYPE_CHECKING:
             Returns how many. If `archive` is a path, their rows are on the disk in that file before
             they are removed. Raises NotAQueue if that file isn't an archive, QueueBusy if another
             purge has been writing to it for a minute.
+            """
+
+        def take_turn_to_purge(self, types: Collection[str], now: float, pause: float) -> bool:
+            """Return whether a pass should remove old jobs of these types now.
+
+            True if that was `pause` seconds ago or longer for one of them, in any process; then
+            `now` is recorded for all of them.
             """
 
         def unreadable(self) -> Iterator[Unreadable]:

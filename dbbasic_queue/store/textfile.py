@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.protocol import Terms
     from dbbasic_queue.store.reading.snapshot import Snapshot
     from dbbasic_queue.store.reading.unreadable import Unreadable
+    from dbbasic_queue.store.writing.once import AddOnce
 
 _LOOKUPS_WITHOUT_INDEX = 2
 _TRIES = 100
@@ -55,6 +56,7 @@ class TextFileStore:
         self.lock = self.files.lock
         self._lookups = 0
         """how many look-ups were made without an index: after a few, one is built"""
+        self._add_once: AddOnce | None = None
         self._unpaused_at: object = None
         """what had been read when `is_complete` last found a pending job whose type isn't paused:
         until something changes, it needn't search again"""
@@ -102,6 +104,32 @@ class TextFileStore:
         rows.current()
         self._check_free(own_id)
         return rows.append(content)
+
+    def add_once(self, row: str, own_id: str) -> None:
+        """Add a job unless one has the id `own_id` already; on the disk on return either way.
+
+        Raises DuplicateJob if only an unreadable row has the id; otherwise like `add`.
+        """
+        self._once().add_with_id(row, own_id)
+
+    def add_unless_pending(self, row: str, job_type: str, payload: str) -> str | None:
+        """Add a job unless a job of this type with the same payload is pending.
+
+        Returns the id of that job, or None if the new one was added. Either is on the disk on
+        return. Raises StoreError like `add`.
+        """
+        return self._once().add_unless_pending(row, job_type, payload)
+
+    def _once(self) -> AddOnce:
+        if self._add_once is None:
+            self.lock.read(self._make_add_once, load(_add_once))
+        assert self._add_once is not None
+        return self._add_once
+
+    def _make_add_once(self, kind: type[AddOnce]) -> None:
+        """Make the only one of this store: two would take each other's entries from the view."""
+        if self._add_once is None:
+            self._add_once = kind(self.files, self._append_if_free)
 
     def _check_free(self, job_id: str) -> None:
         """Raise DuplicateJob if a row has the id. If only a record has it, fold to remove that.
@@ -159,9 +187,9 @@ class TextFileStore:
         *,
         job_id: str | None = None,
         run_at: int | None = None,
-        job_type: str | None = None,
+        wanted: Callable[[Row], bool] = lambda _: True,
     ) -> int:
-        """Requeue one job, or all failed ones, or the failed ones of a type; return how many.
+        """Requeue one job, or the failed ones that `wanted` returns True for; return how many.
 
         On the disk on return.
         """
@@ -170,8 +198,18 @@ class TextFileStore:
         if job_id is not None:
             changed = self._change_one(job_id, lambda state: requeue(state, now, run_at))
             return int(changed is not None)
-        count: int = load(_rewrites).requeue_failed(self.files, now, job_type)
+        count: int = load(_rewrites).requeue_failed(self.files, now, wanted)
         return count
+
+    def edit(self, job_id: str, payload: str) -> bool:
+        """Replace the payload of a pending job; return False if it isn't pending.
+
+        On the disk, and in the queue file, on return.
+        """
+        key = job_id.encode()
+        return self.lock.read(self._has, key) and self.lock.run(
+            load(_edit), self.files, key, payload.encode()
+        )
 
     def _change_one(self, job_id: str, new_state: Callable[[State], State | None]) -> State | None:
         key = job_id.encode()
@@ -204,6 +242,14 @@ class TextFileStore:
             return 0
         count: int = load(_rewrites).remove(self.files, unwanted, archive)
         return count
+
+    def take_turn_to_purge(self, types: Collection[str], now: float, pause: float) -> bool:
+        """Return whether a pass should remove old jobs of these types now; see `store.purged`."""
+        purged = load(_purged)
+        if not purged.is_turn(purged.read(self.path), types, now, pause):
+            return False
+        is_turn: bool = self.lock.run(purged.take_turn, self.path, types, now, pause)
+        return is_turn
 
     # -- lines that aren't jobs --
 
@@ -418,10 +464,28 @@ def _claims() -> type[Claims]:
     return Claims
 
 
+def _add_once() -> type[AddOnce]:
+    from dbbasic_queue.store.writing.once import AddOnce
+
+    return AddOnce
+
+
 def _rewrites() -> ModuleType:
     from dbbasic_queue.store.writing import rewrites
 
     return rewrites
+
+
+def _edit() -> Callable[[QueueFiles, bytes, bytes], bool]:
+    from dbbasic_queue.store.writing.edit import edit
+
+    return edit
+
+
+def _purged() -> ModuleType:
+    from dbbasic_queue.store import purged
+
+    return purged
 
 
 def _unreadable() -> ModuleType:

@@ -7,7 +7,7 @@ with one write when it happens, so it survives the process, in the order of all 
     done     keys operation value     it has returned the value
     raised   keys operation type errno filename is-a-QueueError message
     made     keys operation whether   it has raised or was killed; whether the change was made
-    start    key clock                the job's handler is entered
+    start    key clock version        the job's handler is entered; which edit wrote its payload
     end      key                      the handler returns or raises
     delay    key                      the handler raises Delay: this attempt may be returned
     outcome  id name status attempt   the pass has logged it
@@ -19,8 +19,9 @@ with one write when it happens, so it survives the process, in the order of all 
     dead     pid                      this process has ended (written by its parent)
     wrong    what                     the script itself has found a mistake
 
-A job's key is in its payload. The operations on finished jobs are `requeue`, `remove` and
-`archive`; their keys are those of the jobs that should be changed, given the files at the call.
+A job's key is in its payload. `run_at` of an `edit` is the version of the new payload. The
+operations on finished jobs are `requeue`, `remove` and `archive`; their keys are those of the jobs
+that should be changed, given the files at the call.
 """
 
 from __future__ import annotations
@@ -88,6 +89,12 @@ class _Outcomes(logging.Handler):
             self._log.add("outcome", job_id, name, status, attempt)
 
 
+class Kept(dict[str, Callable[..., Any]]):
+    """Handlers with a `keep`, like a registry."""
+
+    keep: float
+
+
 class Bench:
     """A queue, a clock, handlers, and the log that all of them are written to."""
 
@@ -139,13 +146,18 @@ class Bench:
         return value
 
     def enqueue(
-        self, key: str, job_type: str = "ok", run_at: float | None = None, own_id: str | None = None
+        self,
+        key: str,
+        job_type: str = "ok",
+        run_at: float | None = None,
+        own_id: str | None = None,
+        **once: Any,
     ) -> None:
         self.log.add("call", key, "enqueue", run_at)
         job_id = self._try(
             "enqueue",
             key,
-            lambda: self.queue.enqueue(job_type, {"k": key}, run_at, job_id=own_id),
+            lambda: self.queue.enqueue(job_type, {"k": key}, run_at, job_id=own_id, **once),
         )
         if job_id is not None:
             self.ids[key] = job_id
@@ -173,6 +185,16 @@ class Bench:
             self.log.add("call", key, "stop", None)
             self._try("stop", key, lambda: self.queue.store.stop(self.ids[key]))
 
+    def edit(self, key: str, version: int) -> bool | None:
+        if key not in self.ids:
+            return None
+        self.log.add("call", key, "edit", version)
+        payload = {"k": key, "v": version, "text": "x" * 100 * version}
+        done: bool | None = self._try(
+            "edit", key, lambda: self.queue.edit_job(self.ids[key], payload)
+        )
+        return done
+
     def status(self, key: str) -> None:
         if key in self.ids:
             self._try("status", key, lambda: _status(self.queue, self.ids[key]))
@@ -181,20 +203,23 @@ class Bench:
 
     def _change(
         self, operation: str, chosen: Callable[[Job], bool], call: Callable[[], Any]
-    ) -> None:
-        """Make a call that changes all `chosen` jobs, and log it.
+    ) -> Any:
+        """Make a call that changes all `chosen` jobs, and log it; return its value.
 
-        If the call raises, look in the files whether the change was made, and log that, too.
+        If the call raises, look in the files whether the change was made, and log that, too; then
+        return None.
         """
         keys = read_disk(self.path).keys(chosen)
         text = " ".join(keys)
         self.log.add("call", text, operation, None)
-        if self._try(operation, text, call) is None:
+        value = self._try(operation, text, call)
+        if value is None:
             made = read_disk(self.path).made(operation, keys)
             if len(made) > 1:
                 self.log.add("wrong", f"P6: {operation} of {keys} raised, and is partly made")
             elif True in made:
                 self.log.add("made", text, operation, True)
+        return value
 
     def requeue(self, key: str) -> None:
         if key in self.ids:
@@ -260,6 +285,21 @@ class Bench:
         )
         return counts
 
+    def work_and_keep(self, seconds: float) -> None:
+        """Make a pass that also removes finished jobs that were due longer ago than `seconds`."""
+        store, handlers = self.queue.store, Kept(self.handlers)
+        handlers.keep = seconds
+        remove = store.remove
+
+        def remove_and_log(unwanted: Callable[[Any], bool]) -> Any:
+            return self._change("remove", self._older(seconds), lambda: remove(unwanted)) or 0
+
+        store.remove = remove_and_log  # type: ignore[assignment,method-assign]
+        try:
+            self._try("pass", "", lambda: self.queue.process_jobs(handlers, MAX_ATTEMPTS))
+        finally:
+            store.remove = remove  # type: ignore[method-assign]
+
     # -- handlers, by the job's type --
 
     def _handler(self, name: str) -> Callable[..., Any]:
@@ -270,6 +310,7 @@ class Bench:
             self.job = job
             process = self.process  # that of the pass, whichever process runs this
             self.log.add("start", key, self.now, process=process)
+            self.log.add("start", key, self.now, payload.get("v", 0))
             try:
                 return function(key)
             except Delay:
@@ -360,6 +401,9 @@ class Bench:
 
     def job_urgent(self, _: str) -> Any:
         return 0
+
+    def job_edits(self, key: str) -> Any:
+        return self.edit(key + ".victim", 1)
 
     def job_inner(self, _: str) -> Any:
         """Make a whole pass of another worker while this job's pass is alive."""

@@ -47,6 +47,8 @@ def check_crashed(disk: Disk, promises: Promises, junk: int, torn: int) -> list[
             wrong.append(f"P5: {job.key} was started {promises.started(job.key)} times: {job}")
         if job.key in promises.cancelled and job.status != "cancelled":
             wrong.append(f"P2: the cancel of {job.key} was acknowledged, but it is {job.status}")
+        if job.version not in promises.versions.get(job.key, {0}):
+            wrong.append(f"P2: {job.key} has payload {job.version}, not {promises.versions}")
         if attempt > job.attempts:
             wrong.append(f"P5: {job.key} was reported in attempt {attempt}, but has {job.attempts}")
     return wrong
@@ -184,7 +186,11 @@ def check_errors(
     """
     wrong = []
     by_key = {job.key: job for job in disk.jobs}
+    admitted: set[str] = set()
+    """keys of jobs that an earlier call of the same kind may have changed"""
     for keys, operation, (name, number, file, known, text) in promises.raised:
+        if _ADMITS_CHANGE.search(text):
+            admitted.update(keys)
         if name == "DuplicateJob":
             continue
         if not known or number is None or not str(file).startswith(root):
@@ -193,9 +199,12 @@ def check_errors(
             wrong.append(f"P6: {operation} met {errors}, but raised {number}: {text}")
         if operation.startswith("enqueue"):
             there = [key for key in keys if key in by_key and key not in promises.kept]
-            if there and not _ADMITS_CHANGE.search(text):
+            if not admitted.issuperset(there):
                 wrong.append(f"P6: {operation} raised, but {there} are in the queue: {text}")
         job = by_key.get(keys[0])
+        edited = operation == "edit" and job and job.version != promises.edited.get(keys[0], 0)
+        if edited and keys[0] not in admitted:
+            wrong.append(f"P6: edit raised, but {keys[0]} is edited: {text}")
         changed = job is not None and (job.status == "cancelled" or job.error == _STOP_REQUESTED)
         acknowledged = keys[0] in promises.cancelled or keys[0] in promises.stopping
         if operation not in ("cancel", "stop") or not changed or acknowledged:

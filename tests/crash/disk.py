@@ -28,6 +28,8 @@ class Job:
     attempts: int
     error: str
     result: str
+    version: int = 0
+    """of the payload: which edit has written it; 0 for none"""
 
 
 @dataclass
@@ -119,11 +121,13 @@ def _job(line: bytes) -> Job | None:
     if len(columns) != 9 or columns[3] not in STATUSES:
         return None
     try:
-        key = json.loads(columns[2])["k"]
+        payload = json.loads(columns[2])
+        key, version = payload["k"], payload.get("v", 0)
         run_at, attempts = int(columns[5]), int(columns[6])
     except ValueError:
         return None
-    return Job(columns[0], columns[1], key, columns[3], run_at, attempts, columns[7], columns[8])
+    state = columns[3], run_at, attempts, columns[7], columns[8]
+    return Job(columns[0], columns[1], key, *state, version)
 
 
 def _read_archive(path: str, disk: Disk) -> None:

@@ -42,6 +42,10 @@ WORKERS = "tests/passes/test_several_workers.py"
 HOOKS = "tests/passes/test_hooks.py"
 NOTIFY = "tests/test_notify.py"
 NEVER_ANSWERS = "test_a_server_that_never_answers_delays_neither_an_outcome_nor_the_next_jobs"
+UNIQUE = "tests/store/test_unique.py"
+AT_MOST_ONE = "tests/contract/test_at_most_one.py"
+EDIT = "tests/store/test_edit.py"
+KEEP = "tests/passes/test_keep.py"
 LOOP = WORKERS + "::test_a_coroutine_that_disturbs_the_event_loop_does_not_affect_other_jobs"
 
 
@@ -718,7 +722,7 @@ MUTANTS = (
     Mutant(
         "a removal that was made is reported as not made",
         "store/writing/fold.py",
-        'made if journal is None else "nothing was lost"',
+        'made if changes_rows else "nothing was lost"',
         '"nothing was lost"',
         (errors("purge"),),
     ),
@@ -1106,8 +1110,8 @@ MUTANTS = (
     Mutant(
         "a job that becomes due by a change is not noticed",
         "store/reading/index.py",
-        "            self._returned.append(number)\n",
-        "            self._returned.append(0)\n",
+        "        self._became_pending.append(number)\n",
+        "        self._became_pending.append(0)\n",
         (PRIORITIES + "::test_a_job_that_someone_makes_due_is_taken",),
     ),
     Mutant(
@@ -1267,5 +1271,119 @@ MUTANTS = (
         "                os.set_inheritable(fd, False)\n",
         "                pass\n",
         (PROGRAM + "::test_a_program_inherits_four_descriptors_and_no_signal_settings",),
+    ),
+    # -- at most one, edits, keep (see "A job that exists already" in docs/internals.md)
+    Mutant(
+        "a unique job is looked up without the lock",
+        "store/writing/once.py",
+        "        find = self._append_or_find_payload\n"
+        "        found, place = self._files.lock.run(find, content, job_type, payload)\n",
+        "        lock, rows = self._files.lock, self._files.rows\n"
+        "        lock.run(rows.current)\n"
+        "        lock.run(self._read_payloads)\n"
+        "        found = lock.read(self._pending.find, job_type, payload)\n"
+        "        place = lock.run(rows.current) if found else lock.run(rows.append, content)\n",
+        (UNIQUE,),
+    ),
+    Mutant(
+        "new rows are not read before a unique job is looked up",
+        "store/writing/once.py",
+        "            files.read_new()\n            if ",
+        "            if ",
+        (UNIQUE,),
+    ),
+    Mutant(
+        "a running job counts as a pending one",
+        "store/reading/unique.py",
+        "        row = self._view.row(number) if self._view.when[number] != NEVER else None\n"
+        "        return row if row is not None and row.state.status == PENDING else None\n",
+        "        return self._view.row(number)\n",
+        (AT_MOST_ONE,),
+    ),
+    Mutant(
+        "a requeued job is not found by its payload",
+        "store/reading/index.py",
+        "            self.note_pending(number)\n",
+        "            pass\n",
+        (AT_MOST_ONE, kill("unique")),
+    ),
+    Mutant(
+        "a job that was found is not synced",
+        "store/writing/once.py",
+        "            self._files.rows.sync_found(file)\n",
+        "            pass\n",
+        (power("at_most_once", "ordered"), UNIQUE),
+    ),
+    Mutant(
+        "a job that was found is cut off when its enqueue fails",
+        "store/writing/once.py",
+        "            files.journal.append_unsynced(key, encode_state(found.state))\n",
+        "            pass\n",
+        (UNIQUE,),
+    ),
+    Mutant(
+        "an edited job is not found by its new payload",
+        "store/writing/edit.py",
+        "    view.note_pending(number)\n",
+        "",
+        ("tests/contract/test_editing.py",),
+    ),
+    Mutant(
+        "another process's edit counts as a change of state",
+        "store/reading/replaced.py",
+        "        return line == with_state(was, record)\n",
+        '        return line.split(b"\\t", 3)[3] == with_state(was, record).split(b"\\t", 3)[3]\n',
+        (UNIQUE,),
+    ),
+    Mutant(
+        "an edit overwrites the file in place",
+        "store/writing/edit.py",
+        "    files.rejected += files.replace(journal, payloads={number: payload})\n",
+        "    import os\n"
+        "    from dbbasic_queue.model.records import with_payload\n"
+        "    assert journal is None or journal\n"
+        "    file, _ = files.rows.current()\n"
+        "    start = view.offsets.start(number)\n"
+        '    line, _, rest = os.pread(file.fd, 1 << 20, start).partition(b"\\n")\n'
+        "    os.ftruncate(file.fd, start)\n"
+        '    os.write(file.fd, with_payload(line, payload) + b"\\n" + rest)\n'
+        "    view.close()\n"
+        "    view.refresh()\n",
+        (kill("edit"),),
+    ),
+    Mutant(
+        "an edit drops the state that the journal has",
+        "store/writing/fold.py",
+        "                if state is not None:\n",
+        "                if state is not None and number not in payloads:\n",
+        (EDIT, kill("edit")),
+    ),
+    Mutant(
+        "a claimed job runs with its payload from before an edit",
+        "store/claiming/due.py",
+        "            if (row.type, row.payload) != (claim.row.type, claim.row.payload):\n",
+        "            if row.type != claim.row.type:\n",
+        (EDIT,),
+    ),
+    Mutant(
+        "a running job is edited",
+        "store/writing/edit.py",
+        "    if row is None or row.state.status != PENDING:\n",
+        "    if row is None or row.state.status == PENDING.upper():\n",
+        ("tests/contract/test_editing.py",),
+    ),
+    Mutant(
+        "keep removes jobs of other programs",
+        "passes/keeping.py",
+        " and policies.handler(row.type) is not None\n",
+        "\n",
+        (KEEP,),
+    ),
+    Mutant(
+        "every pass removes old jobs",
+        "store/purged.py",
+        "    purged |= dict.fromkeys(types, int(now))\n",
+        "",
+        (KEEP,),
     ),
 )

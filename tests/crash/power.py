@@ -52,7 +52,8 @@ class Facts:
     """
 
     started: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """number in the payload -> payload and run_at of an enqueue that was called"""
+    """number in the payload -> payload and run_at of an enqueue that was called; and "or", the new
+    payload, during an edit"""
     kept: dict[str, int] = field(default_factory=dict)
     """id -> number, of an enqueue that returned"""
     final: dict[str, JobDict] = field(default_factory=dict)

@@ -86,6 +86,18 @@ class Session:
         self.recorder.promise()
         return ids
 
+    def edit(self, job_id: str, **more: Any) -> None:
+        """Replace a pending job's payload: until the call returns, it is the old or new one."""
+        facts = self.recorder.facts
+        number = facts.kept[job_id]
+        old = facts.started[number]
+        new = old["payload"] | more
+        facts.started[number] = old | {"or": new}
+        self.recorder.promise()
+        assert self.queue.edit_job(job_id, new)
+        facts.started[number] = old | {"payload": new}
+        self.recorder.promise()
+
     def cancel(self, job_id: str) -> None:
         assert self.queue.cancel_job(job_id)
         self.read_final_jobs()
@@ -355,6 +367,43 @@ def purges(s: Session) -> None:
         s.run_pass()
 
 
+def at_most_once(s: Session) -> None:
+    """Another process finds jobs before their enqueue is synced, and is given their ids."""
+    other = s.open()
+    s.enqueue("ok")
+    for arguments in ({"unique": "pending"}, {"job_id": "own", "exist_ok": True}):
+        payload = s.payload("ok", text="f" * 300)
+
+        def find(how: dict[str, Any] = arguments, payload: dict[str, Any] = payload) -> None:
+            s.keep(other.enqueue("step", payload, **how), payload["n"])
+
+        s.recorder.before_sync = find
+        s.keep(s.queue.enqueue("step", payload, **arguments), payload["n"])
+        find()
+    s.run_pass()
+    again = s.payload("ok")
+    for queue in (s.queue, other, s.queue):
+        s.keep(queue.enqueue("step", again, unique="pending"), again["n"])
+    s.run_pass()
+
+
+def edits(s: Session) -> None:
+    """Payloads are replaced, while the changes of other jobs are only in the journal."""
+    with patch.object(QueueFiles, "is_fold_cheap", lambda *_: False):
+        first = s.enqueue("ok", text="a" * 300)
+        retried = s.enqueue("fail", text="b" * 300)
+        waiting = s.enqueue("ok", run_at=NOW + MONTH, text="c")
+        gone = s.enqueue("ok", run_at=NOW + MONTH)
+        s.edit(first, text="A" * 900)
+        s.cancel(gone)
+        s.edit(waiting, text="C" * 600)
+        s.run_pass()
+        s.edit(retried, text="")
+        s.edit(waiting, text="c" * 10)
+        s.now += 200
+        s.run_pass()
+
+
 WORKLOADS = [
     first_steps,
     bulk,
@@ -365,6 +414,8 @@ WORKLOADS = [
     policies,
     requeues,
     purges,
+    at_most_once,
+    edits,
 ]
 
 

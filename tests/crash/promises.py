@@ -38,6 +38,10 @@ class Promises:
         self.stopping: dict[str, int] = {}
         """key -> how often a job may be started, once a stop of it was acknowledged while it was
         claimed: one more time if it wasn't running yet"""
+        self.versions: dict[str, set[int]] = {}
+        """key -> the versions that the job's payload may have, if it was edited"""
+        self.edited: dict[str, int] = {}
+        """key -> the version of its last edit that was acknowledged"""
         self.raised: list[tuple[list[str], str, list[Any]]] = []
         """(keys, operation, the error as in the log) of each call that raised"""
         self.had: dict[str, int] = {}
@@ -59,6 +63,8 @@ class Promises:
         self.error_is_over = False
         self.wrong: list[str] = []
         """the promises that the log itself shows to be broken, as in `checks`"""
+        self._editing: dict[tuple[int, str], tuple[set[int], int]] = {}
+        """pid and key -> the versions before a call that was made, and its version"""
         self._running: dict[str, int] = {}
         self._under_error = False
         for pid, what, *rest in events:
@@ -69,6 +75,10 @@ class Promises:
     def _read_call(self, pid: int, keys: str, operation: str, run_at: float | None) -> None:
         if operation == "enqueue":
             self.called[keys] = run_at
+        elif operation == "edit":
+            before = self.versions.get(keys, {0})
+            self._editing[pid, keys] = before, int(run_at or 0)
+            self.versions[keys] = before | {int(run_at or 0)}
         elif operation in CHANGES:
             self.underway[pid] = operation, keys.split()
         elif operation == "resume":
@@ -86,6 +96,10 @@ class Promises:
             self.cancelled.add(keys)
         elif operation == "stop" and value == "processing":
             self.stopping[keys] = self.starts.get(keys, 0) + (keys not in self._running)
+        elif operation == "edit":
+            before, version = self._editing.pop((pid, keys))
+            self.versions[keys] = {version} if value else before
+            self.edited[keys] = version if value else self.edited.get(keys, 0)
         elif operation == "pause":
             self.paused.update(keys.split())
         elif operation in CHANGES:
@@ -129,8 +143,10 @@ class Promises:
             if operation == "archive":
                 self.archived.add(key)
 
-    def _read_start(self, pid: int, key: str, now: float) -> None:
+    def _read_start(self, pid: int, key: str, now: float, version: int) -> None:
         self.starts[key] = self.starts.get(key, 0) + 1
+        if version not in self.versions.get(key, {0}):
+            self.wrong.append(f"P2: {key} is started with payload {version}: {self.versions[key]}")
         self.starts_by.setdefault(pid, set()).add(key)
         if self._under_error:
             self.starts_under_error[key] = self.starts_under_error.get(key, 0) + 1

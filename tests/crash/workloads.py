@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bench import DAY, MAX_ATTEMPTS, START, Bench
-from disk import FINAL, HEADER
+from disk import FINAL, HEADER, read_disk
 
 from dbbasic_queue import Handler
 
@@ -217,7 +217,7 @@ def _policies(bench: Bench) -> None:
     bench.work()
 
 
-# -- I: jobs that report progress, and that print -------------------------------------------------
+# -- L: jobs that report progress, and that print -------------------------------------------------
 
 
 def _prepare_observed(bench: Bench) -> None:
@@ -359,6 +359,97 @@ def _priorities(bench: Bench) -> None:
     bench.work()
 
 
+# -- M: jobs that are enqueued at most once -------------------------------------------------------
+
+
+def _prepare_unique(bench: Bench) -> None:
+    rows = [
+        _row("i1", "ok", run_at=START + 50_000),
+        _row("i2", "ok", "failed", attempts=3),
+        _row("i3", "flaky", run_at=START - 9),
+        _row("i6", "text", "failed", attempts=3),
+        _row("i7", "bad", "failed", run_at=START - 10 * DAY, attempts=3),
+    ]
+    _write_file(bench, "".join(rows))
+
+
+def _again(bench: Bench, key: str, job_type: str = "ok", run_at: float | None = None) -> None:
+    """Enqueue a unique job that exists already, if it is pending: it must be found."""
+    if any(job.status == "pending" for job in read_disk(bench.path).by_key(key)):
+        bench.enqueue(key, job_type, run_at, unique="pending")
+
+
+def _unique(bench: Bench) -> None:
+    bench.enqueue("i0", unique="pending")
+    bench.enqueue("i0", unique="pending")
+    bench.enqueue("own.i5", own_id="own.i5", exist_ok=True)
+    _again(bench, "i1", run_at=START + 50_000)
+    bench.requeue("i2")
+    _again(bench, "i2")
+    bench.requeue_failed("text")
+    _again(bench, "i6", "text")
+    bench.work()
+    _again(bench, "i3", "flaky")
+    bench.enqueue("own.i5", own_id="own.i5", exist_ok=True)
+    bench.purge(DAY)
+    _again(bench, "i1", run_at=START + 50_000)
+    bench.set_clock(START + 1000)
+    bench.work()
+
+
+# -- N: payloads of pending jobs are edited -------------------------------------------------------
+
+
+def _prepare_edited(bench: Bench) -> None:
+    rows = [
+        _row("j1", "ok", run_at=START - 9),
+        _row("j2", "flaky", run_at=START - 8),
+        _row("j3", "edits", run_at=START - 7),
+        _row("j3.victim", "text", run_at=START + 100),
+        _row("j4", "ok", "completed", attempts=1),
+        _row("j5", "ok", run_at=START + 50_000),
+    ]
+    _write_file(bench, "".join(rows))
+
+
+def _edit(bench: Bench) -> None:
+    bench.cancel("j5")
+    bench.edit("j1", 1)
+    bench.edit("j1", 2)
+    bench.edit("j4", 1)
+    bench.work()
+    bench.edit("j2", 1)
+    bench.edit("j1", 3)
+    bench.set_clock(START + 1000)
+    bench.work()
+
+
+# -- O: passes remove old finished jobs -----------------------------------------------------------
+
+
+def _prepare_old(bench: Bench) -> None:
+    old = START - 10 * DAY
+    rows = [
+        _row("k1", "ok", "completed", run_at=old, attempts=1),
+        _row("k2", "bad", "failed", run_at=old, attempts=3),
+        _row("k3", "ok", "completed", attempts=1),
+        _row("k4", "ok", run_at=START - 9),
+        _row("k5", "text", run_at=old),
+    ]
+    _write_file(bench, "".join(rows))
+    # A pass has removed old jobs of one type.
+    _append(bench.path + ".purged", b"ok\t%d\n" % (START - 60))
+
+
+def _keep(bench: Bench) -> None:
+    bench.work_and_keep(DAY)
+    bench.enqueue("k1.again", own_id="k1")
+    bench.work_and_keep(DAY)
+    bench.set_clock(START + 3 * DAY)
+    bench.enqueue("k6")
+    bench.work_and_keep(DAY)
+
+
 # -- what another process does at the same time ----------------------------------------------------
 
 
@@ -418,6 +509,9 @@ WORKLOADS = {
         Workload("observed", _one_pass, _prepare_observed),
         Workload("requeue", _requeue, _prepare_failed, folds_seem_expensive=True),
         Workload("purge", _purge, _prepare_finished, folds_seem_expensive=True),
+        Workload("unique", _unique, _prepare_unique, folds_seem_expensive=True),
+        Workload("keep", _keep, _prepare_old, folds_seem_expensive=True),
+        Workload("edit", _edit, _prepare_edited, folds_seem_expensive=True),
         Workload("stop", _stops, _prepare_stops),
         Workload("priorities", _priorities, _prepare_priorities),
     )

@@ -51,6 +51,7 @@ def test_a_fresh_queue_has_zeros_and_dashes(queue: Queue, path: Path) -> None:
         "cancelled\t1",
         "due\t0\t-\t-",
         "paused\t0\t-",
+        "finished\t1\t0",
         "unreadable\t0\t-",
     ]
 

@@ -20,7 +20,6 @@ from helpers import (
     sibling,
     small_disk,
     store_of,
-    wait_for,
     wait_for_notes,
 )
 

@@ -7,6 +7,7 @@ are appended as an editor might, and writes are torn. 2,000 examples with DBBASI
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -60,6 +61,9 @@ values = st.recursive(
 )
 results: st.SearchStrategy[Any] = st.sampled_from([None, 0, False, [], "", {}, 0.0]) | values
 job_types = st.sampled_from(["ok", "fail", "unknown", "exit", "nest", "not-json", "a.b:c-d_9"])
+few_payloads: st.SearchStrategy[Any] = (
+    st.sampled_from([None, {}, 1, 1.0, True, [1], {"a": 1, "b": "é"}, {"b": "é", "a": 1}]) | values
+)
 run_ats = (
     st.none()
     | st.just(0)
@@ -83,6 +87,10 @@ bad_lines = st.sampled_from(
     ]
 )
 STATUS, CREATED, RUN_AT, ATTEMPTS, ERROR, RESULT = range(3, 9)
+
+
+def meaning(payload: Any) -> str:
+    return json.dumps(payload, sort_keys=True)
 
 
 def backoff(attempt: int) -> int:
@@ -216,6 +224,50 @@ class TheQueueAndItsModel(RuleBasedStateMachine):
         else:
             assert self.queues[which].stop_job(job_id) == "cancelled"
             job |= {"status": "cancelled", "error": "Cancelled by user", "result": None}
+
+    @rule(
+        target=ids,
+        which=st.integers(0, 1),
+        job_type=job_types,
+        payload=few_payloads,
+        run_at=run_ats,
+    )
+    def enqueue_a_unique_job(
+        self, which: int, job_type: str, payload: Any, run_at: float | None
+    ) -> Any:
+        same = {
+            job["id"]
+            for job in self.model.values()
+            if (job["status"], job["type"]) == ("pending", job_type)
+            and meaning(job["payload"]) == meaning({} if payload is None else payload)
+        }
+        got = self.queues[which].enqueue(job_type, payload, run_at, unique="pending")
+        if same:
+            assert got in same
+            return multiple()
+        assert got not in self.model
+        self.expect(got, job_type, payload, run_at)
+        return got
+
+    @rule(which=st.integers(0, 1), job_id=ids)
+    def enqueue_an_id_that_may_exist(self, which: int, job_id: str) -> None:
+        assert self.queues[which].enqueue("ok", 1, job_id=job_id, exist_ok=True) == job_id
+
+    @rule(
+        which=st.integers(0, 1),
+        job_id=ids | st.sampled_from(["unknown", "\ud800"]),
+        payload=few_payloads,
+    )
+    def edit_job(self, which: int, job_id: str, payload: Any) -> None:
+        job = self.model.get(job_id)
+        if job is None:
+            with pytest.raises(JobNotFound):
+                self.queues[which].edit_job(job_id, payload)
+            return
+        legal = job["status"] == "pending"
+        assert self.queues[which].edit_job(job_id, payload) is legal
+        if legal:
+            job["payload"] = {} if payload is None else payload
 
     @rule(which=st.integers(0, 1), result=results, text=texts, plain=st.booleans())
     def make_a_pass(self, which: int, result: Any, text: str, plain: bool) -> None:

@@ -98,7 +98,7 @@ class NewlyDue:
         """all rows that were due at this instant have been found, in Unix seconds"""
         self._view = view
         self._rows = rows
-        self._returned = view.returned_count
+        self._pending_count = view.pending_count
         self._next_at = view.next_after(now)
         """no other row becomes due earlier"""
 
@@ -108,8 +108,10 @@ class NewlyDue:
         The view must be up to date, and its numbering must not have changed.
         """
         when = self._view.when
-        changed = {*range(self._rows, len(when)), *self._view.returned_since(self._returned)}
-        self._rows, self._returned = len(when), self._view.returned_count
+        again = self._view.pending_since(self._pending_count)
+        changed = set(range(len(when)) if again is None else again)
+        changed.update(range(self._rows, len(when)))
+        self._rows, self._pending_count = len(when), self._view.pending_count
         due = {number for number in changed if when[number] <= now}
         self._next_at = min([self._next_at, *(when[number] for number in changed - due)])
         if self._next_at <= now:

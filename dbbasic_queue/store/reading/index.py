@@ -18,7 +18,7 @@ from dbbasic_queue.store.reading.bulk import PENDING, PROCESSING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from dbbasic_queue.model.states import State
     from dbbasic_queue.store.reading.bulk import Columns
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 NEVER = 1 << 62
 """An instant after all others: stands for the `run_at` of a line that isn't a pending job."""
 
-_MOST_RETURNED = 1 << 16
 _BLOCK_BITS = 10
 _BLOCK_ROWS = 1 << _BLOCK_BITS
+_MOST_LISTED = 1 << 16
+"""of how many jobs the index remembers that they became pending"""
 
 
 class Index:
@@ -42,8 +43,8 @@ class Index:
     `floors`          block of 1,024 rows -> no pending job in it is due before this instant
     `processing`      numbers of the jobs with this status
     `retrying`        numbers of the pending jobs that have been attempted before
-    `returned_count`  how many times a single job has become pending since `clear`: a retry, a
-                      requeued job, a changed `run_at`; see `returned_since`
+    `pending_count`   how many times a single job has become pending since `clear`, by a retry, a
+                      requeue or a changed `run_at`, or got a new payload; see `pending_since`
     `latest_created`  the latest `created_at`; `clocks` lowers it after checking the jobs above it
     `unreadable`      numbers of the lines that are known not to be jobs, in any order, perhaps
                       twice. A payload that isn't JSON is noticed only when its job is due
@@ -63,9 +64,9 @@ class Index:
         self.floors: list[int] = []
         self.processing: set[int] = set()
         self.retrying: set[int] = set()
-        self.returned_count = 0
-        self._returned: list[int] = []
-        """the numbers of those jobs, the last 65,536 at most"""
+        self.pending_count = 0
+        self._became_pending: list[int] = []
+        """the numbers of the last of those jobs"""
         self.latest_created = 0
         self.unreadable: list[int] = []
         self.binary = False
@@ -173,20 +174,24 @@ class Index:
                 self.floors[block] = run_at
             if was_attempted:
                 self.retrying.add(number)
-            self.returned_count += 1
-            self._returned.append(number)
-            if len(self._returned) > _MOST_RETURNED:
-                self._returned.clear()
+            self.note_pending(number)
 
-    def returned_since(self, count: int) -> Iterable[int]:
-        """Return the numbers of the jobs that have become pending since `returned_count` was this.
+    def note_pending(self, number: int) -> None:
+        """Remember a job that became pending, or whose payload was replaced."""
+        self.pending_count += 1
+        self._became_pending.append(number)
+        if len(self._became_pending) > _MOST_LISTED:
+            self._became_pending.clear()
 
-        Returns all numbers if that isn't known any more.
+    def pending_since(self, count: int) -> list[int] | None:
+        """Return the numbers of the jobs that have become pending since `pending_count` was this.
+
+        Returns None if they aren't known any more.
         """
-        new = self.returned_count - count
-        if new > len(self._returned):
-            return range(len(self.when))
-        return self._returned[len(self._returned) - new :]
+        new = self.pending_count - count
+        if new > len(self._became_pending):
+            return None
+        return self._became_pending[len(self._became_pending) - new :]
 
     # -- due times --
 

@@ -165,6 +165,22 @@ class RowsFile:
             "the jobs were added and may run, but may not survive a power cut",
         )
 
+    def sync_found(self, file: OpenFile) -> None:
+        """Sync rows that another call may have added, and not synced yet.
+
+        Called after the unlock. Raises StoreError if the system refuses.
+        """
+        _sync_or_undo(
+            file,
+            self._forget_file,
+            "",
+            "such a job is in the queue and may run, but may not survive a power cut",
+        )
+
+    def _forget_file(self) -> bool:
+        self.file = None
+        return False
+
     def _cut_off(self, file: OpenFile, size: int, content: bytes) -> bool:
         self.file = None
         return self.lock.run(self._cut_off_locked, file, size, content)
@@ -227,6 +243,13 @@ class JournalFile:
                 "nothing was changed",
                 "the change was made, but may not survive a power cut",
             )
+
+    def append_unsynced(self, job_id: bytes, state: bytes) -> None:
+        """Append a record that changes nothing, so it needn't survive a power cut."""
+        content = encode_record(job_id, state)
+        file = self.current()
+        append(file, self.view.journal.end, content)
+        self.view.wrote(content, [(job_id, state)])
 
     def current(self) -> OpenFile:
         """Return the journal, open for writing; create it if there is none.

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 
 from dbbasic_queue.errors import StoreError, store_error
-from dbbasic_queue.model.records import with_state
+from dbbasic_queue.model.records import with_payload, with_state
 from dbbasic_queue.model.rows import HEADER, LONGEST_ROW_BYTES, is_binary
 from dbbasic_queue.store.disk.access import copy_access
 from dbbasic_queue.store.disk.files import create_fresh, end_last_line, open_or_create
@@ -30,7 +30,7 @@ _LARGE_PIECE_BYTES = 1 << 20
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 
 def fold(
@@ -41,13 +41,15 @@ def fold(
     fsync: bool,
     without: frozenset[int] = frozenset(),
     keep: bool = False,
+    payloads: Mapping[int, bytes] | None = None,
 ) -> tuple[OpenFile, int]:
     """Rewrite the queue file with the journal's changes in it, then cut the journal.
 
     Call it under the lock, with a `view` that is up to date. The rows whose numbers are in
     `without` are left out of the new file. With `keep`, they are appended to `queue.tsv.rejected`
-    first. `added` must be at the end of what `view` has read: it finds the rows that other programs
-    append to the old file during the fold, and they are copied, too.
+    first. `payloads` maps the numbers of rows to their new payloads. `added` must be at the end of
+    what `view` has read: it finds the rows that other programs append to the old file during the
+    fold, and they are copied, too.
 
     Returns the new file, and how many lines were rejected because they make grep treat the file as
     binary. Afterwards `view` goes on with the new file, but may not have read the rows that `added`
@@ -58,8 +60,8 @@ def fold(
     binary = _binary_lines(view)
     omitted = without.union(binary)
     rejected = sorted(omitted) if keep else binary
-    new, written = _replace(view, added, omitted, rejected, fsync=fsync)
-    _cut(view, journal, fsync=fsync)
+    new, written = _replace(view, added, omitted, rejected, payloads or {}, fsync=fsync)
+    _cut(view, journal, changes_rows=journal is None or bool(payloads), fsync=fsync)
     if without:
         view.close()  # not read again here: an error in that would hide that the change was made
     elif binary:
@@ -71,7 +73,13 @@ def fold(
 
 
 def _replace(
-    view: View, added: Tail, omitted: frozenset[int], rejected: list[int], *, fsync: bool
+    view: View,
+    added: Tail,
+    omitted: frozenset[int],
+    rejected: list[int],
+    payloads: Mapping[int, bytes],
+    *,
+    fsync: bool,
 ) -> tuple[OpenFile, tuple[Tail, list[int], list[int]]]:
     """Write a new file and rename it to the path; return it, and what `_write_rows` returned."""
     old = view.rows.file
@@ -79,7 +87,7 @@ def _replace(
     new = create_fresh(view.path + ".fold")
     try:
         copy_access(new.fd, old.fd)
-        written = _write_rows(view, new, omitted)
+        written = _write_rows(view, new, omitted, payloads)
         if rejected:
             _reject(view, rejected, fsync=fsync)
         for lines in added.new(_start_again):
@@ -103,8 +111,11 @@ def _replace(
     return new, written
 
 
-def _cut(view: View, journal: OpenFile | None, *, fsync: bool) -> None:
-    """Sync the rename, then cut the journal. The view is closed if that fails."""
+def _cut(view: View, journal: OpenFile | None, *, changes_rows: bool, fsync: bool) -> None:
+    """Sync the rename, then cut the journal. The view is closed if that fails.
+
+    `changes_rows` is whether the new file says more than the old one and the journal.
+    """
     try:
         if fsync:
             sync_directory(os.path.dirname(view.path))
@@ -115,7 +126,7 @@ def _cut(view: View, journal: OpenFile | None, *, fsync: bool) -> None:
         view.close()
         if isinstance(e, OSError):
             made = "the change was made, but may not survive a power cut"
-            raise store_error(e, view.path, made if journal is None else "nothing was lost") from e
+            raise store_error(e, view.path, made if changes_rows else "nothing was lost") from e
         raise
 
 
@@ -131,18 +142,19 @@ def _binary_lines(view: View) -> list[int]:
 
 
 def _write_rows(
-    view: View, new: OpenFile, omitted: frozenset[int]
+    view: View, new: OpenFile, omitted: frozenset[int], payloads: Mapping[int, bytes]
 ) -> tuple[Tail, list[int], list[int]]:
     """Write the header and all rows, in their current states, except those in `omitted`.
 
-    Pieces without a changed row are copied as they are. Returns a Tail at the end of what was
-    written, then the numbers of the changed rows, then the new lengths of these rows. Raises
-    Rewritten if the old file isn't as `view` has read it.
+    `payloads` maps the numbers of rows to their new payloads. Pieces without a changed row are
+    copied as they are. Returns a Tail at the end of what was written, then the numbers of the
+    changed rows, then the new lengths of these rows. Raises Rewritten if the old file isn't as
+    `view` has read it.
     """
     old = view.rows.file
     assert old is not None
     found = map(view.index.get, view.records)
-    changed = sorted(number for number in found if number is not None)
+    changed = sorted({number for number in found if number is not None}.union(payloads))
     omitted_numbers = sorted(omitted)
     lengths: list[int] = []
     written = Tail(new)
@@ -164,9 +176,13 @@ def _write_rows(
             for number in changed_here:
                 line = lines[number - rows.start]
                 state = view.records.get(line[: line.find(b"\t")])
-                if state is None:
+                if state is not None:
+                    line = with_state(line, state)
+                elif number not in payloads:
                     raise Rewritten
-                line = lines[number - rows.start] = with_state(line, state)
+                if number in payloads:
+                    line = with_payload(line, payloads[number])
+                lines[number - rows.start] = line
                 lengths.append(len(line))
             for number in reversed(omitted_here):
                 del lines[number - rows.start]

@@ -23,6 +23,10 @@ from dbbasic_queue.store.writing.appends import JournalFile, RowsFile
 from dbbasic_queue.store.writing.fold_costs import FoldCosts
 from dbbasic_queue.store.writing.rescue import LateRows
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 _MUCH_BYTES = 1 << 20
 """Reading this much takes longer than other processes should wait for the lock."""
 
@@ -187,17 +191,24 @@ class QueueFiles:
         without: frozenset[int] = frozenset(),
         *,
         keep: bool = False,
+        payloads: Mapping[int, bytes] | None = None,
     ) -> int:
         """Write a new queue file by `fold.fold`, and go on with it.
 
-        `journal` is cut after the rename; None if there is nothing to cut. `without` and `keep` are
+        `journal` is cut after the rename; None if there is nothing to cut. The other arguments are
         those of `fold.fold`. Returns how many lines were rejected, not counting those in `without`.
         """
         self.lock.closing += (self.view.rows.file, self.rows.file)
         added = self.view.rows.copy()
         try:
             file, rejected = fold.fold(
-                self.view, journal, added, fsync=self.fsync, without=without, keep=keep
+                self.view,
+                journal,
+                added,
+                fsync=self.fsync,
+                without=without,
+                keep=keep,
+                payloads=payloads,
             )
             self.rows.replaced(file, self.view.rows.end)
             self.lock.record_fold()

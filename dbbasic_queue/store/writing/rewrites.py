@@ -121,23 +121,23 @@ class _Rewrite:
 # -- requeue ---------------------------------------------------------------------------------------
 
 
-def requeue_failed(files: QueueFiles, now: float, job_type: str | None) -> int:
-    """Requeue all failed jobs, or those of a type; return how many. On the disk on return.
+def requeue_failed(files: QueueFiles, now: float, wanted: Callable[[Row], bool]) -> int:
+    """Requeue the failed jobs that `wanted` returns True for; return how many.
 
-    `now` is in Unix seconds: the jobs are due then.
+    On the disk on return. `now` is in Unix seconds: the jobs are due then.
     """
-    return _Requeue(files, now, job_type).run()
+    return _Requeue(files, now, wanted).run()
 
 
 class _Requeue(_Rewrite):
-    def __init__(self, files: QueueFiles, now: float, job_type: str | None) -> None:
+    def __init__(self, files: QueueFiles, now: float, wanted: Callable[[Row], bool]) -> None:
         super().__init__(files)
         self.now = now
-        self.job_type = job_type
+        self.wanted = wanted
 
     def pick(self, row: Row, line: bytes) -> bytes | None:
         """Return the record of a failed job's new state; None for any other job."""
-        if row.state.status != FAILED or self.job_type not in (None, row.type):
+        if row.state.status != FAILED or not self.wanted(row):
             return None
         state = requeue(row.state, self.now)
         return encode_record(row.id.encode(), encode_state(state)) if state else None
