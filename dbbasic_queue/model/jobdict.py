@@ -41,6 +41,17 @@ if TYPE_CHECKING:
         error: str | None
         traceback: str | None
 
+    class ScheduleDict(TypedDict):
+        """A schedule that passes have recorded; see `Queue.schedules`."""
+
+        name: str
+        program: str
+        type: str
+        expression: str
+        timezone: str
+        last: int | None
+        next: int
+
     class UnreadableDict(TypedDict):
         """A line of the queue's file that isn't a job; see `Queue.unreadable`."""
 

@@ -119,6 +119,7 @@ class Concurrent:
         free = self._pass.parallel - len(self._running)
         if not free:
             return
+        self._pass.add_scheduled()
         batch = deque(self._claims.claim(free))
         if not batch and lingers and self._claims.find_due(self._pass.clock()):
             self._pass.report_recovered(self._claims)

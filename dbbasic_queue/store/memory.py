@@ -17,6 +17,7 @@ from dbbasic_queue.model import states
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.model.rows import parse_row
+from dbbasic_queue.store import schedule_file
 from dbbasic_queue.store.memory_claims import MemoryClaims, MemoryJob
 from dbbasic_queue.store.writing.archive import append_rows
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.history import Attempt
     from dbbasic_queue.store.protocol import Terms
     from dbbasic_queue.store.reading.unreadable import Unreadable
+    from dbbasic_queue.store.schedule_file import Change
 
 _MOST_ATTEMPTS_KEPT = 10_000
 
@@ -49,6 +51,7 @@ class MemoryStore:
         self.last_number = 0
         self.finished: deque[Attempt] = deque(maxlen=_MOST_ATTEMPTS_KEPT)
         self._paused: frozenset[str] = frozenset()
+        self._schedules = b""
         self._mutex = threading.RLock()
         self._process = os.getpid()
 
@@ -192,6 +195,28 @@ class MemoryStore:
             before = self._paused
             self._paused = frozenset() if job_type is None else before - {job_type}
             return self._paused != before
+
+    # -- schedules --
+
+    def has_schedules(self) -> bool:
+        """Return whether any schedule was ever recorded."""
+        return self._schedules != b""
+
+    def read_schedules(self) -> bytes:
+        """Return the schedules, as the text file would hold them."""
+        with self.lock:
+            return self._schedules
+
+    def update_schedules(self, seen: bytes, changes: list[Change]) -> bool:
+        """Add the jobs of due instants, and record that; False if `seen` is outdated."""
+        with self.lock:
+            if self._schedules != seen:
+                return False
+            rows = schedule_file.parse(seen, self.path)
+            new, _ = schedule_file.apply(rows, changes, self.find)
+            self.add("".join(new.values()))
+            self._schedules = schedule_file.encode(rows.values())
+            return True
 
     # -- passes --
 

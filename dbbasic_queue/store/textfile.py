@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.protocol import Terms
     from dbbasic_queue.store.reading.snapshot import Snapshot
     from dbbasic_queue.store.reading.unreadable import Unreadable
+    from dbbasic_queue.store.schedule_file import Change
 
 _LOOKUPS_WITHOUT_INDEX = 2
 _TRIES = 100
@@ -276,6 +277,25 @@ class TextFileStore:
             paused.write(self.path, types - gone, fsync=self.fsync)
         return bool(gone)
 
+    # -- schedules --
+
+    def has_schedules(self) -> bool:
+        """Return whether any schedule was ever recorded. Needs no lock."""
+        return os.path.lexists(self.path + ".schedule")
+
+    def read_schedules(self) -> bytes:
+        """Return the content of `queue.tsv.schedule`; b"" without that file."""
+        content: bytes = load(_schedule_file).read(self.path)
+        return content
+
+    def update_schedules(self, seen: bytes, changes: list[Change]) -> bool:
+        """Add the jobs of due instants, and record them; on the disk on return.
+
+        Returns False, and does nothing, if the file's content isn't `seen` any more.
+        """
+        done: bool = self.lock.run(load(_schedule_file).update, self.files, seen, changes)
+        return done
+
     # -- reading: without the lock, this process's other threads are kept out --
 
     @reading
@@ -393,6 +413,12 @@ def _claims() -> type[Claims]:
     from dbbasic_queue.store.claiming.claims import Claims
 
     return Claims
+
+
+def _schedule_file() -> ModuleType:
+    from dbbasic_queue.store import schedule_file
+
+    return schedule_file
 
 
 def _rewrites() -> ModuleType:
