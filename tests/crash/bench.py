@@ -14,6 +14,7 @@ with one write when it happens, so it survives the process, in the order of all 
     final    id status                a reader has seen this status
     attempts key attempts             attempts from before the log was started
     clock    seconds                  the clock was set
+    schedules                         from here on, passes have schedules
     error    site                     the planned error is raised for the first time
     over                              from here on calls succeed again
     dead     pid                      this process has ended (written by its parent)
@@ -29,13 +30,14 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from disk import FINAL, Job, archive_of, read_disk
+import cronsim  # noqa: F401 - so that attacked processes needn't import it
+from disk import FINAL, SCHEDULED, Job, archive_of, read_disk
 from shim import REAL
 
-from dbbasic_queue import Backoff, Delay, Fail, Handler, Queue, QueueError
+from dbbasic_queue import Backoff, Delay, Fail, Handler, Handlers, Queue, QueueError
 
 START = 1_000_000
 DAY = 86_400
@@ -49,6 +51,8 @@ POLICIES: dict[str, dict[str, Any]] = {
     "often": {"max_attempts": 5, "backoff": Backoff(first=1, factor=1)},
 }
 """type -> the policy of its handler"""
+SCHEDULES = {"tick": 30_000, "cron": 12 * 3600}
+"""name -> seconds between the instants, which are multiples of that"""
 
 
 class Log:
@@ -100,7 +104,7 @@ class Bench:
         """the monotonic clock of an attacked process"""
         self._nested = 0
         self.queue = self.open()
-        self.handlers: dict[str, Callable[..., Any]] = {
+        self.handlers: Mapping[str, Callable[..., Any]] = {
             name.removeprefix("job_"): self._handler(name)
             for name in dir(self)
             if name.startswith("job_")
@@ -236,9 +240,27 @@ class Bench:
         )
 
     def _older(self, seconds: float) -> Callable[[Job], bool]:
-        return lambda job: job.status in FINAL and job.run_at < self.now - seconds
+        before = self.now - seconds
+        return lambda job: job.status in FINAL and job.run_at < before and not job.is_unrecorded
 
     # -- passes --
+
+    def declare_schedules(self) -> None:
+        """Let all passes have schedules, except those of `work_without_schedules`."""
+        jobs = Handlers(name="program")
+        for job_type, handler in self.handlers.items():
+            jobs.handler(job_type, **POLICIES.get(job_type, {}))(
+                getattr(handler, "function", handler)
+            )
+        key = {"k": SCHEDULED}
+        jobs.every(SCHEDULES["tick"], "ok", payload=key, name="tick", missed="all")
+        rule = "0 */12 * * *"
+        jobs.every(rule, "text", payload=key, name="cron", timezone="UTC", missed="all")
+        self.handlers = jobs
+        self.log.add("schedules")
+
+    def work_without_schedules(self) -> None:
+        self._try("plain", "", lambda: self.queue.process_jobs(dict(self.handlers), MAX_ATTEMPTS))
 
     def work(self) -> dict[str, int] | None:
         counts: dict[str, int] | None = self._try(
@@ -251,8 +273,8 @@ class Bench:
     def _handler(self, name: str) -> Callable[..., Any]:
         function: Callable[[str], Any] = getattr(self, name)
 
-        def run(payload: Any) -> Any:
-            key = payload["k"]
+        def run(payload: Any, job: Any) -> Any:
+            key = job.id if payload["k"] == SCHEDULED else payload["k"]
             self.log.add("start", key, self.now)
             try:
                 return function(key)

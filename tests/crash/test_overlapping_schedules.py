@@ -127,9 +127,10 @@ def start_passes(path: Path, jobs: Handlers, clock: Clock) -> int:
         return pid
     try:
         queue = Queue(path, fsync=False, clock=clock)
+        rng = random.Random(os.getpid())
         while True:
             queue.process_jobs(jobs)
-            if random.random() < 0.05:
+            if rng.random() < 0.05:
                 queue.purge(0)
     finally:
         os._exit(1)

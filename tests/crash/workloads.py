@@ -291,6 +291,32 @@ def _purge(bench: Bench) -> None:
     bench.work()
 
 
+# -- I: schedules add jobs, and finished ones are purged -------------------------------------------
+
+
+def _prepare_schedules(bench: Bench) -> None:
+    rows = [
+        _row("i1", "ok", "completed", run_at=START - 10 * DAY, attempts=1),
+        _row("i2", "ok", run_at=START - 9),
+    ]
+    _write_file(bench, "".join(rows))
+    bench.declare_schedules()
+
+
+def _schedules(bench: Bench) -> None:
+    bench.work()
+    bench.set_clock(START + 45_000)
+    bench.work()
+    # If that pass has failed after it had added jobs, they run, and must not be removed yet.
+    bench.work_without_schedules()
+    bench.set_clock(START + 45_500)
+    bench.purge(100)
+    bench.set_clock(START + 30_000)
+    bench.work()
+    bench.set_clock(START + 70_000)
+    bench.work()
+
+
 # -- what another process does at the same time ----------------------------------------------------
 
 
@@ -341,5 +367,6 @@ WORKLOADS = {
         Workload("policies", _policies, _prepare_policies),
         Workload("requeue", _requeue, _prepare_failed, folds_seem_expensive=True),
         Workload("purge", _purge, _prepare_finished, folds_seem_expensive=True),
+        Workload("schedules", _schedules, _prepare_schedules),
     )
 }

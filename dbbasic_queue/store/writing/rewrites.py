@@ -180,7 +180,9 @@ class _Removal(_Rewrite):
 
     def pick(self, row: Row, line: bytes) -> bytes | None:
         """Return the line to archive, b"" without an archive; None if the job stays."""
-        if row.state.status == PROCESSING or row.id in self.unrecorded or not self.unwanted(row):
+        if row.state.status == PROCESSING or not self.unwanted(row):
+            return None
+        if row.id in self.unrecorded:
             return None
         return line if self.archive else b""
 
