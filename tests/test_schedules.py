@@ -273,7 +273,7 @@ def test_an_interval_has_no_time_zone() -> None:
 
 
 @pytest.mark.parametrize("job_type", ["reports:nightly", "r" * 48])
-def test_a_type_that_is_no_schedule_name_needs_one(job_type: str) -> None:
+def test_a_type_that_cannot_be_a_name_needs_one(job_type: str) -> None:
     jobs = Handlers()
     with pytest.raises(InvalidHandlers, match="give the schedule another one"):
         jobs.every(60, job_type)

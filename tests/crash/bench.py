@@ -249,9 +249,8 @@ class Bench:
         """Let all passes have schedules, except those of `work_without_schedules`."""
         jobs = Handlers(name="program")
         for job_type, handler in self.handlers.items():
-            jobs.handler(job_type, **POLICIES.get(job_type, {}))(
-                getattr(handler, "function", handler)
-            )
+            register: Any = jobs.handler(job_type, **POLICIES.get(job_type, {}))
+            register(getattr(handler, "function", handler))
         key = {"k": SCHEDULED}
         jobs.every(SCHEDULES["tick"], "ok", payload=key, name="tick", missed="all")
         rule = "0 */12 * * *"

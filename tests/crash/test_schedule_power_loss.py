@@ -63,7 +63,7 @@ class Program:
         return Queue(self.path, clock=lambda: self.now)
 
     def run_pass(self, instants: int = 0) -> None:
-        """Make a pass when so many more instants have come due."""
+        """Make a pass when this many more instants have come due."""
         self.now += instants * SECONDS
         with patch.object(Ticker, "start_once", lambda _: None):  # no second thread writes
             self.queue.process_jobs(self.jobs)

@@ -421,7 +421,7 @@ def test_without_cronsim_an_expression_is_an_error_that_names_the_extra(
 
 
 class Ticking(Clock):
-    """A clock that moves by some seconds at each call."""
+    """A clock that each call moves."""
 
     seconds = 0.5
 
