@@ -63,8 +63,11 @@ BEYOND = {"aenqueue", "aget_job", "await_job"} | {
     "write_metrics",
     "unreadable",
     "remove_unreadable",
+    "schedules",
+    "remove_schedule",
 }
-"""What only `Queue` has: coroutines around other calls, history, metrics, unreadable lines."""
+"""What only `Queue` has: coroutines around other calls, history, metrics, unreadable lines, and
+schedules."""
 
 
 def test_the_protocol_has_every_call_of_a_queue() -> None:
