@@ -1,4 +1,4 @@
-"""Measures what running handlers costs: concurrency, time limits, latency of a lingering pass.
+"""Measures what running handlers costs: concurrency, time limits, latency, priorities, stops.
 
     python benchmarks/handlers.py
 
@@ -28,6 +28,30 @@ def stamp(sent):
 queue = Queue(sys.argv[1])
 queue.process_jobs({"stamp": stamp}, linger=float(sys.argv[2]))
 print(sum(os.times()[:2]))
+"""
+
+
+MAILING = """
+import sys, time
+from dbbasic_queue import Handler, Queue
+def stamp(sent):
+    return time.time() - sent
+def newsletter(_):
+    time.sleep(0.005)
+handlers = {"newsletter": newsletter, "mail": Handler(stamp, priority=10)}
+Queue(sys.argv[1]).process_jobs(handlers, linger=1, workers=int(sys.argv[2]))
+"""
+ENDLESS = """
+import os, re, subprocess, sys, time
+from dbbasic_queue import Handler, Queue
+def loop_in_c(_):
+    print("started", flush=True)
+    re.match(r"(a+)+$", "a" * 64 + "b")
+def tree(_):
+    print("started", flush=True)
+    subprocess.run(["sh", "-c", "trap '' TERM; sleep 60 & wait; sleep 60"])
+handlers = {"loop": Handler(loop_in_c, timeout=60), "tree": Handler(tree, timeout=60)}
+Queue(sys.argv[1]).run_until_complete(handlers)
 """
 
 
@@ -73,6 +97,35 @@ def pick_up(path: Path, seconds: int) -> tuple[list[float], float, float]:
     return latencies[:100], shares[0], shares[1]
 
 
+def mail_latencies(path: Path, workers: int, mails: int) -> list[float]:
+    """Return after how many seconds a mail starts while 10,000 newsletter jobs are due."""
+    with Queue(path) as queue:
+        queue.enqueue_many("newsletter", [None] * 10_000)
+        command = [sys.executable, "-c", MAILING, str(path), str(workers)]
+        with subprocess.Popen(command):
+            time.sleep(1)
+            for n in range(mails):
+                queue.enqueue("mail", time.time())
+                time.sleep(0.1 + 0.013 * (n % 7))  # not in step with the batches
+            waiting = queue.counts()["pending"]
+            assert waiting, "the newsletter jobs had all run"
+            queue.remove_type("newsletter")
+        return [job["result"] for job in queue.jobs("completed", "mail")]
+
+
+def stop_seconds(path: Path, job_type: str) -> float:
+    """Return how long it takes to stop a job that doesn't end by itself."""
+    with Queue(path) as queue:
+        job_id = queue.enqueue(job_type, None)
+        command = [sys.executable, "-c", ENDLESS, str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout and process.stdout.readline() == "started\n"
+            time.sleep(0.2)
+            began = time.perf_counter()
+            assert queue.stop_job(job_id) == "stopped"
+            return time.perf_counter() - began
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", ".")) as home:
         queue = Queue(Path(home, "queue.tsv"))
@@ -100,6 +153,16 @@ def main() -> None:
         say("the same, p99", f"{cuts[98] * 1e3:.0f} ms", "50 ms")
         say("CPU of a lingering pass, idle, including its start", f"{idle:.2%}", "0 %")
         say("the same, 5 jobs a second", f"{busy:.2%}", "0 %")
+        for workers in (1, 4):
+            found = mail_latencies(Path(home, f"mail{workers}.tsv"), workers, 40)
+            say(
+                f"a mail among 10,000 jobs of 5 ms, workers={workers}, median",
+                f"{statistics.median(found) * 1e3:.0f} ms",
+                "0 ms",
+            )
+        for job_type, what in (("loop", "an endless C loop"), ("tree", "a tree of processes")):
+            found = [stop_seconds(Path(home, f"{job_type}{n}.tsv"), job_type) for n in range(5)]
+            say(f"stop_job of {what}, worst of 5", f"{max(found) * 1e3:.0f} ms", "0 ms")
         say(
             "peak memory",
             f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB",

@@ -14,7 +14,7 @@ from dbbasic_queue.errors import (
     QueueError,
     StoreError,
 )
-from dbbasic_queue.handlers import Backoff, Delay, Fail, Handler, Job
+from dbbasic_queue.handlers import Backoff, Delay, Fail, Handler, Job, JobStopped
 from dbbasic_queue.jobqueue import Queue
 from dbbasic_queue.model.jobdict import JobDict, Status
 from dbbasic_queue.opening import open_queue
@@ -57,6 +57,7 @@ __all__ = [
     "Job",
     "JobDict",
     "JobNotFound",
+    "JobStopped",
     "NotAQueue",
     "Queue",
     "QueueBusy",

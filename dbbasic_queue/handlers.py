@@ -7,6 +7,9 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 from dbbasic_queue.errors import InvalidHandlers
 from dbbasic_queue.model.checks import check_count, check_seconds
 from dbbasic_queue.model.states import LATEST, backoff
@@ -41,6 +44,10 @@ class Delay(Exception):
 
 class Fail(Exception):
     """Raised by a handler whose job can't succeed: it is `failed` now, without further attempts."""
+
+
+class JobStopped(Exception):
+    """Raised by `Job.check_stop` if someone has called `stop_job` for the job."""
 
 
 class Backoff:
@@ -110,9 +117,11 @@ class Job:
     the job's id.
     """
 
-    __slots__ = ("attempt", "created_at", "id", "type")
+    __slots__ = ("_is_to_stop", "_next_look_at", "attempt", "created_at", "id", "type")
 
-    def __init__(self, row: Row) -> None:
+    def __init__(self, row: Row, is_to_stop: Callable[[], bool] = lambda: False) -> None:
+        self._is_to_stop = is_to_stop
+        self._next_look_at = 0.0
         self.id = row.id
         self.type = row.type
         self.attempt = row.state.attempts
@@ -120,6 +129,22 @@ class Job:
 
     def __repr__(self) -> str:
         return f"<Job {self.id}: {self.type}, attempt {self.attempt}>"
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether someone has called `stop_job` for this job. Looks at most ten times a second.
+
+        Always False in a process of its own (a handler with a `timeout`): that gets SIGTERM.
+        """
+        now = time.monotonic()
+        if now >= self._next_look_at:
+            self._next_look_at = math.inf if self._is_to_stop() else now + _LOOK_SECONDS
+        return self._next_look_at == math.inf
+
+    def check_stop(self) -> None:
+        """Raise JobStopped if someone has called `stop_job` for this job."""
+        if self.stop_requested:
+            raise JobStopped(f"job {self.id} is to stop: someone has called stop_job")
 
     @property
     def log(self) -> Logger:
@@ -131,6 +156,8 @@ class Job:
         return adapter  # type: ignore[no-any-return]
 
 
+_LOOK_SECONDS = 0.1
+"""how often `Job.stop_requested` looks"""
 JOB_IN_PAYLOAD = (
     "the payload has a member named job, but that argument gets the Job (rename the member)"
 )
@@ -148,6 +175,7 @@ class Handler(HasSignature):
       without a limit. By default there is no limit, and no such process.
     - `concurrency`: how many jobs of the type may be `processing` at once, 1 or more, across all
       passes and processes.
+    - `priority`: an int; due jobs of types with a higher priority run first. By default 0.
     - `unpack`: the payload is a JSON object whose members are the function's keyword arguments.
 
     Raises InvalidHandlers for an invalid argument, and for a function that no pass could call.
@@ -161,6 +189,7 @@ class Handler(HasSignature):
         backoff: Backoff | None = None,
         timeout: float | timedelta | None = None,
         concurrency: int | None = None,
+        priority: int = 0,
         unpack: bool = False,
     ) -> None:
         if not callable(function):
@@ -172,6 +201,8 @@ class Handler(HasSignature):
             check_count(max_attempts, "max_attempts")
         if concurrency is not None:
             check_count(concurrency, "concurrency")
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise InvalidHandlers(f"invalid priority {priority!r}: must be an int")
         if backoff is not None and not isinstance(backoff, Backoff):
             raise InvalidHandlers(f"invalid backoff {backoff!r}: must be a Backoff(...)")
         if timeout is not None:
@@ -181,6 +212,7 @@ class Handler(HasSignature):
         self.backoff = backoff
         self.timeout = timeout
         self.concurrency = concurrency
+        self.priority = priority
         self.unpack = unpack
         self._signature = signature = read_signature(function, unpack=unpack)
         self.takes_job = signature.takes_job
@@ -198,6 +230,7 @@ class Handler(HasSignature):
             "backoff": self.backoff,
             "timeout": self.timeout,
             "concurrency": self.concurrency,
+            "priority": self.priority or None,
             "unpack": self.unpack or None,
         }
         given = [f", {key}={value!r}" for key, value in policy.items() if value is not None]

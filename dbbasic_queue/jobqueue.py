@@ -25,7 +25,14 @@ from dbbasic_queue.model.checks import (
 from dbbasic_queue.model.jobdict import as_dict
 from dbbasic_queue.model.jsontext import LARGEST_PAYLOAD, MAX_PAYLOAD, encode_json
 from dbbasic_queue.model.rows import Row, new_row
-from dbbasic_queue.model.states import FAILED, FINISHED, STATUSES
+from dbbasic_queue.model.states import (
+    CANCELLED,
+    COMPLETED,
+    FAILED,
+    FINISHED,
+    PROCESSING,
+    STATUSES,
+)
 from dbbasic_queue.store.location import open_store
 
 TYPE_CHECKING = False
@@ -33,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from datetime import datetime, timedelta
     from types import ModuleType
-    from typing import Any, Self
+    from typing import Any, Literal, Self
 
     from dbbasic_queue.model.jobdict import (
         AttemptDict,
@@ -50,6 +57,8 @@ if TYPE_CHECKING:
 MAX_ATTEMPTS = 3
 _FIRST_POLL_SECONDS = 0.005
 _LONGEST_POLL_SECONDS = 0.1
+_STOP_SECONDS = 1.5
+"""how long `stop_job` waits for the end of a running job"""
 
 
 class Queue:
@@ -200,6 +209,30 @@ class Queue:
         """
         return is_id(job_id) and self.store.cancel(job_id)
 
+    def stop_job(self, job_id: str) -> Literal["cancelled", "stopped", "requested"] | None:
+        """Stop a job, whether it is pending or running. The request is on the disk on return.
+
+        A pending job is cancelled: returns "cancelled". A running job is stopped by its pass, if it
+        runs in a process of its own (its handler has a `timeout`): within a second, that process
+        and all that it has started get SIGTERM, then SIGKILL. The job ends as `cancelled`: returns
+        "stopped". Any other running job is asked to stop (`Job.stop_requested`,
+        `Job.check_stop`): returns "requested" if it hasn't ended 1.5 seconds later. It ends as
+        `completed` if its handler returns, and as `cancelled` if that raises, or if its pass dies.
+
+        A stopped job never runs again, unless someone requeues it. Returns None if the job is
+        finished, or completes in the meantime. Raises JobNotFound if there is no such job.
+        """
+        status = self.store.stop(job_id) if is_id(job_id) else None
+        if status != PROCESSING:
+            self._existing(job_id, self.get_job(job_id))
+            return "cancelled" if status == CANCELLED else None
+        for pause in _polls(_STOP_SECONDS):
+            time.sleep(pause)
+            job = self.get_job(job_id)
+            if job is None or job["status"] != PROCESSING:
+                return None if job is None or job["status"] == COMPLETED else "stopped"
+        return "requested"
+
     def process_jobs(
         self,
         handlers: Mapping[str, Callable[..., Any]],
@@ -225,9 +258,9 @@ class Queue:
         With `workers`, that many jobs run at a time: plain functions in forked processes,
         coroutine functions on one event loop.
 
-        Returns the counts `completed`, `failed`, `retried`, `delayed` and `recovered` (jobs of a
-        pass that died). Ctrl-C raises KeyboardInterrupt and SIGTERM SystemExit, after the running
-        job has been recorded or returned.
+        Returns the counts `completed`, `failed`, `retried`, `delayed`, `stopped` (by `stop_job`)
+        and `recovered` (jobs of a pass that died). Ctrl-C raises KeyboardInterrupt and SIGTERM
+        SystemExit, after the running job has been recorded or returned.
 
         Raises InvalidHandlers for invalid handlers or limits, InvalidArgument for an invalid
         `linger`, QueueBusy if 64 passes are running, NotAQueue or StoreError if the files can't be

@@ -119,6 +119,7 @@ class Handlers(Mapping[str, Handler]):
             backoff: Backoff | None = None,
             timeout: float | timedelta | None = None,
             concurrency: int | None = None,
+            priority: int = 0,
             every: str | float | timedelta | None = None,
             timezone: str | None = None,
             missed: Missed = "once",
@@ -137,6 +138,7 @@ class Handlers(Mapping[str, Handler]):
             backoff: Backoff | None = None,
             timeout: float | timedelta | None = None,
             concurrency: int | None = None,
+            priority: int = 0,
             every: str | float | timedelta | None = None,
             timezone: str | None = None,
             missed: Missed = "once",
@@ -153,6 +155,7 @@ class Handlers(Mapping[str, Handler]):
         backoff: Backoff | None = None,
         timeout: float | timedelta | None = None,
         concurrency: int | None = None,
+        priority: int = 0,
         unpack: bool = False,
         every: str | float | timedelta | None = None,
         timezone: str | None = None,
@@ -186,6 +189,7 @@ class Handlers(Mapping[str, Handler]):
             "backoff": backoff,
             "timeout": timeout,
             "concurrency": concurrency,
+            "priority": priority,
             "unpack": unpack,
         }
         if callable(job_type):

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, cast
 import dbbasic_queue
 from dbbasic_queue import Queue
 from dbbasic_queue.model.states import STATUSES
-from dbbasic_queue.store.protocol import Terms
+from dbbasic_queue.passes.base import COUNTS
+from dbbasic_queue.passes.policies import Policies
 from dbbasic_queue.store.textfile import TextFileStore
 
 if TYPE_CHECKING:
@@ -38,12 +39,12 @@ PROJECT = Path(__file__).resolve().parent.parent
 HEADER = "id\ttype\tpayload\tstatus\tcreated_at\trun_at\tattempts\terror\tresult\n"
 NOW = 1_800_000_000
 DAY = 86_400
-NONE = {"completed": 0, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
+NONE = dict.fromkeys(COUNTS, 0)
 """What a pass returns if it has run no job."""
 EMPTY = dict.fromkeys(STATUSES, 0)
 """What `counts` returns for a queue without jobs."""
-TERMS = Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True)
-"""Three attempts per job, a minute between them, and a handler for every type."""
+TERMS = Policies({}, 3)
+"""Three attempts per job, with the default backoff, for every type."""
 
 
 class Clock:

@@ -184,13 +184,13 @@ class RecordsOutcomesAtTheEnd(Planted):
 
 class RunsPausedJobs(Planted):
     class claims(MemoryClaims):
-        def _is_due(self, job: MemoryJob) -> bool:
+        def _may_be_claimed(self, job: MemoryJob) -> bool:
             store = cast("MemoryStore", self.store)
             with store.lock:
                 paused = store.paused()
                 store.resume(None)
                 try:
-                    return super()._is_due(job)
+                    return super()._may_be_claimed(job)
                 finally:
                     for job_type in paused:
                         store.pause(job_type)

@@ -41,8 +41,8 @@ from dbbasic_queue import (
     open_queue,
 )
 from dbbasic_queue.model.states import CANCELLED, COMPLETED, FAILED, PENDING, PROCESSING, STATUSES
+from dbbasic_queue.passes.policies import Policies
 from dbbasic_queue.store.claiming.claims import Claims
-from dbbasic_queue.store.protocol import Terms
 from dbbasic_queue.store.reading.view import View
 
 if TYPE_CHECKING:
@@ -117,9 +117,9 @@ def test_jobs_that_a_dead_pass_had_not_started_are_returned_whatever_their_type(
     queue: Queue, path: Path, clock: Clock
 ) -> None:
     ids = queue.enqueue_many("other", range(3))
-    terms = Terms(lambda _: 1, lambda _, attempt: 60, lambda _: True)
+    terms = Policies({}, 1)
     dead = Claims(store_of(queue).files, terms, clock())
-    dead.claim(8)
+    dead.claim(8, dead.looked_at)
     dead.abandon()
     with Queue(path, clock=clock) as mine:
         assert mine.process_jobs({"mine": len}, 1, skip_unknown=True) == NONE | {"recovered": 2}
@@ -220,6 +220,8 @@ def test_an_idle_lingering_pass_uses_hardly_any_cpu_time(programs: Programs) -> 
 
 
 LINGER = """
+from dbbasic_queue import Backoff, Handler
+
 def work(payload):
     note("effects", payload)
     if payload == "hang" and sys.argv[1] == "first":
@@ -229,7 +231,8 @@ def work(payload):
 
 note("passes", sys.argv[1])
 queue.enqueue("other", {}, 9999999999)
-print(queue.process_jobs({"work": work}, linger=float(sys.argv[2])))
+handlers = {"work": Handler(work, backoff=Backoff(first=0))}
+print(queue.process_jobs(handlers, linger=float(sys.argv[2])))
 """
 
 
@@ -286,9 +289,9 @@ def test_a_job_added_between_the_start_of_a_pass_and_its_first_poll_is_found(
     queue.cancel_job("create the files")
     claims = Claims(store_of(queue).files, TERMS, NOW)
     queue.enqueue("greet", {})
-    assert claims.claim(1) == []
+    assert claims.claim(1, claims.looked_at) == []
     assert claims.find_due(NOW)
-    assert len(claims.claim(1)) == 1
+    assert len(claims.claim(1, claims.looked_at)) == 1
     claims.abandon()
 
 
@@ -318,7 +321,7 @@ def test_run_until_complete_waits_for_jobs_that_another_pass_runs(
     job_id = queue.enqueue("greet", {})
     with Queue(path, clock=night.clock) as other:
         elsewhere = Claims(store_of(other).files, TERMS, NOW)
-        (claim,) = elsewhere.claim(1)
+        (claim,) = elsewhere.claim(1, elsewhere.looked_at)
 
         def end() -> None:
             elsewhere.unclaim([claim])
@@ -704,11 +707,12 @@ def test_a_requeued_job_that_another_pass_loses_is_recovered_while_its_first_pas
         with Queue(path, clock=night.clock) as other:
             assert other.requeue(job_id)
             dead = Claims(store_of(other).files, TERMS, night.clock())
-            assert len(dead.claim(1)) == 1
+            assert len(dead.claim(1, dead.looked_at)) == 1
             dead.abandon()
         with Queue(path, clock=night.clock) as third:
-            done = third.process_jobs({"greet": work})
-            assert done == NONE | {"recovered": 1, "completed": 1}
+            assert third.process_jobs({"greet": work}) == NONE | {"recovered": 1}
+            night.clock.now += 120
+            assert third.process_jobs({"greet": work}) == NONE | {"completed": 1}
 
     night.at[3] = lose
     assert queue.process_jobs({"greet": work}, linger=1) == NONE | {"failed": 1}

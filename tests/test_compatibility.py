@@ -163,7 +163,12 @@ def test_jobs_left_in_processing_by_1_0_0_are_recovered(old: Callable[[str], Non
     stuck = found(type="kill")
     assert (stuck["status"], stuck["attempts"]) == ("processing", 0)
     outcome = dbbasic_queue.process_jobs({"kill": lambda payload: payload["n"]})
-    assert outcome == NONE | {"recovered": 1, "completed": 1}
+    assert outcome == NONE | {"recovered": 1}
+    waiting = found(type="kill")
+    assert (waiting["status"], waiting["error"]) == ("pending", "worker died in attempt 0")
+    assert dbbasic_queue.default_queue().run_now(waiting["id"])
+    outcome = dbbasic_queue.process_jobs({"kill": lambda payload: payload["n"]})
+    assert outcome == NONE | {"completed": 1}
     assert found(type="kill")["result"] == 7
 
 

@@ -181,8 +181,8 @@ def test_a_backoff_of_zero_waits_for_the_next_pass(queue: Queue) -> None:
     assert queue.process_jobs(handlers) == NONE | {"failed": 1}
 
 
-def test_a_job_of_a_dead_pass_is_recovered_with_the_limit_of_its_type(
-    queue: Queue, path: Path
+def test_a_job_of_a_dead_pass_is_recovered_with_the_limit_and_the_backoff_of_its_type(
+    queue: Queue, path: Path, clock: Clock
 ) -> None:
     add_lines(
         path,
@@ -191,14 +191,17 @@ def test_a_job_of_a_dead_pass_is_recovered_with_the_limit_of_its_type(
         line("plain", type="plain", status="processing", attempts=2),
     )
     handlers: dict[str, Any] = {
-        "patient": Handler(lambda _: None, max_attempts=5),
+        "patient": Handler(lambda _: None, max_attempts=5, backoff=Backoff(first=600, factor=1)),
         "hasty": Handler(lambda _: None, max_attempts=1),
         "plain": lambda _: None,
     }
     done = queue.process_jobs(handlers, max_attempts=3)
-    assert done == NONE | {"recovered": 3, "failed": 1, "completed": 2}
+    assert done == NONE | {"recovered": 3, "failed": 1}
     assert job(queue, "hasty")["error"] == "worker died in attempt 1"
-    assert job(queue, "patient")["attempts"] == 4
+    assert [job(queue, name)["run_at"] - NOW for name in ("patient", "plain")] == [600, 240]
+    clock.now += 600
+    assert queue.process_jobs(handlers, max_attempts=3) == NONE | {"completed": 2}
+    assert [job(queue, name)["attempts"] for name in ("patient", "plain")] == [4, 3]
 
 
 def test_a_retry_set_by_a_wrong_clock_is_moved_to_the_backoff_of_its_type(

@@ -647,7 +647,14 @@ def test_the_module_functions_use_the_default_queue(
     assert found is not None
     assert found["payload"] == {"name": "Ada"}
     outcome = dbbasic_queue.process_jobs({"greet": lambda _: 1}, max_attempts=3)
-    assert outcome == {"completed": 2, "failed": 0, "retried": 0, "delayed": 0, "recovered": 0}
+    assert outcome == {
+        "completed": 2,
+        "failed": 0,
+        "retried": 0,
+        "delayed": 0,
+        "stopped": 0,
+        "recovered": 0,
+    }
     assert [job["id"] for job in default_queue().jobs("completed", "greet")] == [job_id, "own"]
     assert default_queue().counts() == EMPTY | {"completed": 2, "pending": 1, "cancelled": 1}
     assert len(rows(tmp_path / "data" / "queue.tsv")) == 4

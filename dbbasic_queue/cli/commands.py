@@ -9,7 +9,7 @@ import errno
 import sys
 import time
 
-from dbbasic_queue.errors import NotAQueue
+from dbbasic_queue.errors import JobNotFound, NotAQueue
 from dbbasic_queue.jobqueue import Queue
 from dbbasic_queue.model.checks import is_id
 from dbbasic_queue.model.escaping import escape, printable
@@ -128,6 +128,22 @@ def run_enqueue(arguments: Namespace) -> int:
 def run_cancel(arguments: Namespace) -> int:
     with existing_queue(arguments) as queue:
         return change_each(arguments.ids, queue, queue.cancel_job, "cancelled", "a pending job")
+
+
+def run_stop(arguments: Namespace) -> int:
+    code = 0
+    with existing_queue(arguments) as queue:
+        for job_id in arguments.ids:
+            try:
+                done = queue.stop_job(job_id)
+            except JobNotFound:
+                code = complain(f"{job_id} was not stopped: there is no such job")
+                continue
+            if done is None:
+                code = complain(f"{job_id} was not stopped: it is finished")
+            else:
+                print(f"{done}\t{job_id}")
+    return code
 
 
 def run_requeue(arguments: Namespace) -> int:

@@ -140,6 +140,17 @@ def argument_parser() -> ArgumentParser:
     cancel = command("cancel", commands.run_cancel, "cancel jobs that are pending")
     cancel.add_argument("ids", metavar="ID", nargs="+", help=AFTER_DASHES)
 
+    stop = command(
+        "stop",
+        commands.run_stop,
+        "cancel pending jobs, and stop running ones",
+        more=(
+            " A job in a process of its own is killed. Any other running job is asked to stop: "
+            "then the command prints requested instead of stopped."
+        ),
+    )
+    stop.add_argument("ids", metavar="ID", nargs="+", help=AFTER_DASHES)
+
     requeue = command(
         "requeue",
         commands.run_requeue,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from datetime import datetime, timedelta
     from types import TracebackType
-    from typing import Self
+    from typing import Literal, Self
 
     from dbbasic_queue.model.jobdict import FinishedStatus, JobDict, Status
 
@@ -76,6 +76,15 @@ class Engine(Protocol):
         called.
         """
 
+    def stop_job(self, job_id: str) -> Literal["cancelled", "stopped", "requested"] | None:
+        """Cancel a pending job, or stop a running one, as far as the engine can.
+
+        Returns "cancelled" if the job was pending. If it was running, it ends as `cancelled`, with
+        the error `Stopped by user`, unless it completes first, and never runs again: returns
+        "stopped" if it has ended, "requested" if it may still be running. Returns None if it is
+        finished, or completes in the meantime. Raises JobNotFound if there is no such job.
+        """
+
     def process_jobs(
         self,
         handlers: Mapping[str, Callable[..., Any]],
@@ -87,9 +96,11 @@ class Engine(Protocol):
     ) -> dict[str, int]:
         """Make one pass: run the due jobs; return how many had each outcome.
 
-        A pending job is due if its `run_at` has come when the pass starts. Jobs run in the order of
-        `run_at`, and within a second in the order of enqueueing. Jobs that are added or made
-        pending again in the meantime wait for the next pass. A job is never in two handlers at
+        A pending job is due if its `run_at` has come when the pass starts. Jobs of types whose
+        `Handler` has a higher `priority` run first, then those with an earlier `run_at`, and within
+        a second those that were enqueued earlier. Jobs that are added or made pending again in the
+        meantime wait for the next pass, unless their priority is higher than that of a job that
+        still waits. A job is never in two handlers at
         once; while one takes long, another pass may run the jobs that this one has not started. An
         attempt is counted before its handler starts, and each outcome is recorded before the next
         handler starts:
@@ -99,9 +110,9 @@ class Engine(Protocol):
           begins with `delayed`
         - it raises `Fail`: `failed`
         - it raises anything else: `pending` again after the backoff of its `Handler`, by default
-          `60 * 2**attempts` seconds; `failed` if its attempts are used up: the `max_attempts` of
-          its `Handler`, by default those given here. `error` is `Type: message`, or only the
-          message of a plain `Exception`
+          `60 * 2**attempts` seconds, rounded down to a full minute; `failed` if its attempts are
+          used up: the `max_attempts` of its `Handler`, by default those given here. `error` is
+          `Type: message`, or only the message of a plain `Exception`
         - its type has no handler: as if it had raised; with `skip_unknown` it is left alone
 
         A retry whose `run_at` is later than its backoff allows was set by a wrong clock, and is
@@ -110,8 +121,8 @@ class Engine(Protocol):
         `concurrency` limits how many of its jobs run in all passes together; a job that takes
         longer than its `timeout` is ended as if it had raised. Paused types are left alone.
 
-        Returns the counts `completed`, `failed`, `retried`, `delayed` and `recovered` (jobs of a
-        dead worker). Raises InvalidHandlers for invalid handlers or limits, InvalidArgument for an
+        Returns the counts `completed`, `failed`, `retried`, `delayed`, `stopped` and `recovered`
+        (jobs of a dead worker). Raises InvalidHandlers for invalid handlers or limits, InvalidArgument for an
         invalid `linger`.
         """
 

@@ -2,15 +2,16 @@
 
             enqueue
                |          cancel
-            pending ----------------------> cancelled
-               |  ^
+            pending ----------------------> cancelled <----,
+               |  ^                                        |
                |  |-- error, attempts left: run_at = now + backoff
-         claim |  |-- not started, or stopped: due as before, the attempt returned
+         claim |  |-- not started, or interrupted: due as before, the attempt returned
                |  |-- its handler raised Delay: due at that time, the attempt returned
-   attempts +1 |  |-- its pass died: due at once, run after all others; failed if no attempt is left
-               v  |
+   attempts +1 |  |-- its pass died, attempts left: run_at = now + backoff, run after all others
+               v  |                                        |
            processing --- error, no attempt left ---> failed
-               |
+               |  |                                        |
+               |  '-- a stop was requested, not completed -'
            completed
 
 Every change is a function that takes a state and returns the next one, or None if the change isn't
@@ -40,6 +41,12 @@ DELAYED = "delayed"
 
 DIED = "worker died in attempt"
 """The error of a job whose pass died while it ran begins with this."""
+
+STOP_REQUESTED = "Stop requested by user"
+"""The error of a processing job that is to be stopped. No claim writes it."""
+
+STOPPED = "Stopped by user"
+"""The error of a job that was stopped while it was processing."""
 
 HIGHEST_ATTEMPT = 999_999_999
 """Attempts aren't counted above this: a reader of the file accepts nine digits."""
@@ -90,12 +97,26 @@ def later(now: float, seconds: float) -> int:
     return min(math.ceil(now + seconds), LATEST)
 
 
+def retry_at(now: float, seconds: float) -> int:
+    """Return when to retry, after a backoff of `seconds`: the first whole second after it.
+
+    A backoff of a minute or more ends at a full minute, rounded down, because cron starts a pass
+    just after that. Otherwise a retry due at second 2 would wait for the pass of the next minute.
+
+    >>> retry_at(1000.5, 30), retry_at(1000.5, 120)
+    (1031, 1080)
+    """
+    at = later(now, seconds)
+    return at - at % 60 if seconds >= 60 else at
+
+
 def claim(state: State) -> State | None:
     """Start an attempt. It is counted now, so an attempt that kills its worker is counted, too."""
     if state.status != PENDING:
         return None
     attempts = min(state.attempts + 1, HIGHEST_ATTEMPT)
-    return State(PROCESSING, state.created_at, state.run_at, attempts, state.error, "")
+    error = "" if state.error == STOP_REQUESTED else state.error  # a handler's error may be that
+    return State(PROCESSING, state.created_at, state.run_at, attempts, error, "")
 
 
 def complete(state: State, result: str, error: str = "") -> State | None:
@@ -145,14 +166,16 @@ def unclaim(state: State, error: str = "") -> State | None:
     return State(PENDING, state.created_at, state.run_at, attempts, error or state.error, "")
 
 
-def recover(state: State, max_attempts: int, now: float) -> State | None:
-    """The pass that ran the job is dead: the job is due now, or failed if no attempt is left."""
+def recover(state: State, max_attempts: int, run_at: int) -> State | None:
+    """The pass that ran the job is dead: run it again at `run_at`, or fail if no attempt is left.
+
+    `run_at` is after the backoff: the job may have killed its pass.
+    """
     if state.status != PROCESSING:
         return None
     error = f"{DIED} {state.attempts}"
     if state.attempts >= max_attempts:
         return State(FAILED, state.created_at, state.run_at, state.attempts, error, "")
-    run_at = min(state.run_at, int(now))
     return State(PENDING, state.created_at, run_at, state.attempts, error, "")
 
 
@@ -211,3 +234,22 @@ def cancel(state: State) -> State | None:
     if state.status != PENDING:
         return None
     return State(CANCELLED, state.created_at, state.run_at, state.attempts, "Cancelled by user", "")
+
+
+def request_stop(state: State) -> State | None:
+    """Mark a processing job as one to stop. Its pass ends it, or the next pass if that one died."""
+    if state.status != PROCESSING:
+        return None
+    return State(PROCESSING, state.created_at, state.run_at, state.attempts, STOP_REQUESTED, "")
+
+
+def is_to_stop(state: State) -> bool:
+    """Return whether `request_stop` has marked the job."""
+    return state.status == PROCESSING and state.error == STOP_REQUESTED
+
+
+def stop(state: State, attempts: int) -> State | None:
+    """The job was stopped, and never runs again. `attempts` is how many have started."""
+    if state.status != PROCESSING:
+        return None
+    return State(CANCELLED, state.created_at, state.run_at, attempts, STOPPED, "")

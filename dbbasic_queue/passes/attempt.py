@@ -90,11 +90,13 @@ class Attempts:
         policies: Policies,
         max_result: int,
         clock: Callable[[], float],
+        is_to_stop: Callable[[Row], bool],
     ) -> None:
         self.interrupts = interrupts
         self.policies = policies
         self.max_result = max_result
         self.clock = clock
+        self.is_to_stop = is_to_stop
         self.process = os.getpid()
         """the process that runs the handlers; a child that a handler forks is ended"""
         self.refused: StoreError | None = None
@@ -125,15 +127,17 @@ class Attempts:
         """Run the handler in a process of its own that is killed after `timeout` seconds.
 
         `slot` is the descriptor of the pass's slot file, or -1: the slot stays locked as long as
-        the job may run. `tick` is called about ten times a second. Signals interrupt the attempt
-        only right after such a call: anywhere else, an exception could leave the process running.
-        `tick` handles its own errors: one that it raised would be the job's.
+        the job may run. If a stop is requested, the process is killed within a second. `tick` is
+        called about ten times a second. Signals interrupt the attempt only right after such a call:
+        anywhere else, an exception could leave the process running. `tick` handles its own errors:
+        one that it raised would be the job's.
         """
         time_limit = load(_time_limit)
 
         def work() -> bytes:
             self.process = os.getpid()
             self._loop = None
+            self.is_to_stop = _never  # the process gets a signal instead
             self.interrupts.received.clear()
             outcome, after, trace = self.run(handler, row, payload)
             assert after is not None
@@ -144,7 +148,9 @@ class Attempts:
             self.interrupts.raise_if_at_once()
 
         try:
-            content = time_limit.run(work, timeout, tick_or_raise, slot)
+            content = time_limit.run(
+                work, timeout, tick_or_raise, lambda: self.is_to_stop(row), slot
+            )
         except time_limit.NotStarted as e:
             return self._not_started(row.state, "the job's process", e.__cause__ or e)
         except time_limit.Died as e:
@@ -170,7 +176,7 @@ class Attempts:
         """Run a coroutine function as a task of its own, next to other jobs on one event loop."""
         try:
             _copy_decimal_context()
-            result = await _start(handler, row, payload)
+            result = await _start(handler, row, payload, self.is_to_stop)
         except BaseException as e:  # noqa: BLE001
             return self._raised(handler, row.state, e)
         finally:
@@ -182,7 +188,7 @@ class Attempts:
         try:
             context = _own_context()
             self.interrupts.in_handler = True
-            result = context.run(_start, handler, row, payload)
+            result = context.run(_start, handler, row, payload, self.is_to_stop)
             if isinstance(result, CoroutineType):
                 result = context.run(self._finish, result)
         finally:
@@ -229,10 +235,10 @@ class Attempts:
 
         `error` and `trace` are escaped.
         """
-        if state.attempts >= self.policies.limit(handler):
+        if state.attempts >= self.policies.limit_of(handler):
             return "failed", states.fail(state, error), trace
-        seconds = handler.wait(state.attempts) if handler else states.backoff(state.attempts)
-        return "retried", states.retry(state, error, states.later(self.clock(), seconds)), trace
+        seconds = self.policies.wait_of(handler, state.attempts)
+        return "retried", states.retry(state, error, states.retry_at(self.clock(), seconds)), trace
 
     def _not_started(self, state: states.State, what: str, error: BaseException) -> Outcome:
         """Return the outcome of a job that wasn't started because the system refused `what`.
@@ -285,11 +291,16 @@ def _copy_decimal_context() -> None:
         set_context(decimal.getcontext().copy())
 
 
-def _start(handler: Handler, row: Row, payload: Any) -> Any:
+def _start(handler: Handler, row: Row, payload: Any, is_to_stop: Callable[[Row], bool]) -> Any:
     """Call the function and return its result; a coroutine function hasn't run any code by then."""
     if handler.takes_job or handler.unpack:
-        return handler.start(payload, Job(row) if handler.takes_job else None)
+        job = Job(row, lambda: is_to_stop(row)) if handler.takes_job else None
+        return handler.start(payload, job)
     return handler.function(payload)
+
+
+def _never(_: Row) -> bool:
+    return False
 
 
 def _end_child(job_type: str) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.passes.policies import Policies
     from dbbasic_queue.passes.scheduled import Registry, Scheduler
     from dbbasic_queue.passes.signals import Interrupts
-    from dbbasic_queue.store.protocol import Claims, Store, Terms
+    from dbbasic_queue.store.protocol import Claims, Store
 
     class Work(Protocol):
         """Runs the jobs of a pass."""
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     StartWork = Callable[["Pass", Claims], Work]
 
 POLL_SECONDS = 0.05
-COUNTS = ("completed", "failed", "retried", "delayed", "recovered")
+COUNTS = ("completed", "failed", "retried", "delayed", "stopped", "recovered")
 
 
 class Pass:
@@ -117,7 +117,7 @@ class Pass:
     def _run(self, start_work: StartWork, now: float) -> Exception | None:
         """Acquire a slot and run the jobs; return the error if the changes couldn't be folded."""
         process = os.getpid()
-        claims: Claims = self.store.open_claims(self._make_terms(), now, self.parallel)
+        claims: Claims = self.store.open_claims(self.policies, now, self.parallel)
         work = None
         try:
             self.report_recovered(claims)
@@ -133,16 +133,6 @@ class Pass:
         fold_error = claims.finish()
         self._report_lost_history(claims)
         return fold_error
-
-    def _make_terms(self) -> Terms:
-        policies = self.policies
-        return load(_terms)(
-            policies.limit_of_type,
-            policies.longest_wait,
-            policies.wants,
-            policies.concurrency,
-            policies.count,
-        )
 
     def _wait_for_queue(self) -> bool:
         """Wait for the first job, which creates the queue file; False if the pass has to end first.
@@ -204,18 +194,20 @@ class Pass:
     def report_recovered(self, claims: Claims) -> None:
         """Count and report what recovery has changed since the last call.
 
-        The attempt of a job that a dead pass had started is added to the history as "died". If it
-        was the job's last one, it is also counted and logged as failed.
+        The attempt of a job that a dead pass had started is added to the history as "died", or as
+        "stopped" if a stop was requested. If the job doesn't run again, that is also counted and
+        logged.
         """
         recovered, died = claims.take_recovered()
         self.counts["recovered"] += recovered
-        for row in died:
-            claims.history.note(row, "died", row.state.error, claims.looked_at, None)
-        lost = [row for row in died if row.state.status == states.FAILED]
-        self.counts["failed"] += len(lost)
-        if lost and (log := log_lines.logger()):
-            for row in lost:
-                log_lines.outcome(log, "failed", row.id, row.type, row.state, None)
+        for row, state in died:
+            ended = "stopped" if state.status == states.CANCELLED else "died"
+            claims.history.note(row, ended, state.error, claims.looked_at, None)
+            if state.status != states.PENDING:
+                outcome = "failed" if ended == "died" else ended
+                self.counts[outcome] += 1
+                if log := log_lines.logger():
+                    log_lines.outcome(log, outcome, row.id, row.type, state, None)
         ahead = claims.take_pulled_in()
         if ahead and (log := log_lines.logger()):
             log_lines.pulled_in(log, ahead)
@@ -240,9 +232,3 @@ def _scheduler() -> type[Scheduler]:
     from dbbasic_queue.passes.scheduled import Scheduler
 
     return Scheduler
-
-
-def _terms() -> type[Terms]:
-    from dbbasic_queue.store.protocol import Terms
-
-    return Terms

@@ -120,10 +120,11 @@ class Concurrent:
         if not free:
             return
         self._pass.add_scheduled()
-        batch = deque(self._claims.claim(free))
-        if not batch and lingers and self._claims.find_due(self._pass.clock()):
+        now = self._pass.clock()
+        batch = deque(self._claims.claim(free, now))
+        if not batch and lingers and self._claims.find_due(now):
             self._pass.report_recovered(self._claims)
-            batch = deque(self._claims.claim(free))
+            batch = deque(self._claims.claim(free, now))
         self._executor.log = log_lines.logger()
         try:
             while batch:

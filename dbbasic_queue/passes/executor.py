@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 
+from dbbasic_queue.model import states
 from dbbasic_queue.passes import log_lines
 from dbbasic_queue.passes.attempt import INTERRUPTED, Attempts
 
@@ -31,7 +32,9 @@ class Executor:
     """Runs the jobs of one pass."""
 
     def __init__(self, pass_: Pass, claims: Claims) -> None:
-        self.attempts = Attempts(pass_.interrupts, pass_.policies, pass_.max_result, pass_.clock)
+        self.attempts = Attempts(
+            pass_.interrupts, pass_.policies, pass_.max_result, pass_.clock, claims.is_to_stop
+        )
         self.log: Logger | None = None
         """the package's logger, or None; the caller looks it up once per batch"""
         self._claims = claims
@@ -53,6 +56,9 @@ class Executor:
         """
         self._claims.check_slot()
         row = claim.row
+        if not self._claims.may_start(claim):
+            self._stop(claim)
+            return
         handler = self._policies.handler(row.type)
         self._interrupts.jobs = ((self._path, row.id),)
         self._started_at = started_at = time.monotonic()
@@ -78,9 +84,15 @@ class Executor:
             self.attempts.refused = None
         if outcome == INTERRUPTED or after is None:
             self.interrupted(claim, seconds)
-            return
-        recorded = self._claims.record(claim, after)
-        self.report(claim, outcome, after, trace, seconds, recorded)
+        else:
+            recorded = self._claims.record(claim, after)
+            self.report(claim, outcome, after, trace, seconds, recorded)
+
+    def _stop(self, claim: Claim) -> None:
+        """Record a job for which a stop was requested before it was started."""
+        after = states.unclaim(claim.row.state)
+        assert after is not None
+        self.report(claim, "stopped", after, "", 0, self._claims.record(claim, after))
 
     def is_slow(self) -> bool:
         """Return whether a job has been running for 0.2 s: others shouldn't wait for it."""
@@ -107,8 +119,11 @@ class Executor:
 
         `after` is the state that was to be recorded, `recorded` the one that was. `recorded` is
         None if a newer attempt has replaced this one: then the attempt is "late", and not counted.
+        If a stop was requested, `recorded` may be cancelled: then the outcome is "stopped".
         """
         row = claim.row
+        if recorded is not None and recorded.status == states.CANCELLED:
+            outcome = "stopped"
         ended, state = ("late", after) if recorded is None else (outcome, recorded)
         self._claims.history.note(row, ended, state.error, self._clock(), seconds, trace)
         if recorded is not None:

@@ -8,10 +8,10 @@
 - On Linux it is the "subreaper" (prctl(2)): processes that lose their parent become its children,
   in any group or session. It kills them before it reports. Without prctl, or if /proc
   doesn't list them, processes that have left the handler's process group escape.
-- The leash is a pipe that nobody writes to. When the pass dies, for any reason, its end is
-  closed, and the guardian kills all processes of the attempt. It also checks every second that the
-  pass is still its parent: a process that was forked without Python's hooks may hold the leash
-  open.
+- The leash is a pipe. When the pass dies, for any reason, its end is closed, and the guardian kills
+  all processes of the attempt. It also checks every second that the pass is still its parent: a
+  process that was forked without Python's hooks may hold the leash open. The pass writes one byte
+  to it to have the attempt stopped.
 - When the guardian dies, the kernel kills the handler's process (PR_SET_PDEATHSIG), and the pass
   kills the guardian's session.
 - The guardian holds the lock of the pass's slot, too. So no other pass recovers the job, and runs
@@ -23,6 +23,7 @@ big-endian, then that many bytes. An incomplete outcome doesn't count. The line:
     exit CODE       the process has ended; 0 also if its time was up after a complete outcome
     killed SIGNAL   the process was killed by this signal
     late 0          its time was up before the outcome was complete
+    stopped 0       the pass has asked for its end; the outcome may be complete
     refused ERRNO   the system refused the process or its pipes: there is no outcome
 """
 
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
+STOP = b"s"
+"""what the pass writes to the leash to have the attempt stopped"""
 GRACE_SECONDS = 0.3
 """from SIGTERM to SIGKILL"""
 REAP_SECONDS = 5.0
@@ -119,8 +122,9 @@ def _watch(
 ) -> tuple[str, bytearray]:
     """Wait until the handler's process has ended, its time is up, or the pass has died.
 
-    When the time is up, its process group gets SIGTERM, and GRACE_SECONDS to end. Returns the
-    report's line, or "" if the pass has died, and the outcome as far as it was read.
+    When the time is up, or the pass asks for it, its process group gets SIGTERM, and GRACE_SECONDS
+    to end. Returns the report's line, or "" if the pass has died, and the outcome as far as it was
+    read.
     """
     poll = select.poll()
     for fd in (leash, wake, outcome):
@@ -131,7 +135,8 @@ def _watch(
     while True:
         left = max(end - time.monotonic(), 0)
         ready = {fd for fd, _ in poll.poll(min(left, _POLL_SECONDS) * 1000)}
-        if leash in ready or os.getppid() != this_pass:
+        asked = os.read(leash, 1) if leash in ready else None
+        if asked == b"" or os.getppid() != this_pass:
             return "", content
         if outcome in ready:
             part = os.read(outcome, 1 << 20)
@@ -143,11 +148,11 @@ def _watch(
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             return late or _how(status), content
-        if time.monotonic() >= end:  # checked in any case: the pipe may never be empty
+        if asked or time.monotonic() >= end:  # checked in any case: the pipe may never be empty
             if late:
                 return late, content
             # With a complete outcome the job is done: only its process hasn't ended yet.
-            late = _how(0) if is_complete(content) else "late 0"
+            late = _how(0) if is_complete(content) else ("stopped 0" if asked else "late 0")
             end = time.monotonic() + GRACE_SECONDS
             _signal_group(child, signal.SIGTERM)
 

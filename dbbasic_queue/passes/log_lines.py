@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.protocol import Store
 
 INFO, WARNING, ERROR = 20, 30, 40
-_LEVELS = {"completed": INFO, "delayed": INFO, "retried": WARNING, "failed": ERROR}
+_LEVELS = {
+    "completed": INFO,
+    "delayed": INFO,
+    "stopped": INFO,
+    "retried": WARNING,
+    "failed": ERROR,
+}
 
 _complained = False
 """whether an error in the program's logging was reported"""

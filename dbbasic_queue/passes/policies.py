@@ -114,13 +114,30 @@ class Policies:
             return not self._skip_unknown and self._kind != COROUTINES
         return self._kind == ALL or handler.shares_loop == (self._kind == COROUTINES)
 
-    def limit(self, handler: Handler | None) -> int:
+    def limit_of(self, handler: Handler | None) -> int:
         """Return how many attempts a job of this handler has; None stands for a missing one."""
         return (handler and handler.max_attempts) or self._max_attempts
 
-    def limit_of_type(self, job_type: str) -> int:
+    def limit(self, job_type: str) -> int:
         """Return how many attempts a job of a type has."""
-        return self.limit(self.handler(job_type))
+        return self.limit_of(self.handler(job_type))
+
+    def wait(self, job_type: str, attempt: int) -> float:
+        """Return the backoff of a type after this attempt, in seconds."""
+        return self.wait_of(self.handler(job_type), attempt)
+
+    def wait_of(self, handler: Handler | None, attempt: int) -> float:
+        """Return the backoff of this handler, in seconds; None stands for a missing one."""
+        return handler.wait(attempt) if handler else states.backoff(attempt)
+
+    def priority(self, job_type: str) -> int:
+        """Return the priority of a type's jobs; 0 without a handler."""
+        handler = self.handler(job_type)
+        return handler.priority if handler else 0
+
+    def prioritizes(self) -> bool:
+        """Return whether a handler has another priority than 0."""
+        return any(getattr(handler, "priority", 0) for _, handler in self._handlers.items())
 
     def longest_wait(self, job_type: str, attempt: int) -> float:
         """Return the most seconds that a job of a type waits after this attempt has failed."""

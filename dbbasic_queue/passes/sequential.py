@@ -72,7 +72,9 @@ class Sequential:
         """Claim and run batches until no due job is left, or the pass is asked to end."""
         size = 1
         self._can_tick = True
-        while not self._interrupts.stop_requested() and (batch := self._claims.claim(size)):
+        while not self._interrupts.stop_requested() and (
+            batch := self._claims.claim(size, self._pass.clock())
+        ):
             started_at = time.monotonic()
             self._run_batch(batch, ticker)
             seconds = max(time.monotonic() - started_at, 1e-6) / len(batch)

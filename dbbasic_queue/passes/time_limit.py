@@ -46,14 +46,21 @@ class NotStarted(Exception):
     """Raised if the system refuses a process or a pipe: `work` was not called."""
 
 
-def run(work: Callable[[], bytes], timeout: float, tick: Callable[[], None], slot: int) -> bytes:
+def run(
+    work: Callable[[], bytes],
+    timeout: float,
+    tick: Callable[[], None],
+    is_to_stop: Callable[[], bool],
+    slot: int,
+) -> bytes:
     """Run `work` in a process of its own, and return its result.
 
     `slot` is the descriptor of a file whose lock the guardian must hold as well, or -1. Until the
-    process has ended, `tick` is called in this process about ten times a second. Raises Died if
-    `work` didn't return a result in time, NotStarted if it was not called, and any exception of
-    `tick` or a signal handler. Whether this returns or raises, nothing that `work` has started is
-    still running.
+    process has ended, `tick` and `is_to_stop` are called in this process about ten times a second;
+    if `is_to_stop` returns True, the process is killed. Raises Died if `work` didn't return a
+    result in time, NotStarted if it was not called, and any exception of these functions or of a
+    signal handler. Whether this returns or raises, nothing that `work` has started is still
+    running.
     """
     prctl = guardian.load_prctl()
     this_pass = os.getpid()
@@ -72,9 +79,9 @@ def run(work: Callable[[], bytes], timeout: float, tick: Callable[[], None], slo
             )
         except (OSError, RuntimeError) as e:
             raise NotStarted from e
-        running = _RunningGuardian(pid, our_report)
+        running = _RunningGuardian(pid, our_report, our_leash)
         forked.close(leash, report, held)
-        running.wait(time.monotonic() + timeout + _REPORT_SECONDS, tick)
+        running.wait(time.monotonic() + timeout + _REPORT_SECONDS, tick, is_to_stop)
     finally:
         forked.close(our_leash)  # if the guardian hasn't reported, this makes it kill the rest
         if running is not None:
@@ -95,6 +102,8 @@ def _outcome(report: bytes, timeout: float, *, is_late: bool) -> bytes:
         raise Died("the handler's process was lost: its guardian was killed")
     if guardian.is_complete(content):
         return content[guardian.LENGTH_BYTES :]
+    if how == "stopped":
+        raise Died("stopped by user")
     if how == "killed":
         name = forked.signal_name(int(number))
         raise Died(f"the handler's process was killed by {name}", int(number))
@@ -105,21 +114,25 @@ def _outcome(report: bytes, timeout: float, *, is_late: bool) -> bytes:
 class _RunningGuardian:
     """The guardian as its pass sees it."""
 
-    def __init__(self, pid: int, fd: int) -> None:
+    def __init__(self, pid: int, fd: int, leash: int) -> None:
         self.pid = pid
         self.report = bytearray()
         self.is_late = False
         """whether it hasn't reported in time: it is stopped (SIGSTOP)"""
         self._fd = fd
+        self._leash = leash
+        self._is_stopping = False
+        """whether the guardian was asked to stop the attempt"""
         self._status: int | None = None
         """its exit status, None while it is alive; not 0 if it may have left processes behind"""
         self._is_closed = False
         """whether its end of the report pipe is closed: it has ended, or is about to"""
 
-    def wait(self, end: float, tick: Callable[[], None]) -> None:
+    def wait(self, end: float, tick: Callable[[], None], is_to_stop: Callable[[], bool]) -> None:
         """Call `tick` until the guardian has reported, or has ended, or `end` has passed.
 
-        `end` is on the monotonic clock.
+        `end` is on the monotonic clock. Once `is_to_stop` returns True, the guardian is asked to
+        stop the attempt.
         """
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
@@ -136,6 +149,11 @@ class _RunningGuardian:
                 return
             else:
                 tick()
+                if not self._is_stopping and is_to_stop():
+                    self._is_stopping = True
+                    end = min(end, time.monotonic() + _REPORT_SECONDS)
+                    with suppress(BrokenPipeError):  # it has just ended
+                        os.write(self._leash, guardian.STOP)
 
     def end(self) -> None:
         """Wait until the guardian has ended; if necessary, kill it and what it has left behind.

@@ -111,6 +111,16 @@ class MemoryStore:
         """Cancel a job if it is pending; return whether it was."""
         return self._change(job_id, states.cancel)
 
+    def stop(self, job_id: str) -> str | None:
+        """Cancel a job if it is pending; mark it for its pass to stop if it is processing.
+
+        Returns its status after that, or None if it is finished or unknown.
+        """
+        with self.lock:
+            if self._change(job_id, lambda s: states.cancel(s) or states.request_stop(s)):
+                return self.jobs[job_id].state.status
+            return None
+
     def run_now(self, job_id: str, now: float) -> bool:
         """Make a job due if it is pending; return whether it was."""
         return self._change(job_id, lambda state: states.run_now(state, now))

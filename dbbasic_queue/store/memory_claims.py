@@ -1,7 +1,7 @@
 """Claims the jobs of a `MemoryStore`; `protocol.Claims` describes the methods.
 
 A state is never altered, only replaced. An outcome is accepted only while the job's state is the
-object that its claim made.
+object that its claim made, or that attempt's state marked by a request to stop the job.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class MemoryClaims:
         """Return -1: there is no slot."""
         return -1
 
-    def take_recovered(self) -> tuple[int, list[Row]]:
+    def take_recovered(self) -> tuple[int, list[tuple[Row, states.State]]]:
         """Return (0, []): if a pass dies, all jobs are gone with its process."""
         return 0, []
 
@@ -124,32 +124,59 @@ class MemoryClaims:
         """Look for jobs that are due at `now`; False if there are none."""
         with self.store.lock:
             self.looked_at = now
+            self._due_until = now
             self._last_number = self.store.last_number  # jobs that are added later must wait
             self._put_back: set[str] = set()
             return self._look()
 
     def _look(self) -> bool:
         """Find the jobs that this pass may claim, the next one last; False if there are none."""
-        self._due = sorted(
-            (job for job in self.store.jobs.values() if self._is_due(job)),
-            key=lambda job: (job.state.run_at, job.number),
-            reverse=True,
-        )
+        self._due = [job for job in self.store.jobs.values() if self._is_due(job)]
+        self._sort()
         return bool(self._due)
 
+    def _sort(self) -> None:
+        self._due.sort(key=self._place, reverse=True)
+
+    def _place(self, job: MemoryJob) -> tuple[int, int, int]:
+        return -self.terms.priority(job.type), job.state.run_at, job.number
+
+    def _add_newly_due(self, now: float) -> None:
+        """Add jobs that have become due, if their priority is higher than that of a due job."""
+        lowest = min(self.terms.priority(job.type) for job in self._due)
+        known = {job.id for job in self._due}
+        self._due_until = max(self._due_until, now)
+        self._due += [
+            job
+            for job in self.store.jobs.values()
+            if self._may_be_claimed(job)
+            and job.id not in known
+            and self.terms.priority(job.type) > lowest
+        ]
+        self._sort()
+
     def _is_due(self, job: MemoryJob) -> bool:
+        """Return whether a job was due when the pass looked last."""
         return (
-            job.state.status == states.PENDING
+            self._may_be_claimed(job)
             and job.state.run_at <= self.looked_at
             and job.number <= self._last_number
+        )
+
+    def _may_be_claimed(self, job: MemoryJob) -> bool:
+        return (
+            job.state.status == states.PENDING
+            and job.state.run_at <= self._due_until
             and job.id not in self._put_back
             and self.terms.wants(job.type)
             and self.store.paused().isdisjoint((job.type, ALL))
         )
 
-    def claim(self, most: int) -> list[Claim]:
-        """Claim up to `most` due jobs, earliest `run_at` first."""
+    def claim(self, most: int, now: float) -> list[Claim]:
+        """Claim up to `most` due jobs, the highest priority and the earliest `run_at` first."""
         with self.store.lock:
+            if self._due and self.terms.prioritizes():
+                self._add_newly_due(now)
             return self._claim(most) or (self._claim(most) if self._look() else [])
 
     def _claim(self, most: int) -> list[Claim]:
@@ -158,7 +185,7 @@ class MemoryClaims:
         remaining: dict[str, int] = {}
         while self._due and len(claims) < most:
             job = self._due.pop()
-            if not self._is_due(job) or self.store.jobs.get(job.id) is not job:
+            if not self._may_be_claimed(job) or self.store.jobs.get(job.id) is not job:
                 continue  # it has just been cancelled, removed, paused or claimed by another pass
             if not self._use_remaining(job.type, remaining):
                 waiting.append(job)
@@ -187,19 +214,30 @@ class MemoryClaims:
         remaining[job_type] -= 1
         return remaining[job_type] >= 0
 
+    def may_start(self, claim: Claim) -> bool:
+        """Return False if a stop was requested since the claim."""
+        return not self.is_to_stop(claim.row)
+
+    def is_to_stop(self, row: Row) -> bool:
+        """Return whether a stop was requested for a claimed job. `row` is that of its claim."""
+        with self.store.lock:
+            held = self._held.get(row.id)
+            return held is not None and _is_marked(*held)
+
     def record(self, claim: Claim, state: states.State) -> states.State | None:
         """Record an outcome; return the recorded state.
 
-        Returns None, and records nothing, if a newer attempt has replaced this one.
+        If a stop was requested, and the job hasn't completed, it is cancelled instead. Returns
+        None, and records nothing, if a newer attempt has replaced this one.
         """
         with self.store.lock:
             job, claimed = self._held.pop(claim.row.id)
-            if job.state is not claimed:
-                return None
-            job.state = state
-            if state.status == states.PENDING:
-                self._put_back.add(job.id)
-            return state
+            accepted = _accepted(job, claimed, state)
+            if accepted is not None:
+                job.state = accepted
+                if accepted.status == states.PENDING:
+                    self._put_back.add(job.id)
+            return accepted
 
     def record_all(self, ended: list[tuple[Claim, states.State]]) -> list[states.State | None]:
         """Record several outcomes."""
@@ -208,13 +246,12 @@ class MemoryClaims:
     def unclaim(self, claims: list[Claim], error: str = "") -> None:
         """Make claimed jobs pending again without counting their attempts.
 
-        `error`, if given, becomes the jobs' error.
+        `error`, if given, becomes the jobs' error. A job for which a stop was requested is
+        cancelled instead.
         """
         with self.store.lock:
             for claim in claims:
-                job, claimed = self._held.pop(claim.row.id)
-                if job.state is claimed:
-                    job.state = states.unclaim(claimed, error) or claimed
+                _unclaim(*self._held.pop(claim.row.id), error)
 
     def is_published(self) -> bool:
         """Return True: every change is visible at once."""
@@ -236,6 +273,25 @@ class MemoryClaims:
         """End the pass after an error: make the claimed jobs pending again, as by `unclaim`."""
         with self.store.lock:
             for job, claimed in self._held.values():
-                if job.state is claimed:
-                    job.state = states.unclaim(claimed) or claimed
+                _unclaim(job, claimed)
             self._held.clear()
+
+
+def _is_marked(job: MemoryJob, claimed: states.State) -> bool:
+    """Return whether a stop was requested for the attempt whose claim made `claimed`."""
+    return states.is_to_stop(job.state) and job.state.attempts == claimed.attempts
+
+
+def _accepted(
+    job: MemoryJob, claimed: states.State, state: states.State | None
+) -> states.State | None:
+    """Return the state to record if an attempt ends in `state`; None if it was replaced."""
+    if job.state is claimed:
+        return state
+    if state is None or not _is_marked(job, claimed):
+        return None
+    return state if state.status == states.COMPLETED else states.stop(job.state, state.attempts)
+
+
+def _unclaim(job: MemoryJob, claimed: states.State, error: str = "") -> None:
+    job.state = _accepted(job, claimed, states.unclaim(claimed, error)) or job.state

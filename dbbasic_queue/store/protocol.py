@@ -12,7 +12,7 @@ from dbbasic_queue.model.records import encode_state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from typing import Any, Protocol
 
     from dbbasic_queue.model.rows import Row
@@ -58,6 +58,13 @@ if TYPE_CHECKING:
 
         def cancel(self, job_id: str) -> bool:
             """Cancel a pending job; False if it isn't pending, or if there is no such job."""
+
+        def stop(self, job_id: str) -> str | None:
+            """Cancel a pending job, or mark a processing one for its pass to stop.
+
+            Returns the job's status after that: `cancelled` or `processing`. Returns None if it is
+            finished, or if there is no such job.
+            """
 
         def run_now(self, job_id: str, now: float) -> bool:
             """Make a pending job due at `now`, in Unix seconds, unless it is due already.
@@ -189,10 +196,11 @@ if TYPE_CHECKING:
         def slot_fd(self) -> int:
             """Return the descriptor of the pass's slot, or -1 if it has none."""
 
-        def take_recovered(self) -> tuple[int, list[Row]]:
+        def take_recovered(self) -> tuple[int, list[tuple[Row, State]]]:
             """Return how many jobs were recovered since the last call, and those that had started.
 
-            The latter are in their new states: pending, or failed if no attempt is left.
+            Each of the latter is its row as claimed, and its new state: pending, failed if no
+            attempt is left, or cancelled if a stop was requested.
             """
 
         def take_pulled_in(self) -> int:
@@ -207,16 +215,28 @@ if TYPE_CHECKING:
             True means that there may be some. Recovers the jobs of dead passes first, if needed.
             """
 
-        def claim(self, most: int) -> list[Claim]:
-            """Claim up to `most` due jobs, earliest `run_at` first; recorded on return.
+        def claim(self, most: int, now: float) -> list[Claim]:
+            """Claim up to `most` due jobs; recorded on return.
 
-            Jobs that were added or became due after `looked_at` wait for the next `find_due`.
+            Those of the highest priority come first, then the earliest `run_at`. Jobs that were
+            added or became due after `looked_at` wait for the next `find_due`, except those that
+            are due at `now` and have a higher priority than a job that is still to be claimed.
             """
+
+        def may_start(self, claim: Claim) -> bool:
+            """Return False if a stop was requested since the claim, as far as is known.
+
+            Reads nothing.
+            """
+
+        def is_to_stop(self, row: Row) -> bool:
+            """Return whether a stop was requested for a claimed job. `row` is that of its claim."""
 
         def record(self, claim: Claim, state: State) -> State | None:
             """Record an outcome; return the recorded state.
 
-            Returns None, and records nothing, if a newer attempt has replaced this one.
+            If a stop was requested, and the job hasn't completed, it is cancelled instead. Returns
+            None, and records nothing, if a newer attempt has replaced this one.
             """
 
         def record_all(self, ended: list[tuple[Claim, State]]) -> list[State | None]:
@@ -225,8 +245,9 @@ if TYPE_CHECKING:
         def unclaim(self, claims: list[Claim], error: str = "") -> None:
             """Make claimed jobs pending again without counting their attempts.
 
-            `error`, if given, becomes the jobs' error. Also removes finished claims from the list
-            that other passes see; for this, `claims` may be empty.
+            `error`, if given, becomes the jobs' error. If a stop was requested, a job is cancelled
+            instead. Also removes finished claims from the list that other passes see; for this,
+            `claims` may be empty.
             """
 
         def is_published(self) -> bool:
@@ -254,6 +275,37 @@ if TYPE_CHECKING:
             recovers them.
             """
 
+    class Terms(Protocol):
+        """What the handlers of a pass determine about a job type."""
+
+        concurrency: dict[str, int]
+        """type -> how many of its jobs may be processing at once, if that is limited; has a type
+        only after `wants` was called for it"""
+
+        def count(self) -> int:
+            """Return how many types have a handler.
+
+            If there are more than before, the pass looks again at jobs that it didn't want.
+            """
+
+        def wants(self, job_type: str) -> bool:
+            """Return whether the pass runs jobs of the type."""
+
+        def limit(self, job_type: str) -> int:
+            """Return how many attempts a job of the type has."""
+
+        def wait(self, job_type: str, attempt: int) -> float:
+            """Return the backoff after this attempt, in seconds."""
+
+        def longest_wait(self, job_type: str, attempt: int) -> float:
+            """Return the most seconds that `wait` can return."""
+
+        def priority(self, job_type: str) -> int:
+            """Return the priority of the type's jobs; higher ones run first."""
+
+        def prioritizes(self) -> bool:
+            """Return whether a type may have another priority than 0."""
+
 
 class Claim:
     """One attempt of one job, which belongs to a pass until its outcome is recorded.
@@ -273,30 +325,3 @@ class Claim:
         self.payload = payload
         self.generation = generation
         self.state = encode_state(row.state)
-
-
-class Terms:
-    """What the handlers of a pass say about a job type.
-
-    `limit`         how many attempts a job of the type has
-    `longest_wait`  the longest backoff, in seconds, after an attempt of this number
-    `wants`         whether the pass runs jobs of the type
-    `concurrency`   type -> how many of its jobs may be processing at once, if that is limited; has
-                    a type only after `wants` was called for it
-    `count`         how many types have a handler: if there are more than before, the pass looks
-                    again at jobs that it didn't want
-    """
-
-    def __init__(
-        self,
-        limit: Callable[[str], int],
-        longest_wait: Callable[[str, int], float],
-        wants: Callable[[str], bool],
-        concurrency: Mapping[str, int] | None = None,
-        count: Callable[[], int] = lambda: 0,
-    ) -> None:
-        self.limit = limit
-        self.longest_wait = longest_wait
-        self.wants = wants
-        self.concurrency = {} if concurrency is None else concurrency
-        self.count = count

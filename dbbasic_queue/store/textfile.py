@@ -12,7 +12,7 @@ from dbbasic_queue.errors import DuplicateJob
 from dbbasic_queue.lazy import load
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.records import encode_state
-from dbbasic_queue.model.states import cancel, requeue, run_now
+from dbbasic_queue.model.states import cancel, request_stop, requeue, run_now
 from dbbasic_queue.store import clocks, paused
 from dbbasic_queue.store.disk.lock import even_if_moved, locked, reading
 from dbbasic_queue.store.reading.index import NEVER
@@ -134,14 +134,23 @@ class TextFileStore:
 
         On the disk on return, and in the queue file if a fold is cheap.
         """
-        return self._change_one(job_id, cancel)
+        return self._change_one(job_id, cancel) is not None
+
+    def stop(self, job_id: str) -> str | None:
+        """Cancel a job if it is pending; mark it for its pass to stop if it is processing.
+
+        Returns its status after that, or None if it is finished or unknown. On the disk on return,
+        and in the queue file if a fold is cheap.
+        """
+        state = self._change_one(job_id, lambda state: cancel(state) or request_stop(state))
+        return None if state is None else state.status
 
     def run_now(self, job_id: str, now: float) -> bool:
         """Make a job due if it is pending; return whether it was.
 
         On the disk on return, and in the queue file if a fold is cheap.
         """
-        return self._change_one(job_id, lambda state: run_now(state, now))
+        return self._change_one(job_id, lambda state: run_now(state, now)) is not None
 
     def requeue(
         self,
@@ -158,29 +167,31 @@ class TextFileStore:
         if not self.exists():
             return 0
         if job_id is not None:
-            return int(self._change_one(job_id, lambda state: requeue(state, now, run_at)))
+            changed = self._change_one(job_id, lambda state: requeue(state, now, run_at))
+            return int(changed is not None)
         count: int = load(_rewrites).requeue_failed(self.files, now, job_type)
         return count
 
-    def _change_one(self, job_id: str, new_state: Callable[[State], State | None]) -> bool:
+    def _change_one(self, job_id: str, new_state: Callable[[State], State | None]) -> State | None:
         key = job_id.encode()
-        return self.lock.read(self._has, key) and self.lock.run(
-            self._change_one_locked, key, new_state
-        )
+        if not self.lock.read(self._has, key):
+            return None
+        return self.lock.run(self._change_one_locked, key, new_state)
 
     def _has(self, key: bytes) -> bool:
         self.view.refresh()
         return key in self.view.index
 
-    def _change_one_locked(self, key: bytes, new_state: Callable[[State], State | None]) -> bool:
+    def _change_one_locked(
+        self, key: bytes, new_state: Callable[[State], State | None]
+    ) -> State | None:
         self.files.read_new()
         row = self.view.find(key)
         state = new_state(row.state) if row else None
-        if state is None:
-            return False
-        self.files.change([(key, encode_state(state))])
-        self.files.fold_if_cheap(CHEAP_OUTSIDE_SECONDS)
-        return True
+        if state is not None:
+            self.files.change([(key, encode_state(state))])
+            self.files.fold_if_cheap(CHEAP_OUTSIDE_SECONDS)
+        return state
 
     def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
         """Remove the jobs that `unwanted` returns True for, except running ones; return how many.

@@ -109,7 +109,11 @@ class TestDurability:
         )
         found = job(queue, job_id)
         assert (found["status"], found["attempts"]) == ("processing", 1)
-        assert queue.process_jobs({"greet": raises()}) == NONE | {"recovered": 1, "completed": 1}
+        assert queue.process_jobs({"greet": raises()}) == NONE | {"recovered": 1}
+        found = job(queue, job_id)
+        assert (found["status"], found["attempts"]) == ("pending", 1)
+        clock.move(121)
+        assert queue.process_jobs({"greet": raises()}) == NONE | {"completed": 1}
         assert job(queue, job_id)["attempts"] == 2
 
 

@@ -30,7 +30,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import cronsim  # noqa: F401 - so that attacked processes needn't import it
@@ -104,7 +104,9 @@ class Bench:
         """the monotonic clock of an attacked process"""
         self._nested = 0
         self.queue = self.open()
-        self.handlers: Mapping[str, Callable[..., Any]] = {
+        self.registry: Handlers | None = None
+        """the handlers with schedules, if passes have any"""
+        self.handlers: dict[str, Callable[..., Any]] = {
             name.removeprefix("job_"): self._handler(name)
             for name in dir(self)
             if name.startswith("job_")
@@ -163,6 +165,12 @@ class Bench:
         self.log.add("call", key, "cancel", None)
         done: bool | None = self._try("cancel", key, lambda: self.queue.cancel_job(self.ids[key]))
         return done
+
+    def stop(self, key: str) -> None:
+        """Request a stop without waiting for it: the clocks of attacked processes stand still."""
+        if key in self.ids:
+            self.log.add("call", key, "stop", None)
+            self._try("stop", key, lambda: self.queue.store.stop(self.ids[key]))
 
     def status(self, key: str) -> None:
         if key in self.ids:
@@ -255,15 +263,16 @@ class Bench:
         jobs.every(SCHEDULES["tick"], "ok", payload=key, name="tick", missed="all")
         rule = "0 */12 * * *"
         jobs.every(rule, "text", payload=key, name="cron", timezone="UTC", missed="all")
-        self.handlers = jobs
+        self.registry = jobs
         self.log.add("schedules")
 
     def work_without_schedules(self) -> None:
-        self._try("plain", "", lambda: self.queue.process_jobs(dict(self.handlers), MAX_ATTEMPTS))
+        self._try("plain", "", lambda: self.queue.process_jobs(self.handlers, MAX_ATTEMPTS))
 
     def work(self) -> dict[str, int] | None:
+        handlers = self.handlers if self.registry is None else self.registry
         counts: dict[str, int] | None = self._try(
-            "pass", "", lambda: self.queue.process_jobs(self.handlers, MAX_ATTEMPTS)
+            "pass", "", lambda: self.queue.process_jobs(handlers, MAX_ATTEMPTS)
         )
         return counts
 
@@ -331,6 +340,28 @@ class Bench:
 
     def job_cancels(self, key: str) -> Any:
         return self.cancel(key + ".victim")
+
+    def job_halts(self, key: str) -> Any:
+        """Have this job stopped, and its neighbour; then end as the key says."""
+        self.stop(key)
+        self.stop(f"{key}.next")
+        if key.endswith("raises"):
+            raise ValueError("stopped")
+        if key.endswith("delays"):
+            raise Delay(300, "stopped")
+        return 0
+
+    def job_calls(self, key: str) -> Any:
+        """Enqueue an urgent job, which is to run before the others that are due."""
+        self._nested += 1
+        self.enqueue(f"{key}.{os.getpid()}.{self._nested}", "urgent")
+        return 0
+
+    def job_low(self, _: str) -> Any:
+        return 0
+
+    def job_urgent(self, _: str) -> Any:
+        return 0
 
     def job_inner(self, _: str) -> Any:
         """Make a whole pass of another worker while this job's pass is alive."""

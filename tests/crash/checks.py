@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from bench import MAX_ATTEMPTS, POLICIES
-from disk import FINAL, Disk
+from disk import FINAL, Disk, Job
 from promises import Promises
 
 # How often a type's handler is entered if nothing goes wrong.
@@ -58,7 +58,7 @@ def check_crashed(disk: Disk, promises: Promises, junk: int, torn: int) -> list[
 def check_recovered(
     before: Disk, after: Disk, crashed: Promises, run: set[str], alive: frozenset[str]
 ) -> list[str]:
-    """Check that one pass has recovered the jobs of dead passes, and has run all due jobs.
+    """Check that one pass has recovered the jobs of dead passes, and has run all other due jobs.
 
     `before` and `after` are the files before and after that pass, `crashed` the promises before it.
     `run` has the keys of the jobs that it has started, `alive` those of jobs that another live
@@ -77,6 +77,14 @@ def check_recovered(
         if was is None or was.status in FINAL or job.status == "cancelled":
             continue
         lost = was.status == "processing"
+        if lost and was.error == _STOP_REQUESTED:
+            wrong.append(f"P2: a stop was requested for {was}, and it became {job}")
+        if lost and job.status == "pending" and job.key not in run:
+            if job.attempts == was.attempts and not is_after_backoff(job, crashed.now):
+                wrong.append(f"P3: {was} was recovered without a backoff: {job}")
+            continue
+        if lost and job.key in run and crashed.started_at_least(job.key) >= was.attempts:
+            wrong.append(f"P3: {was} runs again without a backoff: {job}")
         if job.type in before.paused and job.key not in run:
             continue
         if not lost and was.run_at > crashed.now:
@@ -97,6 +105,15 @@ def check_recovered(
         elif job.attempts - 1 not in counted or job.attempts > most:
             wrong.append(f"P5: {was} was run by the next pass, and became {job}")
     return wrong
+
+
+def is_after_backoff(job: Job, now: float) -> bool:
+    """Return whether a job that its dead pass had started runs again at the right time."""
+    backoff = POLICIES.get(job.type, {}).get("backoff")
+    seconds = backoff.seconds(job.attempts) if backoff else 60 * 2**job.attempts
+    latest = now + seconds + 1
+    earliest = now + seconds - (60 if seconds >= 60 else 0)
+    return job.error.startswith("worker died in attempt") and earliest <= job.run_at <= latest
 
 
 def check_settled(disk: Disk, promises: Promises, junk: int, kills: int) -> list[str]:
@@ -123,6 +140,8 @@ def check_settled(disk: Disk, promises: Promises, junk: int, kills: int) -> list
             wrong.append(f"P2: {job.key} was started {starts} times with {kills} kills")
         if job.attempts > limit(job.type):
             wrong.append(f"P5: {job.key} has {job.attempts} attempts")
+        if job.key in promises.stopping and job.status not in ("completed", "cancelled"):
+            wrong.append(f"P2: a stop of {job.key} was acknowledged, but it is {job.status}")
         if job.status == "failed" and job.type in ("ok", "text") and kills < 2 and not job.error:
             wrong.append(f"P5: {job.key} failed without a reason")
         if promises.error_is_over and job.error == _NO_SPACE and not job.result:
@@ -139,6 +158,7 @@ def check_settled(disk: Disk, promises: Promises, junk: int, kills: int) -> list
     return wrong
 
 
+_STOP_REQUESTED = "Stop requested by user"
 _NO_SPACE = "result not kept: the disk is full"
 """the error of a completed job whose result didn't fit on the disk, even after space was freed"""
 
@@ -179,9 +199,12 @@ def check_errors(
             if there and not _ADMITS_CHANGE.search(text):
                 wrong.append(f"P6: {operation} raised, but {there} are in the queue: {text}")
         job = by_key.get(keys[0])
-        cancelled = operation == "cancel" and job is not None and job.status == "cancelled"
-        if cancelled and keys[0] not in promises.cancelled and not _ADMITS_CHANGE.search(text):
-            wrong.append(f"P6: cancel raised, but {keys[0]} is cancelled: {text}")
+        changed = job is not None and (job.status == "cancelled" or job.error == _STOP_REQUESTED)
+        acknowledged = keys[0] in promises.cancelled or keys[0] in promises.stopping
+        if operation not in ("cancel", "stop") or not changed or acknowledged:
+            continue
+        if not _ADMITS_CHANGE.search(text):
+            wrong.append(f"P6: {operation} raised, but {keys[0]} was changed: {job}: {text}")
     for operation, text in promises.made_despite_error:
         if not _ADMITS_CHANGE.search(text):
             wrong.append(f"P6: {operation} raised, but was made: {text}")

@@ -32,6 +32,8 @@ CONTENTION = "tests/store/test_contention.py"
 FORKS = "tests/store/test_forks.py"
 SIGNALS = "tests/passes/test_signals.py"
 UPGRADE = "tests/system/test_upgrade.py"
+STOPPING = "tests/passes/test_stopping.py"
+PRIORITIES = "tests/passes/test_priorities.py"
 CHOICE = "tests/store/test_choice.py"
 WORKERS = "tests/passes/test_several_workers.py"
 LOOP = WORKERS + "::test_a_coroutine_that_disturbs_the_event_loop_does_not_affect_other_jobs"
@@ -237,15 +239,15 @@ MUTANTS = (
     Mutant(
         "recovery counts an attempt for jobs that were never started",
         "store/claiming/recovery.py",
-        "            if claim in survey.not_started and claim not in survey.started:\n",
-        "            if False:\n",
+        "            elif not was_started:\n",
+        "            elif False:\n",
         ("tests/system/test_kill.py", WORKER),
     ),
     Mutant(
         "recovery counts no attempt for jobs that had started",
         "store/claiming/recovery.py",
-        "            if claim in survey.not_started and claim not in survey.started:\n",
-        "            if True:\n",
+        "            elif not was_started:\n",
+        "            elif True:\n",
         (kill("passes"),),
     ),
     Mutant(
@@ -303,8 +305,8 @@ MUTANTS = (
     Mutant(
         "fence removed",
         "store/claiming/claims.py",
-        "        return state == claim.state\n",
-        "        return True\n",
+        "        if present == claim.state:\n",
+        "        if True:\n",
         (
             WORKER + "::test_the_outcome_of_an_outdated_attempt_is_not_recorded",
             TRAPS,
@@ -759,7 +761,7 @@ MUTANTS = (
     Mutant(
         "recovery ignores a type's own limit",
         "passes/policies.py",
-        "        return self.limit(self.handler(job_type))\n",
+        "        return self.limit_of(self.handler(job_type))\n",
         "        return self._max_attempts\n",
         (kill("policies"),),
     ),
@@ -896,8 +898,8 @@ MUTANTS = (
     Mutant(
         "a guardian only checks its pipe",
         "passes/guardian.py",
-        "        if leash in ready or os.getppid() != this_pass:\n",
-        "        if leash in ready:\n",
+        """        if asked == b"" or os.getppid() != this_pass:\n""",
+        """        if asked == b"":\n""",
         (
             TIMEOUT
             + "::test_the_job_ends_with_its_pass_even_if_the_program_has_forked_other_processes",
@@ -930,6 +932,83 @@ MUTANTS = (
         "        files.replace(None, found, keep=True)\n",
         "        files.replace(None, found)\n",
         (STORE + "::test_remove_unreadable_moves_invalid_lines_away_and_keeps_the_jobs",),
+    ),
+    Mutant(
+        "a recovered job that had started is due at once",
+        "store/claiming/recovery.py",
+        "                retry_at = states.retry_at(now, seconds)\n",
+        "                retry_at = int(now)\n",
+        (kill("passes"),),
+    ),
+    Mutant(
+        "a stopped job is retried",
+        "store/claiming/claims.py",
+        "        if state.status == states.COMPLETED:\n",
+        "        if True:\n",
+        (STOPPING + "::test_a_job_that_runs_in_the_pass_is_asked", kill("stop")),
+    ),
+    Mutant(
+        "a job that has completed before it was stopped is cancelled",
+        "store/claiming/claims.py",
+        "        if state.status == states.COMPLETED:\n",
+        "        if False:\n",
+        (STOPPING + "::test_a_job_that_runs_in_the_pass_is_asked",),
+    ),
+    Mutant(
+        "the outcome of a job that was to be stopped is dropped",
+        "store/claiming/claims.py",
+        "        if present != _marked(claim.row):\n",
+        "        if True:\n",
+        (STOPPING, kill("stop")),
+    ),
+    Mutant(
+        "recovery ignores a request to stop",
+        "store/claiming/recovery.py",
+        "            if states.is_to_stop(row.state):\n",
+        "            if False:\n",
+        (STOPPING, kill("stop")),
+    ),
+    Mutant(
+        "a claimed job starts although it was stopped",
+        "passes/executor.py",
+        "        if not self._claims.may_start(claim):\n",
+        "        if False:\n",
+        (STOPPING + "::test_a_claimed_job_that_has_not_started_never_starts",),
+    ),
+    Mutant(
+        "an error that reads like a request to stop is one",
+        "model/states.py",
+        """    error = "" if state.error == STOP_REQUESTED else state.error""",
+        """    error = state.error""",
+        ("tests/model/test_states.py",),
+    ),
+    Mutant(
+        "a guardian does not stop its job",
+        "passes/guardian.py",
+        "        if asked or time.monotonic() >= end:",
+        "        if time.monotonic() >= end:",
+        (STOPPING + "::test_a_job_in_a_process_of_its_own_is_stopped_within_a_second",),
+    ),
+    Mutant(
+        "a newly due job of a higher priority waits for the next pass",
+        "store/claiming/due.py",
+        "            self._by_priority.add_newly_due(now)\n",
+        "            pass\n",
+        (PRIORITIES,),
+    ),
+    Mutant(
+        "a newly due job of the same priority keeps a pass from ending",
+        "store/claiming/priorities.py",
+        "            if priority > lowest:\n",
+        "            if priority >= lowest:\n",
+        (PRIORITIES,),
+    ),
+    Mutant(
+        "a job that becomes due by a change is not noticed",
+        "store/reading/index.py",
+        "            self._returned.append(number)\n",
+        "            self._returned.append(0)\n",
+        (PRIORITIES + "::test_a_job_that_someone_makes_due_is_taken",),
     ),
     Mutant(
         "an instant is recorded before its job is added",

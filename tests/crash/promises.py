@@ -41,6 +41,9 @@ class Promises:
         """(operation, message) of changes that were made though the call raised"""
         self.cancelled: set[str] = set()
         """keys of the jobs whose cancel was acknowledged"""
+        self.stopping: dict[str, int] = {}
+        """key -> how often a job may be started, once a stop of it was acknowledged while it was
+        claimed: one more time if it wasn't running yet"""
         self.raised: list[tuple[list[str], str, list[Any]]] = []
         """(keys, operation, the error as in the log) of each call that raised"""
         self.had: dict[str, int] = {}
@@ -90,12 +93,16 @@ class Promises:
         elif operation == "enqueue_many":
             for key, job_id in zip(keys.split(" "), value, strict=True):
                 self._keep(key, job_id)
-        elif operation == "cancel" and value is True:
+        elif (operation == "cancel" and value is True) or (
+            operation == "stop" and value == "cancelled"
+        ):
             self.cancelled.add(keys)
         elif operation == "pass" and self.has_schedules:
             self.scheduled_to = max(self.scheduled_to, self.now)
             if self.scheduled_from is None:
                 self.scheduled_from = self.now
+        elif operation == "stop" and value == "processing":
+            self.stopping[keys] = self.starts.get(keys, 0) + (keys not in self._running)
         elif operation == "pause":
             self.paused.update(keys.split())
         elif operation in CHANGES:
@@ -127,6 +134,7 @@ class Promises:
         for key in keys.split():
             self.outcomes.pop(self.kept.get(key, key), None)
             self.cancelled.discard(key)
+            self.stopping.pop(key, None)
             if operation == "requeue":
                 self.called[key] = None  # it is due now
                 self.had[key] = self.had.get(key, 0) - self.started(key)
@@ -148,6 +156,8 @@ class Promises:
         self._running[key] = pid
         if key in self.cancelled:
             self.wrong.append(f"P2: {key} is started after its acknowledged cancel")
+        if key in self.stopping and self.starts[key] > self.stopping[key]:
+            self.wrong.append(f"P2: {key} is started again after a request to stop it")
         job_id = self.kept.get(key, key)
         if self.outcomes.get(job_id, ("", 0))[0] in FINAL:
             self.wrong.append(f"P2: {key} is started after its reported {self.outcomes[job_id][0]}")

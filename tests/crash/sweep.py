@@ -290,7 +290,8 @@ def _refuse(base: str, workload: Workload, call: Call, plan: Plan, result: Resul
     disk = attack.settle(1)
     result.states.add(attack.state())
     numbers = tuple(number for number in (plan.error, plan.then_error) if number)
-    attack.wrong += check_errors(disk, promises, attack.root, numbers, plan.lasting)
+    # The promises now, not before the recovery: a job may have run again, and stopped itself.
+    attack.wrong += check_errors(disk, attack.promises(), attack.root, numbers, plan.lasting)
     result.note(plan, str(call), attack.wrong)
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from bench import DAY, MAX_ATTEMPTS, START, Bench
 from disk import FINAL, HEADER
 
+from dbbasic_queue import Handler
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -291,13 +293,67 @@ def _purge(bench: Bench) -> None:
     bench.work()
 
 
-# -- I: schedules add jobs, and finished ones are purged -------------------------------------------
+# -- I: jobs are stopped: pending, claimed, running, and those of dead passes ----------------------
+
+
+def _prepare_stops(bench: Bench) -> None:
+    rows = [_row(f"i{n}", "ok", run_at=START - 60 + n) for n in range(3)]
+    for n, how in enumerate(("raises", "returns", "delays")):
+        rows.append(_row(f"i.{how}", "halts", run_at=START - 50 + 9 * n))
+        rows.append(_row(f"i.{how}.next", "ok", run_at=START - 49 + 9 * n))
+    rows += [
+        _row("i4", "ok", "processing", run_at=START - 9, attempts=1),
+        _row("i5", "bad", "processing", run_at=START - 8, attempts=1),
+        _row("i6", "ok", run_at=START - 7),
+        _row("i7", "ok", "completed", attempts=1),
+        _row("i8", "flaky", run_at=START - 6),
+        _row("i9", "ok", run_at=START + 50_000),
+    ]
+    _write_file(bench, "".join(rows))
+
+
+def _stops(bench: Bench) -> None:
+    for key in ("i4", "i6", "i7", "i9"):
+        bench.stop(key)
+    bench.work()
+    bench.stop("i8")
+    bench.set_clock(START + 1000)
+    bench.work()
+
+
+# -- J: handlers with priorities, and jobs that become due while a pass runs -----------------------
+
+
+def _prepare_priorities(bench: Bench) -> None:
+    rows = [_row(f"j{n}", "ok", run_at=START - 60 + n) for n in range(4)]
+    rows.append(_row("j.calls", "calls", run_at=START - 50))
+    rows += [_row(f"j{n}", "ok", run_at=START - 60 + n) for n in range(11, 24)]
+    rows += [
+        _row("j4", "urgent", run_at=START - 1),
+        _row("j5", "urgent", run_at=START + 500),
+        _row("j6", "flaky", run_at=START - 30),
+        _row("j.calls.too", "calls", run_at=START - 20),
+        _row("j7", "low", run_at=START - 99),
+    ]
+    _write_file(bench, "".join(rows))
+
+
+def _priorities(bench: Bench) -> None:
+    bench.handlers["urgent"] = Handler(bench.handlers["urgent"], priority=5)
+    bench.handlers["low"] = Handler(bench.handlers["low"], priority=-5)
+    bench.work()
+    bench.enqueue("j8", "urgent")
+    bench.set_clock(START + 1000)
+    bench.work()
+
+
+# -- K: schedules add jobs, and finished ones are purged -------------------------------------------
 
 
 def _prepare_schedules(bench: Bench) -> None:
     rows = [
-        _row("i1", "ok", "completed", run_at=START - 10 * DAY, attempts=1),
-        _row("i2", "ok", run_at=START - 9),
+        _row("k1", "ok", "completed", run_at=START - 10 * DAY, attempts=1),
+        _row("k2", "ok", run_at=START - 9),
     ]
     _write_file(bench, "".join(rows))
     bench.declare_schedules()
@@ -328,6 +384,14 @@ def cancel_all(bench: Bench) -> None:
     bench.queue = queue
 
 
+def stop_all(bench: Bench) -> None:
+    """Stop all jobs that are pending or processing."""
+    queue, bench.queue = bench.queue, bench.open()
+    for key in list(bench.ids):
+        bench.stop(key)
+    bench.queue = queue
+
+
 def make_a_pass(bench: Bench) -> None:
     """Run all due jobs."""
     queue, bench.queue = bench.queue, bench.open()
@@ -352,7 +416,7 @@ def tidy(bench: Bench) -> None:
     bench.queue = queue
 
 
-ACTS = (cancel_all, make_a_pass, tear, tidy)
+ACTS = (cancel_all, stop_all, make_a_pass, tear, tidy)
 
 WORKLOADS = {
     workload.name: workload
@@ -367,6 +431,8 @@ WORKLOADS = {
         Workload("policies", _policies, _prepare_policies),
         Workload("requeue", _requeue, _prepare_failed, folds_seem_expensive=True),
         Workload("purge", _purge, _prepare_finished, folds_seem_expensive=True),
+        Workload("stop", _stops, _prepare_stops),
+        Workload("priorities", _priorities, _prepare_priorities),
         Workload("schedules", _schedules, _prepare_schedules),
     )
 }

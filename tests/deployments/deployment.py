@@ -27,9 +27,10 @@ HANGS_AFTER = 40.0  # a start takes 0.3 s, and up to 3 s on a busy machine
 QUIET = "ignore::DeprecationWarning"
 
 RUN_ALL = """
-from dbbasic_queue import Queue
+from dbbasic_queue import Backoff, Handler, Queue
 from helpers import QUEUE
 from web_app import work
+work = Handler(work, backoff=Backoff(first=0))  # a job whose server was killed is due at once
 Queue(QUEUE).run_until_complete({"work": work, "work_in_the_loop": work}, max_attempts=100)
 """
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 from helpers import NOW
 
@@ -23,12 +21,16 @@ from dbbasic_queue.model.states import (
     complete,
     delay,
     fail,
+    is_to_stop,
     later,
     pull_in,
     recover,
+    request_stop,
     requeue,
     retry,
+    retry_at,
     run_now,
+    stop,
     unclaim,
 )
 
@@ -124,14 +126,39 @@ def test_a_returned_job_never_has_less_than_zero_attempts() -> None:
     assert columns(unclaim(state(PROCESSING, attempts=0)))[3] == 0
 
 
-def test_a_recovered_job_is_due_at_once_and_keeps_its_order() -> None:
-    assert columns(recover(state(PROCESSING, run_at=NOW - 50), 3, NOW))[:4] == (
-        PENDING,
-        NOW - 100,
-        NOW - 50,
-        1,
-    )
-    assert columns(recover(state(PROCESSING, run_at=NOW + 50), 3, NOW + 0.5))[2] == NOW
+def test_a_recovered_job_runs_again_after_its_backoff() -> None:
+    after = recover(state(PROCESSING, run_at=NOW - 50), 3, NOW + 120)
+    assert columns(after) == (PENDING, NOW - 100, NOW + 120, 1, "worker died in attempt 1", "")
+
+
+@pytest.mark.parametrize(
+    ("now", "seconds", "at"),
+    [
+        (NOW, 59, NOW + 59),
+        (NOW + 0.5, 59, NOW + 60),
+        (NOW + 2, 60, NOW + 60),
+        (NOW + 59, 60, NOW + 60),
+        (NOW + 1, 120, NOW + 120),
+        (NOW + 1, 4e15, LATEST - LATEST % 60),
+    ],
+)
+def test_a_retry_after_a_minute_or_more_is_due_at_a_full_minute(
+    now: float, seconds: float, at: int
+) -> None:
+    assert retry_at(now, seconds) == at
+
+
+def test_a_request_to_stop_marks_only_a_processing_job() -> None:
+    marked = request_stop(state(PROCESSING, error="no"))
+    assert columns(marked) == (PROCESSING, NOW - 100, NOW, 1, "Stop requested by user", "")
+    assert marked is not None and is_to_stop(marked)
+    assert request_stop(state(PENDING)) is None
+    assert stop(state(PENDING), 1) is None
+
+
+def test_an_error_that_reads_like_a_request_to_stop_stops_nothing() -> None:
+    claimed = claim(state(PENDING, error="Stop requested by user"))
+    assert claimed is not None and not is_to_stop(claimed)
 
 
 def test_a_recovered_job_without_attempts_left_has_failed() -> None:
@@ -197,7 +224,9 @@ def test_no_change_alters_the_state_that_it_starts_from() -> None:
     retry(before, "other", NOW)
     delay(before, "other", NOW)
     unclaim(before, "other")
-    recover(before, 1, math.pi)
+    recover(before, 1, NOW)
+    request_stop(before)
+    stop(before, 1)
     assert columns(before) == copy
 
 

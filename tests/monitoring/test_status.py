@@ -205,7 +205,11 @@ def test_a_running_job_is_shown_with_its_process_and_as_lost_after_a_kill(
 
     programs.run("queue.process_jobs({'slow': lambda payload: None})")
     found = status_of(programs.directory)
-    assert "lost" not in found and found["completed"] == [["2"]]
+    assert "lost" not in found
+    assert (found["completed"], found["pending"]) == ([["1"]], [["1"]])  # it waits for its backoff
+
+    programs.run("queue.run_now('in-hand'); queue.process_jobs({'slow': lambda payload: None})")
+    assert status_of(programs.directory)["completed"] == [["2"]]
 
 
 def test_running_coroutines_are_shown_with_their_process_and_no_time(programs: Programs) -> None:

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import pytest
 from helpers import (
+    NONE,
     NOW,
     Clock,
     Programs,
@@ -250,6 +251,9 @@ def test_the_job_is_killed_with_its_pass(programs: Programs, tmp_path: Path) -> 
         "the job's processes to end",
     )
     wait_for(lambda: queue.process_jobs({}, 2)["recovered"], "the guardian to free the slot")
+    assert job(queue, job_id)["error"] == "worker died in attempt 1"
+    assert queue.run_now(job_id)
+    assert queue.process_jobs({}, 2) == NONE | {"failed": 1}
     assert job(queue, job_id)["error"] == "No handler for work"
 
 

@@ -136,7 +136,10 @@ def test_a_running_job_is_recovered_as_soon_as_its_worker_is_dead(tmp_path: Path
         queue = Queue(tmp_path / "data/queue.tsv")
         assert queue.process_jobs({"work": str}) == NONE  # slow is not dead
         first.kill()
-        assert queue.process_jobs({"work": str}) == NONE | {"completed": 1, "recovered": 1}
+        assert queue.process_jobs({"work": str}) == NONE | {"recovered": 1}
+    assert (job(queue, "a")["status"], job(queue, "a")["attempts"]) == ("pending", 1)
+    assert queue.run_now("a")  # without waiting for its backoff
+    assert queue.process_jobs({"work": str}) == NONE | {"completed": 1}
     assert job(queue, "a")["attempts"] == 2
 
 

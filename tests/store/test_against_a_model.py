@@ -27,7 +27,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from dbbasic_queue import DuplicateJob, InvalidJob, Queue
+from dbbasic_queue import DuplicateJob, InvalidJob, JobNotFound, Queue
 
 LONG = bool(os.environ.get("DBBASIC_QUEUE_LONG"))
 START = 1_700_000_000
@@ -205,6 +205,18 @@ class TheQueueAndItsModel(RuleBasedStateMachine):
         if job is not None and legal:
             job |= {"status": "cancelled", "error": "Cancelled by user", "result": None}
 
+    @rule(which=st.integers(0, 1), job_id=ids | st.sampled_from(["unknown", "\ud800"]))
+    def stop(self, which: int, job_id: str) -> None:
+        job = self.model.get(job_id)
+        if job is None:
+            with pytest.raises(JobNotFound):
+                self.queues[which].stop_job(job_id)
+        elif job["status"] != "pending":
+            assert self.queues[which].stop_job(job_id) is None
+        else:
+            assert self.queues[which].stop_job(job_id) == "cancelled"
+            job |= {"status": "cancelled", "error": "Cancelled by user", "result": None}
+
     @rule(which=st.integers(0, 1), result=results, text=texts, plain=st.booleans())
     def make_a_pass(self, which: int, result: Any, text: str, plain: bool) -> None:
         for job in self.model.values():  # enqueued for now while the clock was ahead: due now
@@ -261,7 +273,8 @@ class TheQueueAndItsModel(RuleBasedStateMachine):
             max_attempts=MAX_ATTEMPTS,
         )
         assert ran == [job["payload"] for _, _, job in due if job["type"] != "unknown"]
-        expected = dict.fromkeys(("completed", "failed", "retried", "delayed", "recovered"), 0)
+        outcomes = ("completed", "failed", "retried", "delayed", "stopped", "recovered")
+        expected = dict.fromkeys(outcomes, 0)
         nests = 0
         for _, _, job in due:
             job["attempts"] += 1
@@ -285,7 +298,8 @@ class TheQueueAndItsModel(RuleBasedStateMachine):
                 if job["attempts"] >= MAX_ATTEMPTS:
                     job["status"] = "failed"
                 else:
-                    job["run_at"] = -int(-(self.now + backoff(job["attempts"])) // 1)
+                    at = -int(-(self.now + backoff(job["attempts"])) // 1)
+                    job["run_at"] = at // 60 * 60  # a backoff of a minute or more is rounded down
             expected["retried" if job["status"] == "pending" else job["status"]] += 1
         assert counts == expected
         for job_id, payload in nested:

@@ -15,12 +15,12 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import DEADLINE, QUEUE, Programs, is_free, note, notes, wait_for_notes
+from helpers import DEADLINE, QUEUE, TERMS, Programs, is_free, note, notes, wait_for_notes
 
 from dbbasic_queue import JobDict, Queue, StoreError
 from dbbasic_queue.model.states import State
 from dbbasic_queue.store.claiming.claims import Claims
-from dbbasic_queue.store.protocol import Claim, Terms
+from dbbasic_queue.store.protocol import Claim
 from dbbasic_queue.store.writing.queue_files import QueueFiles
 
 if TYPE_CHECKING:
@@ -512,7 +512,7 @@ def a_pass(queue: Queue, *, fsync: bool = False) -> Claims:
     """Return a pass with its own descriptors and view, as in another process."""
     return Claims(
         QueueFiles(queue.path, fsync=fsync),
-        Terms(lambda _: 3, lambda _, attempt: 60, lambda _: True),
+        TERMS,
         time.time(),
     )
 
@@ -522,7 +522,7 @@ def long_id(letter: str) -> str:
 
 
 def claimed(passing: Claims, most: int) -> dict[str, Claim]:
-    return {claim.row.id[0]: claim for claim in passing.claim(most)}
+    return {claim.row.id[0]: claim for claim in passing.claim(most, time.time())}
 
 
 def complete(passing: Claims, claim: Claim) -> None:

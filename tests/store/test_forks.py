@@ -409,7 +409,12 @@ assert calls == done
 statuses = [job["status"] for job in queue.jobs()]
 assert statuses[:len(done)] == ["completed"] * len(done)
 assert "completed" not in statuses[len(done):]
-assert Queue("queue.tsv").process_jobs({{"work": calls.append}})["completed"] == 9 - len(done)
+# Others assume that the pass has died in the next job of the batch: that waits for its backoff.
+counts = Queue("queue.tsv").process_jobs({{"work": calls.append}})
+waiting = {{3: 1, 0: 0}}[{closing}]
+assert counts["completed"] == 9 - len(done) - waiting, counts
+later = Queue("queue.tsv", clock=lambda: time.time() + 121)
+assert later.process_jobs({{"work": calls.append}})["completed"] == waiting
 assert sorted(calls) == [*range(9)]
 check()
 """,

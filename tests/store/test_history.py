@@ -195,7 +195,9 @@ def test_a_late_outcome_is_a_row(queue: Queue, path: Path, clock: Clock) -> None
     def work(_: Any) -> str:
         sibling(path, "pass.1").unlink()  # others assume that a pass without its slot file is dead
         with Queue(path, clock=clock) as other:
-            assert other.process_jobs({"work": str}) == NONE | {"recovered": 1, "completed": 1}
+            assert other.process_jobs({"work": str}) == NONE | {"recovered": 1}
+            clock.now += 120
+            assert other.process_jobs({"work": str}) == NONE | {"completed": 1}
         return "late"
 
     assert queue.process_jobs({"work": work}) == NONE
@@ -222,7 +224,10 @@ def test_a_killed_pass_loses_only_unwritten_rows_and_its_job_gets_a_row(
     with Queue(path) as queue:
         known = set(outcomes(path)) if sibling(path, "history").exists() else set()
         assert known <= {"completed"}
-        assert queue.process_jobs({"work": str}) == NONE | {"recovered": 1, "completed": 1}
+        assert queue.process_jobs({"work": str}) == NONE | {"recovered": 1}
+        assert [row["outcome"] for row in history(queue, "killed")] == ["died"]
+        assert queue.run_now("killed")
+        assert queue.process_jobs({"work": str}) == NONE | {"completed": 1}
         died, completed = history(queue, "killed")
     assert (died["attempt"], died["outcome"], died["seconds"]) == (1, "died", None)
     assert (died["error"], died["traceback"]) == ("worker died in attempt 1", None)
@@ -245,7 +250,9 @@ def test_jobs_that_a_dead_pass_has_not_started_have_no_row(
         """).wait()
     path = tmp_path / "data/queue.tsv"
     with Queue(path) as queue:
-        assert queue.process_jobs({"work": str}) == NONE | {"recovered": 15, "completed": 15}
+        assert queue.process_jobs({"work": str}) == NONE | {"recovered": 15, "completed": 14}
+        (died,) = queue.jobs("pending")
+        assert died["payload"] == 15
     assert Counter(outcomes(path))["died"] == 1
 
 

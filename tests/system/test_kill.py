@@ -13,7 +13,7 @@ import signal
 import time
 from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from helpers import (
@@ -51,6 +51,9 @@ def work(payload):
 
 def make_a_pass(**handlers):
     print(json.dumps(queue.process_jobs(handlers)))
+
+if sys.argv[1:]:  # the time that the pass sees
+    queue = Queue(queue.path, clock=lambda: float(sys.argv[1]))
 """
 A_PASS = HANG + "make_a_pass(hang=hang, work=work)"
 A_DEADLY_PASS = (
@@ -81,6 +84,21 @@ def fates(queue: Queue) -> dict[str, tuple[str, int]]:
     return {job["id"]: (job["status"], job["attempts"]) for job in queue.jobs()}
 
 
+def when_due(queue: Queue, job_id: str) -> str:
+    """Return a pending job's `run_at`, for a program to use as its time."""
+    found = job(queue, job_id)
+    assert found["status"] == "pending"
+    return str(found["run_at"])
+
+
+def pass_when_due(
+    queue: Queue, job_id: str, handlers: dict[str, Callable[[Any], Any]]
+) -> dict[str, int]:
+    """Make a pass in this process at the time when a pending job is due."""
+    with Queue(queue.path, clock=partial(float, when_due(queue, job_id))) as later:
+        return later.process_jobs(handlers)
+
+
 def counts_of(output: str) -> dict[str, int]:
     counts: dict[str, int] = json.loads(output)
     return counts
@@ -99,7 +117,7 @@ def begin(programs: Programs, source: str = A_PASS) -> Child:
 # -- kill -9 of a pass
 
 
-def test_the_next_pass_runs_a_job_whose_pass_was_killed(
+def test_a_job_whose_pass_was_killed_runs_again_after_its_backoff(
     programs: Programs, queue: Queue, tmp_path: Path
 ) -> None:
     queue.enqueue("hang", "a", job_id="a")
@@ -107,9 +125,16 @@ def test_the_next_pass_runs_a_job_whose_pass_was_killed(
     assert job(queue, "a")["status"] == "processing"
 
     (tmp_path / "go").touch()
-    counts = counts_of(programs.run(A_PASS))
+    killed_at = time.time()
+    assert counts_of(programs.run(A_PASS)) == NONE | {"recovered": 1}
+    assert fates(queue) == {"a": ("pending", 1)}
+    assert job(queue, "a")["error"] == "worker died in attempt 1"
+    run_at = job(queue, "a")["run_at"]
+    assert killed_at + 60 < run_at < time.time() + 121
+    assert run_at % 60 == 0
+    assert counts_of(programs.run(A_PASS, str(run_at - 1))) == NONE
+    assert counts_of(programs.run(A_PASS, str(run_at))) == NONE | {"completed": 1}
 
-    assert counts == NONE | {"recovered": 1, "completed": 1}
     assert job(queue, "a")["status"] == "completed"
     assert job(queue, "a")["attempts"] == 2
     assert job(queue, "a")["error"] is None
@@ -119,36 +144,57 @@ def test_the_next_pass_runs_a_job_whose_pass_was_killed(
 def test_a_job_that_always_kills_its_worker_ends_failed_and_blocks_no_other(
     programs: Programs, queue: Queue, tmp_path: Path
 ) -> None:
-    queue.enqueue("deadly", "deadly", job_id="deadly")
-    queue.enqueue("work", "work", job_id="work")
+    for name in ("deadly", "work"):
+        queue.enqueue(name, name, int(time.time()), job_id=name)
+    counts = []
     for attempt in (1, 2, 3):
-        assert programs.start(A_DEADLY_PASS).wait() == -signal.SIGKILL
+        now = when_due(queue, "deadly")
+        assert programs.start(A_DEADLY_PASS, now).wait() == -signal.SIGKILL
         assert job(queue, "deadly")["attempts"] == attempt
-    counts = counts_of(programs.run(A_DEADLY_PASS))
+        counts.append(counts_of(programs.run(A_DEADLY_PASS, now)))
 
-    assert counts == NONE | {"recovered": 1, "failed": 1}
+    assert counts == [
+        NONE | {"recovered": 1, "completed": 1},
+        NONE | {"recovered": 1},
+        NONE | {"recovered": 1, "failed": 1},
+    ]
     assert fates(queue) == {"deadly": ("failed", 3), "work": ("completed", 1)}
     assert job(queue, "deadly")["error"] == "worker died in attempt 3"
     assert notes(tmp_path / "effects") == ["deadly", "work", "deadly", "deadly"]
 
 
-def enqueue_50_with_a_poisoned_one(queue: Queue, place: int) -> None:
-    first = int(time.time()) - 1000
+def enqueue_50_with_a_poisoned_one(queue: Queue, place: int) -> Callable[[int], str]:
+    """Enqueue jobs that are due one minute after the other.
+
+    Returns a function: given a number of minutes, it returns the time, for a program to use, when
+    all jobs up to that number are due.
+    """
+    first = int(time.time()) // 60 * 60
     for n in range(50):
-        queue.enqueue("work" if n != place else "deadly", f"{n}", first + n, job_id=f"{n}")
+        run_at = first + 60 * n
+        queue.enqueue("work" if n != place else "deadly", f"{n}", run_at, job_id=f"{n}")
+    return lambda minutes: str(first + 60 * minutes)
 
 
 def test_a_job_that_has_killed_a_pass_runs_after_all_others(
     programs: Programs, queue: Queue, tmp_path: Path
 ) -> None:
-    enqueue_50_with_a_poisoned_one(queue, 3)
-    assert programs.start(A_DEADLY_PASS).wait() == -signal.SIGKILL
+    minute = enqueue_50_with_a_poisoned_one(queue, 3)
+    assert programs.start(A_DEADLY_PASS, minute(10)).wait() == -signal.SIGKILL
     assert notes(tmp_path / "effects") == ["0", "1", "2", "3"]
-    for _ in range(2):
-        assert programs.start(A_DEADLY_PASS).wait() == -signal.SIGKILL
+    claimed = queue.counts()["processing"]
+    counts = counts_of(programs.run(A_DEADLY_PASS, minute(10)))
+    assert counts == NONE | {"recovered": claimed, "completed": 7}  # the other jobs up to 10
+
+    assert when_due(queue, "3") == minute(12)
+    now = minute(60)  # the others are due, too: most of them since later than this job
+    for n in (2, 3):
+        assert programs.start(A_DEADLY_PASS, now).wait() == -signal.SIGKILL
         assert notes(tmp_path / "effects")[-1] == "3"
         assert queue.counts()["completed"] == 49
-    assert counts_of(programs.run(A_DEADLY_PASS)) == NONE | {"recovered": 1, "failed": 1}
+        counts = counts_of(programs.run(A_DEADLY_PASS, now))
+        assert counts == NONE | {"recovered": 1, "failed": int(n == 3)}
+        now = minute(60 + 4)
     assert fates(queue)["3"] == ("failed", 3)
     assert Counter(notes(tmp_path / "effects"))["3"] == 3
 
@@ -156,24 +202,27 @@ def test_a_job_that_has_killed_a_pass_runs_after_all_others(
 def test_a_coroutine_that_has_killed_a_pass_runs_alone(
     programs: Programs, queue: Queue, tmp_path: Path
 ) -> None:
-    a_pass = """
-    import asyncio
+    a_pass = (
+        HANG
+        + """
+import asyncio
 
-    async def work(name):
-        note("effects", name)
-        await asyncio.sleep(name in ("48", "49"))  # these two are still running at the end
+async def work(name):
+    note("effects", name)
+    await asyncio.sleep(name in ("48", "49"))  # these two are still running at the end
 
-    async def deadly(name):
-        note("effects", name)
-        os.kill(os.getpid(), signal.SIGKILL)
+async def deadly(name):
+    note("effects", name)
+    os.kill(os.getpid(), signal.SIGKILL)
 
-    queue.process_jobs({"work": work, "deadly": deadly}, workers=4)
-    """
-    enqueue_50_with_a_poisoned_one(queue, 0)
-    for _ in range(3):
-        assert programs.start(a_pass).wait() == -signal.SIGKILL
+queue.process_jobs({"work": work, "deadly": deadly}, workers=4)
+"""
+    )
+    minute = enqueue_50_with_a_poisoned_one(queue, 0)
+    for at in (3, 60, 64):  # only four jobs are due at first
+        assert programs.start(a_pass, minute(at)).wait() == -signal.SIGKILL
         assert notes(tmp_path / "effects")[-1] == "0"
-    programs.run(a_pass)
+        programs.run(a_pass, minute(at))
     # The three that ran with it could have been the cause, so the kill counted as their attempt.
     attempts = [("completed", 2)] * 3 + [("completed", 1)] * 46
     assert list(fates(queue).values()) == [("failed", 3), *attempts]
@@ -200,11 +249,14 @@ def test_the_other_jobs_of_a_killed_pass_are_recovered_at_once_and_run_once(
     claimed = [name for name, (status, _) in fates(queue).items() if status == "processing"]
     assert claimed[0] == "15" and len(claimed) > 1
 
-    counts = queue.process_jobs(
-        dict.fromkeys(("deadly", "work"), lambda payload: note(tmp_path / "effects", payload))
-    )
+    def work(payload: str) -> None:
+        note(tmp_path / "effects", payload)
 
-    assert counts == NONE | {"recovered": len(claimed), "completed": 15}
+    counts = queue.process_jobs({"deadly": work, "work": work})
+
+    assert counts == NONE | {"recovered": len(claimed), "completed": 14}
+    assert Counter(notes(tmp_path / "effects")) == dict.fromkeys([*before, "15", *after], 1)
+    assert pass_when_due(queue, "15", {"deadly": work}) == NONE | {"completed": 1}
     assert {status for status, _ in fates(queue).values()} == {"completed"}
     assert fates(queue)["15"] == ("completed", 2)
     assert Counter(notes(tmp_path / "effects")) == dict.fromkeys([*before, *after], 1) | {"15": 2}
@@ -226,11 +278,17 @@ def test_passes_killed_at_random_lose_no_job_and_repeat_at_most_one_per_kill(
     programs: Programs, queue: Queue, tmp_path: Path
 ) -> None:
     source = """
+    from dbbasic_queue import Backoff, Handler
+
     def work(payload):
         note("effects", payload)
         time.sleep(0.001)  # so that some kills hit a handler
 
-    queue.process_jobs({"work": work}, max_attempts=1000)
+    handlers = {"work": Handler(work, backoff=Backoff(first=0))}
+    if sys.argv[1:]:
+        queue.run_until_complete(handlers, max_attempts=1000)
+    else:
+        queue.process_jobs(handlers, max_attempts=1000)
     """
     names = [f"job-{n}" for n in range(800)]
     for name in names:
@@ -245,7 +303,7 @@ def test_passes_killed_at_random_lose_no_job_and_repeat_at_most_one_per_kill(
         for child in pair:
             child.kill()
             kills += child.process.returncode == -signal.SIGKILL
-    programs.run(source)
+    programs.run(source, "until complete")
 
     runs = Counter(notes(effects))
     assert kills
@@ -446,7 +504,9 @@ def test_a_daemon_started_by_a_handler_holds_neither_the_slot_nor_the_lock(
         wait_for_notes(tmp_path / "daemon", 2)
 
     recovered = int(fate == "dies")
-    assert counts == NONE | {"recovered": recovered, "completed": 1 + recovered}
+    assert counts == NONE | {"recovered": recovered, "completed": 1}
+    if recovered:
+        assert pass_when_due(queue, "a", {"forks": lambda _: None}) == NONE | {"completed": 1}
     assert fates(queue) == {"a": ("completed", 1 + recovered), "b": ("completed", 1)}
 
 
@@ -476,7 +536,8 @@ make_a_pass(starts=starts)
         assert is_free(tmp_path / f"{QUEUE}.pass.1")
         counts = queue.process_jobs({"starts": lambda _: None})
 
-    assert counts == NONE | {"recovered": 1, "completed": 1}
+    assert counts == NONE | {"recovered": 1}
+    assert pass_when_due(queue, "a", {"starts": lambda _: None}) == NONE | {"completed": 1}
 
 
 # -- kill -9 of enqueuers

@@ -2,14 +2,15 @@
 
 A claim is written to the slot's list and then to the journal, without releasing the queue's lock in
 between. So a `processing` job that no live pass lists may be recovered. An outcome is accepted only
-while the job's state is, byte for byte, the one that its claim wrote.
+while the job's state is, byte for byte, the one that its claim wrote, or that state marked by a
+request to stop the job. Then a job that hasn't completed is cancelled, whatever its outcome is.
 """
 
 from __future__ import annotations
 
 import errno
 
-from dbbasic_queue.errors import StoreError
+from dbbasic_queue.errors import QueueError, StoreError
 from dbbasic_queue.model import states
 from dbbasic_queue.model.records import decode_state, encode_state
 from dbbasic_queue.store.claiming import slots
@@ -119,7 +120,7 @@ class Claims:
         self.store.read_new()
         self._recovery.run(self.looked_at, self.slot, self._held)
 
-    def take_recovered(self) -> tuple[int, list[Row]]:
+    def take_recovered(self) -> tuple[int, list[tuple[Row, states.State]]]:
         """Return how many jobs were recovered since the last call, and those that had started."""
         return self._recovery.take_recovered()
 
@@ -132,12 +133,12 @@ class Claims:
 
     # -- claiming them --
 
-    def claim(self, most: int) -> list[Claim]:
-        """Claim up to `most` due jobs, earliest `run_at` first; on the disk on return.
+    def claim(self, most: int, now: float) -> list[Claim]:
+        """Claim up to `most` due jobs, the highest priority and the earliest `run_at` first.
 
-        See `due` for which jobs those are.
+        On the disk on return. See `due` for which jobs those are.
         """
-        while candidates := self._due.candidates(most, self._held):
+        while candidates := self._due.candidates(most, self._held, now):
             claims = self._claim(candidates)
             if claims:
                 # A batch usually means quick jobs, and many such calls per second. Then fold only
@@ -178,6 +179,24 @@ class Claims:
             except OSError:
                 pass  # such as QueueBusy: the claimed jobs must run anyway
 
+    # -- requests to stop them --
+
+    def may_start(self, claim: Claim) -> bool:
+        """Return False if a stop was requested since the claim, as far as the journal was read."""
+        return self.store.view.records.get(claim.key, claim.state) == claim.state
+
+    @reading
+    def is_to_stop(self, row: Row) -> bool:
+        """Return whether a stop was requested for a claimed job. `row` is that of its claim.
+
+        Returns False if the files can't be read now: the caller asks again.
+        """
+        try:
+            self.store.view.refresh()
+            return self._present(row.id.encode()) == _marked(row)
+        except QueueError:
+            return False
+
     # -- their outcomes --
 
     @locked
@@ -186,20 +205,20 @@ class Claims:
     def record(self, claim: Claim, state: states.State) -> states.State | None:
         """Record an attempt's outcome; on the disk on return.
 
-        Returns the recorded state. If the disk is too full for the result, the outcome is recorded
-        without it: the work is done and must not run again. Returns None, and records nothing, if a
-        newer attempt has replaced this one.
+        Returns the recorded state. That is `cancelled` if a stop was requested and the job hasn't
+        completed. If the disk is too full for the result, the outcome is recorded without it: the
+        work is done and must not run again. Returns None, and records nothing, if a newer attempt
+        has replaced this one.
         """
         self.store.catch_up()
-        recorded = None
-        if self._is_current(claim):
-            recorded = state
+        recorded = self._accepted(claim, state)
+        if recorded is not None:
             try:
-                self._write([(claim, state)], last=True)
+                self._write([(claim, recorded)], last=True)
             except StoreError as e:
                 # If the disk is still full, although `_write` has freed the slot's reserved space,
                 # do without the result.
-                recorded = states.without_result(state, "result not kept: the disk is full")
+                recorded = states.without_result(recorded, "result not kept: the disk is full")
                 if recorded is None or not self._free_space_to_retry(e, [claim]):
                     raise
                 self.store.change([(claim.key, encode_state(recorded))])
@@ -220,7 +239,7 @@ class Claims:
         space. Then the caller records the outcomes one by one, without results if necessary.
         """
         self.store.catch_up()
-        recorded = [state if self._is_current(claim) else None for claim, state in ended]
+        recorded = [self._accepted(claim, state) for claim, state in ended]
         current = [(c, s) for (c, _), s in zip(ended, recorded, strict=True) if s]
         try:
             self._write(current, last=True)
@@ -243,15 +262,16 @@ class Claims:
     def unclaim(self, claims: list[Claim], error: str = "") -> None:
         """Make claimed jobs pending again without counting their attempts; on the disk on return.
 
-        `error`, if given, becomes the jobs' error. Also removes every job from the slot's list that
-        isn't held any more. Otherwise another pass could claim such a job under the same attempt
-        number, and die, and the job would seem to be this pass's.
+        A job for which a stop was requested is cancelled instead. `error`, if given, becomes the
+        jobs' error. Also removes every job from the slot's list that isn't held any more. Otherwise
+        another pass could claim such a job under the same attempt number, and die, and the job
+        would seem to be this pass's.
         """
         self.store.catch_up()
         changes = []
         for claim in claims:
             state = states.unclaim(decode_state(claim.state), error)
-            if state is not None and self._is_current(claim):
+            if state is not None and (state := self._accepted(claim, state)):
                 changes.append((claim, state))
         if changes:
             self._write(changes)
@@ -263,13 +283,25 @@ class Claims:
             except OSError:
                 pass  # the jobs are pending again; a list that is too long can wait
 
-    def _is_current(self, claim: Claim) -> bool:
+    def _accepted(self, claim: Claim, state: states.State) -> states.State | None:
+        """Return the state to record if an attempt ends in `state`; None if it was replaced."""
+        present = self._present(claim.key)
+        if present == claim.state:
+            return state
+        if present != _marked(claim.row):
+            return None
+        if state.status == states.COMPLETED:
+            return state
+        return states.stop(claim.row.state, state.attempts)
+
+    def _present(self, key: bytes) -> bytes | None:
+        """Return the present state of a job, encoded, as far as the files were read."""
         view = self.store.view
-        state = view.records.get(claim.key)
+        state = view.records.get(key)
         if state is None:
-            row = view.find(claim.key)
+            row = view.find(key)
             state = encode_state(row.state) if row else None
-        return state == claim.state
+        return state
 
     def _write(self, ended: list[tuple[Claim, states.State]], *, last: bool = False) -> None:
         """Record new states. If the disk is full, free the slot's reserved space and try again."""
@@ -290,7 +322,7 @@ class Claims:
             return False
         self.slot.free_reserved_space()
         self.store.read_new()
-        return all(self._is_current(claim) for claim in claims)
+        return all(self._present(c.key) in (c.state, _marked(c.row)) for c in claims)
 
     # -- showing what was done --
 
@@ -337,3 +369,10 @@ class Claims:
         """Release the slot. The next pass recovers the jobs that are still claimed."""
         self.history.close()
         self.slot.release(clear=self._lists_own and not self._held)
+
+
+def _marked(row: Row) -> bytes:
+    """Return the encoded state of a claimed job for which a stop was requested."""
+    state = states.request_stop(row.state)
+    assert state is not None
+    return encode_state(state)

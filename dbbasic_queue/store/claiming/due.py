@@ -2,7 +2,7 @@
 
 Due jobs are those that were due when the pass looked last. Jobs that were added since then, and
 jobs that the pass itself has retried or delayed, wait for its next look, even if a clock that was
-set back makes them seem due already.
+set back makes them seem due already. The module `priorities` has the exception.
 
 Jobs are chosen without the lock, and checked again under it (`recheck`). Paused types are not
 claimed, and no more jobs of a type are processing than its concurrency allows. A **suspect**, a job
@@ -15,6 +15,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 
+from dbbasic_queue.lazy import load
 from dbbasic_queue.model import states
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.jsontext import decode_json
@@ -27,7 +28,9 @@ from dbbasic_queue.store.reading.index import NEVER
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container
+    from types import ModuleType
 
+    from dbbasic_queue.store.claiming.priorities import ByPriority
     from dbbasic_queue.store.protocol import Terms
     from dbbasic_queue.store.writing.queue_files import QueueFiles
 
@@ -55,7 +58,9 @@ class DueJobs:
         self._paused: frozenset[str] = frozenset()
         # Numbers of rows: due jobs, the next one last; those that wait because their type has
         # reached its concurrency; and suspects.
-        self._due = array("q")
+        self._due: array[int] | ByPriority = array("q")
+        self._by_priority: ByPriority | None = None
+        """the same as `_due` if a handler has a priority"""
         self._waiting: dict[str, deque[int]] = {}
         self._suspects: deque[int] = deque()
         self._numbering = -1  # of the view, when these were found
@@ -80,6 +85,7 @@ class DueJobs:
         self._paused = paused.read(self._path)
         self.end_at_last_row()
         self._due = array("q")
+        self._by_priority = None
         self._numbering = -1
         if self.put_back:
             self.put_back.clear()
@@ -112,12 +118,13 @@ class DueJobs:
     # -- choosing jobs, without the lock --
 
     @reading
-    def candidates(self, most: int, held: Container[bytes]) -> list[Claim]:
-        """Return claims of the next due jobs, up to `most`, earliest `run_at` first.
+    def candidates(self, most: int, held: Container[bytes], now: float) -> list[Claim]:
+        """Return claims of the next due jobs, up to `most`.
 
-        Nothing is written: call `recheck` under the lock before claiming them. `held` contains the
-        ids of the jobs that the pass has claimed. Stops early when the payloads that were found
-        have 1 MiB together.
+        The order is that of their priorities, then of their `run_at`. Nothing is written: call
+        `recheck` under the lock before claiming them. `held` contains the ids of the jobs that the
+        pass has claimed. `now` only matters if there are priorities. Stops early when the payloads
+        that were found have 1 MiB together.
         """
         found: list[Claim] = []
         size = 0
@@ -125,8 +132,12 @@ class DueJobs:
         if self._last_suspect in held:
             return found
         is_left = self._due or self._waiting or self._suspects
+        if self._by_priority:
+            view.refresh()
         if not is_left or self._numbering != view.numbering or not view.whole:
             self._search()
+        if self._by_priority:
+            self._by_priority.add_newly_due(now)
         remaining: dict[str, int] = {}
         if self._waiting:
             self._resume_waiting(remaining)
@@ -155,9 +166,22 @@ class DueJobs:
         self._paused = paused.read(self._path)
         if self._last_id and self._last_id not in view.index:  # it was purged
             self.end_at_last_row()
-        self._due = view.due(self._looked_at, view.index.get(self._last_id, -1) + 1)
+        rows = view.index.get(self._last_id, -1) + 1
+        due = self._due = view.due(self._looked_at, rows)
+        self._by_priority = None
+        if due and self._terms.prioritizes():
+            priorities = load(_priorities)
+            newly_due = priorities.NewlyDue(view, self._looked_at, rows)
+            self._due = self._by_priority = priorities.ByPriority(
+                view, self._terms.priority, newly_due
+            )
+            self._due.extend(due)
         self._waiting.clear()
         self._suspects.clear()
+
+    def _due_until(self) -> float:
+        """Return until when, in Unix seconds, a job must have become due to be claimed now."""
+        return self._looked_at if self._by_priority is None else self._by_priority.until
 
     def _candidate(
         self, number: int, remaining: dict[str, int], *, alone: bool = False
@@ -168,7 +192,7 @@ class DueJobs:
         """
         view = self._view
         when = view.when
-        if number >= len(when) or when[number] > self._looked_at:
+        if number >= len(when) or when[number] > self._due_until():
             return None
         row = view.row(number, ahead=_READ_AHEAD_BYTES)
         state = states.claim(row.state) if row else None
@@ -214,7 +238,7 @@ class DueJobs:
         """
         view = self._view
         number = view.index.get(claim.key)
-        if number is None or view.when[number] > self._looked_at:
+        if number is None or view.when[number] > self._due_until():
             return False
         if self._paused and self._is_paused(claim.row.type):
             return False
@@ -271,3 +295,9 @@ class DueJobs:
             self._due.extend(reversed([numbers.popleft() for _ in range(count)]))
             if not numbers:
                 del self._waiting[job_type]
+
+
+def _priorities() -> ModuleType:
+    from dbbasic_queue.store.claiming import priorities
+
+    return priorities

@@ -1,8 +1,8 @@
 """Makes the jobs of dead passes pending again, and corrects times that a wrong clock has set.
 
-A `processing` job is recovered if no live pass lists its attempt. The attempt counts, and the job
-fails if that was its last one, unless the dead pass's list shows that the job had not started:
-then it is returned.
+A `processing` job is recovered if no live pass lists its attempt. The attempt counts: the job runs
+again after its backoff, or fails if that was its last attempt. If the dead pass's list shows that
+the job had not started, it is returned, and due at once. A job that was to be stopped is cancelled.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
     from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.model.states import State
     from dbbasic_queue.store.protocol import Terms
     from dbbasic_queue.store.writing.queue_files import QueueFiles
 
@@ -36,8 +37,8 @@ class Recovery:
         self._store = store
         self._terms = terms
         self._recovered = 0
-        self._died: list[Row] = []
-        """the recovered jobs that had started, in their new states"""
+        self._died: list[tuple[Row, State]] = []
+        """the recovered jobs that had started or were to be stopped, with their new states"""
         self._pulled_in = 0
         self._next_survey_at = 0.0  # on the monotonic clock
 
@@ -86,24 +87,31 @@ class Recovery:
             claim = (row.id, row.state.attempts)
             if claim in survey.alive or row.id.encode() in held:
                 continue
-            if claim in survey.not_started and claim not in survey.started:
+            was_started = claim in survey.started or claim not in survey.not_started
+            if states.is_to_stop(row.state):
+                attempts = row.state.attempts - (not was_started)
+                state = states.stop(row.state, attempts)
+            elif not was_started:
                 state = states.unclaim(row.state)
-            elif not self._terms.wants(row.type):
-                continue
+            elif self._terms.wants(row.type):
+                seconds = self._terms.wait(row.type, row.state.attempts)
+                retry_at = states.retry_at(now, seconds)
+                state = states.recover(row.state, self._terms.limit(row.type), retry_at)
             else:
-                state = states.recover(row.state, self._terms.limit(row.type), now)
-                self._died.append(row)
+                continue
             assert state is not None
-            row.state = state
+            if was_started or state.status == states.CANCELLED:
+                self._died.append((row, state))
             changes.append((row.id.encode(), encode_state(state)))
             self._recovered += 1
         if changes:
             self._store.change(changes)
 
-    def take_recovered(self) -> tuple[int, list[Row]]:
+    def take_recovered(self) -> tuple[int, list[tuple[Row, State]]]:
         """Return how many jobs were recovered since the last call, and those that had started.
 
-        The latter are in their new states: pending, or failed if no attempt is left.
+        Each of the latter is its row as claimed, and its new state: pending, failed if no attempt
+        is left, or cancelled if a stop was requested.
         """
         taken = self._recovered, self._died
         self._recovered, self._died = 0, []

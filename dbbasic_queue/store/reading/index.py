@@ -18,7 +18,7 @@ from dbbasic_queue.store.reading.bulk import PENDING, PROCESSING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from dbbasic_queue.model.states import State
     from dbbasic_queue.store.reading.bulk import Columns
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 NEVER = 1 << 62
 """An instant after all others: stands for the `run_at` of a line that isn't a pending job."""
 
+_MOST_RETURNED = 1 << 16
 _BLOCK_BITS = 10
 _BLOCK_ROWS = 1 << _BLOCK_BITS
 
@@ -41,6 +42,8 @@ class Index:
     `floors`          block of 1,024 rows -> no pending job in it is due before this instant
     `processing`      numbers of the jobs with this status
     `retrying`        numbers of the pending jobs that have been attempted before
+    `returned_count`  how many times a single job has become pending since `clear`: a retry, a
+                      requeued job, a changed `run_at`; see `returned_since`
     `latest_created`  the latest `created_at`; `clocks` lowers it after checking the jobs above it
     `unreadable`      numbers of the lines that are known not to be jobs, in any order, perhaps
                       twice. A payload that isn't JSON is noticed only when its job is due
@@ -60,6 +63,9 @@ class Index:
         self.floors: list[int] = []
         self.processing: set[int] = set()
         self.retrying: set[int] = set()
+        self.returned_count = 0
+        self._returned: list[int] = []
+        """the numbers of those jobs, the last 65,536 at most"""
         self.latest_created = 0
         self.unreadable: list[int] = []
         self.binary = False
@@ -167,6 +173,20 @@ class Index:
                 self.floors[block] = run_at
             if was_attempted:
                 self.retrying.add(number)
+            self.returned_count += 1
+            self._returned.append(number)
+            if len(self._returned) > _MOST_RETURNED:
+                self._returned.clear()
+
+    def returned_since(self, count: int) -> Iterable[int]:
+        """Return the numbers of the jobs that have become pending since `returned_count` was this.
+
+        Returns all numbers if that isn't known any more.
+        """
+        new = self.returned_count - count
+        if new > len(self._returned):
+            return range(len(self.when))
+        return self._returned[len(self._returned) - new :]
 
     # -- due times --
 
