@@ -393,6 +393,22 @@ def test_a_pass_whose_next_instants_lie_in_the_future_imports_no_cronsim(path: P
     assert (idle.stderr, idle.stdout) == ("", "\n")
 
 
+def test_a_pass_with_a_registry_without_schedules_imports_nothing_for_them(path: Path) -> None:
+    done = python(
+        "import sys\n"
+        "from dbbasic_queue import Handlers, Queue\n"
+        "jobs = Handlers(name='program')\n"
+        "jobs.handler('work')(print)\n"
+        f"queue = Queue({str(path)!r})\n"
+        "queue.enqueue('later', {}, run_at=4e9)\n"
+        "queue.process_jobs(jobs)\n"
+        "print(*(name for name in sys.modules if 'schedule' in name), 'datetime' in sys.modules)",
+        flags=("-S",),
+        env=_packages(),
+    )
+    assert (done.stderr, done.stdout) == ("", "False\n")
+
+
 def _packages() -> dict[str, str]:
     """Return an environment in which `python -S` finds cronsim."""
     import cronsim
