@@ -12,6 +12,7 @@ import time
 
 from dbbasic_queue.errors import InvalidHandlers
 from dbbasic_queue.model.checks import check_count, check_seconds
+from dbbasic_queue.model.jsontext import decode_json
 from dbbasic_queue.model.states import LATEST, backoff
 from dbbasic_queue.signatures import HasSignature, read_signature
 
@@ -110,16 +111,30 @@ def _number(name: str, value: object, least: int) -> float:
 
 
 class Job:
-    """What a handler gets if it takes a second argument: the job that it runs.
+    """What hooks get, and a handler that takes a second argument: the job that is run.
 
     `id` is the same in every attempt: use it as the key for work that must not be done twice.
-    `attempt` counts from 1. `created_at` is in Unix seconds. `log` is a logger whose records carry
-    the job's id.
+    `attempt` counts from 1. `created_at` is in Unix seconds. `payload` is a copy of the payload.
+    `log` is a logger whose records carry the job's id.
     """
 
-    __slots__ = ("_is_to_stop", "_next_look_at", "attempt", "created_at", "id", "type")
+    __slots__ = (
+        "_is_to_stop",
+        "_next_look_at",
+        "_payload",
+        "_queue",
+        "attempt",
+        "created_at",
+        "id",
+        "type",
+    )
 
-    def __init__(self, row: Row, is_to_stop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, row: Row, queue: str = "", is_to_stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._payload = row.payload
+        self._queue = queue
+        """the queue's path or URL, for the digests of `notify`"""
         self._is_to_stop = is_to_stop
         self._next_look_at = 0.0
         self.id = row.id
@@ -129,6 +144,11 @@ class Job:
 
     def __repr__(self) -> str:
         return f"<Job {self.id}: {self.type}, attempt {self.attempt}>"
+
+    @property
+    def payload(self) -> Any:
+        """The payload; each time a new copy, which the handler hasn't changed."""
+        return decode_json(self._payload) if self._payload else {}
 
     @property
     def stop_requested(self) -> bool:

@@ -241,6 +241,7 @@ class Queue:
         skip_unknown: bool = False,
         linger: float | timedelta = 0,
         workers: int = 1,
+        ping: str | None = None,
     ) -> dict[str, int]:
         """Make one pass: run the jobs that are due now, and record each outcome.
 
@@ -258,18 +259,27 @@ class Queue:
         With `workers`, that many jobs run at a time: plain functions in forked processes,
         coroutine functions on one event loop.
 
+        `ping` is an http or https URL that is requested after the pass, even if jobs have failed,
+        but not if the pass raises an error: a monitoring service can alert you if no ping arrives.
+        A ping that fails within 5 seconds is logged, and changes nothing.
+
         Returns the counts `completed`, `failed`, `retried`, `delayed`, `stopped` (by `stop_job`)
         and `recovered` (jobs of a pass that died). Ctrl-C raises KeyboardInterrupt and SIGTERM
         SystemExit, after the running job has been recorded or returned.
 
         Raises InvalidHandlers for invalid handlers or limits, InvalidArgument for an invalid
-        `linger`, QueueBusy if 64 passes are running, NotAQueue or StoreError if the files can't be
-        used.
+        `linger` or `ping`, QueueBusy if 64 passes are running, NotAQueue or StoreError if the files
+        can't be used.
         """
         seconds = check_seconds(linger, "linger")
-        return self._pass(
+        if ping is not None:
+            load(_http).check_url(ping, "ping")
+        counts = self._pass(
             handlers, max_attempts, workers, skip_unknown=skip_unknown, linger=seconds
         ).run()
+        if ping is not None:
+            load(_http).ping(ping)
+        return counts
 
     def run_until_complete(
         self,
@@ -633,6 +643,12 @@ def _log_lines() -> ModuleType:
     from dbbasic_queue.passes import log_lines
 
     return log_lines
+
+
+def _http() -> ModuleType:
+    from dbbasic_queue.passes import http
+
+    return http
 
 
 def _plan() -> Callable[..., Pass | Supervisor]:

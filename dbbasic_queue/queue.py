@@ -146,11 +146,17 @@ def process_jobs(
     skip_unknown: bool = False,
     linger: float | timedelta = 0,
     workers: int = 1,
+    ping: str | None = None,
 ) -> dict[str, int]:
     """Make one pass over the default queue: run the jobs that are due, and record each outcome.
 
     Arguments, return value and errors are those of `Queue.process_jobs`.
     """
     return default_queue().process_jobs(
-        handlers, max_attempts, skip_unknown=skip_unknown, linger=linger, workers=workers
+        handlers,
+        max_attempts,
+        skip_unknown=skip_unknown,
+        linger=linger,
+        workers=workers,
+        ping=ping,
     )

@@ -17,13 +17,19 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
 
-    from dbbasic_queue.handlers import Backoff
+    from dbbasic_queue.handlers import Backoff, Job
     from dbbasic_queue.jobqueue import Queue
+    from dbbasic_queue.passes.hooks import Hooks
     from dbbasic_queue.schedules import Missed, Schedule
 
     P = ParamSpec("P")
     R = TypeVar("R")
     Payload = TypeVar("Payload")
+    Hook = TypeVar("Hook", bound=Callable[..., Any])
+    OnFailure = TypeVar("OnFailure", bound=Callable[[Job, str], object])
+    OnSuccess = TypeVar("OnSuccess", bound=Callable[[Job, Any], object])
+    OnRetry = TypeVar("OnRetry", bound=Callable[[Job, str, int], object])
+    Around = TypeVar("Around", bound=Callable[[Job], Any])
 
     class TypedHandler(Handler, Generic[Payload, P, R]):
         """What `@jobs.handler` returns, to type checkers: the same function, with `enqueue`."""
@@ -96,6 +102,8 @@ class Handlers(Mapping[str, Handler]):
         self.schedules: dict[str, Schedule] = {}
         """name -> declared schedule"""
         self._sources: dict[str, tuple[object, int]] = {}
+        self.hooks: Hooks | None = None
+        """the hooks, None without any: a pass imports nothing for them"""
         self._handlers: dict[str, Registered] = {}
 
     def __repr__(self) -> str:
@@ -294,6 +302,54 @@ class Handlers(Mapping[str, Handler]):
         """
         declared = _declared.get(self.name or "", set())
         return [name for name in names if name not in declared]
+
+    def on_failure(self, hook: OnFailure) -> OnFailure:
+        """Register a function that is called for each job that fails for good.
+
+        It gets the `Job`, and its error as text. It is called in the pass's process, after the
+        outcome is on the disk. If it raises, that is logged, and changes nothing. Several hooks are
+        called in the order of registration. Can be used as a decorator; returns `hook`. The module
+        `notify` has hooks that send mails.
+
+        Raises InvalidHandlers for a function that can't be called like this.
+        """
+        return self._add_hook("on_failure", hook)
+
+    def on_success(self, hook: OnSuccess) -> OnSuccess:
+        """Register a function that is called for each completed job.
+
+        It gets the `Job`, and its result as `get_job` returns it. Otherwise like `on_failure`.
+        """
+        return self._add_hook("on_success", hook)
+
+    def on_retry(self, hook: OnRetry) -> OnRetry:
+        """Register a function that is called for each job that failed and will be tried again.
+
+        It gets the `Job`, its error as text, and when it is due again, in Unix seconds. Otherwise
+        like `on_failure`.
+        """
+        return self._add_hook("on_retry", hook)
+
+    def around(self, hook: Around) -> Around:
+        """Register a context manager function, which is entered around each call of a handler.
+
+        It gets the `Job`, and runs in the process and the context of the handler: in the task of a
+        coroutine, and in the process of a handler with a `timeout`. Several are nested, the first
+        one outside. What it raises is the job's error. It can't hide the handler's error. A plain
+        context manager works for all handlers; an async one only if all handlers are coroutine
+        functions. Can be used as a decorator, above `contextlib.contextmanager`; returns `hook`.
+
+        Raises InvalidHandlers for a function that can't be called like this.
+        """
+        return self._add_hook("around", hook)
+
+    def _add_hook(self, kind: str, hook: Hook) -> Hook:
+        if self.hooks is None:
+            from dbbasic_queue.passes.hooks import Hooks
+
+            self.hooks = Hooks()
+        self.hooks.add(kind, hook)
+        return hook
 
     def _key(self, job_type: str) -> str:
         return job_type.lower() if self.ignore_case else job_type

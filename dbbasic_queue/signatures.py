@@ -170,3 +170,63 @@ def _obstacle(function: FunctionType, given: int, named: set[str], unpack: bool)
             "(give it a default, or use unpack=True)"
         )
     return ""
+
+
+# -- hooks: what they are called with is fixed --
+
+
+def is_coroutine_function(function: Callable[..., Any]) -> bool:
+    """Return whether a call returns a coroutine, as far as that can be known."""
+    return bool(_flags(function) & _COROUTINE)
+
+
+def unstarted_generator(function: Callable[..., Any]) -> str:
+    """Return which decorator of contextlib is missing if this is a generator function, or ""."""
+    if _flags(function) & _GENERATOR:
+        return "contextmanager"
+    return "asynccontextmanager" if _flags(function) & _ASYNC_GENERATOR else ""
+
+
+def makes_async_context(function: Callable[..., Any]) -> bool:
+    """Return whether a call returns an async context manager that isn't a plain one, too.
+
+    Known are the functions that `contextlib.asynccontextmanager` returns, and classes.
+    """
+    if isinstance(function, type):
+        return hasattr(function, "__aenter__") and not hasattr(function, "__enter__")
+    inner = _without_contextlib(_Unwrapped(function).function)
+    return inner is not None and bool(inner.__code__.co_flags & _ASYNC_GENERATOR)
+
+
+def check_hook(function: Callable[..., Any], given: tuple[str, ...]) -> str:
+    """Return why a function can't be called with these arguments by position, or "".
+
+    A built-in or a class can take any.
+    """
+    unwrapped = _Unwrapped(function)
+    inner = _without_contextlib(unwrapped.function)
+    if inner is None:
+        return ""
+    code = inner.__code__
+    names = code.co_varnames[unwrapped.given : code.co_argcount]
+    first_default = len(names) - len(inner.__defaults__ or ())
+    required = {*names[: max(first_default, 0)]} - unwrapped.named
+    fits = required <= {*names[: len(given)]}
+    fits = fits and (len(given) <= len(names) or bool(code.co_flags & _VARARGS))
+    by_name = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+    missing = {*by_name} - {*(inner.__kwdefaults__ or {})} - unwrapped.named
+    if fits and not missing and not unwrapped.named & {*names[: len(given)]}:
+        return ""
+    return f"can't be called with what it gets: {', '.join(given)}"
+
+
+def _without_contextlib(function: FunctionType | None) -> FunctionType | None:
+    """Return the generator function that a decorator of contextlib has wrapped, if it is one."""
+    while function is not None and function.__globals__.get("__name__") == "contextlib":
+        function = getattr(function, "__wrapped__", None)
+    return function
+
+
+def _flags(function: Callable[..., Any]) -> int:
+    inner = _Unwrapped(function).function
+    return 0 if inner is None else inner.__code__.co_flags

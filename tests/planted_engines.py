@@ -271,6 +271,21 @@ class ForgetsThatAllArePaused(Planted):
         return super().paused() - {"*"}
 
 
+class IgnoresPriorities(Planted):
+    class claims(MemoryClaims):
+        def _place(self, job: MemoryJob) -> tuple[int, int, int]:
+            return 0, job.state.run_at, job.number
+
+
+class StopsPendingJobsOnly(Planted):
+    class memory(MemoryStore):
+        def stop(self, job_id: str) -> str | None:
+            if self.cancel(job_id):
+                return "cancelled"
+            row = self.find(job_id)
+            return row.state.status if row and row.state.status == "processing" else None
+
+
 class KeepsAttemptsOnRequeue(Planted):
     class memory(MemoryStore):
         def requeue(self, now: float, **which: Any) -> int:
@@ -328,6 +343,8 @@ CAUGHT: dict[type[Planted], str] = {
     RunsTwice: "concurrent_passes_run_each_job_once",
     RunsEarly: "a_job_runs_when_it_is_due_and_not_before",
     RunsTheLatestFirst: "jobs_run_in_the_order_of_run_at_and_then_of_their_enqueue",
+    IgnoresPriorities: "jobs_of_a_higher_priority_run_first",
+    StopsPendingJobsOnly: "a_stopped_job_that_does_not_complete_is_cancelled_and_never_runs_again",
     RunsCancelledJobs: "a_pending_job_can_be_cancelled_once_and_never_runs",
     CancelsRunningJobs: "a_running_or_finished_job_cannot_be_cancelled",
     RunsJobsOfItsOwnHandlers: "a_job_enqueued_by_a_handler_waits_for_the_next_pass",

@@ -25,7 +25,7 @@ LAYERS = [
     "engines",
     "opening",
     "queue",
-    "registry pickles testing worker",
+    "registry notify pickles testing worker",
     "__init__",
     "cli pytest_dbbasic_queue",
     "__main__",

@@ -15,6 +15,8 @@ from helpers import PROJECT
 GOOD = """
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import timedelta
 
 from dbbasic_queue import (
@@ -29,8 +31,23 @@ from dbbasic_queue import (
     get_job,
     process_jobs,
 )
+from dbbasic_queue.notify import Mail
 
 jobs = Handlers()
+jobs.on_failure(Mail(to="ops@example.org"))
+jobs.on_success(print)
+
+
+@jobs.on_retry
+def warn(job: Job, error: str, run_at: int) -> None:
+    print(f"{job.type} {job.payload} {error.upper()} {run_at + 1}")
+
+
+@jobs.around
+@contextmanager
+def trace(job: Job) -> Generator[None, None, None]:
+    job.log.info("start")
+    yield
 
 
 @jobs.handler("send_email", max_attempts=5, backoff=Backoff(first=timedelta(minutes=1)))
@@ -54,13 +71,13 @@ if __name__ == "__main__":
     first = send_email.enqueue({"to": "ada@example.org"}, job_id="mail-1")
     resize.enqueue({"name": "cat.png"})
     enqueue("send_email", {"to": "grace@example.org"}, run_at=1_900_000_000)
-    print(process_jobs(jobs, linger=timedelta(seconds=0.2)))
+    print(process_jobs(jobs, linger=timedelta(seconds=0.2), ping=None))
     row = get_job(first)
     print(row["status"] if row else "gone", report("failed"))
 """
 
 BAD = """
-from good import report, send_email
+from good import jobs, report, send_email, warn
 
 from dbbasic_queue import default_queue, get_job
 
@@ -72,9 +89,18 @@ send_email.enqueue(5)
 send_email.enqueue({"to": "x"}, run_at="tomorrow")
 send_email.enqueue({"to": "x"}, jobid="y")
 report("done")
+jobs.on_failure(warn)
 """
 # The lines of BAD with mistakes. Its first line is empty.
-MISTAKES = {7: "stauts", 8: "pendign", 9: "payload", 10: "run_at", 11: "jobid", 12: "done"}
+MISTAKES = {
+    7: "stauts",
+    8: "pendign",
+    9: "payload",
+    10: "run_at",
+    11: "jobid",
+    12: "done",
+    13: "warn",
+}
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The program that cron runs: it runs the due jobs once, with the handlers below.
 
-Copy this file into your application, replace HANDLERS with your own jobs, and let cron start it
+Copy this file into your application, replace the handlers with your own, and let cron start it
 every minute:
 
     * * * * * cd /srv/app && python3 workers/queue_worker.py
@@ -12,7 +12,9 @@ in the working directory.
 
 If no job fails, nothing is printed. A job that has failed for good is reported on stderr, and cron
 emails the report to you. QUEUE_LOG_LEVEL=WARNING also reports jobs that will be tried again; -v or
-QUEUE_LOG_LEVEL=INFO reports every job.
+QUEUE_LOG_LEVEL=INFO reports every job. QUEUE_MAIL_TO=ops@example.org sends one mail per pass about
+failed jobs, with the mail settings of `send_email`. QUEUE_PING_URL=https://... is requested after
+each pass, so that a monitoring service can alert you if passes stop.
 
 Exit codes:
 
@@ -38,7 +40,7 @@ import logging
 import os
 import sys
 
-from dbbasic_queue import process_jobs
+from dbbasic_queue import Handlers, process_jobs
 from dbbasic_queue.errors import QueueBusy, QueueError
 
 TYPE_CHECKING = False
@@ -52,8 +54,10 @@ WORKERS = 1  # how many jobs run at the same time
 EX_TEMPFAIL = 75  # from sysexits.h: try again later
 STDERR_TAIL = 4096
 USAGE = "usage: queue_worker.py [-v]"
+HANDLERS = Handlers()
 
 
+@HANDLERS.handler
 def send_email(payload: Any) -> dict[str, str]:
     """Send one email. The payload is {"to", "subject", "body"}, optionally with "message_id".
 
@@ -110,6 +114,7 @@ def send_email(payload: Any) -> dict[str, str]:
     return {"to": address, "message_id": message_id}
 
 
+@HANDLERS.handler
 def generate_report(payload: Any) -> dict[str, str | int]:
     """Summarize a table. The payload is {"source", "target", "group_by", "value"}.
 
@@ -156,6 +161,7 @@ def generate_report(payload: Any) -> dict[str, str | int]:
     return {"rows": rows, "groups": len(groups), "target": target}
 
 
+@HANDLERS.handler
 def convert_video(payload: Any) -> dict[str, str | int]:
     """Convert a video with ffmpeg. The payload is {"source", "target"}.
 
@@ -180,13 +186,6 @@ def convert_video(payload: Any) -> dict[str, str | int]:
         run_bounded(command, seconds, unfinished, max_bytes)
         size = os.path.getsize(unfinished)
     return {"target": target, "bytes": size}
-
-
-HANDLERS = {
-    "send_email": send_email,
-    "generate_report": generate_report,
-    "convert_video": convert_video,
-}
 
 
 def texts(payload: Any, *names: str, optional: str = "") -> list[str]:
@@ -318,6 +317,28 @@ def run_bounded(command: list[str], seconds: int, output: str, max_bytes: int) -
         raise RuntimeError(f"{command[0]} exited with status {process.returncode}: {message}")
 
 
+def mail_failures(to: str) -> None:
+    """Have failed jobs mailed to one or more addresses, separated by commas.
+
+    Raises ValueError for an invalid setting.
+    """
+    from dbbasic_queue.notify import Mail
+
+    sender = os.environ.get("SMTP_FROM") or f"queue@{os.uname().nodename}"
+    user = os.environ.get("SMTP_USER")
+    starttls = os.environ.get("SMTP_STARTTLS") or ("1" if user else "0")
+    mail = Mail(
+        to=[address.strip() for address in to.split(",")],
+        sender=sender.rpartition("<")[2].rstrip("> "),
+        server=os.environ.get("SMTP_HOST") or "localhost",
+        port=number_from("SMTP_PORT", 25),
+        user=user or None,
+        password=os.environ.get("SMTP_PASSWORD", "") if user else None,
+        tls="none" if starttls == "0" else "starttls",
+    )
+    HANDLERS.on_failure(mail)
+
+
 def main(arguments: list[str]) -> int:
     """Run the due jobs and return the exit code."""
     if arguments not in ([], ["-v"]):
@@ -330,8 +351,15 @@ def main(arguments: list[str]) -> int:
         levels = "DEBUG, INFO, WARNING, ERROR or CRITICAL"
         print(f"{USAGE}\ninvalid QUEUE_LOG_LEVEL {level!r}: must be {levels}", file=sys.stderr)
         return 2
+    ping = os.environ.get("QUEUE_PING_URL") or None
     try:
-        process_jobs(HANDLERS, MAX_ATTEMPTS, linger=LINGER, workers=WORKERS)
+        if mail_to := os.environ.get("QUEUE_MAIL_TO"):
+            mail_failures(mail_to)
+        process_jobs(HANDLERS, MAX_ATTEMPTS, linger=LINGER, workers=WORKERS, ping=ping)
+    except ValueError as error:
+        settings = "QUEUE_MAIL_TO, QUEUE_PING_URL and SMTP_*"
+        print(f"{USAGE}\n{error} (the settings are {settings})", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     except (QueueError, OSError) as error:

@@ -122,8 +122,8 @@ class Engine(Protocol):
         longer than its `timeout` is ended as if it had raised. Paused types are left alone.
 
         Returns the counts `completed`, `failed`, `retried`, `delayed`, `stopped` and `recovered`
-        (jobs of a dead worker). Raises InvalidHandlers for invalid handlers or limits, InvalidArgument for an
-        invalid `linger`.
+        (jobs of a dead worker). Raises InvalidHandlers for invalid handlers or limits,
+        InvalidArgument for an invalid `linger`.
         """
 
     def run_until_complete(

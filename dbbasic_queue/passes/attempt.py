@@ -102,6 +102,8 @@ class Attempts:
         self.refused: StoreError | None = None
         """why a job was not started, if the system had no process for it; the caller resets it"""
         self._loop: OneLoop | None = None
+        self._around = policies.hooks.around if policies.hooks is not None else None
+        """the hooks around each handler, or None"""
 
     def run(self, handler: Handler | None, row: Row, payload: Any) -> Outcome:
         """Run the handler in this thread. If it is None, the attempt fails."""
@@ -137,7 +139,7 @@ class Attempts:
         def work() -> bytes:
             self.process = os.getpid()
             self._loop = None
-            self.is_to_stop = _never  # the process gets a signal instead
+            self.is_to_stop = lambda _: False  # the process gets a signal instead
             self.interrupts.received.clear()
             outcome, after, trace = self.run(handler, row, payload)
             assert after is not None
@@ -176,33 +178,72 @@ class Attempts:
         """Run a coroutine function as a task of its own, next to other jobs on one event loop."""
         try:
             _copy_decimal_context()
-            result = await _start(handler, row, payload, self.is_to_stop)
+            if self._around:
+                result = await self._start_within(handler, row, payload)
+            else:
+                result = await self._start(handler, row, payload)
         except BaseException as e:  # noqa: BLE001
             return self._raised(handler, row.state, e)
         finally:
             if os.getpid() != self.process:
-                _end_child(row.type)
+                _end_handlers_child(row.type)
         return self._returned(row.state, result)
 
     def _call(self, handler: Handler, row: Row, payload: Any) -> Any:
         try:
-            context = _own_context()
+            context = own_context()
             self.interrupts.in_handler = True
-            result = context.run(_start, handler, row, payload, self.is_to_stop)
+            start = self._start_within if self._around else self._start
+            result = context.run(start, handler, row, payload)
             if isinstance(result, CoroutineType):
                 result = context.run(self._finish, result)
         finally:
             self.interrupts.in_handler = False
             if os.getpid() != self.process:
-                _end_child(row.type)
+                _end_handlers_child(row.type)
         if isinstance(result, _UNSTARTED_TYPES):
-            if isinstance(result, GeneratorType):
-                result.close()
-            raise TypeError(
-                f"the handler returned a {type(result).__name__}, which has not started: "
-                "give a function, or a coroutine function"
-            )
+            raise _unstarted(result)
         return result
+
+    def _start(self, handler: Handler, row: Row, payload: Any) -> Any:
+        """Call the function and return its result; a coroutine function hasn't run any code yet."""
+        if handler.takes_job or handler.unpack:
+            return handler.start(payload, self._job(row) if handler.takes_job else None)
+        return handler.function(payload)
+
+    def _job(self, row: Row) -> Job:
+        return Job(row, is_to_stop=lambda: self.is_to_stop(row))
+
+    def _start_within(self, handler: Handler, row: Row, payload: Any) -> Any:
+        """Call the function within the `around` hooks, and return its result.
+
+        For a coroutine function, returns a coroutine that does it. Otherwise, a coroutine that the
+        function returns has been awaited.
+        """
+        around, hooks, job = load(_load_around), self._around, self._job(row)
+
+        def call() -> Any:
+            try:
+                result = self._start(handler, row, payload)
+                if isinstance(result, CoroutineType):
+                    result = self._finish(result)
+            finally:
+                if os.getpid() != self.process:  # it must not leave the parent's hooks
+                    _end_handlers_child(row.type)
+            if isinstance(result, _UNSTARTED_TYPES):
+                raise _unstarted(result)
+            return result
+
+        async def call_async() -> Any:
+            try:
+                return await self._start(handler, row, payload)
+            finally:
+                if os.getpid() != self.process:
+                    _end_handlers_child(row.type)
+
+        if handler.is_coroutine:
+            return around.call_async(hooks, job, call_async)
+        return around.call(hooks, job, call)
 
     def _finish(self, coroutine: CoroutineType[Any, Any, Any]) -> Any:
         if self._loop is None:
@@ -276,7 +317,7 @@ class Attempts:
             return "completed", states.complete(state, "", error), ""
 
 
-def _own_context() -> Context:
+def own_context() -> Context:
     """Return a context for one job: context variables that it sets don't reach the next job."""
     context = copy_context()
     if "decimal" in sys.modules:
@@ -291,22 +332,24 @@ def _copy_decimal_context() -> None:
         set_context(decimal.getcontext().copy())
 
 
-def _start(handler: Handler, row: Row, payload: Any, is_to_stop: Callable[[Row], bool]) -> Any:
-    """Call the function and return its result; a coroutine function hasn't run any code by then."""
-    if handler.takes_job or handler.unpack:
-        job = Job(row, lambda: is_to_stop(row)) if handler.takes_job else None
-        return handler.start(payload, job)
-    return handler.function(payload)
+def _unstarted(result: object) -> TypeError:
+    """Return the error for a handler that has returned a generator: none of its code has run."""
+    if isinstance(result, GeneratorType):
+        result.close()
+    return TypeError(
+        f"the handler returned a {type(result).__name__}, which has not started: "
+        "give a function, or a coroutine function"
+    )
 
 
-def _never(_: Row) -> bool:
-    return False
+def _end_handlers_child(job_type: str) -> None:
+    """End a forked child in which a handler has returned."""
+    end_child(f"the handler for {escape(job_type)}")
 
 
-def _end_child(job_type: str) -> None:
-    """End a forked child in which a handler has returned: it must not become a second worker."""
-    where = "returned in a child that it had forked; that child ends now"
-    text = f"the handler for {escape(job_type)} {where}\n"
+def end_child(function: str) -> None:
+    """End a forked child in which a function has returned: it must not become a second worker."""
+    text = f"{function} returned in a child that it had forked; that child ends now\n"
     try:
         os.write(2, b"dbbasic_queue: " + text.encode())
     finally:
@@ -317,6 +360,12 @@ def _time_limit() -> ModuleType:
     from dbbasic_queue.passes import time_limit
 
     return time_limit
+
+
+def _load_around() -> ModuleType:
+    from dbbasic_queue.passes import around
+
+    return around
 
 
 def _one_loop() -> type[OneLoop]:

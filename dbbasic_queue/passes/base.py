@@ -7,6 +7,7 @@ of them, nor the module `signals`: they are imported when there is work.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import time
 
@@ -17,8 +18,10 @@ from dbbasic_queue.passes import log_lines
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
     from typing import Protocol
 
+    from dbbasic_queue.passes.hook_calls import HookCalls
     from dbbasic_queue.passes.policies import Policies
     from dbbasic_queue.passes.scheduled import Registry, Scheduler
     from dbbasic_queue.passes.signals import Interrupts
@@ -38,6 +41,12 @@ if TYPE_CHECKING:
 
     StartWork = Callable[["Pass", Claims], Work]
 
+_OUTCOMES_OF_DEAD = {
+    states.PENDING: "retried",
+    states.FAILED: "failed",
+    states.CANCELLED: "stopped",
+}
+"""status after the recovery of a job that had started -> what happened to it"""
 POLL_SECONDS = 0.05
 COUNTS = ("completed", "failed", "retried", "delayed", "stopped", "recovered")
 
@@ -79,6 +88,7 @@ class Pass:
         self._scheduler: Scheduler | None = None
         self._has_schedules = True
         """False if none was recorded when the pass looked"""
+        self._hook_calls: HookCalls | None = None
 
     @property
     def interrupts(self) -> Interrupts:
@@ -86,6 +96,13 @@ class Pass:
         if self._interrupts is None:
             self._interrupts = load(_interrupts)()
         return self._interrupts
+
+    def hook_calls(self) -> HookCalls | None:
+        """Return the object that calls the registry's hooks, or None if it has no hooks."""
+        if self._hook_calls is None and self.policies.hooks is not None:
+            make = load(_hook_calls)
+            self._hook_calls = make(self.policies.hooks, self.store.path, self.interrupts)
+        return self._hook_calls
 
     def run(self) -> dict[str, int]:
         """Run the due jobs; return how many had each outcome."""
@@ -98,13 +115,20 @@ class Pass:
             self._report_unreadable()
             return self.counts
         start_work, interrupts = load(self._work), self.interrupts
-        with interrupts:
-            if not exists:
-                if not self._wait_for_queue():
-                    interrupts.forward_signals()
-                    return self.counts
-                now = self.clock()
-            fold_error = self._run(start_work, now)
+        try:
+            with interrupts:
+                if not exists:
+                    if not self._wait_for_queue():
+                        interrupts.forward_signals()
+                        return self.counts
+                    now = self.clock()
+                fold_error = self._run(start_work, now)
+        except BaseException:
+            is_worker = self.linger == math.inf and not self._until_complete
+            if not is_worker:  # a worker's next pass must not wait, and its thread sends anyway
+                self._flush_digests()
+            raise
+        self._flush_digests()
         self._report_unreadable()
         if fold_error is not None:
             if getattr(fold_error, "errno", None) == errno.EBUSY:
@@ -113,6 +137,11 @@ class Pass:
                 log_lines.not_folded(log, fold_error)
         interrupts.forward_signals()
         return self.counts
+
+    def _flush_digests(self) -> None:
+        """Send the digests of the hooks. All is recorded by now, and the slot is released."""
+        if self._hook_calls is not None:
+            load(_digests).flush([self.store.path])
 
     def _run(self, start_work: StartWork, now: float) -> Exception | None:
         """Acquire a slot and run the jobs; return the error if the changes couldn't be folded."""
@@ -194,20 +223,26 @@ class Pass:
     def report_recovered(self, claims: Claims) -> None:
         """Count and report what recovery has changed since the last call.
 
-        The attempt of a job that a dead pass had started is added to the history as "died", or as
-        "stopped" if a stop was requested. If the job doesn't run again, that is also counted and
-        logged.
+        The attempt of a job that a dead pass had started is added to the history as "died", and
+        logged. If it was the job's last one, it is counted and logged as failed. Then its hooks are
+        called. If a stop was requested, the attempt and the outcome are "stopped".
         """
         recovered, died = claims.take_recovered()
         self.counts["recovered"] += recovered
+        log = log_lines.logger()
         for row, state in died:
-            ended = "stopped" if state.status == states.CANCELLED else "died"
+            outcome = _OUTCOMES_OF_DEAD[state.status]
+            ended = "stopped" if outcome == "stopped" else "died"
             claims.history.note(row, ended, state.error, claims.looked_at, None)
-            if state.status != states.PENDING:
-                outcome = "failed" if ended == "died" else ended
+            if outcome != "retried":  # it is counted as recovered
                 self.counts[outcome] += 1
-                if log := log_lines.logger():
-                    log_lines.outcome(log, outcome, row.id, row.type, state, None)
+            if log is not None and outcome == "retried":
+                log_lines.died(log, row.id, row.type, state)
+            elif log is not None:
+                log_lines.outcome(log, outcome, row.id, row.type, state, None)
+        if died and (hook_calls := self.hook_calls()) is not None:
+            for row, state in died:
+                hook_calls.ended(_OUTCOMES_OF_DEAD[state.status], row, state)
         ahead = claims.take_pulled_in()
         if ahead and (log := log_lines.logger()):
             log_lines.pulled_in(log, ahead)
@@ -220,6 +255,18 @@ class Pass:
     def _report_unreadable(self) -> None:
         if log := log_lines.logger():
             log_lines.unreadable(log, self.store)
+
+
+def _hook_calls() -> type[HookCalls]:
+    from dbbasic_queue.passes.hook_calls import HookCalls
+
+    return HookCalls
+
+
+def _digests() -> ModuleType:
+    from dbbasic_queue.passes import digests
+
+    return digests
 
 
 def _interrupts() -> type[Interrupts]:

@@ -40,11 +40,12 @@ class Executor:
         self._claims = claims
         self._clock = pass_.clock
         self._counts = pass_.counts
+        self._hook_calls = pass_.hook_calls()
         self._interrupts = pass_.interrupts
         self._policies = pass_.policies
         self._path = pass_.store.path
         self._started_at = math.inf
-        """when the running job was started, on the monotonic clock; infinite if none is running"""
+        """when the running job, or its hooks, were started, on the monotonic clock, or infinity"""
         self._quiet_until = 0.0
 
     def run(self, claim: Claim, ticker: Ticker) -> None:
@@ -84,9 +85,9 @@ class Executor:
             self.attempts.refused = None
         if outcome == INTERRUPTED or after is None:
             self.interrupted(claim, seconds)
-        else:
-            recorded = self._claims.record(claim, after)
-            self.report(claim, outcome, after, trace, seconds, recorded)
+            return
+        recorded = self._claims.record(claim, after)
+        self.report(claim, outcome, after, trace, seconds, recorded)
 
     def _stop(self, claim: Claim) -> None:
         """Record a job for which a stop was requested before it was started."""
@@ -95,7 +96,10 @@ class Executor:
         self.report(claim, "stopped", after, "", 0, self._claims.record(claim, after))
 
     def is_slow(self) -> bool:
-        """Return whether a job has been running for 0.2 s: others shouldn't wait for it."""
+        """Return whether a job, or its hooks, have been running for 0.2 s.
+
+        Other jobs shouldn't wait for it.
+        """
         return time.monotonic() - self._started_at >= _SLOW_SECONDS
 
     def interrupted(self, claim: Claim, seconds: float) -> None:
@@ -115,7 +119,7 @@ class Executor:
         seconds: float,
         recorded: State | None,
     ) -> None:
-        """Count, log and add to the history how an attempt ended.
+        """Count, log and add to the history how an attempt ended, then call the hooks.
 
         `after` is the state that was to be recorded, `recorded` the one that was. `recorded` is
         None if a newer attempt has replaced this one: then the attempt is "late", and not counted.
@@ -130,6 +134,10 @@ class Executor:
             self._counts[outcome] += 1
             if self.log is not None:
                 log_lines.outcome(self.log, outcome, row.id, row.type, recorded, seconds)
+            if self._hook_calls is not None:
+                self._started_at = time.monotonic()  # others shouldn't wait for a slow hook either
+                self._hook_calls.ended(outcome, row, recorded)
+                self._started_at = math.inf
         elif self.log is not None:
             log_lines.late(self.log, row.id, row.type, row.state.attempts)
 

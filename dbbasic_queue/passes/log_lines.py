@@ -12,6 +12,7 @@ import sys
 
 from dbbasic_queue.errors import QueueError
 from dbbasic_queue.model.escaping import escape
+from dbbasic_queue.model.states import PENDING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,6 +99,82 @@ def outcome(
         attempt=state.attempts,
         seconds=seconds,
     )
+
+
+def died(log: Logger, job_id: str, job_type: str, state: State) -> None:
+    """Log that a job was running when its pass died, and when it runs again."""
+    from time import gmtime, strftime
+
+    again = ""
+    if state.status == PENDING:
+        again = f"; it runs again at {strftime('%Y-%m-%dT%H:%M:%SZ', gmtime(state.run_at))}"
+    write(
+        log,
+        WARNING,
+        "%s %s was running when its pass died, in attempt %d%s",
+        escape(job_type),
+        job_id,
+        state.attempts,
+        again,
+        job_id=job_id,
+        job_type=job_type,
+        status=state.status,
+        attempt=state.attempts,
+        seconds=None,
+    )
+
+
+def hook_failed(
+    log: Logger, kind: str, hook: str, job_id: str, job_type: str, error: BaseException
+) -> None:
+    """Log, with the traceback, that a hook has raised: the outcome of the job is not affected."""
+    write(
+        log,
+        ERROR,
+        "the %s hook %s raised %s for %s %s; the job's outcome is recorded, and isn't affected",
+        kind,
+        escape(hook),
+        type(error).__name__,
+        escape(job_type),
+        job_id,
+        error=error,
+    )
+
+
+def not_sent(log: Logger, what: str, count: int, queue: str, reason: str) -> None:
+    """Log that a digest about `count` failed jobs could not be sent. `reason` is escaped."""
+    write(
+        log,
+        ERROR,
+        "could not send %s about %s in %s: %s (it is tried again with the next one; no job is "
+        "affected)",
+        what,
+        "1 failed job" if count == 1 else f"{count} failed jobs",
+        escape(queue),
+        reason,
+    )
+
+
+def slow_digest(log: Logger, what: str, seconds: float) -> None:
+    """Log that a pass doesn't wait longer for a digest to be sent."""
+    write(
+        log,
+        ERROR,
+        "%s about failed jobs was not sent within %.0f seconds, and is lost if the program ends "
+        "now; no job is affected",
+        what,
+        seconds,
+    )
+
+
+def recipients_refused(log: Logger, addresses: list[str]) -> None:
+    """Log to which addresses a mail server didn't accept a mail, if it accepted it for others."""
+    write(log, ERROR, "the mail about failed jobs was not accepted for: %s", escape(str(addresses)))
+
+
+def not_pinged(log: Logger, place: str, reason: str) -> None:
+    """Log that the ping after a pass has failed. `reason` is escaped."""
+    write(log, WARNING, "the ping to %s failed: %s (no job is affected)", place, reason)
 
 
 def late(log: Logger, job_id: str, job_type: str, attempt: int) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any, Literal
 
+    from dbbasic_queue.passes.hooks import Hooks
+
     AnyHandlers = Mapping[str, Callable[..., Any]]
     Kind = Literal["all", "plain", "coroutines"]
 
@@ -49,7 +51,14 @@ def check(handlers: AnyHandlers, max_attempts: int, workers: int = 1) -> dict[st
         checked[job_type] = Handler.of(handler)
     check_count(max_attempts, "max_attempts")
     check_count(workers, "workers")
+    if (hooks := hooks_of(handlers)) is not None:
+        hooks.check(checked)
     return checked
+
+
+def hooks_of(handlers: object) -> Hooks | None:
+    """Return the hooks of a registry; None if it has none, or for a plain dict."""
+    return getattr(handlers, "hooks", None)
 
 
 def check_thread(handlers: Mapping[str, Handler]) -> None:
@@ -84,6 +93,7 @@ class Policies:
     ) -> None:
         self.concurrency: dict[str, int] = {}
         """job type -> its limit, for the types with one that were looked up so far"""
+        self.hooks = hooks_of(handlers)
         self._handlers = handlers
         self._max_attempts = max_attempts
         self._skip_unknown = skip_unknown

@@ -159,7 +159,11 @@ class Interrupts:
 
     def caused(self, error: BaseException) -> bool:
         """Return whether a handler's exception comes from a signal, and not from the handler."""
-        if self.cancelling or any(error is raised for raised in self._raised):
+        return self.cancelling or self.raised(error)
+
+    def raised(self, error: BaseException) -> bool:
+        """Return whether a signal handler has raised this exception."""
+        if any(error is raised for raised in self._raised):
             return True
         return isinstance(error, KeyboardInterrupt) and bool(self.received)
 

@@ -4,6 +4,7 @@
   starts.
 - Their supervisor, this process, runs no jobs: it forwards requests to end, and adds up the counts
   that the passes report. If it dies, they end after the running job.
+- A pass may report failed jobs for the digests of `notify` at any time. The supervisor sends them.
 - A pass has ended when its process has, even if another process holds its pipe open. In a
   long-running worker, the supervisor replaces a pass that ends before it was asked to.
 """
@@ -20,6 +21,7 @@ from contextlib import suppress
 
 from dbbasic_queue import errors
 from dbbasic_queue.errors import QueueError
+from dbbasic_queue.lazy import load
 from dbbasic_queue.passes import forked, log_lines
 from dbbasic_queue.passes.base import COUNTS, Pass
 from dbbasic_queue.passes.signals import Interrupts
@@ -27,6 +29,7 @@ from dbbasic_queue.passes.signals import Interrupts
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
     from typing import Any
 
     from dbbasic_queue.passes.policies import Kind
@@ -61,6 +64,8 @@ class Supervisor:
         self._stays = stays
         self._counts = dict.fromkeys(COUNTS, 0)
         self._errors: list[Exception] = []
+        self._queues_with_failures: set[str] = set()
+        """the queues whose failed jobs a pass has reported for digests"""
 
     def run(self) -> dict[str, int]:
         """Fork the passes and wait until they have ended; return how many jobs had each outcome.
@@ -68,13 +73,17 @@ class Supervisor:
         Raises the error of the first pass that failed, after all have ended. With `stays`, such
         errors are logged, not raised.
         """
-        with self.interrupts:
-            try:
-                self._supervise()
-            except BaseException:
-                self.interrupts.stop()
-                self._supervise()
-                raise
+        try:
+            with self.interrupts:
+                try:
+                    self._supervise()
+                except BaseException:
+                    self.interrupts.stop()
+                    self._supervise()
+                    raise
+        finally:
+            if self._queues_with_failures:
+                load(_digests).flush(self._queues_with_failures)
         for error in self._errors:
             raise error
         self.interrupts.forward_signals()
@@ -120,15 +129,22 @@ class Supervisor:
             is_ready = forked_pass.reading in ready
             if is_ready:
                 forked_pass.read()
+                self._receive_failures(forked_pass)
             may_have_ended = forked_pass.is_closed or not is_ready
             if may_have_ended and (status := forked_pass.take_exit_status()) is not None:
                 self._add_report(forked_pass, status)
+
+    def _receive_failures(self, forked_pass: _ForkedPass) -> None:
+        """Collect the failed jobs that a pass has reported so far."""
+        for line in forked_pass.take_lines(b'{"digest"'):
+            self._queues_with_failures.add(load(_digests).receive(json.loads(line)))
 
     def _add_report(self, forked_pass: _ForkedPass, status: int) -> None:
         """Add up the counts of a pass that has ended, and handle its error.
 
         `status` is that of `os.waitpid`. Without a complete report, its counts are lost.
         """
+        self._receive_failures(forked_pass)
         content = forked_pass.report
         report = json.loads(content) if content.endswith(b"\n") else {}
         for name, number in report.get("counts", {}).items():
@@ -207,6 +223,14 @@ class _ForkedPass:
                 self.report += part
             self.is_closed = True
 
+    def take_lines(self, beginning: bytes) -> list[bytes]:
+        """Remove the first lines of the report, as long as they begin like this; return them."""
+        lines = []
+        while self.report.startswith(beginning) and (end := self.report.find(b"\n") + 1):
+            lines.append(bytes(self.report[:end]))
+            del self.report[:end]
+        return lines
+
     def take_exit_status(self) -> int | None:
         """Return the status of `os.waitpid` if the process has ended; None if it is running.
 
@@ -238,10 +262,12 @@ class _ForkedPass:
 def _be_a_pass(running: Pass, report: int) -> None:
     """Run a pass in a forked process, write its report, and end the process.
 
-    The report is one line of JSON: `counts`, `stopped` (whether a job has called the worker's
-    `stop`) and, if the pass failed, `error`. `report` is the pipe's descriptor.
+    The report ends with one line of JSON: `counts`, `stopped` (whether a job has called the
+    worker's `stop`) and, if the pass failed, `error`. Before it, there may be lines with failed
+    jobs, see `digests.Pipe`. `report` is the pipe's descriptor.
     """
     content: dict[str, object] = {}
+    failures = None if running.policies.hooks is None else load(_digests).forward(report)
     try:
         running.run()
     except (KeyboardInterrupt, SystemExit):
@@ -253,10 +279,19 @@ def _be_a_pass(running: Pass, report: int) -> None:
             "text": getattr(e, "strerror", None) or str(e),
             "path": getattr(e, "filename", None),
         }
+    if failures is not None:
+        load(_digests).flush([running.store.path])
+        failures.end()
     content["counts"] = running.counts
     content["stopped"] = running.interrupts.stopped
     os.write(report, json.dumps(content).encode() + b"\n")
     forked.end()
+
+
+def _digests() -> ModuleType:
+    from dbbasic_queue.passes import digests
+
+    return digests
 
 
 def _error(report: dict[str, dict[str, Any]]) -> Exception | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from helpers import DAY, EMPTY, NONE, NOW, job, raises
 
-from dbbasic_queue import Fail, InvalidArgument, InvalidJob, JobNotFound
+from dbbasic_queue import Fail, InvalidArgument, InvalidJob, Job, JobNotFound
 from dbbasic_queue.testing import Clock
 
 if TYPE_CHECKING:
@@ -135,6 +135,38 @@ class TestMaintenance:
         with pytest.raises(JobNotFound, match="unknown job_id 'unknown'"):
             full.run_now("unknown")
         assert list(full.jobs()) == before
+
+    def test_stopping_cancels_a_pending_job_and_leaves_a_finished_one_alone(
+        self, queue: Engine
+    ) -> None:
+        waiting = queue.enqueue("greet", {})
+        assert queue.stop_job(waiting) == "cancelled"
+        assert job(queue, waiting)["status"] == "cancelled"
+        done = queue.enqueue("greet", {})
+        assert queue.process_jobs({"greet": lambda _: 7}) == NONE | {"completed": 1}
+        assert (queue.stop_job(done), job(queue, done)["result"]) == (None, 7)
+        with pytest.raises(JobNotFound):
+            queue.stop_job("unknown")
+
+    def test_a_stopped_job_that_does_not_complete_is_cancelled_and_never_runs_again(
+        self, queue: Engine
+    ) -> None:
+        def handler(returns: bool, this: Job) -> str:
+            assert queue.stop_job(this.id) == "requested"
+            if returns:
+                return "done"
+            raise ValueError("no")
+
+        raised, returned = queue.enqueue("long", False), queue.enqueue("long", True)
+        counts = queue.process_jobs({"long": handler})
+        assert counts == NONE | {"stopped": 1, "completed": 1}
+        found = job(queue, raised)
+        assert (found["status"], found["error"]) == ("cancelled", "Stopped by user")
+        assert (job(queue, returned)["status"], job(queue, returned)["result"]) == (
+            "completed",
+            "done",
+        )
+        assert queue.process_jobs({"long": handler}) == NONE
 
     def test_a_paused_job_that_is_made_due_now_still_waits(self, queue: Engine) -> None:
         job_id = queue.enqueue("greet", {}, NOW + DAY)

@@ -38,6 +38,14 @@ class TestPasses:
         queue.process_jobs({"greet": ran.append})
         assert ran == ["a", "b", "c", "d", "e"]
 
+    def test_jobs_of_a_higher_priority_run_first(self, queue: Engine) -> None:
+        for job_type, payload in [("low", "d"), ("plain", "c"), ("high", "a"), ("high", "b")]:
+            queue.enqueue(job_type, payload)
+        ran: list[str] = []
+        priorities = {"high": 5, "plain": 0, "low": -5}
+        queue.process_jobs({t: Handler(ran.append, priority=p) for t, p in priorities.items()})
+        assert ran == ["a", "b", "c", "d"]
+
     def test_a_job_runs_when_it_is_due_and_not_before(self, queue: Engine, clock: Clock) -> None:
         job_id = queue.enqueue("greet", {}, NOW + 60)
         clock.move(59.99)

@@ -36,6 +36,9 @@ STOPPING = "tests/passes/test_stopping.py"
 PRIORITIES = "tests/passes/test_priorities.py"
 CHOICE = "tests/store/test_choice.py"
 WORKERS = "tests/passes/test_several_workers.py"
+HOOKS = "tests/passes/test_hooks.py"
+NOTIFY = "tests/test_notify.py"
+NEVER_ANSWERS = "test_a_server_that_never_answers_delays_neither_an_outcome_nor_the_next_jobs"
 LOOP = WORKERS + "::test_a_coroutine_that_disturbs_the_event_loop_does_not_affect_other_jobs"
 
 
@@ -925,6 +928,100 @@ MUTANTS = (
         "            if e.by_end_signal and self._is_asked_to_end_too():\n",
         "            if False:\n",
         (TIMEOUT + "::test_a_job_is_returned_if_sigterm_goes_to_all_processes_of_its_service",),
+    ),
+    Mutant(
+        "a hook that raises ends the pass",
+        "passes/hook_calls.py",
+        "            except BaseException as e:  # noqa: BLE001 - sys.exit",
+        "            except ZeroDivisionError as e:  # noqa: BLE001 - sys.exit",
+        (HOOKS + "::test_a_hook_that_raises_is_logged_and_changes_nothing",),
+    ),
+    Mutant(
+        "a hook is called before the outcome is recorded",
+        "passes/executor.py",
+        "        recorded = self._claims.record(claim, after)\n",
+        "        if self._hook_calls is not None:\n"
+        "            self._hook_calls.ended(outcome, claim.row, after)\n"
+        "        recorded = self._claims.record(claim, after)\n",
+        (HOOKS + "::test_a_hook_is_called_after_the_outcome_is_recorded_counted_and_logged",),
+    ),
+    Mutant(
+        "a child that a hook has forked becomes a second worker",
+        "passes/hook_calls.py",
+        "            if os.getpid() != self._process:\n",
+        "            if False:\n",
+        (HOOKS + "::test_a_child_that_a_hook_forks_does_not_become_a_second_worker",),
+    ),
+    Mutant(
+        "other jobs wait for a slow hook",
+        "passes/executor.py",
+        "                self._started_at = time.monotonic()  # others",
+        "                self._started_at = math.inf  # others",
+        (HOOKS + "::test_while_a_hook_takes_long_other_passes_can_run_the_rest",),
+    ),
+    Mutant(
+        "an around hook turns an error into success",
+        "passes/around.py",
+        "        raise error  # the hook has swallowed it\n",
+        "        return None\n",
+        (HOOKS + "::test_it_cannot_hide_an_error_but_may_replace_it",),
+    ),
+    Mutant(
+        "an around hook is left in a child that the handler has forked",
+        "passes/attempt.py",
+        "                if os.getpid() != self.process:  # it must not leave",
+        "                if False:  # it must not leave",
+        (HOOKS + "::test_it_is_not_left_in_a_child_that_the_handler_has_forked",),
+    ),
+    Mutant(
+        "a digest is sent before the slot is released",
+        "passes/base.py",
+        "        fold_error = claims.finish()\n",
+        "        self._flush_digests()\n        fold_error = claims.finish()\n",
+        (NOTIFY + "::" + NEVER_ANSWERS,),
+    ),
+    Mutant(
+        "a digest is sent while other jobs wait",
+        "passes/digests.py",
+        "                thread = threading.Thread(target=self._run",
+        "                self.send(queue, first, count)\n"
+        "                thread = threading.Thread(target=self._run",
+        (NOTIFY + "::" + NEVER_ANSWERS,),
+    ),
+    Mutant(
+        "each of several passes sends its own digest",
+        "passes/digests.py",
+        "        return pipe if pipe is not None and pipe.leads_to(self._number) else None\n",
+        "        return None\n",
+        (NOTIFY + "::test_a_pass_with_four_workers_sends_one_mail",),
+    ),
+    Mutant(
+        "a digest lacks the failures of a killed pass",
+        "passes/digests.py",
+        "            if pipe is not None and pipe.write_now(self._number, queue, first, count):\n",
+        "            if False:\n",
+        (NOTIFY + "::test_no_failure_is_missing_in_the_mail_if_one_of_several_passes_is_killed",),
+    ),
+    Mutant(
+        "a digest that could not be sent is forgotten",
+        "passes/digests.py",
+        "            self._collected = kept\n",
+        "            pass\n",
+        (NOTIFY + "::test_a_refused_connection_is_logged_and_the_next_digest_has_the_same_jobs",),
+    ),
+    Mutant(
+        "a path can add a header to a mail",
+        "notify.py",
+        '    return text.replace("=?", "= ?")\n',
+        "    return text\n",
+        (NOTIFY + "::test_no_text_of_a_job_or_path_can_add_a_header_or_a_control_character",),
+    ),
+    Mutant(
+        "a ping is sent although the pass raises",
+        "jobqueue.py",
+        '            load(_http).check_url(ping, "ping")\n',
+        '            load(_http).check_url(ping, "ping")\n            load(_http).ping(ping)\n',
+        (NOTIFY + "::test_a_pass_that_raises_sends_no_ping",),
     ),
     Mutant(
         "removed unreadable lines are not kept",

@@ -292,7 +292,20 @@ def test_a_queue_has_no_settings_but_these() -> None:
     assert settings == ["fsync", "max_payload", "clock"]
 
 
-@pytest.mark.parametrize("name", sorted(set(MODULES) - {"cli.demo"}))
-def test_nothing_but_the_demo_can_reach_the_network(name: str) -> None:
+ON_THE_NETWORK = {"cli.demo", "notify", "passes.http"}
+"""the demo's own server, and what a program asks for: mails, webhooks and the ping"""
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - ON_THE_NETWORK))
+def test_nothing_but_the_demo_and_notifications_can_reach_the_network(name: str) -> None:
     network = re.compile(r"(_?socket|socketserver|ssl|http|urllib\.request|ftplib|smtplib)\b")
     assert [full for _, full in imported(TREES[name]) if network.match(full)] == []
+
+
+def test_no_module_imports_the_one_that_sends_mails() -> None:
+    importers = [
+        name
+        for name, tree in TREES.items()
+        if any(full.startswith("dbbasic_queue.notify") for _, full in imported(tree))
+    ]
+    assert importers == []

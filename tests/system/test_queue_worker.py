@@ -714,6 +714,62 @@ def test_every_job_is_reported_with_v(app: App) -> None:
     assert "report-1" in done.stderr
 
 
+def test_failed_jobs_are_mailed_to_the_address_in_the_environment(
+    app: App, mailbox: Mailbox, smtp_environment: None
+) -> None:
+    app.environment |= {name: os.environ[name] for name in ("SMTP_HOST", "SMTP_PORT", "SMTP_FROM")}
+    app.add("report-1", "generate_report", NO_PRICE, attempts=2)
+    app.add("report-2", "generate_report", NO_PRICE, attempts=2)
+    done = app.work(QUEUE_MAIL_TO="ops@example.org, ada@example.org")
+    assert (done.returncode, done.stdout) == (0, "")
+    (mail,) = mailbox.mails()
+    assert mailbox.envelopes[0].rcpt_tos == ["ops@example.org", "ada@example.org"]
+    assert mail["From"] == "app@example.org"
+    assert mail["Subject"].startswith(f"2 jobs failed in {app.queue_file} on ")
+    assert "generate_report, job report-1, 3 attempts" in mail.get_content()
+    assert app.work(QUEUE_MAIL_TO="ops@example.org").returncode == 0
+    assert len(mailbox.envelopes) == 1
+
+
+@pytest.mark.parametrize("failed", [0, 1])
+def test_the_url_in_the_environment_is_requested_after_the_pass(app: App, failed: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        if failed:
+            app.add("report-1", "generate_report", NO_PRICE, attempts=2)
+        with subprocess.Popen(
+            [sys.executable, "workers/queue_worker.py"],
+            cwd=app.home,
+            env={
+                **app.environment,
+                "QUEUE_PING_URL": f"http://127.0.0.1:{server.getsockname()[1]}/5f0c",
+            },
+            stderr=subprocess.PIPE,
+        ) as process:
+            server.settimeout(30)
+            connection, _ = server.accept()
+            with connection:
+                assert connection.recv(4096).startswith(b"GET /5f0c HTTP/1.1\r\n")
+                if failed:
+                    assert app.job("report-1")["status"] == "failed"
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK")
+            process.communicate(timeout=30)
+        assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("QUEUE_MAIL_TO", "ops"), ("QUEUE_PING_URL", "example.org"), ("SMTP_PORT", "x")],
+)
+def test_an_invalid_setting_is_wrong_usage_and_runs_no_job(
+    app: App, setting: str, value: str
+) -> None:
+    app.add("report-1", "generate_report", NO_PRICE)
+    done = app.work(**{"QUEUE_MAIL_TO": "ops@example.org"} | {setting: value})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert value in done.stderr and "QUEUE_MAIL_TO, QUEUE_PING_URL" in done.stderr
+    assert app.job("report-1")["attempts"] == "0"
+
+
 def test_if_every_slot_is_taken_the_exit_code_is_75(app: App) -> None:
     app.add("report-1", "generate_report", NO_PRICE)
     with contextlib.ExitStack() as slots:
