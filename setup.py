@@ -39,11 +39,13 @@ setup(
     install_requires=["filelock>=3.30"],
     extras_require={
         "pickle": ["cloudpickle>=3"],
+        "schedule": ["cronsim>=2.6"],
         "test": [
             "pytest>=8",
             "pytest-cov>=7",
             "aiosmtpd>=1.4",
             "cloudpickle>=3",
+            "cronsim>=2.6",
             "fastapi>=0.115",
             "flask>=3",
             "gunicorn>=22",

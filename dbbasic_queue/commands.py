@@ -76,6 +76,7 @@ class Command(Handler):
         backoff: Backoff | None = None,
         timeout: float | timedelta | None = math.inf,
         concurrency: int | None = None,
+        priority: int = 0,
     ) -> None:
         self.program = Program(command, os.path.abspath(os.curdir if cwd is None else cwd))
         super().__init__(
@@ -84,6 +85,7 @@ class Command(Handler):
             backoff=backoff,
             timeout=math.inf if timeout is None else timeout,
             concurrency=concurrency,
+            priority=priority,
         )
 
     def enter_process(self, queue: str, max_result: int) -> None:
@@ -92,6 +94,9 @@ class Command(Handler):
 
 class RegisteredCommand(Command):
     """A command that knows its job type, so it can enqueue jobs."""
+
+    schedule: str | None = None
+    """the schedule that was declared with it: none, `Handlers.every` declares it"""
 
     def __init__(self, handlers: Registry, job_type: str, command: Command) -> None:
         self.__dict__.update(command.__dict__)

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         FinishedStatus,
         JobDict,
         ProgressDict,
+        ScheduleDict,
         Status,
         UnreadableDict,
     )
@@ -348,6 +349,35 @@ class Queue:
     def paused(self) -> frozenset[str]:
         """Return the paused types; "*" means all types."""
         return self.store.paused()
+
+    def schedules(self) -> list[ScheduleDict]:
+        """Return the schedules that passes have recorded, of all programs, in the file's order.
+
+        The keys are the columns of `queue.tsv.schedule`: `name`, `program` (which declares it),
+        `type`, `expression` (a cron expression, or an interval such as `300s`), `timezone` ("" for
+        an interval), `last` (the instant that was added last, in Unix seconds, or None) and `next`
+        (the next one). Needs no lock.
+
+        Raises QueueDamaged if a line of the file isn't valid, NotAQueue or StoreError if it can't
+        be used.
+        """
+        rows = load(_schedule_file).parse(self.store.read_schedules(), self.path)
+        return [row.as_dict() for row in rows.values()]
+
+    def remove_schedule(self, name: str) -> bool:
+        """Forget a schedule; return whether there was one. On the disk on return.
+
+        For the schedule of a program that is gone, or one whose `next` is wrong because the clock
+        was. If a program still declares it, the next pass records it again, with its first instant
+        after that. Raises the same errors as `schedules`.
+        """
+        change = load(_schedule_file).Change(name, None)
+        while True:
+            seen = self.store.read_schedules()
+            if name not in load(_schedule_file).parse(seen, self.path):
+                return False
+            if self.store.update_schedules(seen, [change]):
+                return True
 
     def wait(self, job_id: str, timeout: float | timedelta) -> JobDict | None:
         """Wait until a job is completed, failed or cancelled, and return it like `get_job`.
@@ -705,6 +735,12 @@ def _metrics() -> ModuleType:
     from dbbasic_queue.monitoring import metrics
 
     return metrics
+
+
+def _schedule_file() -> ModuleType:
+    from dbbasic_queue.store import schedule_file
+
+    return schedule_file
 
 
 def _prometheus() -> ModuleType:

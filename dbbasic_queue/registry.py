@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
 from dbbasic_queue.errors import InvalidHandlers, InvalidJob
 from dbbasic_queue.handlers import JOB_IN_PAYLOAD, Handler
+from dbbasic_queue.lazy import load
 from dbbasic_queue.model.checks import check_seconds, check_type
 from dbbasic_queue.queue import default_queue
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.handlers import Backoff, Job
     from dbbasic_queue.jobqueue import Queue
     from dbbasic_queue.passes.hooks import Hooks
+    from dbbasic_queue.schedules import Missed, Schedule
 
     P = ParamSpec("P")
     R = TypeVar("R")
@@ -73,6 +76,10 @@ if TYPE_CHECKING:
             """Add a job of this type."""
 
 
+_declared: dict[str, set[str]] = {}
+"""program -> names of the schedules that its registries in this process have declared"""
+
+
 class Handlers(Mapping[str, Handler]):
     """A registry of handlers. You can pass one anywhere you can pass a dict of handlers.
 
@@ -83,7 +90,12 @@ class Handlers(Mapping[str, Handler]):
 
     With `keep` (seconds, or a `timedelta`), its passes now and then remove the finished jobs of its
     types that were due longer ago than that: at most once an hour, when they have run their jobs.
-    Raises InvalidHandlers for an invalid `keep`.
+
+    `name` is the program that its schedules belong to: passes remove a schedule that its program no
+    longer declares. By default it is the path of the file that makes the registry, which is the
+    same in each process that imports it.
+
+    Raises InvalidHandlers for an invalid `keep`, and for a name that is empty or isn't text.
     """
 
     def __init__(
@@ -92,11 +104,22 @@ class Handlers(Mapping[str, Handler]):
         ignore_case: bool = False,
         queue: Queue | None = None,
         keep: float | timedelta | None = None,
+        name: str | None = None,
     ) -> None:
+        if name is None:
+            file = sys._getframe(1).f_globals.get("__file__")
+            name = os.path.abspath(file) if isinstance(file, str) else None
+        elif not isinstance(name, str) or not name:
+            raise InvalidHandlers(f"invalid name {name!r} of a registry: must be text, not empty")
         self.ignore_case = ignore_case
         self.queue = queue
         self.keep = None if keep is None else check_seconds(keep, "keep", error=InvalidHandlers)
         """for how many seconds finished jobs are kept; None if they are never removed"""
+        self.name = name
+        """the program that the schedules belong to; None for code that isn't in a file"""
+        self.schedules: dict[str, Schedule] = {}
+        """name -> declared schedule"""
+        self._sources: dict[str, tuple[object, int]] = {}
         self.hooks: Hooks | None = None
         """the hooks, None without any: a pass imports nothing for them"""
         self._handlers: dict[str, Registered | RegisteredCommand] = {}
@@ -112,9 +135,14 @@ class Handlers(Mapping[str, Handler]):
         from dbbasic_queue.toml_file import read
 
         file = read(path)
-        handlers = cls(queue=queue, **file.settings)
+        handlers = cls(queue=queue, name=os.path.abspath(path), **file.settings)
         for job_type, command in file.commands.items():
             handlers.add(job_type, command)
+        for job_type, schedule in file.schedules.items():
+            try:
+                handlers.every(job_type=job_type, **schedule)
+            except InvalidHandlers as e:
+                raise InvalidHandlers(f"{os.fspath(path)}: [{job_type}]: {e}") from None
         return handlers
 
     def __repr__(self) -> str:
@@ -139,6 +167,11 @@ class Handlers(Mapping[str, Handler]):
             timeout: float | timedelta | None = None,
             concurrency: int | None = None,
             priority: int = 0,
+            every: str | float | timedelta | None = None,
+            timezone: str | None = None,
+            missed: Missed = "once",
+            overlap: bool = True,
+            schedule_name: str | None = None,
         ) -> Callable[[Callable[P, R]], UnpackingHandler[P, R]]: ...
 
         @overload
@@ -153,6 +186,11 @@ class Handlers(Mapping[str, Handler]):
             timeout: float | timedelta | None = None,
             concurrency: int | None = None,
             priority: int = 0,
+            every: str | float | timedelta | None = None,
+            timezone: str | None = None,
+            missed: Missed = "once",
+            overlap: bool = True,
+            schedule_name: str | None = None,
         ) -> Callable[[Callable[Concatenate[Payload, P], R]], TypedHandler[Payload, P, R]]: ...
 
     def handler(
@@ -166,14 +204,33 @@ class Handlers(Mapping[str, Handler]):
         concurrency: int | None = None,
         priority: int = 0,
         unpack: bool = False,
+        every: str | float | timedelta | None = None,
+        timezone: str | None = None,
+        missed: Missed = "once",
+        overlap: bool = True,
+        schedule_name: str | None = None,
     ) -> Any:
         """Register a function: `@jobs.handler`, or `@jobs.handler("type", max_attempts=5)`.
 
         By default, the type is the function's name. The policy's arguments are those of `Handler`.
         The function can still be called as before, and gets `enqueue`, with the arguments of
-        `Queue.enqueue` after the type. Raises InvalidHandlers if the type is taken or invalid, and
-        for a function that no pass could call.
+        `Queue.enqueue` after the type.
+
+        With `every`, passes also add jobs of this type by that schedule, with the payload `{}`: it
+        and the arguments after it are those of `Handlers.every`, where `schedule_name` is `name`.
+
+        Raises InvalidHandlers if the type is taken or invalid, for a function that no pass could
+        call, and for an invalid schedule.
         """
+        schedule: dict[str, Any] | None = None
+        if every is not None:
+            schedule = {"timezone": timezone, "missed": missed, "overlap": overlap}
+            schedule |= {"every": every, "name": schedule_name}
+        elif (timezone, missed, overlap, schedule_name) != (None, "once", True, None):
+            raise InvalidHandlers(
+                "timezone, missed, overlap and schedule_name belong to a schedule: give every=..., "
+                "too"
+            )
         policy = {
             "max_attempts": max_attempts,
             "backoff": backoff,
@@ -183,8 +240,8 @@ class Handlers(Mapping[str, Handler]):
             "unpack": unpack,
         }
         if callable(job_type):
-            return self._register(None, job_type, policy)
-        return lambda function: self._register(job_type, function, policy)
+            return self._register(None, job_type, policy, schedule)
+        return lambda function: self._register(job_type, function, policy, schedule)
 
     def add(self, job_type: str, command: Command) -> RegisteredCommand:
         """Register a command under a job type; return it with a method `enqueue`.
@@ -206,7 +263,11 @@ class Handlers(Mapping[str, Handler]):
         return self._keep(job_type, RegisteredCommand(self, job_type, command))
 
     def _register(
-        self, given: str | None, function: Callable[..., Any], policy: dict[str, Any]
+        self,
+        given: str | None,
+        function: Callable[..., Any],
+        policy: dict[str, Any],
+        schedule: dict[str, Any] | None = None,
     ) -> Registered:
         try:
             job_type = check_type(getattr(function, "__name__", "") if given is None else given)
@@ -217,9 +278,11 @@ class Handlers(Mapping[str, Handler]):
                 f"invalid handler {function!r}: a command has a policy of its own (register it "
                 "with add)"
             )
-        return self._keep(job_type, Registered(self, job_type, function, policy))
+        return self._keep(job_type, Registered(self, job_type, function, policy), schedule)
 
-    def _keep(self, job_type: str, registered: AnyRegistered) -> AnyRegistered:
+    def _keep(
+        self, job_type: str, registered: AnyRegistered, schedule: dict[str, Any] | None = None
+    ) -> AnyRegistered:
         key = self._key(job_type)
         old = self._handlers.get(key)
         if old is not None and not registered.is_again(old):
@@ -227,8 +290,85 @@ class Handlers(Mapping[str, Handler]):
                 f"job type {job_type!r} is registered twice: give one of the functions another "
                 'type, @handler("...")'
             )
+        before = old.schedule if old else None
+        if schedule is not None:
+            declared = load(_schedule)(job_type=job_type, **schedule)
+            self._declare(declared, again=declared.name == before)
+            registered.schedule = declared.name
+        if before is not None and before != registered.schedule:
+            self.schedules = {n: s for n, s in self.schedules.items() if n != before}
+            _declared[self.name or ""].discard(before)
         self._handlers[key] = registered
         return registered
+
+    def every(
+        self,
+        every: str | float | timedelta,
+        job_type: str,
+        *,
+        payload: Any = None,
+        name: str | None = None,
+        timezone: str | None = None,
+        missed: Missed = "once",
+        overlap: bool = True,
+    ) -> None:
+        """Declare a schedule: passes with this registry add a job of a type at each of its times.
+
+        - `every` is a cron expression such as `"0 3 * * *"`, or an interval: whole seconds, or a
+          `timedelta`, at least 1 s, counted since 1970.
+        - `payload` is any JSON value, at most 1 MiB; None becomes `{}`.
+        - `name` identifies the schedule: 1 to 47 characters from A-Z a-z 0-9 . _ -, by default the
+          job type. The job of 02:00 UTC on 26 November 2026 has the id `NAME.20261126T020000Z`.
+        - `timezone`, for an expression, is a name such as `"Europe/Berlin"`, by default `"local"`,
+          the machine's. Daylight saving is handled as by Debian's cron.
+        - `missed`: if no pass ran for a while, "once" adds only the latest missed time, "skip" only
+          if that is at most 5 minutes ago, "all" each of the latest 1,000.
+        - `overlap=False`: nothing is added while the job that was added last is pending or running.
+
+        Each time is added exactly once, by whichever pass comes first, from the next one on: a new
+        or changed schedule adds nothing for the time before. Needs cronsim for expressions:
+        `pip install "dbbasic-queue[schedule]"`.
+
+        Raises InvalidHandlers for an invalid argument, for a name that is taken, and if the
+        registry has no name.
+        """
+        schedule = load(_schedule)(
+            every,
+            job_type,
+            payload,
+            name=name,
+            timezone=timezone,
+            missed=missed,
+            overlap=overlap,
+        )
+        caller = sys._getframe(1).f_globals
+        source = caller.get("__name__"), id(caller.get("__spec__"))  # a reload makes a new one
+        known = self._sources.get(schedule.name, source)
+        self._declare(schedule, again=known[0] == source[0] and known[1] != source[1])
+        self._sources[schedule.name] = source
+
+    def _declare(self, schedule: Schedule, *, again: bool) -> None:
+        """Add a schedule; `again` is whether it replaces that of a module that was reloaded."""
+        if self.name is None:
+            raise InvalidHandlers(
+                f"schedule {schedule.name!r} needs the name of its program, and this code isn't in "
+                'a file: give one, Handlers(name="...")'
+            )
+        if schedule.name in self.schedules and not again:
+            raise InvalidHandlers(
+                f"schedule {schedule.name!r} is declared twice: give one of them another name"
+            )
+        # A running pass notices a new dict.
+        self.schedules = {**self.schedules, schedule.name: schedule}
+        _declared.setdefault(self.name, set()).add(schedule.name)
+
+    def retired(self, names: list[str]) -> list[str]:
+        """Return those of these schedules that no registry of this program has declared.
+
+        Only the registries of this process are known.
+        """
+        declared = _declared.get(self.name or "", set())
+        return [name for name in names if name not in declared]
 
     def on_failure(self, hook: OnFailure) -> OnFailure:
         """Register a function that is called for each job that fails for good.
@@ -314,6 +454,8 @@ class Registered(Handler):
     ) -> None:
         super().__init__(function, **policy)
         self.type = job_type
+        self.schedule: str | None = None
+        """the name of the schedule that was declared with it"""
         self._handlers = handlers
         self.__module__ = getattr(function, "__module__", None) or __name__
         self.__name__ = getattr(function, "__name__", job_type)
@@ -378,6 +520,12 @@ class Registered(Handler):
             raise InvalidJob(
                 f"invalid payload: {e} (its members are the arguments of {self.__name__}{fit})"
             ) from None
+
+
+def _schedule() -> type[Schedule]:
+    from dbbasic_queue.schedules import Schedule
+
+    return Schedule
 
 
 def _location(function: Any) -> tuple[object, object]:

@@ -59,6 +59,22 @@ def _backoff(value: Any) -> Backoff:
     return Backoff(**_checked(value, _BACKOFF_KEYS))
 
 
+def _every(value: Any) -> str | float:
+    """Return a cron expression, or an interval in seconds. Expressions aren't checked."""
+    try:
+        return _seconds(value)
+    except ValueError:
+        if not isinstance(value, str):
+            raise
+        return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"invalid value {value!r}: must be text")
+    return value
+
+
 def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(
@@ -69,6 +85,7 @@ def _list(value: Any) -> list[Any]:
 
 _FILE_KEYS: Checks = {
     "ignore_case": _true_or_false,
+    "keep": _seconds,
 }
 """outside of all tables: arguments of `Handlers`"""
 _TABLE_KEYS: Checks = {
@@ -77,8 +94,17 @@ _TABLE_KEYS: Checks = {
     "backoff": _backoff,
     "timeout": _seconds,
     "concurrency": _whole_number,
+    "priority": _whole_number,
 }
 """in the table of a job type: arguments of `Command`"""
+_SCHEDULE_KEYS: Checks = {
+    "every": _every,
+    "timezone": _text,
+    "missed": _text,
+    "overlap": _true_or_false,
+    "payload": lambda value: value,
+}
+"""there too: arguments of `Handlers.every`"""
 _BACKOFF_KEYS: Checks = {
     "first": _seconds,
     "factor": _number,
@@ -88,11 +114,15 @@ _BACKOFF_KEYS: Checks = {
 
 
 class HandlersFile:
-    """What a file declares: its job types with their commands, and the settings of the registry."""
+    """What a file declares: its job types with their commands, and the settings of the registry.
 
-    def __init__(self, commands: dict[str, Command], settings: dict[str, Any]) -> None:
-        self.commands = commands
+    `schedules` has the arguments of `Handlers.every` for the job types that have a schedule.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
+        self.commands: dict[str, Command] = {}
+        self.schedules: dict[str, dict[str, Any]] = {}
 
 
 def read(path: str | os.PathLike[str]) -> HandlersFile:
@@ -108,12 +138,12 @@ def read(path: str | os.PathLike[str]) -> HandlersFile:
     with open(place, "rb") as file:
         content = file.read()
     where = place
-    commands = {}
     try:
         _refuse_unprotected(os.path.abspath(place))
         found = tomllib.loads(content.decode())
         tables = {name: value for name, value in found.items() if isinstance(value, dict)}
         settings = _checked({key: found[key] for key in found.keys() - tables}, _FILE_KEYS)
+        declared = HandlersFile(settings)
         if not tables:
             raise ValueError(
                 "it declares no job type (write a table for each, such as [send_email])"
@@ -121,15 +151,21 @@ def read(path: str | os.PathLike[str]) -> HandlersFile:
         for job_type, table in tables.items():
             where = f"{place}: [{job_type}]"
             check_type(job_type)
-            commands[job_type] = _command(table, directory)
+            arguments = _checked(table, {**_TABLE_KEYS, **_SCHEDULE_KEYS})
+            schedule = {key: arguments.pop(key) for key in _SCHEDULE_KEYS if key in arguments}
+            declared.commands[job_type] = _command(arguments, directory)
+            if schedule:
+                if "every" not in schedule:
+                    key = next(iter(schedule))
+                    raise ValueError(f"{key} belongs to a schedule: give every, too")
+                declared.schedules[job_type] = schedule
     except (ValueError, InvalidHandlers) as e:  # those of tomllib and check_type are ValueErrors
         raise InvalidHandlers(f"{where}: {e}") from None
-    return HandlersFile(commands, settings)
+    return declared
 
 
-def _command(table: dict[str, Any], directory: str) -> Command:
+def _command(arguments: dict[str, Any], directory: str) -> Command:
     """Return the command that a table declares. Raises ValueError or InvalidHandlers."""
-    arguments = _checked(table, _TABLE_KEYS)
     if "command" not in arguments:
         raise ValueError('no command: must have one, such as command = ["./program", "{member}"]')
     command = Command(**arguments, cwd=directory)
@@ -153,7 +189,7 @@ def _checked(given: dict[str, Any], checks: Checks) -> dict[str, Any]:
 def _way_out(key: str, value: object, checks: Checks) -> str:
     from difflib import get_close_matches
 
-    if close := get_close_matches(key, checks, 1):
+    if close := get_close_matches(key, checks, 1, 0.7):
         return f"did you mean {close[0]}?"
     if isinstance(value, dict):
         return 'a job type with a dot needs quotes, as in ["mail.send"]'

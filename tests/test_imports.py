@@ -19,7 +19,7 @@ LAYERS = [
     "lazy",
     "model signatures",
     "store",
-    "handlers",
+    "handlers schedules",
     "passes monitoring",
     "jobqueue",
     "engines",
@@ -109,6 +109,8 @@ def extra(name: str) -> set[str]:
     """Return the packages that only this module can use, because they belong to an extra."""
     if name == "pickles":
         return {"cloudpickle"}
+    if name == "schedules":
+        return {"cronsim"}
     return {"pytest"} if name == "pytest_dbbasic_queue" else set()
 
 

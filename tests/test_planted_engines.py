@@ -65,6 +65,8 @@ BEYOND = {"aenqueue", "aget_job", "await_job"} | {
     "write_metrics",
     "unreadable",
     "remove_unreadable",
+    "schedules",
+    "remove_schedule",
 }
 """What only `Queue` has: coroutines around other calls, and what a queue's other files tell."""
 

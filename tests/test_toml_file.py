@@ -109,7 +109,7 @@ def test_ignore_case_applies_to_the_whole_file(place: Path) -> None:
         ("", "no job type (write a table for each, such as [send_email])"),
         ("[a", "Expected ']' at the end of a table declaration"),
         ('[a]\ncommand = ["cat"]\n[a]\n', "Cannot declare ('a',) twice"),
-        ('x = 1\n[a]\ncommand = ["cat"]', "unknown key 'x' (known keys: ignore_case)"),
+        ('x = 1\n[a]\ncommand = ["cat"]', "unknown key 'x' (known keys: ignore_case, keep)"),
         ('ignore_cas = true\n[a]\ncommand = ["cat"]', "(did you mean ignore_case?)"),
         (
             'ignore_case = 1\n[a]\ncommand = ["cat"]',

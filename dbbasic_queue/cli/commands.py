@@ -12,7 +12,7 @@ import time
 from dbbasic_queue.errors import JobNotFound, NotAQueue
 from dbbasic_queue.jobqueue import Queue
 from dbbasic_queue.model.checks import is_id
-from dbbasic_queue.model.escaping import printable, unescape
+from dbbasic_queue.model.escaping import escape, printable, unescape
 from dbbasic_queue.model.jsontext import decode_json
 from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.model.rows import HEADER, Row, has_json
@@ -281,6 +281,24 @@ def run_resume(arguments: Namespace) -> int:
                 "ends every pause)"
             )
         print(f"resumed\t{arguments.type or ALL}")
+    return 0
+
+
+def run_schedules(arguments: Namespace) -> int:
+    from dbbasic_queue.monitoring.status import instant
+
+    queue = named_queue(arguments)
+    with queue if queue.store.has_schedules() else existing_queue(arguments) as queue:
+        if arguments.remove is not None:
+            if not queue.remove_schedule(arguments.remove):
+                return complain(f"there is no schedule {arguments.remove}")
+            print(f"removed\t{printable(arguments.remove)}")
+            return 0
+        for schedule in queue.schedules():
+            last = "-" if schedule["last"] is None else instant(schedule["last"])
+            names = [schedule["name"], schedule["program"], schedule["type"]]
+            names += [schedule["expression"], schedule["timezone"] or "-"]
+            print(*map(escape, names), last, instant(schedule["next"]), sep="\t")
     return 0
 
 

@@ -233,6 +233,18 @@ def argument_parser() -> ArgumentParser:
     resume = command("resume", commands.run_resume, "end the pause of TYPE, or every pause")
     resume.add_argument("type", metavar="TYPE", nargs="?")
 
+    schedules = command(
+        "schedules",
+        commands.run_schedules,
+        "print the schedules: name, program, type, expression, time zone, last and next instant",
+        more=" Prints lines of fields separated by tabs; an empty field is a dash.",
+    )
+    schedules.add_argument(
+        "--remove",
+        metavar="NAME",
+        help="forget a schedule; if its program still declares it, the next pass starts it again",
+    )
+
     metrics = command(
         "metrics",
         commands.run_metrics,

@@ -54,6 +54,17 @@ if TYPE_CHECKING:
         started_at: float
         seconds_left: float | None
 
+    class ScheduleDict(TypedDict):
+        """A schedule that passes have recorded; see `Queue.schedules`."""
+
+        name: str
+        program: str
+        type: str
+        expression: str
+        timezone: str
+        last: int | None
+        next: int
+
     class UnreadableDict(TypedDict):
         """A line of the queue's file that isn't a job; see `Queue.unreadable`."""
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from dbbasic_queue.passes.hook_calls import HookCalls
     from dbbasic_queue.passes.policies import Policies
+    from dbbasic_queue.passes.scheduled import Registry, Scheduler
     from dbbasic_queue.passes.signals import Interrupts
     from dbbasic_queue.store.protocol import Claims, Store
 
@@ -56,7 +57,7 @@ class Pass:
     `work` imports and returns the class that runs the jobs, `parallel` at a time. `max_result` is
     the most bytes of a result's JSON. `linger` is how many seconds to wait for more jobs; with
     `until_complete` the pass ends earlier, when no job is pending or running. `interrupts` is how
-    the caller can ask the pass to end.
+    the caller can ask the pass to end. `registry` is that of the handlers, if its schedules count.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Pass:
         linger: float = 0,
         until_complete: bool = False,
         interrupts: Interrupts | None = None,
+        registry: Registry | None = None,
     ) -> None:
         self.store = store
         self.policies = policies
@@ -82,6 +84,10 @@ class Pass:
         self._work = work
         self._until_complete = until_complete
         self._interrupts = interrupts
+        self._registry = registry
+        self._scheduler: Scheduler | None = None
+        self._has_schedules = True
+        """False if none was recorded when the pass looked"""
         self._hook_calls: HookCalls | None = None
         self._removes_old_at = 0.0
         """when a pass that lingers forever removes old jobs again, on the monotonic clock"""
@@ -103,6 +109,7 @@ class Pass:
     def run(self) -> dict[str, int]:
         """Run the due jobs; return how many had each outcome."""
         now = self.clock()
+        self.add_scheduled()
         exists = self.store.exists()
         if not exists and (log := log_lines.logger()):
             log_lines.no_queue(log, self.store.path)
@@ -172,10 +179,28 @@ class Pass:
             and time.monotonic() < end
         ):
             time.sleep(POLL_SECONDS)
+            self.add_scheduled()
             if self.store.exists():
                 self.linger = end - time.monotonic()
                 return True
         return False
+
+    def add_scheduled(self) -> None:
+        """Add the jobs of schedules that are due; on the disk on return.
+
+        A registry that declares no schedules costs one look, once per pass, at whether any were
+        ever recorded.
+        """
+        registry = self._registry
+        if registry is None:
+            return
+        if self._scheduler is None:
+            if not registry.schedules:
+                self._has_schedules = self._has_schedules and self.store.has_schedules()
+                if not self._has_schedules:
+                    return
+            self._scheduler = load(_scheduler)(self.store, registry)
+        self._scheduler.add_due(self.clock())
 
     def _has_work(self, now: float) -> bool:
         """Return, without the lock, whether there is anything to do."""
@@ -184,6 +209,7 @@ class Pass:
     def count_due(self) -> int:
         """Return how many jobs are due now; at least 1 if there is other work, such as a fold."""
         now = self.clock()
+        self.add_scheduled()
         if not self._has_work(now):
             return 0
         return max(self.store.count_due(now), 1)
@@ -270,3 +296,9 @@ def _keeping() -> ModuleType:
     from dbbasic_queue.passes import keeping
 
     return keeping
+
+
+def _scheduler() -> type[Scheduler]:
+    from dbbasic_queue.passes.scheduled import Scheduler
+
+    return Scheduler

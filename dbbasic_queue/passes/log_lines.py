@@ -207,6 +207,17 @@ def no_queue(log: Logger, path: str) -> None:
     )
 
 
+def schedules_removed(log: Logger, names: Sequence[str], program: str) -> None:
+    """Log that schedules were removed from the file."""
+    write(
+        log,
+        INFO,
+        "removed the schedules that %s no longer declares: %s",
+        escape(program),
+        escape(", ".join(names)),
+    )
+
+
 def not_folded(log: Logger, error: Exception) -> None:
     """Log that the changes of a pass stay in the journal for now."""
     write(

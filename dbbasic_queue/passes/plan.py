@@ -16,9 +16,11 @@ from dbbasic_queue.passes.policies import ALL, COROUTINES, PLAIN, Policies, chec
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from dbbasic_queue.passes.base import StartWork
     from dbbasic_queue.passes.policies import AnyHandlers, Kind
+    from dbbasic_queue.passes.scheduled import Registry
     from dbbasic_queue.passes.signals import Interrupts
     from dbbasic_queue.passes.supervisor import Supervisor
     from dbbasic_queue.store.protocol import Store
@@ -69,6 +71,7 @@ def plan(
             linger=linger,
             until_complete=until_complete,
             interrupts=interrupts,
+            registry=_scheduling(handlers),
         )
 
     one = make(ALL, interrupts)
@@ -114,6 +117,11 @@ def _check_registry(handlers: object, store: Store) -> None:
             f"invalid handlers: this registry enqueues into {its.path}, and this pass runs the "
             f"jobs of {store.path} (call process_jobs of the registry's queue)"
         )
+
+
+def _scheduling(handlers: Any) -> Registry | None:
+    """Return the handlers if they are a registry that can declare schedules."""
+    return handlers if getattr(handlers, "name", None) and hasattr(handlers, "retired") else None
 
 
 def _sequential() -> StartWork:

@@ -18,6 +18,7 @@ from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.model.rows import parse_row
 from dbbasic_queue.model.strict_json import canonical_json
+from dbbasic_queue.store import schedule_file
 from dbbasic_queue.store.memory_claims import MemoryClaims, MemoryJob
 from dbbasic_queue.store.writing.archive import append_rows
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.progress import Progress
     from dbbasic_queue.store.protocol import Terms
     from dbbasic_queue.store.reading.unreadable import Unreadable
+    from dbbasic_queue.store.schedule_file import Change
 
 _MOST_ATTEMPTS_KEPT = 10_000
 _MOST_OUTPUTS_KEPT = 100
@@ -59,6 +61,7 @@ class MemoryStore:
         self._paused: frozenset[str] = frozenset()
         self._purged: dict[str, float] = {}
         """job type -> when a pass last removed its old jobs"""
+        self._schedules = b""
         self._mutex = threading.RLock()
         self._process = os.getpid()
 
@@ -252,6 +255,28 @@ class MemoryStore:
             before = self._paused
             self._paused = frozenset() if job_type is None else before - {job_type}
             return self._paused != before
+
+    # -- schedules --
+
+    def has_schedules(self) -> bool:
+        """Return whether any schedule was ever recorded."""
+        return self._schedules != b""
+
+    def read_schedules(self) -> bytes:
+        """Return the schedules, as the text file would hold them."""
+        with self.lock:
+            return self._schedules
+
+    def update_schedules(self, seen: bytes, changes: list[Change]) -> bool:
+        """Add the jobs of due instants, and record that; False if `seen` is outdated."""
+        with self.lock:
+            if self._schedules != seen:
+                return False
+            rows = schedule_file.parse(seen, self.path)
+            new, _ = schedule_file.apply(rows, changes, self.find)
+            self.add("".join(new.values()))
+            self._schedules = schedule_file.encode(rows.values())
+            return True
 
     # -- passes --
 

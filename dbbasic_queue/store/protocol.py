@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.output import Output
     from dbbasic_queue.store.progress import Progress
     from dbbasic_queue.store.reading.unreadable import Unreadable
+    from dbbasic_queue.store.schedule_file import Change
 
     class Store(Protocol):
         """Where the jobs are kept."""
@@ -133,6 +134,19 @@ if TYPE_CHECKING:
 
         def resume(self, job_type: str | None) -> bool:
             """End the pause of a type or, for None, every pause; False if there was none."""
+
+        def has_schedules(self) -> bool:
+            """Return whether any schedule was ever recorded."""
+
+        def read_schedules(self) -> bytes:
+            """Return the recorded schedules, as `schedule_file.parse` reads them."""
+
+        def update_schedules(self, seen: bytes, changes: list[Change]) -> bool:
+            """Add the jobs of due instants, unless they were added before, and record that.
+
+            `changes` were planned with the content `seen`. Returns False, and does nothing, if that
+            has changed.
+            """
 
         def history(
             self, job_id: str = "", since: float = ..., *, only_errors: bool = False

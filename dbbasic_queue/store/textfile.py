@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.protocol import Terms
     from dbbasic_queue.store.reading.snapshot import Snapshot
     from dbbasic_queue.store.reading.unreadable import Unreadable
+    from dbbasic_queue.store.schedule_file import Change
     from dbbasic_queue.store.writing.once import AddOnce
 
 _LOOKUPS_WITHOUT_INDEX = 2
@@ -335,6 +336,25 @@ class TextFileStore:
             paused.write(self.path, types - gone, fsync=self.fsync)
         return bool(gone)
 
+    # -- schedules --
+
+    def has_schedules(self) -> bool:
+        """Return whether any schedule was ever recorded. Needs no lock."""
+        return os.path.lexists(self.path + ".schedule")
+
+    def read_schedules(self) -> bytes:
+        """Return the content of `queue.tsv.schedule`; b"" without that file."""
+        content: bytes = load(_schedule_file).read(self.path)
+        return content
+
+    def update_schedules(self, seen: bytes, changes: list[Change]) -> bool:
+        """Add the jobs of due instants, and record them; on the disk on return.
+
+        Returns False, and does nothing, if the file's content isn't `seen` any more.
+        """
+        done: bool = self.lock.run(load(_schedule_file).update, self.files, seen, changes)
+        return done
+
     # -- reading: without the lock, this process's other threads are kept out --
 
     @reading
@@ -468,6 +488,12 @@ def _add_once() -> type[AddOnce]:
     from dbbasic_queue.store.writing.once import AddOnce
 
     return AddOnce
+
+
+def _schedule_file() -> ModuleType:
+    from dbbasic_queue.store import schedule_file
+
+    return schedule_file
 
 
 def _rewrites() -> ModuleType:

@@ -14,6 +14,7 @@ with one write when it happens, so it survives the process, in the order of all 
     final    id status                a reader has seen this status
     attempts key attempts             attempts from before the log was started
     clock    seconds                  the clock was set
+    schedules                         from here on, passes have schedules
     error    site                     the planned error is raised for the first time
     over                              from here on calls succeed again
     dead     pid                      this process has ended (written by its parent)
@@ -34,11 +35,12 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from disk import FINAL, Job, archive_of, read_disk
+import cronsim  # noqa: F401 - so that attacked processes needn't import it
+from disk import FINAL, SCHEDULED, Job, archive_of, read_disk
 from shim import REAL
 
 import dbbasic_queue
-from dbbasic_queue import Backoff, Delay, Fail, Handler, Queue, QueueError
+from dbbasic_queue import Backoff, Delay, Fail, Handler, Handlers, Queue, QueueError
 
 START = 1_000_000
 DAY = 86_400
@@ -53,6 +55,8 @@ POLICIES: dict[str, dict[str, Any]] = {
     "prints": {"timeout": math.inf},
 }
 """type -> the policy of its handler"""
+SCHEDULES = {"tick": 30_000, "cron": 12 * 3600}
+"""name -> seconds between the instants, which are multiples of that"""
 
 
 class Log:
@@ -114,6 +118,8 @@ class Bench:
         self.process = 0
         """the process that makes the passes"""
         self.queue = self.open()
+        self.registry: Handlers | None = None
+        """the handlers with schedules, if passes have any"""
         self.handlers: dict[str, Callable[..., Any]] = {
             name.removeprefix("job_"): self._handler(name)
             for name in dir(self)
@@ -274,14 +280,32 @@ class Bench:
         )
 
     def _older(self, seconds: float) -> Callable[[Job], bool]:
-        return lambda job: job.status in FINAL and job.run_at < self.now - seconds
+        before = self.now - seconds
+        return lambda job: job.status in FINAL and job.run_at < before and not job.is_unrecorded
 
     # -- passes --
 
+    def declare_schedules(self) -> None:
+        """Let all passes have schedules, except those of `work_without_schedules`."""
+        jobs = Handlers(name="program")
+        for job_type, handler in self.handlers.items():
+            register: Any = jobs.handler(job_type, **POLICIES.get(job_type, {}))
+            register(getattr(handler, "function", handler))
+        key = {"k": SCHEDULED}
+        jobs.every(SCHEDULES["tick"], "ok", payload=key, name="tick", missed="all")
+        rule = "0 */12 * * *"
+        jobs.every(rule, "text", payload=key, name="cron", timezone="UTC", missed="all")
+        self.registry = jobs
+        self.log.add("schedules")
+
+    def work_without_schedules(self) -> None:
+        self._try("plain", "", lambda: self.queue.process_jobs(self.handlers, MAX_ATTEMPTS))
+
     def work(self) -> dict[str, int] | None:
         self.process = os.getpid()
+        handlers = self.handlers if self.registry is None else self.registry
         counts: dict[str, int] | None = self._try(
-            "pass", "", lambda: self.queue.process_jobs(self.handlers, MAX_ATTEMPTS)
+            "pass", "", lambda: self.queue.process_jobs(handlers, MAX_ATTEMPTS)
         )
         return counts
 
@@ -306,11 +330,10 @@ class Bench:
         function: Callable[[str], Any] = getattr(self, name)
 
         def run(payload: Any, *, job: dbbasic_queue.Job) -> Any:
-            key = payload["k"]
+            key = job.id if payload["k"] == SCHEDULED else payload["k"]
             self.job = job
             process = self.process  # that of the pass, whichever process runs this
-            self.log.add("start", key, self.now, process=process)
-            self.log.add("start", key, self.now, payload.get("v", 0))
+            self.log.add("start", key, self.now, payload.get("v", 0), process=process)
             try:
                 return function(key)
             except Delay:

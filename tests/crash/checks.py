@@ -31,10 +31,13 @@ def check_crashed(disk: Disk, promises: Promises, junk: int, torn: int) -> list[
         if keys.count(key) != 1:
             wrong.append(f"P1: {key} was enqueued, and is in the queue {keys.count(key)} times")
     for key in keys:
-        if key not in promises.called:
+        if key not in promises.called and not promises.may_be_scheduled(key):
             wrong.append(f"P1: {key} was never enqueued")
         if key in promises.removed:
             wrong.append(f"P2: the removal of {key} was acknowledged, but it is in the queue")
+    for key in promises.scheduled() - promises.removed:
+        if keys.count(key) != 1:
+            wrong.append(f"P1: {key} was scheduled, and is in the queue {keys.count(key)} times")
     for key in promises.archived.difference(disk.archived):
         wrong.append(f"P1: {key} was archived, but is not in the archive")
     for job in disk.jobs:

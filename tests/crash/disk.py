@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from calendar import timegm
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import strptime
 
 HEADER = "id\ttype\tpayload\tstatus\tcreated_at\trun_at\tattempts\terror\tresult\n"
 FINAL = ("completed", "failed", "cancelled")
@@ -30,6 +32,12 @@ class Job:
     result: str
     version: int = 0
     """of the payload: which edit has written it; 0 for none"""
+    is_unrecorded: bool = False
+    """whether a schedule has added it, and the file of schedules doesn't know that yet"""
+
+
+SCHEDULED = "@"
+"""the payload's key of a job that a schedule has added: then its key is its id"""
 
 
 @dataclass
@@ -75,12 +83,15 @@ def read_disk(path: str) -> Disk:
     if re.search(rb"[\0-\x08\x0b-\x1f\x7f]", content):
         disk.wrong.append("P8: the file holds a control character")
     states = _journal(path + ".journal", disk)
+    following = _schedules(path + ".schedule", disk)
     for line in lines:
         job = _job(line)
         if job is None:
             disk.junk.append(line)
             continue
         disk.in_file[job.id] = job.status
+        name, _, stamp = job.id.partition(".")
+        job.is_unrecorded = name in following and instant_of(stamp) >= following[name]
         if job.id in states:
             job.status, _, run_at, attempts, job.error, job.result = states[job.id]
             job.run_at, job.attempts = int(run_at), int(attempts)
@@ -116,6 +127,25 @@ def _journal(path: str, disk: Disk) -> dict[str, list[str]]:
     return states
 
 
+def instant_of(stamp: str) -> int:
+    """Return the instant that is the end of a scheduled job's id, such as 20261126T020000Z."""
+    return timegm(strptime(stamp, "%Y%m%dT%H%M%SZ"))
+
+
+def _schedules(path: str, disk: Disk) -> dict[str, int]:
+    """Return name -> next instant of the recorded schedules."""
+    content = _content(path)
+    if content is None:
+        return {}
+    header, *lines = content.decode().split("\n")
+    rows = [line.split("\t") for line in lines[:-1]]
+    whole = header.count("\t") == 6 and lines[-1:] == [""] and all(len(r) == 7 for r in rows)
+    if not whole:
+        disk.wrong.append(f"P8: the file of schedules is {content!r}")
+        return {}
+    return {row[0]: int(row[6]) for row in rows}
+
+
 def _job(line: bytes) -> Job | None:
     columns = line.decode("utf-8", "replace").split("\t")
     if len(columns) != 9 or columns[3] not in STATUSES:
@@ -126,6 +156,7 @@ def _job(line: bytes) -> Job | None:
         run_at, attempts = int(columns[5]), int(columns[6])
     except ValueError:
         return None
+    key = columns[0] if key == SCHEDULED else key
     state = columns[3], run_at, attempts, columns[7], columns[8]
     return Job(columns[0], columns[1], key, *state, version)
 

@@ -17,6 +17,9 @@ DESCRIPTORS = (
     ERRORS + "::test_a_job_that_uses_all_descriptors_is_recorded_even_if_another_process_has_folded"
 )
 POWER = "tests/crash/test_power_loss.py"
+SCHEDULE_POWER = "tests/crash/test_schedule_power_loss.py"
+SCHEDULED = "tests/passes/test_scheduled.py"
+ITS_ROWS = "leaves_that_pass_its_rows"
 STORE = "tests/store/test_textfile.py"
 HISTORY = "tests/store/test_history.py"
 OUTPUT_FILE = "tests/store/test_output_file.py"
@@ -1385,5 +1388,69 @@ MUTANTS = (
         "    purged |= dict.fromkeys(types, int(now))\n",
         "",
         (KEEP,),
+    ),
+    Mutant(
+        "an instant is recorded before its job is added",
+        "store/schedule_file.py",
+        "    if new:\n        content =",
+        '    replace_file(files.path + ENDING, encode(rows.values()), "", ending=".", fsync=True)\n'
+        "    if new:\n        content =",
+        (kill("schedules"),),
+    ),
+    Mutant(
+        "an instant whose job is in the queue is added again",
+        "store/schedule_file.py",
+        "            if find(own_id) is not None:\n",
+        "            if False:\n",
+        (kill("schedules"),),
+    ),
+    Mutant(
+        "a purge removes a job whose instant is not recorded",
+        "store/writing/rewrites.py",
+        "        if row.id in self.unrecorded:\n",
+        "        if False:\n",
+        (errors("schedules"),),
+    ),
+    Mutant(
+        "a purge does not look at the schedules again",
+        "store/writing/rewrites.py",
+        "        if schedule_file.read(self.files.path) != self.unrecorded.content:\n",
+        "        if False:\n",
+        (SCHEDULED + "::test_a_purge_that_has_chosen_its_jobs_before_a_pass_died_" + ITS_ROWS,),
+    ),
+    Mutant(
+        "schedules that another pass has changed are written over",
+        "store/schedule_file.py",
+        "    if read(files.path) != seen:\n",
+        "    if False:\n",
+        (SCHEDULED + "::test_a_pass_that_meets_another_pass_plans_again",),
+    ),
+    Mutant(
+        "a schedule that is changed after the clock was set back adds instants again",
+        "schedules.py",
+        "now if last is None else max(now, last)",
+        "now",
+        (SCHEDULED + "::test_a_clock_that_is_set_back_adds_nothing_twice_even_after_a_purge",),
+    ),
+    Mutant(
+        "the job of an instant is not synced before that is recorded",
+        "store/schedule_file.py",
+        "        files.rows.sync_locked(file, size, content)\n",
+        "",
+        (SCHEDULE_POWER,),
+    ),
+    Mutant(
+        "a job that a dead pass has added is not synced before its instant is recorded",
+        "store/schedule_file.py",
+        "    elif not are_new:",
+        "    elif False:",
+        (SCHEDULE_POWER,),
+    ),
+    Mutant(
+        "the file of schedules is not synced",
+        "store/schedule_file.py",
+        'done, ending=".new", fsync=files.fsync',
+        'done, ending=".new", fsync=False',
+        (SCHEDULE_POWER,),
     ),
 )

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from time import gmtime, strftime
 from typing import Any
 
-from bench import START
-from disk import FINAL
+from bench import SCHEDULES, START
+from disk import FINAL, instant_of
 
 CHANGES = ("requeue", "remove", "archive")
 """the operations on finished jobs"""
+
+
+def is_scheduled(key: str) -> bool:
+    """Return whether a key is that of a job that a schedule has added."""
+    return key.partition(".")[0] in SCHEDULES
 
 
 class Promises:
@@ -60,6 +66,13 @@ class Promises:
         """id -> the last known status and its attempt, which is -1 if a reader saw the status"""
         self.now: float = START
         """the clock, in Unix seconds"""
+        self.latest: float = START
+        """the latest time that it ever had"""
+        self.has_schedules = False
+        self.scheduled_from: float | None = None
+        """the clock when the first pass had returned that has schedules: later instants are due"""
+        self.scheduled_to: float = 0
+        """the clock when the last one had returned: earlier instants were added"""
         self.error_is_over = False
         self.wrong: list[str] = []
         """the promises that the log itself shows to be broken, as in `checks`"""
@@ -94,6 +107,10 @@ class Promises:
             operation == "stop" and value == "cancelled"
         ):
             self.cancelled.add(keys)
+        elif operation == "pass" and self.has_schedules:
+            self.scheduled_to = max(self.scheduled_to, self.now)
+            if self.scheduled_from is None:
+                self.scheduled_from = self.now
         elif operation == "stop" and value == "processing":
             self.stopping[keys] = self.starts.get(keys, 0) + (keys not in self._running)
         elif operation == "edit":
@@ -164,7 +181,10 @@ class Promises:
             self.wrong.append(f"P2: {key} is started while its type is paused")
         if key in self.removed:
             self.wrong.append(f"P2: {key} is started after its removal")
-        if now < (self.called.get(key) or 0):
+        too_early = now < (self.called.get(key) or 0)
+        if is_scheduled(key):  # if the clock was set back after it was added, it is pulled in
+            too_early = self.latest < instant_of(key.partition(".")[2])
+        if too_early:
             self.wrong.append(f"P1: {key} is started before its time")
 
     def _read_attempts(self, _: int, key: str, attempts: int) -> None:
@@ -196,6 +216,28 @@ class Promises:
 
     def _read_clock(self, _: int, now: float) -> None:
         self.now = now
+        self.latest = max(self.latest, now)
+
+    def _read_schedules(self, _: int) -> None:
+        self.has_schedules = True
+
+    def scheduled(self) -> set[str]:
+        """Return the keys of the scheduled jobs that were certainly added."""
+        if self.scheduled_from is None:
+            return set()
+        return {
+            f"{name}.{strftime('%Y%m%dT%H%M%SZ', gmtime(instant))}"
+            for name, seconds in SCHEDULES.items()
+            for instant in range(seconds, int(self.scheduled_to) + 1, seconds)
+            if instant > self.scheduled_from
+        }
+
+    def may_be_scheduled(self, key: str) -> bool:
+        """Return whether a key is that of one of the schedules' instants."""
+        if not self.has_schedules or not is_scheduled(key):
+            return False
+        name, _, stamp = key.partition(".")
+        return instant_of(stamp) > START and instant_of(stamp) % SCHEDULES[name] == 0
 
     def _read_dead(self, _: int, pid: int) -> None:
         self._running = {key: who for key, who in self._running.items() if who != pid}

@@ -450,6 +450,32 @@ def _keep(bench: Bench) -> None:
     bench.work_and_keep(DAY)
 
 
+# -- K: schedules add jobs, and finished ones are purged -------------------------------------------
+
+
+def _prepare_schedules(bench: Bench) -> None:
+    rows = [
+        _row("k1", "ok", "completed", run_at=START - 10 * DAY, attempts=1),
+        _row("k2", "ok", run_at=START - 9),
+    ]
+    _write_file(bench, "".join(rows))
+    bench.declare_schedules()
+
+
+def _schedules(bench: Bench) -> None:
+    bench.work()
+    bench.set_clock(START + 45_000)
+    bench.work()
+    # If that pass has failed after it had added jobs, they run, and must not be removed yet.
+    bench.work_without_schedules()
+    bench.set_clock(START + 45_500)
+    bench.purge(100)
+    bench.set_clock(START + 30_000)
+    bench.work()
+    bench.set_clock(START + 70_000)
+    bench.work()
+
+
 # -- what another process does at the same time ----------------------------------------------------
 
 
@@ -514,5 +540,6 @@ WORKLOADS = {
         Workload("edit", _edit, _prepare_edited, folds_seem_expensive=True),
         Workload("stop", _stops, _prepare_stops),
         Workload("priorities", _priorities, _prepare_priorities),
+        Workload("schedules", _schedules, _prepare_schedules),
     )
 }

@@ -120,8 +120,6 @@ def test_features_that_the_page_says_are_missing_are_missing() -> None:
     ours = {row[0]: row[1] for row in FEATURES[1:]}
     assert ours["Priorities"] == "no"
     assert "priority" not in inspect.signature(Queue.enqueue).parameters
-    assert ours["Cron schedules"] == "no, use cron"
-    assert not {"cron", "schedule", "every"} & set(inspect.signature(Handler).parameters)
     package = Path(dbbasic_queue.__file__).parent
     for feature, module in [
         ("Web page", "web"),

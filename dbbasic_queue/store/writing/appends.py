@@ -181,6 +181,20 @@ class RowsFile:
         self.file = None
         return False
 
+    def sync_locked(self, file: OpenFile, size: int, content: bytes) -> None:
+        """Do the same as `sync_added` while the lock is held.
+
+        With b"" as `content`, sync what others have appended.
+        """
+
+        def undo() -> bool:
+            self.file = None
+            return content != b"" and self._cut_off_locked(file, size, content)
+
+        if self.fsync:
+            left = "the jobs were added and may run, but may not survive a power cut"
+            _sync_or_undo(file, undo, "nothing was added", left if content else "nothing was added")
+
     def _cut_off(self, file: OpenFile, size: int, content: bytes) -> bool:
         self.file = None
         return self.lock.run(self._cut_off_locked, file, size, content)

@@ -15,6 +15,7 @@ import os
 from dbbasic_queue.errors import StoreError, store_error
 from dbbasic_queue.model.records import decode_record, encode_record, encode_state
 from dbbasic_queue.model.states import FAILED, PROCESSING, requeue
+from dbbasic_queue.store import schedule_file
 from dbbasic_queue.store.disk.files import NO_SPACE
 from dbbasic_queue.store.writing.choice import Choice
 
@@ -174,12 +175,27 @@ class _Removal(_Rewrite):
         self.rechecks = archive is None
         self.archived: set[int] = set()
         """hashes of the rows that are archived already: jobs may have to be chosen again"""
+        self.unrecorded = schedule_file.Unrecorded(b"", files.path)
+        """jobs of schedules that must stay, as of the choice"""
 
     def pick(self, row: Row, line: bytes) -> bytes | None:
         """Return the line to archive, b"" without an archive; None if the job stays."""
         if row.state.status == PROCESSING or not self.unwanted(row):
             return None
+        if row.id in self.unrecorded:
+            return None
         return line if self.archive else b""
+
+    def _choose(self) -> Choice:
+        path = self.files.path
+        self.unrecorded = schedule_file.Unrecorded(schedule_file.read(path), path)
+        return super()._choose()
+
+    def _apply_if_same(self, choice: Choice) -> int | None:
+        self.files.read_new()  # may release the lock: so first this, then the comparison
+        if schedule_file.read(self.files.path) != self.unrecorded.content:
+            return None
+        return super()._apply_if_same(choice)
 
     def _archive(self, picked: dict[int, bytes]) -> None:
         new = [line for _, line in sorted(picked.items()) if hash(line) not in self.archived]
