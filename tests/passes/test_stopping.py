@@ -285,7 +285,6 @@ queue.process_jobs(handlers, linger=1000, workers=3)
 """
 
 
-@pytest.mark.waits
 def test_of_1000_random_stops_each_job_is_stopped_or_finished_and_never_both(
     now_queue: Queue, programs: Programs, tmp_path: Path
 ) -> None:
