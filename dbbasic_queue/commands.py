@@ -107,6 +107,13 @@ class RegisteredCommand(Command):
         """Return whether this is the command of `old`, as in a module that was reloaded."""
         return isinstance(old, RegisteredCommand) and self.program == old.program
 
+    def check_fit(self, payload: Any) -> None:
+        """Raise InvalidJob if the payload doesn't fit the command's placeholders."""
+        try:
+            self.program.filled({} if payload is None else payload)
+        except Fail as e:
+            raise InvalidJob(f"invalid payload: {e}") from None
+
     def enqueue(
         self,
         payload: Any = None,
@@ -120,10 +127,7 @@ class RegisteredCommand(Command):
 
         Raises InvalidJob, too, if the payload doesn't fit the command's placeholders.
         """
-        try:
-            self.program.filled({} if payload is None else payload)
-        except Fail as e:
-            raise InvalidJob(f"invalid payload: {e}") from None
+        self.check_fit(payload)
         queue = self._handlers.queue or default_queue()
         return queue.enqueue(
             self.type, payload, run_at, job_id=job_id, exist_ok=exist_ok, unique=unique

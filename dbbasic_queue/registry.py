@@ -134,14 +134,17 @@ class Handlers(Mapping[str, Handler]):
         from dbbasic_queue.toml_file import read
 
         file = read(path)
-        handlers = cls(queue=queue, name=os.path.abspath(path), **file.settings)
-        for job_type, command in file.commands.items():
-            handlers.add(job_type, command)
-        for job_type, schedule in file.schedules.items():
-            try:
-                handlers.every(job_type=job_type, **schedule)
-            except InvalidHandlers as e:
-                raise InvalidHandlers(f"{os.fspath(path)}: [{job_type}]: {e}") from None
+        where = os.fspath(path)
+        try:
+            handlers = cls(queue=queue, **{"name": os.path.abspath(path), **file.settings})
+            for job_type, command in file.commands.items():
+                where = f"{os.fspath(path)}: [{job_type}]"
+                registered = handlers.add(job_type, command)
+                if schedule := file.schedules.get(job_type):
+                    handlers.every(job_type=job_type, **schedule)
+                    registered.check_fit(schedule.get("payload"))
+        except (InvalidHandlers, InvalidJob) as e:
+            raise InvalidHandlers(f"{where}: {e}") from None
         return handlers
 
     def __repr__(self) -> str:

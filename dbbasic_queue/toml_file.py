@@ -66,6 +66,11 @@ def _every(value: Any) -> str | float:
     except ValueError:
         if not isinstance(value, str):
             raise
+        if len(value.split()) < _FEWEST_FIELDS and not value.startswith("@"):
+            raise ValueError(
+                f'invalid schedule {value!r}: must be a cron expression, such as "0 3 * * *", or '
+                'an interval with a unit, such as "15m"'
+            ) from None
         return value
 
 
@@ -83,9 +88,12 @@ def _list(value: Any) -> list[Any]:
     return value
 
 
+_FEWEST_FIELDS = 5
+"""of a cron expression, unless it is a name such as @daily"""
 _FILE_KEYS: Checks = {
     "ignore_case": _true_or_false,
     "keep": _seconds,
+    "name": _text,
 }
 """outside of all tables: arguments of `Handlers`"""
 _TABLE_KEYS: Checks = {

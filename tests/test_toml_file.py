@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import job
+from helpers import NOW, Clock, job
 
 from dbbasic_queue import Handlers, InvalidHandlers, Queue
 
@@ -109,7 +109,7 @@ def test_ignore_case_applies_to_the_whole_file(place: Path) -> None:
         ("", "no job type (write a table for each, such as [send_email])"),
         ("[a", "Expected ']' at the end of a table declaration"),
         ('[a]\ncommand = ["cat"]\n[a]\n', "Cannot declare ('a',) twice"),
-        ('x = 1\n[a]\ncommand = ["cat"]', "unknown key 'x' (known keys: ignore_case, keep)"),
+        ('x = 1\n[a]\ncommand = ["cat"]', "unknown key 'x' (known keys: ignore_case, keep, name)"),
         ('ignore_cas = true\n[a]\ncommand = ["cat"]', "(did you mean ignore_case?)"),
         (
             'ignore_case = 1\n[a]\ncommand = ["cat"]',
@@ -280,3 +280,77 @@ def test_the_rule_is_that_of_the_queues_directory(app: Path) -> None:
         assert found in (["accepted"] * 2, ["refused"] * 2), (oct(mode), found)
     app.chmod(0o755)
     assert os.access(app, os.W_OK)
+
+
+SCHEDULED = """
+name = "shop"
+keep = "30d"
+
+[report]
+command = ["cat"]
+priority = 5
+every = "0 3 * * *"
+timezone = "Europe/Berlin"
+missed = "all"
+
+[poll]
+command = ["echo", "{feed}"]
+every = "15m"
+overlap = false
+payload = { feed = "news" }
+"""
+
+
+def test_a_table_may_declare_a_schedule_and_a_priority(place: Path) -> None:
+    handlers = Handlers.from_toml(declare(place, SCHEDULED))
+    assert (handlers.name, handlers.keep) == ("shop", 30 * 86_400)
+    assert handlers["report"].priority == 5
+    assert sorted(handlers.schedules) == ["poll", "report"]
+    clock = Clock(NOW)
+    with Queue("memory:", clock=clock) as queue:
+        queue.process_jobs(handlers)
+        found = {schedule["name"]: schedule for schedule in queue.schedules()}
+        assert found["report"]["timezone"] == "Europe/Berlin"
+        assert found["poll"]["program"] == found["report"]["program"] == "shop"
+        clock.now += 900
+        queue.process_jobs({}, skip_unknown=True)
+        queue.process_jobs(Handlers(name="other"))
+        handlers_again = Handlers.from_toml(declare(place, SCHEDULED))
+        assert queue.process_jobs(handlers_again)["completed"] == 1
+        (polled,) = queue.jobs("completed", "poll")
+        assert (polled["payload"], polled["result"]) == ({"feed": "news"}, "news")
+
+
+def test_without_a_name_the_schedules_belong_to_the_file(place: Path) -> None:
+    file = declare(place, '[a]\ncommand = ["cat"]\nevery = 60')
+    assert Handlers.from_toml(file).name == str(file)
+
+
+@pytest.mark.parametrize(
+    ("keys", "error"),
+    [
+        ('every = "5 m"', "[a]: every: invalid schedule '5 m': must be a cron expression"),
+        ('every = "0.5"', "[a]: every: invalid schedule '0.5': must be a cron expression"),
+        ('every = "0 25 * * *"', "[a]: "),
+        ('every = "0.5s"', "[a]: "),
+        ("every = true", "[a]: every: invalid value True: must be a number"),
+        ('every = "5m"\ntimezone = "Europe/Berlin"', "[a]: "),
+        ('every = "@daily"\ntimezone = "Nowhere/Land"', "[a]: "),
+        ('every = "5m"\nmissed = "never"', "[a]: "),
+        ('every = "5m"\noverlap = "no"', "[a]: overlap: invalid value 'no': must be true or fal"),
+        ('timezone = "Europe/Berlin"', "[a]: timezone belongs to a schedule: give every, too"),
+        ('every = "5m"', "[a]: invalid payload: "),
+        ('every = "5m"\npayload = { n = 2026-11-27 }', "[a]: invalid "),
+        ("priority = 1.5", "[a]: priority: invalid value 1.5: must be a whole number"),
+    ],
+)
+def test_a_schedule_that_cannot_work_is_refused(place: Path, keys: str, error: str) -> None:
+    assert refused(place, f'[a]\ncommand = ["echo", "{{n}}"]\n{keys}').startswith(error)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ['keep = "30"', "keep = -1", 'keep = "a month"', 'name = ""', "name = 3"],
+)
+def test_a_setting_of_the_file_that_cannot_work_is_refused(place: Path, key: str) -> None:
+    refused(place, f'{key}\n[a]\ncommand = ["cat"]')

@@ -177,6 +177,7 @@ def run_run(arguments: Namespace) -> int:
                 skip_unknown=True,
                 linger=arguments.linger,
                 workers=arguments.workers,
+                ping=arguments.ping,
             )
         except KeyboardInterrupt:
             return INTERRUPTED

@@ -170,6 +170,11 @@ def argument_parser() -> ArgumentParser:
         default=MAX_ATTEMPTS,
         help=f"for types without a number of their own (default: {MAX_ATTEMPTS})",
     )
+    run.add_argument(
+        "--ping",
+        metavar="URL",
+        help="request this URL after each run, unless it failed, so that a monitor can alert you",
+    )
     run.add_argument("-v", "--verbose", action="store_true", help="report every attempt")
 
     cancel = command("cancel", commands.run_cancel, "cancel jobs that are pending")

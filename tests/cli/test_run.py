@@ -7,7 +7,9 @@ import signal
 import sys
 import textwrap
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from helpers import Child, environment, job, run_command, wait_for
@@ -173,3 +175,27 @@ def test_an_error_in_the_file_runs_no_job(place: Path, default: Queue) -> None:
         "dbbasic-queue: handlers.toml: [typo]: unknown key 'timeot' (did you mean timeout?)\n"
     )
     assert job(default, added)["attempts"] == 0
+
+
+def test_run_can_ping_a_monitor(place: Path, default: Queue) -> None:
+    default.enqueue("bad", {})
+    requested = []
+
+    class Monitor(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requested.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Monitor) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/ping/shop"
+        assert run_command("run", "--ping", url, "handlers.toml", cwd=place).returncode == 0
+        server.shutdown()
+    assert requested == ["/ping/shop"]
+    done = run_command("run", "--ping", "ftp://127.0.0.1/", "handlers.toml", cwd=place)
+    assert done.returncode == 1
+    assert "ftp://127.0.0.1/" in done.stderr

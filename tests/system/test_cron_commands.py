@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import DEADLINE, PROJECT, environment, job, wait_for
+from helpers import DEADLINE, EMPTY, PROJECT, environment, job, wait_for
 from test_cron import A_MINUTE, cron, crontab, install, what_is_missing
 
 from dbbasic_queue import Queue
@@ -120,13 +120,12 @@ def test_cron_runs_a_shell_script_a_php_script_and_a_python_function(tmp_path: P
             f"* * * * * cd {app} && .venv/bin/python worker.py 2>> {app}/errors",
         ),
     ):
-        wait_for(
-            lambda: (
-                queue.counts() == {**dict.fromkeys(queue.counts(), 0), "completed": 5, "failed": 1}
-            ),
-            "cron's passes",
-            2 * A_MINUTE,
-        )
+        done = {**EMPTY, "completed": 5, "failed": 1}
+        try:
+            wait_for(lambda: queue.counts() == done, "cron's passes", 2 * A_MINUTE)
+        except AssertionError as e:
+            errors = (app / "errors").read_text()
+            raise AssertionError(f"{e}\n{errors}\n{[*queue.jobs()]}") from None
         for job_id, result in expected.items():
             found = job(queue, job_id)
             assert (found["status"], found["attempts"], found["result"]) == ("completed", 1, result)
