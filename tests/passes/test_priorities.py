@@ -249,3 +249,15 @@ def test_a_pass_of_another_process_can_take_a_job_first(queue: Queue, clock: Clo
         assert "mail" not in ran.payloads
         (mail,) = queue.jobs(job_type="mail")
         assert job(queue, mail["id"])["attempts"] == 1
+
+
+def test_a_newly_due_job_of_a_higher_priority_runs_before_jobs_that_have_killed_a_pass(
+    queue: Queue, path: Path
+) -> None:
+    ran = Ran(low=0, high=10)
+    died = {"attempts": 1, "error": "worker died in attempt 1"}
+    for name in ("first", "second"):
+        add_lines(path, line(name, type="low", payload=f'"{name}"', **died))
+    ran.then["first"] = lambda: queue.enqueue("high", "mail")
+    assert queue.process_jobs(ran.handlers) == NONE | {"completed": 3}
+    assert ran.payloads == ["first", "mail", "second"]

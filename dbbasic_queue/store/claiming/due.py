@@ -126,19 +126,41 @@ class DueJobs:
         pass has claimed. `now` only matters if there are priorities. Stops early when the payloads
         that were found have 1 MiB together.
         """
-        found: list[Claim] = []
-        size = 0
         view = self._view
         if self._last_suspect in held:
-            return found
+            return []
         is_left = self._due or self._waiting or self._suspects
         if self._by_priority:
             view.refresh()
         if not is_left or self._numbering != view.numbering or not view.whole:
+            is_left = False
             self._search()
+        remaining: dict[str, int] = {}
+        found = self._take(most, remaining, now)
+        if not found and self._suspects and not (held and self._parallel > 1):
+            if is_left:  # jobs that were unclaimed since the search come before a suspect
+                self._search()
+                remaining.clear()
+                found = self._take(most, remaining, now)
+            while self._suspects and not found:
+                claim = self._candidate(self._suspects.popleft(), remaining, alone=True)
+                if claim is not None:
+                    self._last_suspect = claim.key
+                    found.append(claim)
+        if not found:
+            self._found_nothing_in, self._next_due_at = self._version(), None
+            self._found_nothing_at = self._looked_at
+        return found
+
+    def _take(self, most: int, remaining: dict[str, int], now: float) -> list[Claim]:
+        """Return claims of the next due jobs that were found, except suspects; see `candidates`.
+
+        `remaining` is as in `_use_remaining`.
+        """
+        found: list[Claim] = []
+        size = 0
         if self._by_priority:
             self._by_priority.add_newly_due(now)
-        remaining: dict[str, int] = {}
         if self._waiting:
             self._resume_waiting(remaining)
         due = self._due
@@ -148,15 +170,6 @@ class DueJobs:
             if claim is not None:
                 found.append(claim)
                 size += len(claim.row.payload)
-        if not found and not (held and self._parallel > 1):
-            while self._suspects and not found:
-                claim = self._candidate(self._suspects.popleft(), remaining, alone=True)
-                if claim is not None:
-                    self._last_suspect = claim.key
-                    found.append(claim)
-        if not found:
-            self._found_nothing_in, self._next_due_at = self._version(), None
-            self._found_nothing_at = self._looked_at
         return found
 
     def _search(self) -> None:
