@@ -14,7 +14,6 @@ from dbbasic_queue.queue import default_queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import os
     from datetime import datetime, timedelta
     from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
 
@@ -246,8 +245,9 @@ class Handlers(Mapping[str, Handler]):
     def add(self, job_type: str, command: Command) -> RegisteredCommand:
         """Register a command under a job type; return it with a method `enqueue`.
 
-        `enqueue(payload, run_at=None, *, job_id=None)` raises InvalidJob for a payload that doesn't
-        fit the command's placeholders. Raises InvalidHandlers if the type is taken or invalid.
+        `enqueue` has the arguments of `Queue.enqueue` after the type, and raises InvalidJob for a
+        payload that doesn't fit the command's placeholders, too. Raises InvalidHandlers if the type
+        is taken or invalid.
         """
         from dbbasic_queue.commands import Command, RegisteredCommand
 
@@ -365,9 +365,10 @@ class Handlers(Mapping[str, Handler]):
     def retired(self, names: list[str]) -> list[str]:
         """Return those of these schedules that no registry of this program has declared.
 
-        Only the registries of this process are known.
+        Only the registries of this process are known. One that was unpickled has declared its
+        schedules in another process.
         """
-        declared = _declared.get(self.name or "", set())
+        declared = self.schedules.keys() | _declared.get(self.name or "", set())
         return [name for name in names if name not in declared]
 
     def on_failure(self, hook: OnFailure) -> OnFailure:

@@ -108,8 +108,8 @@ class Pass:
 
     def run(self) -> dict[str, int]:
         """Run the due jobs; return how many had each outcome."""
-        now = self.clock()
         self.add_scheduled()
+        now = self.clock()  # afterwards: a job that has just been added is due
         exists = self.store.exists()
         if not exists and (log := log_lines.logger()):
             log_lines.no_queue(log, self.store.path)
@@ -208,8 +208,8 @@ class Pass:
 
     def count_due(self) -> int:
         """Return how many jobs are due now; at least 1 if there is other work, such as a fold."""
-        now = self.clock()
         self.add_scheduled()
+        now = self.clock()
         if not self._has_work(now):
             return 0
         return max(self.store.count_due(now), 1)
