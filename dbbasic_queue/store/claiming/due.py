@@ -129,7 +129,7 @@ class DueJobs:
         view = self._view
         if self._last_suspect in held:
             return []
-        is_left = self._due or self._waiting or self._suspects
+        is_left = bool(self._due or self._waiting or self._suspects)
         if self._by_priority:
             view.refresh()
         if not is_left or self._numbering != view.numbering or not view.whole:
