@@ -247,6 +247,8 @@ class Pass:
             outcome = _OUTCOMES_OF_DEAD[state.status]
             ended = "stopped" if outcome == "stopped" else "died"
             claims.history.note(row, ended, state.error, claims.looked_at, None)
+            if ended == "stopped":
+                claims.progress.forget(row, claims.looked_at)
             if outcome != "retried":  # it is counted as recovered
                 self.counts[outcome] += 1
             if log is not None and outcome == "retried":

@@ -121,6 +121,7 @@ class Executor:
 
         The attempt is added to the history.
         """
+        self._claims.progress.forget(claim.row, self._clock())
         self._claims.unclaim([claim], STOPPED)
         self._note(claim.row, INTERRUPTED, STOPPED, seconds, details)
 
@@ -153,6 +154,7 @@ class Executor:
         row = claim.row
         if recorded is not None and recorded.status == states.CANCELLED:
             outcome = "stopped"
+            self._claims.progress.forget(row, self._clock())
         ended, state = ("late", after) if recorded is None else (outcome, recorded)
         self._note(row, ended, state.error, seconds, details)
         if recorded is not None:

@@ -125,6 +125,9 @@ class MemoryProgress:
         with self._store.lock:
             self._store.reported[job_id] = progress.Progress(line)
 
+    def forget(self, row: Row, at: float) -> None:
+        """Do nothing: the end of an attempt ends its progress."""
+
     def take_error(self) -> None:
         """Return None: nothing is lost."""
 
