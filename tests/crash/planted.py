@@ -1106,8 +1106,15 @@ MUTANTS = (
     Mutant(
         "a newly due job of a higher priority waits for the next pass",
         "store/claiming/due.py",
-        "            self._by_priority.add_newly_due(now)\n",
+        "            self._by_priority.add_newly_due(now, waiting)\n",
         "            pass\n",
+        (PRIORITIES,),
+    ),
+    Mutant(
+        "a newly due job waits for jobs that wait for their type's concurrency",
+        "store/claiming/due.py",
+        "            self._by_priority.add_newly_due(now, waiting)\n",
+        "            self._by_priority.add_newly_due(now, ())\n",
         (PRIORITIES,),
     ),
     Mutant(

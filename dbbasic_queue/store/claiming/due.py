@@ -130,7 +130,7 @@ class DueJobs:
         if self._last_suspect in held:
             return []
         is_left = bool(self._due or self._waiting or self._suspects)
-        if self._by_priority:
+        if self._by_priority is not None:
             view.refresh()
         if not is_left or self._numbering != view.numbering or not view.whole:
             is_left = False
@@ -159,8 +159,9 @@ class DueJobs:
         """
         found: list[Claim] = []
         size = 0
-        if self._by_priority:
-            self._by_priority.add_newly_due(now)
+        if self._by_priority is not None:
+            waiting = [self._terms.priority(job_type) for job_type in self._waiting]
+            self._by_priority.add_newly_due(now, waiting)
         if self._waiting:
             self._resume_waiting(remaining)
         due = self._due
