@@ -288,7 +288,7 @@ class MemoryClaims:
             accepted = _accepted(job, claimed, state)
             if accepted is not None:
                 job.state = accepted
-                if accepted.status == states.PENDING:
+                if accepted.status != states.COMPLETED:
                     self._put_back.add(job.id)
             return accepted
 

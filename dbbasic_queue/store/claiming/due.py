@@ -1,8 +1,9 @@
 """Finds the due jobs that a pass may claim next.
 
 Due jobs are those that were due when the pass looked last. Jobs that were added since then, and
-jobs that the pass itself has retried or delayed, wait for its next look, even if a clock that was
-set back makes them seem due already. The module `priorities` has the exception.
+jobs that the pass itself has run without completing them, wait for its next look, even if a clock
+that was set back, or a requeue, makes them seem due already. The module `priorities` has the
+exception.
 
 Jobs are chosen without the lock, and checked again under it (`recheck`). Paused types are not
 claimed, and no more jobs of a type are processing than its concurrency allows. A **suspect**, a job
@@ -41,7 +42,8 @@ _READ_AHEAD_BYTES = 1 << 16
 class DueJobs:
     """The due jobs of one pass, which may run `parallel` of them at once.
 
-    `put_back` are the ids of the jobs that the pass has retried or delayed since it looked last.
+    `put_back` are the ids of the jobs that the pass has retried, delayed, failed or stopped since
+    it looked last: someone may requeue the last two.
     """
 
     def __init__(self, store: QueueFiles, terms: Terms, parallel: int, now: float) -> None:
