@@ -84,10 +84,10 @@ class JobQueue(Queue):
     ) -> dict[str, int]:
         """Run jobs, with their retries and delays, until none is left; without waiting.
 
-        If no job is due, the clock moves to the next `run_at`. Schedules add what is due at the
-        call; what comes due while the clock moves is left to the next call, because a schedule has
-        no end. Returns the sums of the counts of `process_jobs`. Raises AssertionError, and shows
-        the remaining jobs, after 1,000 passes.
+        If no job is due, the clock moves to the next `run_at`. Schedules add the jobs that are due
+        at the call. Those that become due while the clock moves are left to the next call, because
+        a schedule has no end. Returns the sums of the counts of `process_jobs`. Raises
+        AssertionError, and shows the remaining jobs, after 1,000 passes.
         """
         sums: dict[str, int] = {}
         for number in range(MOST_PASSES):
