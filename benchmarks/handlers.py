@@ -43,14 +43,22 @@ Queue(sys.argv[1]).process_jobs(handlers, linger=1, workers=int(sys.argv[2]))
 """
 ENDLESS = """
 import os, re, subprocess, sys, time
-from dbbasic_queue import Handler, Queue
+from dbbasic_queue import Command, Handler, Queue
+def note():
+    with open(sys.argv[2], "w") as file:
+        file.write("started")
 def loop_in_c(_):
-    print("started", flush=True)
+    note()
     re.match(r"(a+)+$", "a" * 64 + "b")
 def tree(_):
-    print("started", flush=True)
+    note()
     subprocess.run(["sh", "-c", "trap '' TERM; sleep 60 & wait; sleep 60"])
-handlers = {"loop": Handler(loop_in_c, timeout=60), "tree": Handler(tree, timeout=60)}
+script = 'exec 3>&-; echo started > "$0"; sleep 60'
+handlers = {
+    "loop": Handler(loop_in_c, timeout=60),
+    "tree": Handler(tree, timeout=60),
+    "command": Command(["sh", "-c", script, sys.argv[2]]),
+}
 Queue(sys.argv[1]).run_until_complete(handlers)
 """
 
@@ -125,9 +133,10 @@ def stop_seconds(path: Path, job_type: str) -> float:
     """Return how long it takes to stop a job that doesn't end by itself."""
     with Queue(path) as queue:
         job_id = queue.enqueue(job_type, None)
-        command = [sys.executable, "-c", ENDLESS, str(path)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout and process.stdout.readline() == "started\n"
+        started = Path(f"{path}.started")
+        with subprocess.Popen([sys.executable, "-c", ENDLESS, str(path), str(started)]):
+            while not started.exists():
+                time.sleep(0.01)
             time.sleep(0.2)
             began = time.perf_counter()
             assert queue.stop_job(job_id) == "stopped"
@@ -171,7 +180,12 @@ def main() -> None:
                 f"{statistics.median(found) * 1e3:.0f} ms",
                 "0 ms",
             )
-        for job_type, what in (("loop", "an endless C loop"), ("tree", "a tree of processes")):
+        endless = {
+            "loop": "an endless C loop",
+            "tree": "a tree of processes",
+            "command": "a command",
+        }
+        for job_type, what in endless.items():
             found = [stop_seconds(Path(home, f"{job_type}{n}.tsv"), job_type) for n in range(5)]
             say(f"stop_job of {what}, worst of 5", f"{max(found) * 1e3:.0f} ms", "0 ms")
         say(

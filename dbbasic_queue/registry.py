@@ -245,7 +245,7 @@ class Handlers(Mapping[str, Handler]):
     def add(self, job_type: str, command: Command) -> RegisteredCommand:
         """Register a command under a job type; return it with a method `enqueue`.
 
-        `enqueue` has the arguments of `Queue.enqueue` after the type, and raises InvalidJob for a
+        `enqueue` has the arguments of `Queue.enqueue` after the type. It raises InvalidJob for a
         payload that doesn't fit the command's placeholders, too. Raises InvalidHandlers if the type
         is taken or invalid.
         """

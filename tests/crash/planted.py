@@ -1289,7 +1289,7 @@ MUTANTS = (
         "                pass\n",
         (PROGRAM + "::test_a_program_inherits_four_descriptors_and_no_signal_settings",),
     ),
-    # -- at most one, edits, keep (see "A job that exists already" in docs/internals.md)
+    # -- at most one, edits, keep (see "Look up and append" in docs/internals.md)
     Mutant(
         "a unique job is looked up without the lock",
         "store/writing/once.py",

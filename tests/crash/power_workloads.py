@@ -18,6 +18,8 @@ from dbbasic_queue.store.writing.queue_files import QueueFiles
 
 NOW = 1_700_000_000
 MONTH = 30 * 86_400
+BACKOFF = 300
+"""longer than any wait after an attempt, in seconds"""
 FINAL = ("completed", "failed", "cancelled")
 MAX_ATTEMPTS = 3
 ARCHIVE = "archive.tsv"
@@ -258,6 +260,8 @@ def kills(s: Session) -> None:
     s.die_in(s.run_pass)
     s.enqueue("fail")
     for _ in range(MAX_ATTEMPTS - 1):
+        s.run_pass()  # recovers the job that has killed the last pass
+        s.now += BACKOFF
         s.die_in(s.run_pass)
     s.run_pass()
     s.enqueue_many("ok", 3)
@@ -281,7 +285,8 @@ def journal_only(s: Session) -> None:
         s.enqueue("ok")
         for _ in range(MAX_ATTEMPTS):
             s.die_in(s.run_pass)
-        s.now += 130
+            s.run_pass()
+            s.now += BACKOFF
         s.run_pass()
 
 

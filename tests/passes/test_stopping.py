@@ -27,7 +27,7 @@ from helpers import (
 )
 from test_time_limit import is_alive, spin_in_c
 
-from dbbasic_queue import Delay, Handler, Job, JobNotFound, JobStopped, Queue
+from dbbasic_queue import Command, Delay, Handler, Job, JobNotFound, JobStopped, Queue
 
 LONG = 60.0
 STOPPED = ("cancelled", "Stopped by user")
@@ -70,7 +70,7 @@ def sleep_in_a_tree_of_processes(place: str) -> None:
     subprocess.run(["setsid", "sh", "-c", script], check=True)
 
 
-@pytest.mark.parametrize("how", ["a loop in C", "a tree of processes"])
+@pytest.mark.parametrize("how", ["a loop in C", "a tree of processes", "a command"])
 def test_a_job_in_a_process_of_its_own_is_stopped_within_a_second(
     now_queue: Queue, tmp_path: Path, how: str
 ) -> None:
@@ -80,10 +80,14 @@ def test_a_job_in_a_process_of_its_own_is_stopped_within_a_second(
         note(started, "0")
         spin_in_c(payload)
 
-    function = in_c if how == "a loop in C" else sleep_in_a_tree_of_processes
+    handlers = {
+        "a loop in C": Handler(in_c, timeout=LONG),
+        "a tree of processes": Handler(sleep_in_a_tree_of_processes, timeout=LONG),
+        "a command": Command(["sh", "-c", f'sleep {LONG} & echo $! > "$0"; wait', str(started)]),
+    }
     job_id = now_queue.enqueue("long", str(started))
     counts: dict[str, int] = {}
-    thread = working(now_queue, {"long": Handler(function, timeout=LONG)}, counts)
+    thread = working(now_queue, {"long": handlers[how]}, counts)
     wait_for_notes(started, 1)
     begin = time.monotonic()
     with Queue(now_queue.path) as other:
@@ -281,7 +285,6 @@ queue.process_jobs(handlers, linger=1000, workers=3)
 """
 
 
-@pytest.mark.waits
 def test_of_1000_random_stops_each_job_is_stopped_or_finished_and_never_both(
     now_queue: Queue, programs: Programs, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from helpers import (
     DEADLINE,
+    EMPTY,
     NONE,
     QUEUE,
     Child,
@@ -197,6 +198,32 @@ def test_a_job_that_has_killed_a_pass_runs_after_all_others(
         now = minute(60 + 4)
     assert fates(queue)["3"] == ("failed", 3)
     assert Counter(notes(tmp_path / "effects"))["3"] == 3
+
+
+def test_a_job_that_crashes_its_worker_holds_up_none_of_100_others(
+    programs: Programs, queue: Queue, tmp_path: Path
+) -> None:
+    """The others are all done by the end of the next pass."""
+    for n in range(101):
+        queue.enqueue("work" if n != 40 else "crash", str(n), job_id=str(n))
+    crashes = """
+        import ctypes, faulthandler
+        from dbbasic_queue import Queue
+
+        def crash(name):
+            faulthandler.disable()
+            note("effects", name)
+            ctypes.string_at(0)
+
+        handlers = {"crash": crash, "work": lambda name: note("effects", name)}
+        print(json.dumps(queue.process_jobs(handlers)))
+        """
+    assert programs.start(crashes).wait() == -signal.SIGSEGV
+    assert notes(tmp_path / "effects") == [str(n) for n in range(41)]
+    counts = counts_of(programs.run(crashes))
+    assert (counts["completed"], counts["failed"]) == (60, 0)
+    assert queue.counts() == EMPTY | {"completed": 100, "pending": 1}
+    assert fates(queue)["40"] == ("pending", 1)
 
 
 def test_a_coroutine_that_has_killed_a_pass_runs_alone(
