@@ -78,7 +78,10 @@ class Command(Handler):
         concurrency: int | None = None,
         priority: int = 0,
     ) -> None:
-        self.program = Program(command, os.path.abspath(os.curdir if cwd is None else cwd))
+        directory = os.curdir if cwd is None else cwd
+        if not isinstance(directory, str) and not hasattr(directory, "__fspath__"):
+            raise InvalidHandlers(f"invalid cwd {cwd!r}: must be the path of a directory")
+        self.program = Program(command, os.path.abspath(os.fspath(directory)))
         super().__init__(
             self.program,
             max_attempts=max_attempts,
@@ -107,13 +110,6 @@ class RegisteredCommand(Command):
         """Return whether this is the command of `old`, as in a module that was reloaded."""
         return isinstance(old, RegisteredCommand) and self.program == old.program
 
-    def check_fit(self, payload: Any) -> None:
-        """Raise InvalidJob if the payload doesn't fit the command's placeholders."""
-        try:
-            self.program.filled({} if payload is None else payload)
-        except Fail as e:
-            raise InvalidJob(f"invalid payload: {e}") from None
-
     def enqueue(
         self,
         payload: Any = None,
@@ -127,7 +123,10 @@ class RegisteredCommand(Command):
 
         Raises InvalidJob, too, if the payload doesn't fit the command's placeholders.
         """
-        self.check_fit(payload)
+        try:
+            self.program.filled({} if payload is None else payload)
+        except Fail as e:
+            raise InvalidJob(f"invalid payload: {e}") from None
         queue = self._handlers.queue or default_queue()
         return queue.enqueue(
             self.type, payload, run_at, job_id=job_id, exist_ok=exist_ok, unique=unique
@@ -313,7 +312,7 @@ def _text(payload: dict[str, Any], name: str) -> bytes:
         return encode_json(value, _ANY_LENGTH).encode()
     if name not in payload:
         raise Fail(f"the payload has no member {name!r}, which the command needs")
-    kind = _JSON_NAMES[type(value)]
+    kind = _JSON_NAMES.get(type(value), f"of type {type(value).__name__}")
     raise Fail(f"the payload's member {name!r} is {kind}: must be text or a number")
 
 

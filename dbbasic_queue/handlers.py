@@ -167,7 +167,7 @@ class Job:
         self.created_at = row.state.created_at
         self._link = link
         self.started_at = link.now() if link else 0.0
-        """when this attempt was started, in Unix seconds"""
+        """when this attempt was started, in Unix seconds; 0 in the hooks called after it"""
         self._reported: tuple[float, float, float | None] | None = None
         """when progress was last reported, and what: `done` and `total`"""
 

@@ -619,13 +619,14 @@ class Queue:
 
         The keys are the history's columns: `id`, `type`, `attempt` (counted from 1; a delayed or
         interrupted attempt doesn't count, and its number is used again), `outcome` (completed,
-        failed, retried, delayed, interrupted, died if its pass died, or late if a newer attempt had
-        replaced it), `due_at` and `ended_at` (Unix seconds), `seconds` (how long the handler ran;
-        None if its pass died), `error` and `traceback` (a str or None), `worker` (the pass that
-        recorded it: the host's name, a dot, the process id), `exception` (the path of its class,
-        such as "smtplib.SMTPServerDisconnected"), `output_offset` (where what it has printed begins
-        in `queue.tsv.output`). The last three are None if there was none, and in rows of an earlier
-        version. Rows are written up to a second after an attempt has ended.
+        failed, retried, stopped by `stop_job`, delayed, interrupted, died if its pass died, or late
+        if a newer attempt had replaced it), `due_at` and `ended_at` (Unix seconds), `seconds` (how
+        long the handler ran; None if its pass died), `error` and `traceback` (a str or None),
+        `worker` (the pass that recorded it: the host's name, a dot, the process id), `exception`
+        (the path of its class, such as "smtplib.SMTPServerDisconnected"), `output_offset` (where
+        what it has printed begins in `queue.tsv.output`). The last three are None if there was
+        none, and in rows of an earlier version. Rows are written up to a second after an attempt
+        has ended.
 
         Raises NotAQueue or StoreError if the files can't be used.
         """

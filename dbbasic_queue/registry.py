@@ -106,7 +106,10 @@ class Handlers(Mapping[str, Handler]):
         name: str | None = None,
     ) -> None:
         if name is None:
-            file = sys._getframe(1).f_globals.get("__file__")
+            frame = sys._getframe(1)
+            while frame.f_back and frame.f_locals.get("self") is self:  # a subclass's __init__
+                frame = frame.f_back
+            file = frame.f_globals.get("__file__")
             name = os.path.abspath(file) if isinstance(file, str) else None
         elif not isinstance(name, str) or not name:
             raise InvalidHandlers(f"invalid name {name!r} of a registry: must be text, not empty")
@@ -139,11 +142,10 @@ class Handlers(Mapping[str, Handler]):
             handlers = cls(queue=queue, **{"name": os.path.abspath(path), **file.settings})
             for job_type, command in file.commands.items():
                 where = f"{os.fspath(path)}: [{job_type}]"
-                registered = handlers.add(job_type, command)
+                handlers.add(job_type, command)
                 if schedule := file.schedules.get(job_type):
                     handlers.every(job_type=job_type, **schedule)
-                    registered.check_fit(schedule.get("payload"))
-        except (InvalidHandlers, InvalidJob) as e:
+        except InvalidHandlers as e:
             raise InvalidHandlers(f"{where}: {e}") from None
         return handlers
 
@@ -368,9 +370,10 @@ class Handlers(Mapping[str, Handler]):
     def retired(self, names: list[str]) -> list[str]:
         """Return those of these schedules that no registry of this program has declared.
 
-        Only the registries of this process are known.
+        Only the registries of this process are known. One that was unpickled has declared its
+        schedules in another process.
         """
-        declared = _declared.get(self.name or "", set())
+        declared = self.schedules.keys() | _declared.get(self.name or "", set())
         return [name for name in names if name not in declared]
 
     def on_failure(self, hook: OnFailure) -> OnFailure:

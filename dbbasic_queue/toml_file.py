@@ -11,7 +11,7 @@ import os
 
 from dbbasic_queue.commands import Command
 from dbbasic_queue.errors import InvalidHandlers
-from dbbasic_queue.handlers import Backoff
+from dbbasic_queue.handlers import Backoff, Fail
 from dbbasic_queue.model.checks import check_type, parse_seconds
 from dbbasic_queue.store.disk.access import is_world_writable
 
@@ -111,8 +111,9 @@ _SCHEDULE_KEYS: Checks = {
     "missed": _text,
     "overlap": _true_or_false,
     "payload": lambda value: value,
+    "schedule_name": _text,
 }
-"""there too: arguments of `Handlers.every`"""
+"""there too: arguments of `Handlers.every`, where `schedule_name` is `name`, as in `handler`"""
 _BACKOFF_KEYS: Checks = {
     "first": _seconds,
     "factor": _number,
@@ -161,12 +162,9 @@ def read(path: str | os.PathLike[str]) -> HandlersFile:
             check_type(job_type)
             arguments = _checked(table, {**_TABLE_KEYS, **_SCHEDULE_KEYS})
             schedule = {key: arguments.pop(key) for key in _SCHEDULE_KEYS if key in arguments}
-            declared.commands[job_type] = _command(arguments, directory)
+            command = declared.commands[job_type] = _command(arguments, directory)
             if schedule:
-                if "every" not in schedule:
-                    key = next(iter(schedule))
-                    raise ValueError(f"{key} belongs to a schedule: give every, too")
-                declared.schedules[job_type] = schedule
+                declared.schedules[job_type] = _schedule(schedule, command)
     except (ValueError, InvalidHandlers) as e:  # those of tomllib and check_type are ValueErrors
         raise InvalidHandlers(f"{where}: {e}") from None
     return declared
@@ -179,6 +177,23 @@ def _command(arguments: dict[str, Any], directory: str) -> Command:
     command = Command(**arguments, cwd=directory)
     _check_program(command.program)
     return command
+
+
+def _schedule(arguments: dict[str, Any], command: Command) -> dict[str, Any]:
+    """Return the arguments of `Handlers.every`. Raises ValueError if a command can't run its jobs.
+
+    Whether the schedule itself is valid isn't checked.
+    """
+    if "every" not in arguments:
+        key = next(iter(arguments))
+        raise ValueError(f"{key} belongs to a schedule: give every, too")
+    try:
+        command.program.filled(arguments.get("payload", {}))
+    except Fail as e:
+        raise ValueError(f"payload: {e} (each job of the schedule gets this payload)") from None
+    if "schedule_name" in arguments:
+        arguments["name"] = arguments.pop("schedule_name")
+    return arguments
 
 
 def _checked(given: dict[str, Any], checks: Checks) -> dict[str, Any]:

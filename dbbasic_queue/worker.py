@@ -36,7 +36,8 @@ _POLL_SECONDS = 0.1
 class Worker:
     """Runs the jobs of a queue as they become due, until it is stopped.
 
-    The arguments are those of `process_jobs`. `with` and `async with` start it and stop it.
+    The arguments are those of `process_jobs`, without `linger` and `ping`. `with` and `async with`
+    start it and stop it.
 
     A worker is idle, running or stopping:
 

@@ -66,3 +66,9 @@ def test_the_fixture_has_the_calls(job_queue: JobQueue) -> None:
     assert Queue("data/other.tsv").enqueue("sync", {"a": 1}, unique="pending") == first
     assert job_queue.edit_job(first, {"a": 2})
     assert job_queue.assert_enqueued("sync", a=2)["id"] == first
+
+
+def test_exist_ok_is_true_or_false(default: Path) -> None:
+    with pytest.raises(InvalidArgument, match="invalid exist_ok 'no': must be True or False"):
+        module.enqueue("sync", 1, job_id="mine", exist_ok="no")  # type: ignore[arg-type]
+    assert not default.exists()

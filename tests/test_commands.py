@@ -298,3 +298,9 @@ def test_the_working_directory_of_a_command_is_that_of_its_declaration(
         assert job(queue, job_id)["result"] == str(tmp_path / directory)
     assert Path.cwd() == tmp_path / "other"
     assert "DBBASIC_QUEUE_JOB_ID" not in os.environ
+
+
+@pytest.mark.parametrize("cwd", [5, b"/tmp"])
+def test_a_working_directory_is_a_path(cwd: Any) -> None:
+    with pytest.raises(InvalidHandlers, match=r"invalid cwd .*: must be the path of a directory"):
+        Command(["cat"], cwd=cwd)

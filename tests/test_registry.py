@@ -560,3 +560,11 @@ def test_a_payload_that_cannot_be_unpacked_fails_its_job(jobs: Handlers, queue: 
         "unpacks it"
     )
     assert "unexpected keyword argument 'c'" in errors[1]
+
+
+def test_a_subclass_of_the_registry_is_named_after_the_file_that_makes_it() -> None:
+    class Ours(Handlers):
+        def __init__(self) -> None:
+            super().__init__()
+
+    assert Ours().name == Handlers().name == __file__

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from helpers import DAY, NONE, NOW, PROJECT
 
-from dbbasic_queue import Backoff, Delay, Handler
+from dbbasic_queue import Backoff, Delay, Handler, Handlers, Job
 from dbbasic_queue.testing import Clock, JobQueue
 
 if TYPE_CHECKING:
@@ -68,6 +68,22 @@ def test_run_all_ends_when_no_attempts_are_left(jobs: JobQueue) -> None:
     jobs.enqueue("greet", {})
     assert jobs.run_all({}, 2) == NONE | {"retried": 1, "failed": 1}
     assert jobs.clock.now == NOW + 120
+
+
+def test_run_all_ends_although_a_job_of_a_schedule_is_tried_again(jobs: JobQueue) -> None:
+    handlers = Handlers(name="shop")
+
+    @handlers.handler(every=60)
+    def poll(payload: Any, job: Job) -> int:
+        if job.attempt == 1:
+            raise ValueError("not yet")
+        return job.attempt
+
+    assert jobs.run_all(handlers) == NONE
+    for _ in range(2):
+        jobs.clock.move(60)
+        assert jobs.run_all(handlers) == NONE | {"retried": 1, "completed": 1}
+    assert [job["run_at"] for job in jobs.jobs()] == [NOW + 180, NOW + 360]
 
 
 def test_run_all_skips_unknown_and_paused_types(jobs: JobQueue) -> None:

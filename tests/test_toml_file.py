@@ -98,6 +98,33 @@ def test_the_registry_of_a_file_belongs_to_its_queue(
         other.process_jobs(handlers)
 
 
+def test_tables_declare_schedules(place: Path) -> None:
+    handlers = Handlers.from_toml(
+        declare(
+            place,
+            """
+            ["mail:send"]
+            command = ["cat"]
+            every = "5m"
+            schedule_name = "mails"
+
+            [report]
+            command = ["./hello.sh", "{name}"]
+            every = "0 3 * * mon-fri"
+            timezone = "UTC"
+            missed = "skip"
+            overlap = false
+            payload = { name = "ada" }
+            """,
+        )
+    )
+    assert handlers.name == str(place / "handlers.toml")
+    mails, report = handlers.schedules["mails"], handlers.schedules["report"]
+    assert (mails.type, mails.seconds, mails.payload) == ("mail:send", 300, "{}")
+    assert (report.type, report.expression, report.timezone) == ("report", "0 3 * * mon-fri", "UTC")
+    assert (report.missed, report.overlap, report.payload) == ("skip", False, '{"name": "ada"}')
+
+
 def test_ignore_case_applies_to_the_whole_file(place: Path) -> None:
     handlers = Handlers.from_toml(declare(place, 'ignore_case = true\n[Greet]\ncommand = ["cat"]'))
     assert handlers["gREET"] is handlers["Greet"]
@@ -176,6 +203,16 @@ def test_ignore_case_applies_to_the_whole_file(place: Path) -> None:
             "[a]: command: there is no program no-such-program in",
         ),
         ('[a]\ncommand = ["hello.sh"]', "write ./hello.sh)"),
+        (
+            '[a]\ncommand = ["cat", "{x}"]\nevery = 60',
+            "[a]: payload: the payload has no member 'x', which the command needs (each job of",
+        ),
+        (
+            '[a]\ncommand = ["cat", "{x}"]\nevery = 60\npayload = { x = true }',
+            "[a]: payload: the payload's member 'x' is true or false: must be text or a number (",
+        ),
+        ('[a]\ncommand = ["cat"]\nevery = 60\nschedule_name = "b:c"', "[a]: invalid name 'b:c' of"),
+        ('[a]\ncommand = ["cat"]\nschedule_name = "b"', "[a]: schedule_name belongs to a schedule"),
     ],
 )
 def test_what_is_wrong_is_refused_and_the_error_names_file_table_and_key(
@@ -338,14 +375,14 @@ def test_without_a_name_the_schedules_belong_to_the_file(place: Path) -> None:
         ('every = "@daily"\ntimezone = "Nowhere/Land"', "[a]: "),
         ('every = "5m"\nmissed = "never"', "[a]: "),
         ('every = "5m"\noverlap = "no"', "[a]: overlap: invalid value 'no': must be true or fal"),
-        ('timezone = "Europe/Berlin"', "[a]: timezone belongs to a schedule: give every, too"),
-        ('every = "5m"', "[a]: invalid payload: "),
-        ('every = "5m"\npayload = { n = 2026-11-27 }', "[a]: invalid "),
+        ('timezone = "Europe/Berlin"', "[a]: timezone belongs to a schedule: give every"),
+        ('every = "5m"\npayload = { n = 2026-11-27 }', "[a]: payload: the payload's member 'n' is"),
         ("priority = 1.5", "[a]: priority: invalid value 1.5: must be a whole number"),
     ],
 )
 def test_a_schedule_that_cannot_work_is_refused(place: Path, keys: str, error: str) -> None:
-    assert refused(place, f'[a]\ncommand = ["echo", "{{n}}"]\n{keys}').startswith(error)
+    command = '["echo", "{n}"]' if "payload" in keys else '["cat"]'
+    assert refused(place, f"[a]\ncommand = {command}\n{keys}").startswith(error)
 
 
 @pytest.mark.parametrize(

@@ -108,10 +108,9 @@ class Engine(Protocol):
         `Handler` has a higher `priority` run first, then those with an earlier `run_at`, and within
         a second those that were enqueued earlier. Jobs that are added or made pending again in the
         meantime wait for the next pass, unless their priority is higher than that of a job that
-        still waits. A job is never in two handlers at
-        once; while one takes long, another pass may run the jobs that this one has not started. An
-        attempt is counted before its handler starts, and each outcome is recorded before the next
-        handler starts:
+        still waits. A job is never in two handlers at once; while one takes long, another pass may
+        run the jobs that this one has not started. An attempt is counted before its handler starts,
+        and each outcome is recorded before the next handler starts:
 
         - it returns: `completed`; the result is kept if it is JSON, otherwise `error` says why not
         - it raises `Delay`: `pending` again and due as it says, the attempt doesn't count, `error`

@@ -47,6 +47,8 @@ def check_once(job_id: object, exist_ok: object, unique: object) -> None:
     """Raise InvalidArgument unless these arguments of `enqueue` fit together."""
     if unique is not None and unique != "pending":
         raise InvalidArgument(f'invalid unique {_shown(unique)}: must be "pending" or None')
+    if not isinstance(exist_ok, bool):
+        raise InvalidArgument(f"invalid exist_ok {_shown(exist_ok)}: must be True or False")
     if unique is not None and (job_id is not None or exist_ok):
         raise InvalidArgument(
             'invalid unique "pending" with a job_id: a job is compared either by its id or by its '

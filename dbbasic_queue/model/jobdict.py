@@ -34,7 +34,16 @@ if TYPE_CHECKING:
         id: str
         type: str
         attempt: int
-        outcome: Literal["completed", "failed", "retried", "delayed", "interrupted", "died", "late"]
+        outcome: Literal[
+            "completed",
+            "failed",
+            "retried",
+            "stopped",
+            "delayed",
+            "interrupted",
+            "died",
+            "late",
+        ]
         due_at: int
         ended_at: float
         seconds: float | None

@@ -108,8 +108,8 @@ class Pass:
 
     def run(self) -> dict[str, int]:
         """Run the due jobs; return how many had each outcome."""
-        now = self.clock()
         self.add_scheduled()
+        now = self.clock()  # afterwards: a job that has just been added is due
         exists = self.store.exists()
         if not exists and (log := log_lines.logger()):
             log_lines.no_queue(log, self.store.path)
@@ -208,8 +208,8 @@ class Pass:
 
     def count_due(self) -> int:
         """Return how many jobs are due now; at least 1 if there is other work, such as a fold."""
-        now = self.clock()
         self.add_scheduled()
+        now = self.clock()
         if not self._has_work(now):
             return 0
         return max(self.store.count_due(now), 1)
@@ -247,6 +247,8 @@ class Pass:
             outcome = _OUTCOMES_OF_DEAD[state.status]
             ended = "stopped" if outcome == "stopped" else "died"
             claims.history.note(row, ended, state.error, claims.looked_at, None)
+            if ended == "stopped":
+                claims.progress.forget(row, claims.looked_at)
             if outcome != "retried":  # it is counted as recovered
                 self.counts[outcome] += 1
             if log is not None and outcome == "retried":

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.passes.ticker import Ticker
     from dbbasic_queue.store.protocol import Claim, Claims
 
-STOPPED = "interrupted: the pass was stopped"
+_INTERRUPTED = "interrupted: the pass was stopped"
 """the error of an interrupted job"""
 _QUIET_SECONDS = 60.0
 _SLOW_SECONDS = 0.2
@@ -121,8 +121,9 @@ class Executor:
 
         The attempt is added to the history.
         """
-        self._claims.unclaim([claim], STOPPED)
-        self._note(claim.row, INTERRUPTED, STOPPED, seconds, details)
+        self._claims.progress.forget(claim.row, self._clock())
+        self._claims.unclaim([claim], _INTERRUPTED)
+        self._note(claim.row, INTERRUPTED, _INTERRUPTED, seconds, details)
 
     def _note(self, row: Row, ended: str, error: str, seconds: float, details: Details) -> None:
         """Keep what an attempt has printed, and add the attempt to the history."""
@@ -153,6 +154,7 @@ class Executor:
         row = claim.row
         if recorded is not None and recorded.status == states.CANCELLED:
             outcome = "stopped"
+            self._claims.progress.forget(row, self._clock())
         ended, state = ("late", after) if recorded is None else (outcome, recorded)
         self._note(row, ended, state.error, seconds, details)
         if recorded is not None:

@@ -26,7 +26,7 @@ incomplete one doesn't count. C is how many bytes were printed before those B by
     exit CODE A B C       the process has ended; 0 also if its time was up after a complete outcome
     killed SIGNAL A B C   the process was killed by this signal
     late 0 A B C          its time was up before the outcome was complete
-    stopped 0 A B C       the pass has asked for its end; the outcome may be complete
+    stopped 0 A B C       the pass asked for its end before the outcome was complete
     refused ERRNO 0 0 0   the system refused the process or its pipes: there is no outcome
 """
 

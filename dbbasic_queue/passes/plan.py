@@ -39,12 +39,14 @@ def plan(
     linger: float = 0,
     until_complete: bool = False,
     interrupts: Interrupts | None = None,
+    with_schedules: bool = True,
 ) -> Pass | Supervisor:
     """Return a pass, or the supervisor of several, that runs `workers` jobs at a time.
 
-    The caller calls its `run`. `here` is whether it will run in this thread. The other arguments
-    are those of `Pass` and `Policies`. To fork no more processes than there are due jobs, this
-    counts them, unless the pass lingers.
+    The caller calls its `run`. `here` is whether it will run in this thread. Without
+    `with_schedules`, those of the handlers are ignored. The other arguments are those of `Pass` and
+    `Policies`. To fork no more processes than there are due jobs, this counts them, unless the pass
+    lingers.
 
     Jobs in memory can't be shared with other processes: unless all handlers are coroutine functions
     without a timeout, they run one at a time.
@@ -71,7 +73,7 @@ def plan(
             linger=linger,
             until_complete=until_complete,
             interrupts=interrupts,
-            registry=_scheduling(handlers),
+            registry=_scheduling(handlers) if with_schedules else None,
         )
 
     one = make(ALL, interrupts)

@@ -110,10 +110,10 @@ def _outcome(report: bytes, timeout: float, *, is_late: bool) -> tuple[bytes, Pr
         raise NotStarted from OSError(number, os.strerror(number))
     if how == "late" or is_late:
         raise Died(_timed_out(timeout), printed)
-    if guardian.is_complete(outcome):
-        return outcome[guardian.LENGTH_BYTES :], printed
     if how == "stopped":
         raise Died("stopped by user", printed)
+    if guardian.is_complete(outcome):
+        return outcome[guardian.LENGTH_BYTES :], printed
     if how == "killed":
         name = forked.signal_name(number)
         raise Died(f"the handler's process was killed by {name}", printed, number)

@@ -125,6 +125,9 @@ class MemoryProgress:
         with self._store.lock:
             self._store.reported[job_id] = progress.Progress(line)
 
+    def forget(self, row: Row, at: float) -> None:
+        """Do nothing: the end of an attempt ends its progress."""
+
     def take_error(self) -> None:
         """Return None: nothing is lost."""
 
@@ -285,7 +288,7 @@ class MemoryClaims:
             accepted = _accepted(job, claimed, state)
             if accepted is not None:
                 job.state = accepted
-                if accepted.status == states.PENDING:
+                if accepted.status != states.COMPLETED:
                     self._put_back.add(job.id)
             return accepted
 

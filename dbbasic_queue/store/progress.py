@@ -2,9 +2,10 @@
 
     id attempt started_at at done total note
 
-Only the last row of an attempt counts. The process that runs the handler writes it, perhaps one
-that its pass has forked; `rotated` describes the file. It is small: the rows of an attempt that
-hasn't reported for long may be rotated away.
+Only the last row of an attempt counts. A row with the attempt 0 ends what was reported before: the
+number of an interrupted or stopped attempt may be used again. The process that runs the handler
+writes it, perhaps one that its pass has forked; `rotated` describes the file. It is small: the rows
+of an attempt that hasn't reported for long may be rotated away.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ class Progress:
     def is_of(self, row: Row) -> bool:
         """Return whether this is about the attempt of a job that is running now.
 
-        The number of an attempt that was delayed, or began before a requeue, is used again. Such an
-        attempt was started before the job became due.
+        The number of an attempt that was delayed, or began before a failed job was requeued, is
+        used again. Such an attempt was started before the job became due.
         """
         state = row.state
         is_current = state.status == PROCESSING and self.attempt == state.attempts
@@ -119,6 +120,7 @@ class ProgressWriter:
 
     def __init__(self, queue: str, lock: QueueLock, may_write: Callable[[], bool]) -> None:
         self.file = RotatedFile(_path(queue), HEADER, LARGEST_BYTES, lock)
+        self._queue = queue
         self._may_write = may_write
 
     def note(
@@ -139,6 +141,15 @@ class ProgressWriter:
         if self._may_write():
             row = encode_row(job_id, attempt, started_at, at, done, total, note)
             self.file.write(row.encode())
+
+    def forget(self, row: Row, at: float) -> None:
+        """End what an attempt has reported, if it has. `row` is the job as claimed."""
+        try:
+            if row.id not in read(self._queue, [row]):
+                return
+        except OSError:
+            return  # nobody else can read it either
+        self.note(row.id, 0, at, at, 0, None, "")
 
     def take_error(self) -> OSError | None:
         """Return why rows were lost, or None. Reported once, until a write has succeeded again."""
@@ -165,4 +176,6 @@ def read(queue: str, rows: Iterable[Row]) -> dict[str, Progress]:
                     continue
                 if progress.is_of(row):
                     found[row.id] = progress
+                elif progress.attempt == 0:
+                    found.pop(row.id, None)
     return found

@@ -253,6 +253,12 @@ if TYPE_CHECKING:
             if it is unknown. `note` is escaped. Raises QueueError if it can't be kept here.
             """
 
+        def forget(self, row: Row, at: float) -> None:
+            """End what an attempt has reported: its number may be used again.
+
+            `row` is the job as claimed, and `at` is now.
+            """
+
         def take_error(self) -> OSError | None:
             """Return why something was lost, or None. The same failure is returned once."""
 

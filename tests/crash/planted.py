@@ -817,9 +817,16 @@ MUTANTS = (
     Mutant(
         "a job that has killed its pass runs next to others",
         "store/claiming/due.py",
-        "        if not found and not (held and self._parallel > 1):\n",
-        "        if not found:\n",
+        "        if not found and self._suspects and not (held and self._parallel > 1):\n",
+        "        if not found and self._suspects:\n",
         ("tests/system/test_kill.py::test_a_coroutine_that_has_killed_a_pass_runs_alone",),
+    ),
+    Mutant(
+        "a job that has killed its pass runs before jobs that were returned",
+        "store/claiming/due.py",
+        "            if is_left:  #",
+        "            if False:  #",
+        (WORKER + "::test_a_job_that_has_killed_a_pass_runs_after_jobs_that_were_returned",),
     ),
     Mutant(
         "a hard link to another user's file is used",
@@ -1099,8 +1106,15 @@ MUTANTS = (
     Mutant(
         "a newly due job of a higher priority waits for the next pass",
         "store/claiming/due.py",
-        "            self._by_priority.add_newly_due(now)\n",
+        "            self._by_priority.add_newly_due(now, waiting)\n",
         "            pass\n",
+        (PRIORITIES,),
+    ),
+    Mutant(
+        "a newly due job waits for jobs that wait for their type's concurrency",
+        "store/claiming/due.py",
+        "            self._by_priority.add_newly_due(now, waiting)\n",
+        "            self._by_priority.add_newly_due(now, ())\n",
         (PRIORITIES,),
     ),
     Mutant(

@@ -26,6 +26,7 @@ from helpers import (
     line,
     note,
     notes,
+    raising,
     sibling,
     wait_for,
     wait_for_notes,
@@ -794,3 +795,16 @@ def test_a_pass_without_hooks_imports_nothing_for_them(queue: Queue, programs: P
         """
     )
     assert printed == "[]"
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_a_failed_job_that_its_hook_requeues_waits_for_the_next_pass(
+    path: Path, clock: Clock, jobs: Handlers, kind: str
+) -> None:
+    jobs.handler("work")(raising(ValueError("no")))
+    with Queue(path if kind == "file" else "memory:", clock=clock) as queue:
+        jobs.on_failure(lambda job, error: queue.requeue(job.id))
+        job_id = queue.enqueue("work", {})
+        for _ in range(2):
+            assert queue.process_jobs(jobs, 1) == NONE | {"failed": 1}
+            assert job(queue, job_id)["status"] == "pending"

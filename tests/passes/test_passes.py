@@ -862,6 +862,24 @@ def test_returned_jobs_are_run_by_the_same_pass_if_there_is_no_other(path: Path)
     assert {(columns[3], columns[6]) for columns in rows(path)} == {("completed", "1")}
 
 
+def test_a_job_that_has_killed_a_pass_runs_after_jobs_that_were_returned(path: Path) -> None:
+    ran: list[str] = []
+    slow: list[str] = []
+
+    def handler(name: str) -> None:
+        ran.append(name)
+        if not slow and wait_for_its_batch_to_be_returned(path):
+            slow.append(name)
+
+    died = {"attempts": 1, "error": "worker died in attempt 1"}
+    add_lines(path, line("deadly", payload='"deadly"', run_at=1, **died))
+    with Queue(path, fsync=False) as queue:
+        queue.enqueue_many("greet", [f"{n}" for n in range(200)])
+        assert queue.process_jobs({"greet": handler}) == NONE | {"completed": 201}
+    assert slow
+    assert ran.index("deadly") == 200
+
+
 def test_passes_in_many_threads_run_each_job_once(queue: Queue, path: Path) -> None:
     ran: list[int] = []
     queue.enqueue_many("greet", range(400))

@@ -249,3 +249,26 @@ def test_a_pass_of_another_process_can_take_a_job_first(queue: Queue, clock: Clo
         assert "mail" not in ran.payloads
         (mail,) = queue.jobs(job_type="mail")
         assert job(queue, mail["id"])["attempts"] == 1
+
+
+def test_a_newly_due_job_runs_before_those_that_wait_for_the_concurrency_of_their_type(
+    any_queue: Queue,
+) -> None:
+    ran = Ran(low=0, high=10)
+    ran.handlers["low"].concurrency = 1
+    any_queue.enqueue_many("low", range(BACKLOG))
+    ran.then[100] = lambda: any_queue.enqueue("high", "mail")
+    assert any_queue.process_jobs(ran.handlers) == NONE | {"completed": BACKLOG + 1}
+    assert ran.payloads.index("mail") == 101
+
+
+def test_a_newly_due_job_of_a_higher_priority_runs_before_jobs_that_have_killed_a_pass(
+    queue: Queue, path: Path
+) -> None:
+    ran = Ran(low=0, high=10)
+    died = {"attempts": 1, "error": "worker died in attempt 1"}
+    for name in ("first", "second"):
+        add_lines(path, line(name, type="low", payload=f'"{name}"', **died))
+    ran.then["first"] = lambda: queue.enqueue("high", "mail")
+    assert queue.process_jobs(ran.handlers) == NONE | {"completed": 3}
+    assert ran.payloads == ["first", "mail", "second"]

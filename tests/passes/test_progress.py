@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,49 @@ def test_progress_from_before_a_requeue_is_not_shown(queue: Queue, clock: Clock)
 
 
 # --- how often it is written
+
+
+@pytest.mark.parametrize("how", ["interrupted", "stopped", "stopped and dead"])
+def test_progress_of_an_attempt_whose_number_is_used_again_is_not_shown(
+    queue: Queue, programs: Programs, tmp_path: Path, how: str
+) -> None:
+    def done() -> float | None:
+        found = queue.progress("a")
+        return found and found["done"]
+
+    queue.enqueue("work", {}, 1, job_id="a")
+    first = programs.start("""
+        def work(_, job):
+            job.progress(1, 4)
+            note("began", "")
+            while True:
+                job.check_stop()
+                time.sleep(0.01)
+        queue.process_jobs({"work": work})
+        """)
+    wait_for_notes(tmp_path / "began", 1)
+    assert done() == 1
+    if how == "interrupted":
+        first.signal(signal.SIGINT)
+    elif how == "stopped":
+        assert queue.stop_job("a") == "stopped"
+    else:
+        first.signal(signal.SIGSTOP)
+        assert queue.stop_job("a") == "requested"
+        first.kill()
+    first.wait()
+    seen = []
+
+    def work(_: Any, job: Job) -> None:
+        seen.append((job.attempt, done()))
+        job.progress(2, 4)
+        seen.append((job.attempt, done()))
+
+    if how == "stopped and dead":
+        assert queue.process_jobs({"work": work}) == NONE | {"recovered": 1, "stopped": 1}
+    assert how == "interrupted" or queue.requeue("a")
+    assert queue.process_jobs({"work": work}) == NONE | {"completed": 1}
+    assert seen == [(1, None), (1, 2)]
 
 
 def test_at_most_one_report_per_second_is_written_and_the_end_at_once(

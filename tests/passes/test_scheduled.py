@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
+import pickle
 import signal
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -304,6 +306,22 @@ def test_registries_of_one_program_leave_each_others_schedules_alone(any_queue: 
     assert [row["name"] for row in any_queue.schedules()] == ["mine", "yours"]
 
 
+def test_a_registry_that_was_pickled_keeps_its_schedules_in_another_process(path: Path) -> None:
+    jobs = Handlers(name="pickled")
+    jobs.every(HOUR, "work", name="hourly", missed="all")
+    prelude = f"""
+import pickle
+from dbbasic_queue import Queue
+queue = Queue({str(path)!r}, clock=lambda: {NOW} + hours * {HOUR})
+jobs = pickle.loads({pickle.dumps(jobs)!r})
+for hours in (0, 1, 2):
+    queue.process_jobs(jobs, skip_unknown=True)
+"""
+    assert python(prelude).stderr == ""
+    with Queue(path) as queue:
+        assert instants(queue, "hourly") == [NOW + HOUR, NOW + 2 * HOUR]
+
+
 def test_a_name_that_belongs_to_another_program_is_an_error_that_names_it(
     any_queue: Queue, clock: Clock
 ) -> None:
@@ -322,6 +340,18 @@ def test_a_program_with_a_strange_name_is_recognized(queue: Queue, clock: Clock)
         queue.process_jobs(jobs)
     assert len(instants(queue)) == 2
     assert queue.schedules()[0]["program"] == jobs.name
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_that_a_pass_adds_at_its_start_runs_in_that_pass(
+    queue: Queue, path: Path, workers: int
+) -> None:
+    jobs = registry(HOUR)
+    queue.process_jobs(jobs)
+    seconds = itertools.count(-1)  # it comes due between two looks at the clock
+    with Queue(path, clock=lambda: NOW + HOUR + next(seconds)) as late:
+        done = late.process_jobs(jobs, workers=workers)
+        assert done["completed"] == len(instants(late))
 
 
 # -- free for those who don't use it ---------------------------------------------------------------

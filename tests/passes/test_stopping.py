@@ -103,7 +103,9 @@ def test_a_job_in_a_process_of_its_own_is_stopped_within_a_second(
     assert now_queue.process_jobs({"long": len}) == NONE
 
 
-def test_a_process_may_use_its_sigterm_to_finish(now_queue: Queue, tmp_path: Path) -> None:
+def test_a_process_may_clean_up_after_sigterm_and_its_job_is_cancelled_all_the_same(
+    now_queue: Queue, tmp_path: Path
+) -> None:
     started = tmp_path / "started"
 
     def finishes(_: Any) -> str:
@@ -112,17 +114,16 @@ def test_a_process_may_use_its_sigterm_to_finish(now_queue: Queue, tmp_path: Pat
         note(started, "yes")
         while not done.wait(0.01):
             pass
+        note(started, "cleaned up")
         return "finished"
 
     job_id = now_queue.enqueue("careful", {})
     thread = working(now_queue, {"careful": Handler(finishes, timeout=LONG)}, {})
     wait_for_notes(started, 1)
-    assert now_queue.stop_job(job_id) is None
+    assert now_queue.stop_job(job_id) == "stopped"
     thread.join()
-    assert (job(now_queue, job_id)["status"], job(now_queue, job_id)["result"]) == (
-        "completed",
-        "finished",
-    )
+    assert notes(started) == ["yes", "cleaned up"]
+    assert ended(now_queue, job_id) == STOPPED
 
 
 def asks(queue: Queue, how: str, seen: list[Any]) -> Any:

@@ -255,7 +255,7 @@ class Claims:
         return recorded
 
     def _forget(self, claim: Claim, recorded: states.State | None) -> None:
-        if recorded is not None and recorded.status == states.PENDING:
+        if recorded is not None and recorded.status != states.COMPLETED:
             self._due.put_back.add(claim.key)
         self._held.pop(claim.key, None)
 

@@ -1,8 +1,9 @@
 """Finds the due jobs that a pass may claim next.
 
 Due jobs are those that were due when the pass looked last. Jobs that were added since then, and
-jobs that the pass itself has retried or delayed, wait for its next look, even if a clock that was
-set back makes them seem due already. The module `priorities` has the exception.
+jobs that the pass itself has run without completing them, wait for its next look, even if a clock
+that was set back, or a requeue, makes them seem due already. The module `priorities` has the
+exception.
 
 Jobs are chosen without the lock, and checked again under it (`recheck`). Paused types are not
 claimed, and no more jobs of a type are processing than its concurrency allows. A **suspect**, a job
@@ -41,7 +42,8 @@ _READ_AHEAD_BYTES = 1 << 16
 class DueJobs:
     """The due jobs of one pass, which may run `parallel` of them at once.
 
-    `put_back` are the ids of the jobs that the pass has retried or delayed since it looked last.
+    `put_back` are the ids of the jobs that the pass has retried, delayed, failed or stopped since
+    it looked last: someone may requeue the last two.
     """
 
     def __init__(self, store: QueueFiles, terms: Terms, parallel: int, now: float) -> None:
@@ -126,19 +128,42 @@ class DueJobs:
         pass has claimed. `now` only matters if there are priorities. Stops early when the payloads
         that were found have 1 MiB together.
         """
-        found: list[Claim] = []
-        size = 0
         view = self._view
         if self._last_suspect in held:
-            return found
-        is_left = self._due or self._waiting or self._suspects
-        if self._by_priority:
+            return []
+        is_left = bool(self._due or self._waiting or self._suspects)
+        if self._by_priority is not None:
             view.refresh()
         if not is_left or self._numbering != view.numbering or not view.whole:
+            is_left = False
             self._search()
-        if self._by_priority:
-            self._by_priority.add_newly_due(now)
         remaining: dict[str, int] = {}
+        found = self._take(most, remaining, now)
+        if not found and self._suspects and not (held and self._parallel > 1):
+            if is_left:  # jobs that were unclaimed since the search come before a suspect
+                self._search()
+                remaining.clear()
+                found = self._take(most, remaining, now)
+            while self._suspects and not found:
+                claim = self._candidate(self._suspects.popleft(), remaining, alone=True)
+                if claim is not None:
+                    self._last_suspect = claim.key
+                    found.append(claim)
+        if not found:
+            self._found_nothing_in, self._next_due_at = self._version(), None
+            self._found_nothing_at = self._looked_at
+        return found
+
+    def _take(self, most: int, remaining: dict[str, int], now: float) -> list[Claim]:
+        """Return claims of the next due jobs that were found, except suspects; see `candidates`.
+
+        `remaining` is as in `_use_remaining`.
+        """
+        found: list[Claim] = []
+        size = 0
+        if self._by_priority is not None:
+            waiting = [self._terms.priority(job_type) for job_type in self._waiting]
+            self._by_priority.add_newly_due(now, waiting)
         if self._waiting:
             self._resume_waiting(remaining)
         due = self._due
@@ -148,15 +173,6 @@ class DueJobs:
             if claim is not None:
                 found.append(claim)
                 size += len(claim.row.payload)
-        if not found and not (held and self._parallel > 1):
-            while self._suspects and not found:
-                claim = self._candidate(self._suspects.popleft(), remaining, alone=True)
-                if claim is not None:
-                    self._last_suspect = claim.key
-                    found.append(claim)
-        if not found:
-            self._found_nothing_in, self._next_due_at = self._version(), None
-            self._found_nothing_at = self._looked_at
         return found
 
     def _search(self) -> None:

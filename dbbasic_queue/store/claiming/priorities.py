@@ -59,13 +59,16 @@ class ByPriority:
         for priority, added in self._group(numbers).items():
             self._numbers.setdefault(priority, array("q")).extend(added)
 
-    def add_newly_due(self, now: float) -> None:
+    def add_newly_due(self, now: float, waiting: Iterable[int]) -> None:
         """Add rows that have become due, if their priority is higher than that of a row here.
 
-        They are claimed after those of the same priority that are here already. Call it only if
-        there are rows here, and the view is up to date.
+        They are claimed after those of the same priority that are here already. `waiting` are the
+        priorities of due rows that aren't here, because their types have reached their concurrency.
+        The view must be up to date.
         """
-        lowest = min(self._numbers)
+        lowest = min((*self._numbers, *waiting), default=None)
+        if lowest is None:
+            return
         for priority, added in self._group(self._newly_due.take(now)).items():
             if priority > lowest:
                 self._numbers[priority] = added + self._numbers.get(priority, array("q"))
