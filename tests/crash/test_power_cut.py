@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import wait_for
 
 from dbbasic_queue import Queue
 
@@ -109,10 +110,17 @@ def unmount(place: Path) -> None:
     for _ in range(100):
         done = subprocess.run(["umount", place], capture_output=True, text=True)
         if done.returncode == 0:
+            wait_for(lambda: not is_in_use(place.with_name("image")), "the end of the file system")
             return
         time.sleep(0.05)
     run("umount", "--lazy", place)
     raise AssertionError(f"{place} stays busy: {done.stderr}")
+
+
+def is_in_use(image: Path) -> bool:
+    """Return whether the image is still mounted, perhaps in a mount namespace of another test."""
+    found = subprocess.run(["losetup", "-j", image], capture_output=True, check=True)
+    return found.stdout != b""
 
 
 @contextmanager

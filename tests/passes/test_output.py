@@ -251,6 +251,7 @@ def test_a_tail_reads_a_pipe_to_its_end_without_waiting() -> None:
     os.close(writing)
     tail.read_rest()
     assert not tail.read()
+    assert len(tail.kept) == KEPT_BYTES
     assert tail.kept == b"b" * 5_536 + b"c" * 60_000
     assert tail.left_out == 100_000 - KEPT_BYTES
     os.close(reading)
