@@ -103,11 +103,15 @@ class Executor:
         self.report(claim, outcome, after, details, seconds, recorded)
 
     def _stop(self, claim: Claim) -> None:
-        """Record a job for which a stop was requested before it was started."""
+        """Record a job for which a stop was requested before it was started.
+
+        A job whose claim was returned, by a call that raised, is left alone.
+        """
         after = states.unclaim(claim.row.state)
         assert after is not None
         stopped = self._claims.record(claim, after)
-        self.report(claim, "stopped", after, NO_DETAILS, 0, stopped)
+        if stopped is not None:
+            self.report(claim, "stopped", after, NO_DETAILS, 0, stopped)
 
     def is_slow(self) -> bool:
         """Return whether a job, or its hooks, have been running for 0.2 s.

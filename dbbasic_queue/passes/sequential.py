@@ -41,8 +41,6 @@ class Sequential:
         """whether the system has a thread for the ticker"""
         self._batch: deque[Claim] = deque()
         """the claimed jobs that haven't started"""
-        self._unclaim_failed = False
-        """whether the last try to unclaim raised: jobs in `_batch` may be unclaimed already"""
 
     def run(self) -> None:
         """Run jobs until no job is due and the pass no longer lingers."""
@@ -89,9 +87,6 @@ class Sequential:
         if not ticks:
             self._claims.history.flush()  # no ticker does it if this job is slow
         while self._batch and not self._interrupts.stop_requested():
-            if self._unclaim_failed:
-                self._unclaim()
-                return
             try:
                 claim = self._batch.popleft()
             except IndexError:  # the ticker has just unclaimed it
@@ -122,7 +117,8 @@ class Sequential:
     def _unclaim(self) -> None:
         """Make the claimed jobs that haven't started pending again; on the disk on return.
 
-        Two threads may call it at once. If it raises, the jobs are still in `_batch`.
+        Two threads may call it at once. If it raises, the jobs are still in `_batch`, although some
+        may be pending again: `Executor.run` doesn't start those.
         """
         not_started = []
         while self._batch:
@@ -134,6 +130,4 @@ class Sequential:
             self._claims.unclaim(not_started)
         except BaseException:
             self._batch.extendleft(reversed(not_started))
-            self._unclaim_failed = True
             raise
-        self._unclaim_failed = False

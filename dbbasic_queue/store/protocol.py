@@ -311,9 +311,10 @@ if TYPE_CHECKING:
             """
 
         def may_start(self, claim: Claim) -> bool:
-            """Return False if a stop was requested since the claim, as far as is known.
+            """Return False if the job's state has changed since the claim, as far as is known.
 
-            Reads nothing.
+            Then a stop was requested, or the claim was returned by a call that raised. Reads
+            nothing.
             """
 
         def is_to_stop(self, row: Row) -> bool:

@@ -185,7 +185,10 @@ class Claims:
     # -- requests to stop them --
 
     def may_start(self, claim: Claim) -> bool:
-        """Return False if a stop was requested since the claim, as far as the journal was read."""
+        """Return False if the job's state has changed since the claim, as far as was read.
+
+        Then a stop was requested, or the claim was returned by a call that raised.
+        """
         return self.store.view.records.get(claim.key, claim.state) == claim.state
 
     @reading
