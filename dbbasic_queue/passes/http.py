@@ -79,6 +79,7 @@ def post_json(url: str, body: bytes) -> None:
 def _open(request: Request, seconds: float, *more: type) -> None:
     """Make a request; only http and https, also after a redirect."""
     from urllib import request as urllib
+    from urllib.error import HTTPError
 
     opener = urllib.OpenerDirector()
     for handler in (
@@ -91,5 +92,9 @@ def _open(request: Request, seconds: float, *more: type) -> None:
         *more,
     ):
         opener.add_handler(handler())
-    with opener.open(request, timeout=seconds) as answer:
-        answer.read(65536)
+    try:
+        with opener.open(request, timeout=seconds) as answer:
+            answer.read(65536)
+    except HTTPError as e:
+        e.close()  # it is an answer, too, with a connection
+        raise
