@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -13,7 +17,6 @@ from dbbasic_queue import Queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytest_plugins = ["background_sweeps"]
 
@@ -55,3 +58,13 @@ def programs(tmp_path: Path) -> Iterator[Programs]:
     """Starts processes in the test's directory. Their queue is at `path`."""
     with Programs(tmp_path) as programs:
         yield programs
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A directory, in memory if possible, for simulated disks: many files, and no need to last."""
+    memory = Path("/dev/shm")
+    where = memory if os.access(memory, os.W_OK) else None
+    path = Path(tempfile.mkdtemp(prefix="power-", dir=where))
+    yield path
+    shutil.rmtree(path)

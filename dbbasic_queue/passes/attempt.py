@@ -219,10 +219,8 @@ class Attempts:
         """Run a coroutine function as a task of its own, next to other jobs on one event loop."""
         try:
             _copy_decimal_context()
-            if self._around:
-                result = await self._start_within(handler, row, payload)
-            else:
-                result = await self._start(handler, row, payload)
+            start = self._start_within if self._around else self._start
+            result = await start(handler, row, payload)
         except BaseException as e:  # noqa: BLE001
             return self._raised(handler, row.state, e)
         finally:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -547,3 +548,23 @@ def _part(change: Write, nth: int, rng: random.Random) -> Write | None:
             end = min((sector + 1) * SECTOR - change.offset, length)
             holed[start:end] = bytes(end - start)
     return Write(change.file, change.offset, bytes(holed))
+
+
+def check_state(
+    state: State, scratch: Path, label: str, seed: int, check: Callable[[Path, Facts], object]
+) -> None:
+    """Lay out a disk, and call `check` with it and with what must be there.
+
+    An error names the disk.
+    """
+    root = scratch / "state"
+    lay_out(state.tree, root)
+    try:
+        check(root, state.facts)
+    except Exception as e:
+        raise AssertionError(
+            f"{label}, seed {seed}, power lost after event {state.point} ({state.how}): "
+            f"{type(e).__name__}: {e}\nthe disk was {state.tree}"
+        ) from e
+    finally:
+        shutil.rmtree(root)

@@ -12,15 +12,14 @@ import json
 import os
 import random
 import shutil
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from power import MODELS, Facts, Recorder, State, crash_states, lay_out
+from power import MODELS, Facts, Recorder, State, check_state, crash_states, lay_out
 from power_workloads import (
     ARCHIVE,
     FINAL,
@@ -161,30 +160,6 @@ def holds(queue: Queue, facts: Facts, when: str) -> dict[str, JobDict]:
     return jobs
 
 
-def check_state(state: State, scratch: Path, label: str) -> None:
-    root = scratch / "state"
-    lay_out(state.tree, root)
-    try:
-        check(root, state.facts)
-    except Exception as e:
-        raise AssertionError(
-            f"{label}, seed {SEED}, power lost after event {state.point} ({state.how}): "
-            f"{type(e).__name__}: {e}\nthe disk was {state.tree}"
-        ) from e
-    finally:
-        shutil.rmtree(root)
-
-
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    """A directory, in memory if possible: the disks are simulated, but the calls are real."""
-    memory = Path("/dev/shm")
-    where = memory if os.access(memory, os.W_OK) else None
-    path = Path(tempfile.mkdtemp(prefix="power-", dir=where))
-    yield path
-    shutil.rmtree(path)
-
-
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("work", WORKLOADS, ids=lambda work: work.__name__)
 def test_a_power_loss_at_any_point_loses_nothing_that_was_promised(
@@ -200,7 +175,7 @@ def test_a_power_loss_at_any_point_loses_nothing_that_was_promised(
     label = f"{work.__name__}, {model}"
     states = []
     for state in crash_states(recorder, model, budget, rng):
-        check_state(state, scratch, label)
+        check_state(state, scratch, label, SEED, check)
         states.append(state)
     again = 0
     for state in rng.sample(states, max(len(states) // 40, 1)):
@@ -231,7 +206,13 @@ def crash_in_recovery(
         shutil.rmtree(root)
     states = list(crash_states(recorder, model, 12, rng))
     for second in states:
-        check_state(second, scratch, f"{label}, recovery from event {state.point} ({state.how})")
+        check_state(
+            second,
+            scratch,
+            f"{label}, recovery from event {state.point} ({state.how})",
+            SEED,
+            check,
+        )
     return len(states)
 
 
@@ -250,7 +231,7 @@ def test_an_id_whose_row_the_disk_has_lost_can_be_used_again(model: str, scratch
         session.enqueue("ok")
         session.run_pass()
     for state in crash_states(recorder, model, 300, random.Random(SEED)):
-        check_state(state, scratch, model)
+        check_state(state, scratch, model, SEED, check)
 
 
 def test_the_recorder_sees_every_change_of_the_files(scratch: Path) -> None:

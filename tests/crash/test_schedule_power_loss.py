@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
-from power import MODELS, Facts, Killed, Recorder, State, crash_states, lay_out
+from power import MODELS, Facts, Killed, Recorder, check_state, crash_states
 from power_workloads import NOW
 
 from dbbasic_queue import Handlers, Queue
@@ -153,29 +151,6 @@ def check(root: Path, facts: Facts) -> None:
         assert not missing, f"never added: {missing}"
 
 
-def check_state(state: State, scratch: Path, label: str) -> None:
-    root = scratch / "state"
-    lay_out(state.tree, root)
-    try:
-        check(root, state.facts)
-    except Exception as e:
-        raise AssertionError(
-            f"{label}, seed {SEED}, power lost after event {state.point} ({state.how}): "
-            f"{type(e).__name__}: {e}\nthe disk was {state.tree}"
-        ) from e
-    finally:
-        shutil.rmtree(root)
-
-
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    memory = Path("/dev/shm")
-    where = memory if os.access(memory, os.W_OK) else None
-    path = Path(tempfile.mkdtemp(prefix="power-", dir=where))
-    yield path
-    shutil.rmtree(path)
-
-
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("work", [first_instants, deaths, purges], ids=lambda work: work.__name__)
 def test_after_a_power_loss_each_instant_is_added_exactly_once(
@@ -189,6 +164,6 @@ def test_after_a_power_loss_each_instant_is_added_exactly_once(
     states = 0
     label = f"{work.__name__}, {model}"
     for state in crash_states(recorder, model, STATES, random.Random(f"{SEED} {label}")):
-        check_state(state, scratch, label)
+        check_state(state, scratch, label, SEED, check)
         states += 1
     print(f"{label}: {len(recorder.events)} points, {states} disks")
