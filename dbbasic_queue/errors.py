@@ -125,6 +125,14 @@ def _advice_for_permissions(path: str) -> str:
     return f"this user has no permission: run as {owner}, or share the directory: {share}"
 
 
+def no_transaction(queue: str) -> InvalidArgument:
+    """Return the error to raise for a `connection` if the queue isn't in PostgreSQL."""
+    return InvalidArgument(
+        f"invalid connection: the jobs of {queue} aren't in a database, so they can't be part of "
+        "its transaction (open the queue with its postgresql:// URL, or leave the connection out)"
+    )
+
+
 def not_started(what: str, error: BaseException) -> StoreError:
     """Return the error to raise if the system refuses a thread, a process or a pipe.
 

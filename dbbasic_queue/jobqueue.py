@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.monitoring.summary import Summary
     from dbbasic_queue.passes.base import Pass
     from dbbasic_queue.passes.supervisor import Supervisor
+    from dbbasic_queue.store.protocol import Store
 
 MAX_ATTEMPTS = 3
 _FIRST_POLL_SECONDS = 0.005
@@ -91,12 +92,27 @@ class Queue:
         max_payload: int = MAX_PAYLOAD,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._set(open_store(path_or_url, fsync=fsync), max_payload, clock)
+
+    @classmethod
+    def of_store(
+        cls,
+        store: Store,
+        *,
+        max_payload: int = MAX_PAYLOAD,
+        clock: Callable[[], float] = time.time,
+    ) -> Self:
+        """Return a queue whose jobs a store keeps that is open already: for `open_queue`."""
+        queue = cls.__new__(cls)
+        queue._set(store, max_payload, clock)
+        return queue
+
+    def _set(self, store: Store, max_payload: int, clock: Callable[[], float]) -> None:
         if max_payload > LARGEST_PAYLOAD:
             raise InvalidArgument(
                 f"invalid max_payload {max_payload!r}: must be at most {LARGEST_PAYLOAD} bytes "
                 "(put larger data into a file, and the file's name into the payload)"
             )
-        store = open_store(path_or_url, fsync=fsync)
         self.path = store.path
         """the absolute path of the queue's file, or its URL"""
         self.store = store
@@ -140,6 +156,7 @@ class Queue:
         job_id: str | None = None,
         exist_ok: bool = False,
         unique: Literal["pending"] | None = None,
+        connection: Any = None,
     ) -> str:
         """Add one job, and return its id. The job is on the disk on return.
 
@@ -155,9 +172,14 @@ class Queue:
         waits for a retry does. The order of an object's members doesn't matter. Both are exact for
         concurrent callers. The first call with `unique` in a process reads the whole queue.
 
+        With `connection`, for a queue in PostgreSQL, the job is part of the transaction of that
+        database connection (of psycopg 2 or 3, or Django): it is there when the caller commits,
+        and never if the caller rolls back.
+
         Raises InvalidJob for an invalid argument, DuplicateJob if a job has this `job_id`,
-        InvalidArgument for `exist_ok` without a `job_id`, or `unique` with one, StoreError if the
-        system can't write. Then nothing was added, unless a StoreError says otherwise.
+        InvalidArgument for `exist_ok` without a `job_id`, or `unique` with one, and for a
+        `connection` that the queue can't use; StoreError if the system can't write. Then nothing
+        was added, unless a StoreError says otherwise.
         """
         if exist_ok or unique is not None:
             check_once(job_id, exist_ok, unique)
@@ -167,12 +189,13 @@ class Queue:
         row_id = os.urandom(8).hex() if job_id is None else check_id(job_id)
         text = self._encode(payload)
         row = new_row(row_id, job_type, text, now, due)
+        store = self.store if connection is None else self.store.within(connection)
         if unique is not None:
-            return self.store.add_unless_pending(row, job_type, text) or row_id
+            return store.add_unless_pending(row, job_type, text) or row_id
         if exist_ok:
-            self.store.add_once(row, row_id)
+            store.add_once(row, row_id)
         else:
-            self.store.add(row, job_id)
+            store.add(row, job_id)
         return row_id
 
     def enqueue_many(
@@ -180,11 +203,14 @@ class Queue:
         job_type: str,
         payloads: Iterable[Any],
         run_at: float | datetime | None = None,
+        *,
+        connection: Any = None,
     ) -> list[str]:
         """Add one job per payload, and return their ids in the payloads' order.
 
-        All jobs are added by one write and one sync, and are on the disk on return. Raises the same
-        errors as `enqueue`: then no job was added, unless a StoreError says otherwise.
+        All jobs are added by one write and one sync, and are on the disk on return. `connection` is
+        as for `enqueue`. Raises the same errors as `enqueue`: then no job was added, unless a
+        StoreError says otherwise.
         """
         job_type = check_type(job_type)
         if isinstance(payloads, (str, bytes, bytearray)) or hasattr(payloads, "keys"):
@@ -202,8 +228,9 @@ class Queue:
         random = os.urandom(8 * len(texts)).hex()
         ids = [random[i : i + 16] for i in range(0, len(random), 16)]
         rows = [new_row(i, job_type, text, now, due) for i, text in zip(ids, texts, strict=True)]
+        store = self.store if connection is None else self.store.within(connection)
         if rows:
-            self.store.add("".join(rows))
+            store.add("".join(rows))
         return ids
 
     def _encode(self, payload: object) -> str:

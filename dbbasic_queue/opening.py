@@ -1,20 +1,63 @@
-"""`open_queue`: the queue that a path or URL names."""
+"""`open_queue`: the queue that a path or URL names, in a store or on an engine."""
 
 from __future__ import annotations
 
 import os
 
+from dbbasic_queue.errors import NotAQueue
 from dbbasic_queue.jobqueue import Queue
+from dbbasic_queue.lazy import load
+from dbbasic_queue.store.location import scheme_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
+    from dbbasic_queue.engines.store import EngineStore
 
-def open_queue(path_or_url: str | os.PathLike[str], **options: Any) -> Queue:
+POSTGRES_SCHEMES = ("postgresql", "postgres")
+REDIS_SCHEMES = ("redis", "rediss", "valkey", "valkeys", "unix")
+
+
+def open_queue(path_or_url: str | os.PathLike[str], *, fsync: bool = True, **options: Any) -> Queue:
     """Return the queue at a path or URL.
 
     A path or `file:PATH` is a text file, `memory:` and `memory:NAME` are in this process's memory.
-    `options` are those of `Queue`. Raises NotAQueue for a URL of another kind.
+    `postgresql://USER:PASSWORD@HOST/DATABASE` is in PostgreSQL, in Procrastinate's tables;
+    `redis://HOST:PORT/NUMBER` in Redis or Valkey, in RQ's keys (`rediss:` with TLS, `unix:` by a
+    socket). `?queue=NAME` at the end chooses one of several queues there. `options` are those of
+    `Queue`. With `fsync=False`, a crash of the PostgreSQL server may lose the last jobs; Redis has
+    a setting of its own for that.
+
+    No connection is made yet. Raises NotAQueue for a URL of another kind, or if the packages that
+    it needs aren't installed: `pip install 'dbbasic-queue[postgres]'`, or `[redis]`.
     """
-    return Queue(path_or_url, **options)
+    scheme = scheme_of(path_or_url)
+    if scheme in POSTGRES_SCHEMES:
+        return Queue.of_store(_open(_postgres, "postgres")(path_or_url, fsync=fsync), **options)
+    if scheme in REDIS_SCHEMES:
+        return Queue.of_store(_open(_redis, "redis")(path_or_url), **options)
+    return Queue(path_or_url, fsync=fsync, **options)
+
+
+def _open(function: Callable[[], Callable[..., EngineStore]], extra: str) -> Any:
+    try:
+        return load(function)
+    except ImportError as e:
+        raise NotAQueue(
+            f"a queue of this kind needs packages that aren't installed ({e}): "
+            f"pip install 'dbbasic-queue[{extra}]'"
+        ) from e
+
+
+def _postgres() -> Callable[..., EngineStore]:
+    from dbbasic_queue.engines.procrastinate import open_store
+
+    return open_store
+
+
+def _redis() -> Callable[..., EngineStore]:
+    from dbbasic_queue.engines.rq import open_store
+
+    return open_store

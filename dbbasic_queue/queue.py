@@ -84,6 +84,7 @@ def enqueue(
     job_id: str | None = None,
     exist_ok: bool = False,
     unique: Literal["pending"] | None = None,
+    connection: Any = None,
 ) -> str:
     """Add one job to the default queue, and return its id. The job is on the disk on return.
 
@@ -92,26 +93,38 @@ def enqueue(
     datetime; None and 0 mean now. `job_id` is an id of your own, 1 to 64 characters from
     A-Z a-z 0-9 . _ -, the first not "-": only one job can have it. With `exist_ok`, the id is
     returned if a job has it already. With `unique="pending"`, the id of a pending job of this type
-    with the same payload is returned, if there is one. `Queue.enqueue` says more.
+    with the same payload is returned, if there is one. With `connection`, for a queue in
+    PostgreSQL, the job is part of that connection's transaction. `Queue.enqueue` says more.
 
     Raises InvalidJob for an invalid argument, DuplicateJob if a job has this `job_id`,
     InvalidArgument for `exist_ok` without a `job_id`, or `unique` with one, StoreError if the
     system can't write. Then nothing was added, unless a StoreError says otherwise.
     """
     return default_queue().enqueue(
-        job_type, payload, run_at, job_id=job_id, exist_ok=exist_ok, unique=unique
+        job_type,
+        payload,
+        run_at,
+        job_id=job_id,
+        exist_ok=exist_ok,
+        unique=unique,
+        connection=connection,
     )
 
 
 def enqueue_many(
-    job_type: str, payloads: Iterable[Any], run_at: float | datetime | None = None
+    job_type: str,
+    payloads: Iterable[Any],
+    run_at: float | datetime | None = None,
+    *,
+    connection: Any = None,
 ) -> list[str]:
     """Add one job per payload to the default queue, and return their ids in the payloads' order.
 
-    All jobs are added by one write and one sync, and are on the disk on return. Raises the same
-    errors as `enqueue`: then no job was added, unless a StoreError says otherwise.
+    All jobs are added by one write and one sync, and are on the disk on return. `connection` is as
+    for `enqueue`. Raises the same errors as `enqueue`: then no job was added, unless a StoreError
+    says otherwise.
     """
-    return default_queue().enqueue_many(job_type, payloads, run_at)
+    return default_queue().enqueue_many(job_type, payloads, run_at, connection=connection)
 
 
 async def aenqueue(

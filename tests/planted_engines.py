@@ -78,7 +78,9 @@ class AcceptsValuesThatAreNotJson(Planted):
 
 
 class AddsSomeOfTheJobs(Planted):
-    def enqueue_many(self, job_type: str, payloads: Iterable[Any], run_at: Any = None) -> list[str]:
+    def enqueue_many(
+        self, job_type: str, payloads: Iterable[Any], run_at: Any = None, **_: Any
+    ) -> list[str]:
         return [self.enqueue(job_type, payload, run_at) for payload in payloads]
 
 

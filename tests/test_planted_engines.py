@@ -59,6 +59,7 @@ def test_the_contract_catches_every_planted_bug_and_passes_the_engine_without_on
 
 BEYOND = {"aenqueue", "aget_job", "await_job"} | {
     "history",
+    "of_store",
     "metrics",
     "output",
     "progress",
@@ -134,7 +135,7 @@ def test_a_path_object_is_never_a_url(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("url", "text"),
     [
-        ("redis://user:secret@host/0", "scheme 'redis': must be file or memory .*write ./redis:"),
+        ("amqp://user:secret@host/0", "scheme 'amqp': must be file or memory .*write ./amqp:"),
         ("data:x.tsv", "unknown URL scheme 'data'"),
         ("file://other/queue.tsv", "must be a file on this machine, not on 'other'"),
         ("file:", "must name a file"),

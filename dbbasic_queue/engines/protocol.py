@@ -44,6 +44,7 @@ class Engine(Protocol):
         job_id: str | None = None,
         exist_ok: bool = False,
         unique: Literal["pending"] | None = None,
+        connection: Any = None,
     ) -> str:
         """Add one pending job; return its id: `job_id`, or one that no other job has.
 
@@ -56,13 +57,21 @@ class Engine(Protocol):
         there is one, is returned, and nothing is added or changed. Running jobs don't count. Two
         payloads are the same if they are the same JSON, in whatever order an object's members are.
 
+        With `connection`, the job is part of the transaction of that database connection, if the
+        engine can do that; InvalidArgument otherwise.
+
         Raises InvalidJob for an invalid argument, DuplicateJob if a job of any status has
         the id, InvalidArgument for `exist_ok` without `job_id`, or `unique` with it. If several
         callers ask for the same id, or enqueue the same unique job, at once, one of them adds it.
         """
 
     def enqueue_many(
-        self, job_type: str, payloads: Iterable[Any], run_at: float | datetime | None = None
+        self,
+        job_type: str,
+        payloads: Iterable[Any],
+        run_at: float | datetime | None = None,
+        *,
+        connection: Any = None,
     ) -> list[str]:
         """Add one job per payload, all or none; return the ids in the payloads' order.
 

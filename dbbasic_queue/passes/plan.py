@@ -111,7 +111,7 @@ def _check_workers(workers: int) -> None:
 def _check_registry(handlers: object, store: Store) -> None:
     """Raise InvalidHandlers if the handlers are a registry that belongs to another queue."""
     its = getattr(getattr(handlers, "queue", None), "store", store)
-    if its is store:
+    if its is store or (its.is_shared and its.path == store.path):
         return
     are_files = os.path.isabs(its.path) and os.path.isabs(store.path)
     if not are_files or os.path.realpath(its.path) != os.path.realpath(store.path):

@@ -73,7 +73,7 @@ def path_of(location: str | os.PathLike[str], name: str = "queue") -> str:
         raise NotAQueue(
             f"invalid {name}: unknown URL scheme {scheme!r}: must be "
             f"{'file or memory' if name == 'queue' else 'a path or file:PATH'} (for a path with a "
-            f"colon, write ./{scheme}:...)"
+            f"colon, write ./{scheme}:...; for a queue on a server, use open_queue)"
         )
     if isinstance(location, str) and location[:5].lower() == "file:":
         from urllib.parse import unquote

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from dbbasic_queue.errors import DuplicateJob, QueueError, StoreError
+from dbbasic_queue.errors import DuplicateJob, QueueError, StoreError, no_transaction
 from dbbasic_queue.model import states
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.records import encode_state
@@ -90,6 +90,10 @@ class MemoryStore:
         """Do nothing: no file is open."""
 
     # -- jobs --
+
+    def within(self, connection: object) -> MemoryStore:
+        """Raise InvalidArgument: no database connection has a part in the jobs."""
+        raise no_transaction(self.path)
 
     def add(self, rows: str, own_id: str | None = None) -> None:
         """Add new jobs, given as lines. Raises DuplicateJob if a job has the id `own_id`."""

@@ -42,6 +42,12 @@ if TYPE_CHECKING:
         def close(self) -> None:
             """Close all files; the next call opens them again."""
 
+        def within(self, connection: Any) -> Store:
+            """Return a store whose `add` calls belong to a database connection's transaction.
+
+            Raises InvalidArgument if this store has none, or for an object that isn't one.
+            """
+
         def add(self, rows: str, own_id: str | None = None) -> None:
             """Add new jobs, all or none, given as lines of `rows.new_row`.
 

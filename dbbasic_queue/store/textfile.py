@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 
-from dbbasic_queue.errors import DuplicateJob
+from dbbasic_queue.errors import DuplicateJob, no_transaction
 from dbbasic_queue.lazy import load
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.records import encode_state
@@ -84,6 +84,10 @@ class TextFileStore:
         return load(_claims)(self.files, terms, now, parallel)
 
     # -- new jobs --
+
+    def within(self, connection: object) -> TextFileStore:
+        """Raise InvalidArgument: no database connection has a part in the file."""
+        raise no_transaction(self.path)
 
     def add(self, rows: str, own_id: str | None = None) -> None:
         """Append the lines of new jobs to the queue file; they are on the disk on return.

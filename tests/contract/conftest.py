@@ -38,16 +38,20 @@ class Opener:
         """Return the URL with which another process opens the same jobs."""
         return self._url.format(directory)
 
+    def let_dead_workers_expire(self, directory: Path) -> None:
+        """Let the time pass after which the jobs of a killed worker are recovered."""
+
 
 ENGINES: dict[str, set[str]] = {
-    "text_file": {"sharing", "durability", "archiving"},
-    "memory": {"sharing", "archiving"},
+    "text_file": {"sharing", "durability", "archiving", "due order"},
+    "memory": {"sharing", "archiving", "due order"},
 }
 """The fixture of each engine, and its optional abilities.
 
 - sharing: all queues that a process opens at one place have the same jobs.
 - durability: jobs survive the process that enqueued or ran them.
 - archiving: `purge` can write an archive.
+- due order: of two due jobs, the one that was due first runs first.
 
 `@pytest.mark.needs("sharing")` limits tests to the engines with that ability.
 """

@@ -31,6 +31,16 @@ if TYPE_CHECKING:
 class TestPasses:
     """What `process_jobs`, `run_until_complete` and `wait` promise until a job ends."""
 
+    def test_jobs_that_are_due_at_once_run_in_the_order_of_their_enqueue(
+        self, queue: Engine
+    ) -> None:
+        queue.enqueue_many("greet", range(5))
+        queue.enqueue("greet", 5)
+        ran: list[int] = []
+        queue.process_jobs({"greet": ran.append})
+        assert ran == list(range(6))
+
+    @pytest.mark.needs("due order")
     def test_jobs_run_in_the_order_of_run_at_and_then_of_their_enqueue(self, queue: Engine) -> None:
         for payload, run_at in [("c", NOW), ("a", 5), ("d", NOW), ("b", 6), ("e", NOW)]:
             queue.enqueue("greet", payload, run_at)

@@ -109,6 +109,7 @@ class TestDurability:
         )
         found = job(queue, job_id)
         assert (found["status"], found["attempts"]) == ("processing", 1)
+        open_at.let_dead_workers_expire(tmp_path)
         assert queue.process_jobs({"greet": raises()}) == NONE | {"recovered": 1}
         found = job(queue, job_id)
         assert (found["status"], found["attempts"]) == ("pending", 1)

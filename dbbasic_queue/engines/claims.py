@@ -1,0 +1,364 @@
+"""Claims the jobs of an `EngineStore`; `store.protocol.Claims` describes the methods.
+
+- **A worker is alive while it says so**: every 10 seconds, from the ticks of the pass. After 30
+  seconds without that, other passes recover its jobs. So a pass that was stopped for longer, or cut
+  off from the server, may find that its job runs again elsewhere: it starts no other one, kills a
+  job that has a process of its own, and its outcome isn't recorded.
+- **An outcome is recorded only if the job hasn't changed since it was claimed**, apart from a
+  request to stop it.
+- **If the connection breaks**, a claim or a record is tried again for as long as the worker may
+  count as alive. What a lost reply has claimed is found again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import TYPE_CHECKING
+
+from dbbasic_queue.engines.backend import BEAT_SECONDS, DEAD_SECONDS, Change, ConnectionLost
+from dbbasic_queue.engines.notes import EngineHistory, EngineOutput, EngineProgress
+from dbbasic_queue.errors import StoreError
+from dbbasic_queue.model import states
+from dbbasic_queue.model.checks import ALL
+from dbbasic_queue.model.jsontext import decode_json
+from dbbasic_queue.store.history import worker_name
+from dbbasic_queue.store.protocol import Claim
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from typing import TypeVar
+
+    from dbbasic_queue.engines.backend import Backend, StoredRow
+    from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.model.states import State
+    from dbbasic_queue.store.protocol import History, OutputNotes, ProgressNotes, Terms
+
+    T = TypeVar("T")
+
+_RECOVERY_SECONDS = 10.0
+"""how often a pass looks for jobs of dead workers"""
+_STOP_POLL_SECONDS = 0.25
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
+
+
+class EngineClaims:
+    """The jobs that one pass has claimed.
+
+    `_held`  job id -> the row as claimed, for each claim whose outcome isn't recorded
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        paused: Callable[[], Collection[str]],
+        terms: Terms,
+        now: float,
+        parallel: int,
+    ) -> None:
+        """Register the worker, recover the jobs of dead ones, correct times, and find due jobs."""
+        self.history: History = EngineHistory(backend)
+        self.output: OutputNotes = EngineOutput(backend)
+        self.progress: ProgressNotes = EngineProgress(backend)
+        self._backend = backend
+        self._paused = paused
+        self._terms = terms
+        self._parallel = parallel
+        self._held: dict[str, StoredRow] = {}
+        self._put_back: set[str] = set()
+        """the jobs that were claimed and are pending again: they wait for the next `find_due`"""
+        self._recovered = 0
+        self._died: list[tuple[Row, State]] = []
+        self._pulled_in = 0
+        self._recovers_at = 0.0  # on the monotonic clock, like the following
+        self._looks: dict[str, tuple[float, bool]] = {}
+        """job id -> when it was last asked whether a running job is to stop, and the answer"""
+        self._is_lost = False
+        """whether this worker counts as dead"""
+        self._worker = backend.open_worker(worker_name(), parallel)
+        self._beat_at = time.monotonic()
+        self._pull_in(now)
+        self.find_due(now)
+
+    def slot_fd(self) -> int:
+        """Return -1: there is no slot."""
+        return -1
+
+    # -- finding and claiming --
+
+    def find_due(self, now: float) -> bool:
+        """Look for jobs that are due at `now`; False if there are none to claim.
+
+        Recovers the jobs of dead workers first, unless that was done in the last 10 seconds.
+        """
+        self.looked_at = now
+        self._put_back.clear()
+        self.history.flush()
+        self._beat_if_due()
+        if time.monotonic() >= self._recovers_at:
+            self._persist(lambda again: self._recover(now))
+            self._recovers_at = time.monotonic() + _RECOVERY_SECONDS
+        self._mark = self._persist(lambda again: self._backend.look(now))
+        self._types = self._persist(lambda again: self._backend.types())
+        types = self._wanted()
+        return self._persist(lambda again: self._backend.has_due(types, now, self._mark))
+
+    def _wanted(self) -> list[str]:
+        """Return the types that this pass may claim now: it wants them, and none is paused."""
+        paused = self._persist(lambda again: self._paused())
+        if ALL in paused:
+            return []
+        return [
+            name for name in sorted(self._types) if name not in paused and self._terms.wants(name)
+        ]
+
+    def claim(self, most: int, now: float) -> list[Claim]:
+        """Claim up to `most` due jobs: the highest priority first, then in the order of `add`."""
+        self.check_slot()
+        self._beat_if_due()
+        self.history.flush()
+        types = self._wanted()
+        rows: list[StoredRow] = []
+        for priority in self._priorities(types):
+            group = [name for name in types if self._terms.priority(name) == priority]
+            lower = [name for name in types if self._terms.priority(name) < priority]
+            is_newer = bool(lower) and self._has_due(lower)
+            if is_newer and now > self.looked_at:
+                self._types |= self._prepare(now)
+            until, mark = (now, None) if is_newer else (self.looked_at, self._mark)
+            rows += self._claim(group, most - len(rows), until, mark)
+            if len(rows) >= most:
+                break
+        return [Claim(row, decode_json(row.payload) if row.payload else {}, 0) for row in rows]
+
+    def _priorities(self, types: list[str]) -> list[int]:
+        """Return the priorities of these types, the highest first."""
+        return sorted({self._terms.priority(name) for name in types}, reverse=True)
+
+    def _prepare(self, now: float) -> set[str]:
+        self._persist(lambda again: self._backend.look(now))
+        return self._persist(lambda again: self._backend.types())
+
+    def _has_due(self, types: list[str]) -> bool:
+        return self._persist(lambda again: self._backend.has_due(types, self.looked_at, self._mark))
+
+    def _claim(
+        self, types: list[str], most: int, until: float, mark: int | None
+    ) -> list[StoredRow]:
+        limits = {
+            name: (self._terms.concurrency[name], self._parallel)
+            for name in types
+            if name in self._terms.concurrency
+        }
+        for name, (limit, parallel) in limits.items():
+            mine = sum(row.type == name for row in self._held.values())
+            limits[name] = limit, max(parallel - mine, 0)
+
+        def claim(again: bool) -> list[StoredRow]:
+            if again:
+                claimed = self._backend.claimed(self._worker)
+                if lost := [row for row in claimed if row.id not in self._held]:
+                    return lost
+            return self._backend.claim(
+                self._worker,
+                types,
+                most,
+                until,
+                mark=mark,
+                limits=limits,
+                skip=self._put_back,
+            )
+
+        rows = self._persist(claim)
+        self._held |= {row.id: row for row in rows}
+        return rows
+
+    # -- what other passes, and wrong clocks, have left --
+
+    def _recover(self, now: float) -> None:
+        """Make the jobs of dead workers pending again; see `store.claiming.recovery`."""
+        found: list[tuple[Change, bool]] = []
+        for row, was_started in self._backend.dead_claims():
+            if states.is_to_stop(row.state):
+                state = states.stop(row.state, row.state.attempts - (not was_started))
+            elif not was_started:
+                state = states.unclaim(row.state)
+            elif self._terms.wants(row.type):
+                seconds = self._terms.wait(row.type, row.state.attempts)
+                retry_at = states.retry_at(now, seconds)
+                state = states.recover(row.state, self._terms.limit(row.type), retry_at)
+            else:
+                continue  # how many attempts a job has depends on its handler
+            found.append((Change(row, state), was_started))
+        if not found:
+            return
+        made = self._backend.change([change for change, _ in found])
+        for ((row, state, _), was_started), is_made in zip(found, made, strict=True):
+            if is_made and state is not None:
+                self._recovered += 1
+                if was_started or state.status == states.CANCELLED:
+                    self._died.append((row, state))
+
+    def _pull_in(self, now: float) -> None:
+        """Correct times that were set by a clock that was ahead."""
+        changes = []
+        for row in self._backend.due_late(now):
+            pulled_in = states.pull_in(row.state, now)
+            longest = self._terms.longest_wait(row.type, row.state.attempts)
+            state = pulled_in or states.clamp(row.state, states.later(now, longest))
+            if state is not None:
+                changes.append((Change(row, state), pulled_in is not None))
+        if changes:
+            made = self._backend.change([change for change, _ in changes])
+            counted = (is_counted for _, is_counted in changes)
+            self._pulled_in += sum(itertools.compress(counted, made))
+
+    def take_recovered(self) -> tuple[int, list[tuple[Row, State]]]:
+        """Return how many jobs were recovered since the last call, and those that had started."""
+        taken = self._recovered, self._died
+        self._recovered, self._died = 0, []
+        return taken
+
+    def take_pulled_in(self) -> int:
+        """Return how many jobs were pulled in since the last call."""
+        taken, self._pulled_in = self._pulled_in, 0
+        return taken
+
+    # -- running jobs --
+
+    def check_slot(self) -> None:
+        """Raise StoreError if this worker counts as dead: other passes may run its jobs."""
+        if self._is_lost:
+            raise StoreError(
+                None,
+                f"this pass was stopped or cut off from the server for over {DEAD_SECONDS:.0f} s, "
+                "so other passes consider it dead: it starts no more jobs (start a new pass)",
+                self._backend.name,
+            )
+
+    def may_start(self, claim: Claim) -> bool:
+        """Return False if the job isn't this pass's any more, as far as is known."""
+        self._beat_if_due()
+        return not self._is_lost and claim.row.id in self._held
+
+    def is_to_stop(self, row: Row) -> bool:
+        """Return whether a running job is to be stopped, or may run elsewhere by now.
+
+        Looks at most four times a second.
+        """
+        held = self._held.get(row.id)
+        if held is None or self._is_lost:
+            return True
+        looked_at, stops = self._looks.get(row.id, (0.0, False))
+        if (now := time.monotonic()) >= looked_at + _STOP_POLL_SECONDS:
+            try:
+                current = self._backend.find(row.id)
+                stops = current is None or current.version != held.version
+            except ConnectionLost:
+                pass
+            self._looks[row.id] = now, stops
+        return stops
+
+    def record(self, claim: Claim, state: State) -> State | None:
+        """Record an outcome; return the recorded state, or None if this attempt was replaced."""
+        return self.record_all([(claim, state)])[0]
+
+    def record_all(self, ended: list[tuple[Claim, State]]) -> list[State | None]:
+        """Record several outcomes."""
+        return self._record([(self._held.pop(claim.row.id, None), state) for claim, state in ended])
+
+    def _record(self, ended: list[tuple[StoredRow | None, State | None]]) -> list[State | None]:
+        changes = [Change(row, state) for row, state in ended if row and state]
+        made = iter(self._persist(lambda again: self._backend.change(changes, again=again)))
+        recorded = []
+        for row, state in ended:
+            accepted = None
+            if row and state:
+                accepted = state if next(made) else self._record_stop(row, state)
+            if row and accepted and accepted.status != states.COMPLETED:
+                self._put_back.add(row.id)
+            if row:
+                self._looks.pop(row.id, None)
+            recorded.append(accepted)
+        return recorded
+
+    def _record_stop(self, row: StoredRow, state: State) -> State | None:
+        """Record the outcome of a job that was marked to be stopped; None if it wasn't."""
+        current = self._persist(lambda again: self._backend.find(row.id))
+        if current is None or not states.is_to_stop(current.state):
+            return None
+        if current.state.attempts != row.state.attempts:
+            return None
+        stopped: State | None = state
+        if state.status != states.COMPLETED:
+            stopped = states.stop(current.state, state.attempts)
+        change = Change(current, stopped)
+        made = self._persist(lambda again: self._backend.change([change], again=again))
+        return stopped if made == [True] else None
+
+    def unclaim(self, claims: list[Claim], error: str = "") -> None:
+        """Make claimed jobs pending again without counting their attempts."""
+        ended: list[tuple[StoredRow | None, State | None]] = []
+        for claim in claims:
+            row = self._held.pop(claim.row.id, None)
+            ended.append((row, states.unclaim(row.state, error) if row else None))
+        if ended:
+            self._record(ended)
+
+    # -- staying alive --
+
+    def _beat_if_due(self) -> None:
+        """Say that this worker is alive, if that was 10 seconds ago."""
+        if time.monotonic() - self._beat_at < BEAT_SECONDS or self._is_lost:
+            return
+        try:
+            is_alive = self._backend.beat(self._worker)
+        except ConnectionLost:
+            return  # tried again at the next tick
+        self._is_lost = not is_alive
+        self._beat_at = time.monotonic()
+
+    def _persist(self, call: Callable[[bool], T]) -> T:
+        """Call a function, again and again while the connection is lost and this may be alive.
+
+        It receives False at first, and True when it is called again.
+        """
+        again = False
+        pause = _FIRST_PAUSE_SECONDS
+        end = time.monotonic() + DEAD_SECONDS - BEAT_SECONDS
+        while True:
+            try:
+                return call(again)
+            except ConnectionLost:
+                if time.monotonic() + pause > end:
+                    raise
+            time.sleep(pause)
+            again, pause = True, min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def is_published(self) -> bool:
+        """Return False, so that the pass ticks: that is when the worker says that it is alive."""
+        return False
+
+    def publish(self) -> None:
+        """Say that this worker is alive; every change is visible at once."""
+        self._beat_if_due()
+
+    def idle(self) -> None:
+        """Write what is in memory, and say that this worker is alive."""
+        self.history.flush()
+        self._beat_if_due()
+
+    def finish(self) -> None:
+        """Write the history, and remove the worker."""
+        self.history.flush()
+        self._backend.close_worker(self._worker)
+
+    def abandon(self) -> None:
+        """End the pass after an error: make the claimed jobs pending again, if that can be done."""
+        try:
+            self.history.flush()
+            rows = self._backend.claimed(self._worker)
+            self._backend.change([Change(row, states.unclaim(row.state)) for row in rows])
+            self._backend.close_worker(self._worker)
+        except StoreError:
+            pass  # another pass recovers them when this worker counts as dead

@@ -1,0 +1,309 @@
+"""`EngineStore`: the `Store` of a queue whose jobs are on a server; `store.protocol` describes it.
+
+There were three ways to run our jobs on an engine:
+
+1. Its own worker runs a function of ours, which calls the handler. Then the engine's rules for
+   retries, time limits and signals apply, not ours; and an outcome is recorded twice, by us and by
+   the engine, so that a kill in between makes one of them wrong.
+2. A `Queue` of its own for each engine. Then everything that a queue can do is written three times.
+3. Our pass runs the handlers, and the engine keeps the jobs: where they wait, who has claimed them,
+   which workers are alive. Then handlers, policies, schedules, hooks and the command line are the
+   same code on every engine, and a job's outcome and its place change in one step.
+
+This is the third. The engine's own tools show the jobs, and its own workers leave them alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING
+
+from dbbasic_queue.engines.backend import Change
+from dbbasic_queue.engines.claims import EngineClaims
+from dbbasic_queue.errors import DuplicateJob
+from dbbasic_queue.model import states
+from dbbasic_queue.model.checks import ALL
+from dbbasic_queue.model.records import encode_state
+from dbbasic_queue.model.rows import parse_row
+from dbbasic_queue.store import purged, schedule_file
+from dbbasic_queue.store.history import Attempt
+from dbbasic_queue.store.output import Output
+from dbbasic_queue.store.progress import Progress
+from dbbasic_queue.store.writing.archive import append_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator
+    from typing import Any
+
+    from dbbasic_queue.engines.backend import Backend, StoredRow
+    from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.model.states import State
+    from dbbasic_queue.store.protocol import Terms
+    from dbbasic_queue.store.reading.unreadable import Unreadable
+    from dbbasic_queue.store.schedule_file import Change as ScheduleChange
+
+_BATCH = 1000
+_PAUSED, _PURGED, _SCHEDULES = "paused", "purged", "schedules"
+
+
+class EngineStore:
+    """The jobs of one queue on a server."""
+
+    is_shared = True
+    skipped_history: tuple[str, ...] = ()
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.path = backend.name
+
+    def exists(self) -> bool:
+        """Return whether the queue was ever used."""
+        return self.backend.exists()
+
+    def close(self) -> None:
+        """Close all connections; the next call opens one again."""
+        self.backend.close()
+
+    # -- jobs --
+
+    def within(self, connection: Any) -> EngineStore:
+        """Return a store whose `add` calls belong to the transaction of a database connection."""
+        return EngineStore(self.backend.within(connection))
+
+    def add(self, rows: str, own_id: str | None = None) -> None:
+        """Add new jobs, given as lines. Raises DuplicateJob if a job has the id `own_id`."""
+        if not self.backend.add(_parse(rows), own_id=own_id is not None):
+            raise DuplicateJob(
+                f"job_id {own_id!r} is already in the queue "
+                "(get_job shows it; choose another id, or purge the old job first)"
+            )
+
+    def add_once(self, row: str, own_id: str) -> None:
+        """Add a job unless one has the id `own_id` already."""
+        self.backend.add(_parse(row), own_id=True)
+
+    def add_unless_pending(self, row: str, job_type: str, payload: str) -> str | None:
+        """Add a job unless a job of this type with the same payload is pending.
+
+        Returns the id of that job, or None if the new one was added.
+        """
+        return self.backend.add_unless_pending(_parse(row)[0])
+
+    def find(self, job_id: str) -> Row | None:
+        """Return the job's row, or None."""
+        return self.backend.find(job_id)
+
+    def rows(self, unreadable: list[int] | None = None) -> Iterator[Row]:
+        """Yield every job, in the order of enqueueing."""
+        return self.backend.rows()
+
+    def _change(
+        self, job_id: str, new_state: Callable[[State], State | None], payload: str | None = None
+    ) -> State | None:
+        """Give a job the state that `new_state` returns; return it, or None if that is None."""
+        while row := self.backend.find(job_id):
+            state = new_state(row.state)
+            if state is None:
+                return None
+            new = Change(row, payload=payload) if payload is not None else Change(row, state)
+            if self.backend.change([new]) == [True]:
+                return state
+        return None
+
+    def cancel(self, job_id: str) -> bool:
+        """Cancel a job if it is pending; return whether it was."""
+        return self._change(job_id, states.cancel) is not None
+
+    def stop(self, job_id: str) -> str | None:
+        """Cancel a job if it is pending; mark it for its pass to stop if it is processing.
+
+        Returns its status after that, or None if it is finished or unknown.
+        """
+        state = self._change(job_id, lambda s: states.cancel(s) or states.request_stop(s))
+        return state.status if state else None
+
+    def run_now(self, job_id: str, now: float) -> bool:
+        """Make a job due if it is pending; return whether it was."""
+        return self._change(job_id, lambda state: states.run_now(state, now)) is not None
+
+    def edit(self, job_id: str, payload: str) -> bool:
+        """Replace the payload of a job if it is pending; return whether it was."""
+
+        def if_pending(state: State) -> State | None:
+            return state if state.status == states.PENDING else None
+
+        return self._change(job_id, if_pending, payload) is not None
+
+    def requeue(
+        self,
+        now: float,
+        *,
+        job_id: str | None = None,
+        run_at: int | None = None,
+        wanted: Callable[[Row], bool] = lambda _: True,
+    ) -> int:
+        """Requeue one job, or the failed ones that `wanted` returns True for; return how many."""
+        if job_id is not None:
+            state = self._change(job_id, lambda state: states.requeue(state, now, run_at))
+            return int(state is not None)
+        changes = (
+            Change(row, states.requeue(row.state, now, run_at))
+            for row in self.backend.rows(states.FAILED)
+            if wanted(row)
+        )
+        return sum(sum(self.backend.change(batch)) for batch in _batches(changes))
+
+    def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
+        """Remove the unwanted jobs, except running ones; return how many.
+
+        With `archive`, their rows are on the disk in that file first.
+        """
+        removed = 0
+        changes = (
+            Change(row)
+            for row in self.backend.rows()
+            if row.state.status != states.PROCESSING and unwanted(row)
+        )
+        for batch in _batches(changes):
+            if archive is not None:
+                append_rows(archive, [_line(change.row) for change in batch])
+            removed += sum(self.backend.change(batch))
+        return removed
+
+    def take_turn_to_purge(self, types: Collection[str], now: float, pause: float) -> bool:
+        """Return whether jobs of these types were purged `pause` seconds ago or longer."""
+        before = self.backend.read(_PURGED)
+        when: dict[str, float] = json.loads(before or b"{}")
+        if not purged.is_turn(when, types, now, pause):
+            return False
+        when |= dict.fromkeys(types, int(now))
+        return self.backend.replace(_PURGED, before, json.dumps(when).encode())
+
+    def unreadable(self) -> Iterator[Unreadable]:
+        """Yield nothing: there are no lines."""
+        return iter(())
+
+    def remove_unreadable(self) -> int:
+        """Return 0: there are no lines."""
+        return 0
+
+    def take_skipped(self) -> tuple[int, int, list[int]]:
+        """Return nothing to report: there are no lines."""
+        return 0, 0, []
+
+    # -- pausing --
+
+    def paused(self) -> frozenset[str]:
+        """Return the paused types; `ALL` among them means all types."""
+        return frozenset(self.backend.read(_PAUSED).decode().split())
+
+    def pause(self, job_type: str) -> bool:
+        """Pause a type, or `ALL`; False if it was paused already."""
+        return self._change_paused(lambda types: types | {job_type})
+
+    def resume(self, job_type: str | None) -> bool:
+        """End the pause of a type or, for None, every pause; False if there was none."""
+        return self._change_paused(
+            lambda types: frozenset() if job_type is None else types - {job_type}
+        )
+
+    def _change_paused(self, change: Callable[[frozenset[str]], frozenset[str]]) -> bool:
+        while True:
+            before = self.backend.read(_PAUSED)
+            types = frozenset(before.decode().split())
+            changed = change(types)
+            if changed == types:
+                return False
+            if self.backend.replace(_PAUSED, before, " ".join(sorted(changed)).encode()):
+                return True
+
+    # -- schedules --
+
+    def has_schedules(self) -> bool:
+        """Return whether any schedule was ever recorded."""
+        return self.read_schedules() != b""
+
+    def read_schedules(self) -> bytes:
+        """Return the schedules, as the text file would hold them."""
+        return self.backend.read(_SCHEDULES)
+
+    def update_schedules(self, seen: bytes, changes: list[ScheduleChange]) -> bool:
+        """Add the jobs of due instants, and record that; False if `seen` is outdated."""
+        rows = schedule_file.parse(seen, self.path)
+        new, _ = schedule_file.apply(rows, changes, self.find)
+        after = schedule_file.encode(rows.values())
+        return self.backend.replace(_SCHEDULES, seen, after, _parse("".join(new.values())))
+
+    # -- passes --
+
+    def open_claims(self, terms: Terms, now: float, parallel: int) -> EngineClaims:
+        """Return the claims of a new pass, which runs up to `parallel` jobs at once."""
+        return EngineClaims(self.backend, self.paused, terms, now, parallel)
+
+    def has_work(self, *_: object) -> bool:
+        """Return whether a pass might have something to do."""
+        return self.backend.has_open()
+
+    def count_due(self, now: float) -> int:
+        """Return how many pending jobs of all types are due."""
+        return self.backend.count_due(now)
+
+    def is_complete(self, apart_from: Collection[tuple[str, str]] = ()) -> bool:
+        """Return whether no job is running, and none is pending whose type isn't paused.
+
+        The jobs in `apart_from`, pairs of path and id, may be running.
+        """
+        paused = self.paused()
+        if ALL not in paused and not self.backend.pending_types() <= paused:
+            return False
+        return all(
+            (self.path, row.id) in apart_from for row in self.backend.rows(states.PROCESSING)
+        )
+
+    def running(self) -> tuple[list[Any], list[Row]]:
+        """Return the live workers and the running jobs."""
+        return list(self.backend.workers()), list(self.backend.rows(states.PROCESSING))
+
+    # -- what attempts have left behind --
+
+    def history(
+        self, job_id: str = "", since: float = -math.inf, *, only_errors: bool = False
+    ) -> Iterator[Attempt]:
+        """Yield the finished attempts, or those of one job."""
+        for attempt in map(Attempt, self.backend.history(job_id, since)):
+            if attempt.error or not only_errors:
+                yield attempt
+
+    def output(self, job_id: str, attempt: int | None = None) -> Output | None:
+        """Return what a job's latest attempt, or this attempt, has printed, if that is kept."""
+        line = self.backend.output(job_id, attempt)
+        return Output(line) if line else None
+
+    def progress(self, rows: Iterable[Row]) -> dict[str, Progress]:
+        """Return job id -> how far it is, for those of the jobs that run and have reported."""
+        by_id = {row.id: row for row in rows}
+        found = {job_id: Progress(line) for job_id, line in self.backend.progress(by_id).items()}
+        return {
+            job_id: progress for job_id, progress in found.items() if progress.is_of(by_id[job_id])
+        }
+
+
+def _parse(lines: str) -> list[Row]:
+    rows = [parse_row(line.encode()) for line in lines.split("\n")[:-1]]
+    return [row for row in rows if row is not None]
+
+
+def _line(row: StoredRow) -> bytes:
+    return f"{row.id}\t{row.type}\t{row.payload}\t".encode() + encode_state(row.state)
+
+
+def _batches(changes: Iterable[Change]) -> Iterator[list[Change]]:
+    batch: list[Change] = []
+    for change in changes:
+        batch.append(change)
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
