@@ -26,6 +26,7 @@ from dbbasic_queue.model import states
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.model.rows import parse_row
+from dbbasic_queue.passes import log_lines
 from dbbasic_queue.store import purged, schedule_file
 from dbbasic_queue.store.history import Attempt
 from dbbasic_queue.store.output import Output
@@ -34,6 +35,7 @@ from dbbasic_queue.store.writing.archive import append_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
+    from logging import Logger
     from typing import Any
 
     from dbbasic_queue.engines.backend import Backend, StoredRow
@@ -44,7 +46,8 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.schedule_file import Change as ScheduleChange
 
 _BATCH = 1000
-_PAUSED, _PURGED, _SCHEDULES = "paused", "purged", "schedules"
+_PAUSED, _PURGED, _SCHEDULES, _WARNINGS = "paused", "purged", "schedules", "warnings"
+"""the names of the backend's values"""
 
 
 class EngineStore:
@@ -56,6 +59,8 @@ class EngineStore:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.path = backend.name
+        self._has_checked = False
+        """whether this process has checked the server's settings"""
 
     def exists(self) -> bool:
         """Return whether the queue was ever used."""
@@ -238,8 +243,26 @@ class EngineStore:
     # -- passes --
 
     def open_claims(self, terms: Terms, now: float, parallel: int) -> EngineClaims:
-        """Return the claims of a new pass, which runs up to `parallel` jobs at once."""
+        """Return the claims of a new pass, which runs up to `parallel` jobs at once.
+
+        Logs what in the server's settings could lose jobs, once for all passes, and again when
+        that has changed.
+        """
+        if (log := log_lines.logger()) and not self._has_checked:
+            self._has_checked = True
+            self._log_warnings(log)
         return EngineClaims(self.backend, self.paused, terms, now, parallel)
+
+    def _log_warnings(self, log: Logger) -> None:
+        logged, found = self.backend.read(_WARNINGS), self.warnings()
+        content = "\n".join(found).encode()
+        if content != logged and self.backend.replace(_WARNINGS, logged, content):
+            for warning in found:
+                log_lines.server_warning(log, self.path, warning)
+
+    def warnings(self) -> list[str]:
+        """Return what in the server's settings could lose jobs, one sentence each."""
+        return self.backend.warnings()
 
     def has_work(self, *_: object) -> bool:
         """Return whether a pass might have something to do."""

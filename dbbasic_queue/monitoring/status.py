@@ -16,6 +16,7 @@
     error       one of the last five errors, the latest first: id, type, status, attempts, when the
                 attempt ended, the error's text
     unreadable  how many lines aren't jobs, and the line numbers of the first ten
+    warning     what in the settings of the queue's server could lose jobs
 
 An empty field is `-`. The time at which an attempt ended is from the history; errors without such a
 time come last, the latest `run_at` first. A job's start time is when its pass last claimed jobs: a
@@ -87,6 +88,8 @@ def lines(store: Store, now: float) -> Iterator[str]:
         )
     numbers = " ".join(map(str, summary.unreadable[:_SHOWN_LINES]))
     yield f"unreadable\t{len(summary.unreadable)}\t{numbers or '-'}"
+    for warning in store.warnings():
+        yield f"warning\t{printable(warning)}"
 
 
 class _LastErrors:

@@ -297,6 +297,11 @@ def refused(log: Logger, error: Exception) -> None:
     write(log, ERROR, "%s", error)
 
 
+def server_warning(log: Logger, queue: str, warning: str) -> None:
+    """Log what in the settings of a queue's server could lose jobs."""
+    write(log, WARNING, "%s: %s", queue, warning)
+
+
 def unreadable(log: Logger, store: Store) -> None:
     """Log what the store has skipped or moved since the last call; see `Store.take_skipped`."""
     rejected, skipped, lines = store.take_skipped()

@@ -82,6 +82,10 @@ class MemoryStore:
             "(to share a queue between processes, keep it in a text file)"
         )
 
+    def warnings(self) -> list[str]:
+        """Return nothing: there is no server."""
+        return []
+
     def exists(self) -> bool:
         """Return True: there is no file that could be missing."""
         return True

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
         def skipped_history(self) -> Sequence[str]:
             """The start of each invalid line that the last call of `history` skipped."""
 
+        def warnings(self) -> list[str]:
+            """Return what in the settings of the queue's server could lose jobs."""
+
         def exists(self) -> bool:
             """Return whether the queue exists. Only `add` creates it."""
 

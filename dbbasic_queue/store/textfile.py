@@ -85,6 +85,10 @@ class TextFileStore:
 
     # -- new jobs --
 
+    def warnings(self) -> list[str]:
+        """Return nothing: there is no server."""
+        return []
+
     def within(self, connection: object) -> TextFileStore:
         """Raise InvalidArgument: no database connection has a part in the file."""
         raise no_transaction(self.path)
