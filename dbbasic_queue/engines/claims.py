@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from dbbasic_queue.engines.backend import BEAT_SECONDS, DEAD_SECONDS, Change, ConnectionLost
@@ -116,7 +117,6 @@ class EngineClaims:
         """Claim up to `most` due jobs: the highest priority first, then in the order of `add`."""
         self.check_slot()
         self._beat_if_due()
-        self.history.flush()
         types = self._wanted()
         rows: list[StoredRow] = []
         for priority in self._priorities(types):
@@ -340,7 +340,8 @@ class EngineClaims:
         return False
 
     def publish(self) -> None:
-        """Say that this worker is alive; every change is visible at once."""
+        """Say that this worker is alive, and write what is in memory: a job takes long."""
+        self.history.flush()
         self._beat_if_due()
 
     def idle(self) -> None:
@@ -349,16 +350,15 @@ class EngineClaims:
         self._beat_if_due()
 
     def finish(self) -> None:
-        """Write the history, and remove the worker."""
+        """Write the history, and remove the worker; it expires by itself if that fails."""
         self.history.flush()
-        self._backend.close_worker(self._worker)
+        with suppress(ConnectionLost):
+            self._backend.close_worker(self._worker)
 
     def abandon(self) -> None:
         """End the pass after an error: make the claimed jobs pending again, if that can be done."""
-        try:
-            self.history.flush()
+        self.history.flush()
+        with suppress(StoreError):  # another pass recovers them when this worker counts as dead
             rows = self._backend.claimed(self._worker)
             self._backend.change([Change(row, states.unclaim(row.state)) for row in rows])
             self._backend.close_worker(self._worker)
-        except StoreError:
-            pass  # another pass recovers them when this worker counts as dead

@@ -1,7 +1,7 @@
 """What the attempts of a pass leave behind, on an engine: history, output and progress.
 
 The rows are the same text as in the files of a text file queue. Those of the history are kept in
-memory until there are 512 of them, the oldest is a second old, or the pass claims or waits: a kill
+memory until there are 512 of them, the oldest is a second old, or the pass waits for a job: a kill
 loses them, as it does there.
 """
 
