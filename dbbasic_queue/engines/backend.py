@@ -193,6 +193,12 @@ class Backend(Protocol):
         The first `parallel` jobs of a worker, in the order of its claims, may have been.
         """
 
+    def has_news(self) -> bool:
+        """Return whether a job may have been added since the last call; asks nobody.
+
+        True if that is unknown. A job that becomes due, or pending again, is no news.
+        """
+
     def look(self, now: float) -> int:
         """Return a mark: jobs that are added later are after it.
 

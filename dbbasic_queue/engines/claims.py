@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _RECOVERY_SECONDS = 10.0
 """how often a pass looks for jobs of dead workers"""
+_LOOK_SECONDS = 0.5
+"""how often a pass that waits asks the server for jobs that have become due"""
 _STOP_POLL_SECONDS = 0.25
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
 
@@ -68,10 +70,12 @@ class EngineClaims:
         self._held: dict[str, StoredRow] = {}
         self._put_back: set[str] = set()
         """the jobs that were claimed and are pending again: they wait for the next `find_due`"""
+        self._is_empty = False
+        """whether nothing could be claimed when this pass looked last"""
         self._recovered = 0
         self._died: list[tuple[Row, State]] = []
         self._pulled_in = 0
-        self._recovers_at = 0.0  # on the monotonic clock, like the following
+        self._looks_at = self._recovers_at = 0.0  # on the monotonic clock, like the following
         self._looks: dict[str, tuple[float, bool]] = {}
         """job id -> when it was last asked whether a running job is to stop, and the answer"""
         self._is_lost = False
@@ -90,9 +94,14 @@ class EngineClaims:
     def find_due(self, now: float) -> bool:
         """Look for jobs that are due at `now`; False if there are none to claim.
 
-        Recovers the jobs of dead workers first, unless that was done in the last 10 seconds.
+        Recovers the jobs of dead workers first, unless that was done in the last 10 seconds. A pass
+        that waits calls this 20 times a second: while nothing was added, the server is asked twice
+        a second.
         """
+        if self._has_just_looked(now) and not self._backend.has_news():
+            return False
         self.looked_at = now
+        self._looks_at = time.monotonic() + _LOOK_SECONDS
         self._put_back.clear()
         self.history.flush()
         self._beat_if_due()
@@ -102,7 +111,14 @@ class EngineClaims:
         self._mark = self._persist(lambda again: self._backend.look(now))
         self._types = self._persist(lambda again: self._backend.types())
         types = self._wanted()
-        return self._persist(lambda again: self._backend.has_due(types, now, self._mark))
+        has_due = self._persist(lambda again: self._backend.has_due(types, now, self._mark))
+        self._is_empty = not has_due
+        return has_due
+
+    def _has_just_looked(self, now: float) -> bool:
+        """Return whether nothing was due half a second ago, by the queue's clock and for real."""
+        is_recent = time.monotonic() < self._looks_at and 0 <= now - self.looked_at < _LOOK_SECONDS
+        return self._is_empty and is_recent
 
     def _wanted(self) -> list[str]:
         """Return the types that this pass may claim now: it wants them, and none is paused."""
@@ -117,6 +133,8 @@ class EngineClaims:
         """Claim up to `most` due jobs: the highest priority first, then in the order of `add`."""
         self.check_slot()
         self._beat_if_due()
+        if self._is_empty:
+            return []
         types = self._wanted()
         rows: list[StoredRow] = []
         for priority in self._priorities(types):
@@ -129,6 +147,7 @@ class EngineClaims:
             rows += self._claim(group, most - len(rows), until, mark)
             if len(rows) >= most:
                 break
+        self._is_empty = not rows
         return [Claim(row, decode_json(row.payload) if row.payload else {}, 0) for row in rows]
 
     def _priorities(self, types: list[str]) -> list[int]:
