@@ -35,7 +35,11 @@ setup(
         "pytest_dbbasic_queue",
     ],
     package_dir={"dbbasic_queue.workers": "workers"},
-    package_data={"dbbasic_queue": ["py.typed"], "dbbasic_queue.cli": ["*.tsv"]},
+    package_data={
+        "dbbasic_queue": ["py.typed"],
+        "dbbasic_queue.cli": ["*.tsv"],
+        "dbbasic_queue.engines": ["*.lua", "*.sql"],
+    },
     install_requires=["filelock>=3.30"],
     extras_require={
         "pickle": ["cloudpickle>=3"],

@@ -18,6 +18,9 @@ from dbbasic_queue import Queue
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from postgres_server import PostgresServer
+    from valkey_server import ValkeyServer
+
 pytest_plugins = ["background_sweeps"]
 
 # No deadline: how long an example takes depends on the machine and its load.
@@ -68,3 +71,23 @@ def scratch() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="power-", dir=where))
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server, started with the first test that needs it."""
+    from postgres_server import PostgresServer
+
+    server = PostgresServer()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[ValkeyServer]:
+    """A Valkey server, started with the first test that needs it."""
+    from valkey_server import ValkeyServer
+
+    server = ValkeyServer()
+    yield server
+    server.remove()

@@ -19,7 +19,7 @@ LAYERS = [
     "lazy",
     "model signatures",
     "store",
-    "handlers schedules",
+    "handlers schedules moving",
     "passes monitoring",
     "jobqueue",
     "engines",
@@ -107,10 +107,14 @@ def test_no_module_is_imported_by_a_string(name: str) -> None:
 
 def extra(name: str) -> set[str]:
     """Return the packages that only this module can use, because they belong to an extra."""
+    if name in ("engines.rq", "engines.rq_jobs", "engines.redis_client"):
+        return {"redis", "rq"}
     if name == "pickles":
         return {"cloudpickle"}
     if name == "schedules":
         return {"cronsim"}
+    if name == "engines.procrastinate":
+        return {"procrastinate", "psycopg"}
     return {"pytest"} if name == "pytest_dbbasic_queue" else set()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,9 @@ from dbbasic_queue.testing import Clock
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from postgres_server import PostgresServer
+    from valkey_server import ValkeyServer
 
     from dbbasic_queue.engines.protocol import Engine
 
@@ -42,9 +46,49 @@ class Opener:
         """Let the time pass after which the jobs of a killed worker are recovered."""
 
 
+def queue_name(directory: Path) -> str:
+    """Return the name of a directory's queue on a server."""
+    return "q_" + hashlib.sha1(str(directory).encode(), usedforsecurity=False).hexdigest()[:30]
+
+
+class PostgresOpener(Opener):
+    """Opens queues in PostgreSQL. Each directory has a schema of its own."""
+
+    def __init__(self, clock: Clock, server: PostgresServer) -> None:
+        super().__init__(clock, "")
+        self._server = server
+
+    def url(self, directory: Path) -> str:
+        return self._server.url(queue_name(directory))
+
+    def let_dead_workers_expire(self, directory: Path) -> None:
+        table = f"{queue_name(directory)}.procrastinate_workers"
+        self._server.execute(
+            f"UPDATE {table} SET last_heartbeat = last_heartbeat - interval '31 s'"
+        )
+
+
+class RedisOpener(Opener):
+    """Opens queues in Valkey. Each directory has keys of its own."""
+
+    def __init__(self, clock: Clock, server: ValkeyServer) -> None:
+        super().__init__(clock, "")
+        self._server = server
+
+    def url(self, directory: Path) -> str:
+        return self._server.url(queue_name(directory))
+
+    def let_dead_workers_expire(self, directory: Path) -> None:
+        key = f"dbbasic_queue:{queue_name(directory)}:alive"
+        with self._server.client() as client:
+            client.zadd(key, dict.fromkeys(client.zrange(key, 0, -1), 0))
+
+
 ENGINES: dict[str, set[str]] = {
     "text_file": {"sharing", "durability", "archiving", "due order"},
     "memory": {"sharing", "archiving", "due order"},
+    "postgresql": {"sharing", "durability", "archiving", "due order"},
+    "redis": {"sharing", "durability", "archiving"},
 }
 """The fixture of each engine, and its optional abilities.
 
@@ -68,6 +112,16 @@ def memory(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     yield Opener(clock, "memory:{}")
     written = {path.name.partition(".")[0] for path in tmp_path.iterdir()}
     assert written <= {"archive"}, "a queue in memory wrote a file"
+
+
+@pytest.fixture
+def postgresql(clock: Clock, postgres: PostgresServer) -> PostgresOpener:
+    return PostgresOpener(clock, postgres)
+
+
+@pytest.fixture
+def redis(clock: Clock, valkey: ValkeyServer) -> RedisOpener:
+    return RedisOpener(clock, valkey)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
