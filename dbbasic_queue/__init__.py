@@ -12,6 +12,7 @@ from dbbasic_queue.errors import (
     QueueBusy,
     QueueDamaged,
     QueueError,
+    QueueMoved,
     StoreError,
 )
 from dbbasic_queue.handlers import Backoff, Delay, Fail, Handler, Job, JobStopped
@@ -69,6 +70,7 @@ __all__ = [
     "QueueBusy",
     "QueueDamaged",
     "QueueError",
+    "QueueMoved",
     "Status",
     "StoreError",
     "Worker",

@@ -57,6 +57,16 @@ class QueueDamaged(NotAQueue):
     """
 
 
+class QueueMoved(QueueError, OSError):
+    """Raised by all calls of a queue that `dbbasic-queue move` has moved. Nothing was done.
+
+    `address` is the path or URL that it was moved to, without a password. To look at what is left,
+    open the queue with `even_if_moved=True`.
+    """
+
+    address = ""
+
+
 class StoreError(QueueError, OSError):
     """Raised if the system refuses a read or a write, a process or a thread.
 
@@ -123,6 +133,17 @@ def _advice_for_permissions(path: str) -> str:
         return f"this user has no permission: run as {owner}, or add this user to the group {group}"
     share = f"chgrp -R GROUP {directory}; chmod -R g+rw {directory}; chmod g+ws {directory}"
     return f"this user has no permission: run as {owner}, or share the directory: {share}"
+
+
+def queue_moved(queue: str, address: str) -> QueueMoved:
+    """Return the error to raise for a queue that was moved to another address.
+
+    >>> print(queue_moved("queue.tsv", "/srv/new.tsv"))
+    queue.tsv was moved to /srv/new.tsv: nothing was done (use that path or URL)
+    """
+    error = QueueMoved(f"{queue} was moved to {address}: nothing was done (use that path or URL)")
+    error.address = address
+    return error
 
 
 def no_transaction(queue: str) -> InvalidArgument:

@@ -35,6 +35,7 @@ from dbbasic_queue.model.states import (
     FINISHED,
     PROCESSING,
     STATUSES,
+    is_moving,
     is_old,
 )
 from dbbasic_queue.store.location import open_store
@@ -74,8 +75,10 @@ class Queue:
     file and its directory are created by the first `enqueue`. `memory:` keeps the jobs in this
     process only, for tests; all queues named `memory:NAME` share theirs.
 
-    With `fsync=False` a job survives any crash of a process, but not of the machine. `max_payload`
-    limits the JSON of a payload, or a result, in bytes. `clock` returns the time in Unix seconds.
+    With `fsync=False` a job survives any crash of a process, but not of the machine. All calls of a
+    queue that `dbbasic-queue move` has moved raise QueueMoved, except with `even_if_moved=True`.
+    `max_payload` limits the JSON of a payload, or a result, in bytes. `clock` returns the time in
+    Unix seconds.
 
     Raises InvalidArgument for a `max_payload` that is too large, NotAQueue for a URL of another
     kind.
@@ -89,10 +92,12 @@ class Queue:
         path_or_url: str | os.PathLike[str] = "data/queue.tsv",
         *,
         fsync: bool = True,
+        even_if_moved: bool = False,
         max_payload: int = MAX_PAYLOAD,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._set(open_store(path_or_url, fsync=fsync), max_payload, clock)
+        store = open_store(path_or_url, fsync=fsync, even_if_moved=even_if_moved)
+        self._set(store, max_payload, clock)
 
     @classmethod
     def of_store(
@@ -538,7 +543,7 @@ class Queue:
 
         The change is on the disk on return.
         """
-        return self.store.remove(lambda row: row.type == job_type)
+        return self.store.remove(lambda row: row.type == job_type and not is_moving(row.state))
 
     def purge(
         self,

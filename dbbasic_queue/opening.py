@@ -20,7 +20,13 @@ POSTGRES_SCHEMES = ("postgresql", "postgres")
 REDIS_SCHEMES = ("redis", "rediss", "valkey", "valkeys", "unix")
 
 
-def open_queue(path_or_url: str | os.PathLike[str], *, fsync: bool = True, **options: Any) -> Queue:
+def open_queue(
+    path_or_url: str | os.PathLike[str],
+    *,
+    fsync: bool = True,
+    even_if_moved: bool = False,
+    **options: Any,
+) -> Queue:
     """Return the queue at a path or URL.
 
     A path or `file:PATH` is a text file, `memory:` and `memory:NAME` are in this process's memory.
@@ -28,17 +34,20 @@ def open_queue(path_or_url: str | os.PathLike[str], *, fsync: bool = True, **opt
     `redis://HOST:PORT/NUMBER` in Redis or Valkey, in RQ's keys (`rediss:` with TLS, `unix:` by a
     socket). `?queue=NAME` at the end chooses one of several queues there. `options` are those of
     `Queue`. With `fsync=False`, a crash of the PostgreSQL server may lose the last jobs; Redis has
-    a setting of its own for that.
+    a setting of its own for that. With `even_if_moved`, no call raises QueueMoved.
 
     No connection is made yet. Raises NotAQueue for a URL of another kind, or if the packages that
     it needs aren't installed: `pip install 'dbbasic-queue[postgres]'`, or `[redis]`.
     """
     scheme = scheme_of(path_or_url)
     if scheme in POSTGRES_SCHEMES:
-        return Queue.of_store(_open(_postgres, "postgres")(path_or_url, fsync=fsync), **options)
-    if scheme in REDIS_SCHEMES:
-        return Queue.of_store(_open(_redis, "redis")(path_or_url), **options)
-    return Queue(path_or_url, fsync=fsync, **options)
+        store = _open(_postgres, "postgres")(path_or_url, fsync=fsync)
+    elif scheme in REDIS_SCHEMES:
+        store = _open(_redis, "redis")(path_or_url)
+    else:
+        return Queue(path_or_url, fsync=fsync, even_if_moved=even_if_moved, **options)
+    store.even_if_moved = even_if_moved
+    return Queue.of_store(store, **options)
 
 
 def _open(function: Callable[[], Callable[..., EngineStore]], extra: str) -> Any:

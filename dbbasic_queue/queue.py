@@ -61,6 +61,11 @@ def default_queue() -> Queue:
     return _default[1]
 
 
+def open_default(*, even_if_moved: bool) -> Queue:
+    """Return a new object for the default queue; otherwise like `default_queue`."""
+    return open_queue(_location(), even_if_moved=even_if_moved)
+
+
 def _location() -> str:
     """Return the default queue's absolute path, or its URL."""
     path: str | os.PathLike[str] | None = globals().get("QUEUE_FILE")

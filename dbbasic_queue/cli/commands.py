@@ -16,7 +16,7 @@ from dbbasic_queue.model.escaping import escape, printable, unescape
 from dbbasic_queue.model.jsontext import decode_json
 from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.model.rows import HEADER, Row, has_json
-from dbbasic_queue.queue import default_queue
+from dbbasic_queue.queue import default_queue, open_default
 from dbbasic_queue.store.location import path_of
 
 TYPE_CHECKING = False
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable
     from typing import Any
+
+    from dbbasic_queue.moving import Outcome
 
 PROGRAM = "dbbasic-queue"
 INTERRUPTED = 130
@@ -36,12 +38,13 @@ def complain(why: str) -> int:
     return 1
 
 
-def existing_queue(arguments: Namespace) -> Queue:
+def existing_queue(arguments: Namespace, *, even_if_moved: bool = False) -> Queue:
     """Return the queue that --file names, or the default queue.
 
-    Raises NotAQueue if it doesn't exist, so that a typo doesn't look like an empty queue.
+    Raises NotAQueue if it doesn't exist, so that a typo doesn't look like an empty queue. Calls of
+    a queue that was moved raise QueueMoved, except with `even_if_moved`.
     """
-    queue = named_queue(arguments)
+    queue = named_queue(arguments, even_if_moved=even_if_moved)
     if not queue.store.exists():
         raise NotAQueue(
             errno.ENOENT,
@@ -51,26 +54,26 @@ def existing_queue(arguments: Namespace) -> Queue:
     return queue
 
 
-def named_queue(arguments: Namespace) -> Queue:
+def named_queue(arguments: Namespace, *, even_if_moved: bool = False) -> Queue:
     """Return the queue that --file names, or the default queue.
 
     Raises NotAQueue for a queue in memory, which would end with the command.
     """
     if arguments.file is None:
-        queue = default_queue()
+        queue = open_default(even_if_moved=True) if even_if_moved else default_queue()
         if not queue.store.is_shared:
             raise NotAQueue(
                 f"invalid DBBASIC_QUEUE_URL {queue.path!r}: a command can't use a queue in the "
                 "memory of another process (name a file with --file)"
             )
         return queue
-    return Queue(path_of(arguments.file, "--file"))
+    return Queue(path_of(arguments.file, "--file"), even_if_moved=even_if_moved)
 
 
 def run_status(arguments: Namespace) -> int:
     from dbbasic_queue.monitoring import status
 
-    with existing_queue(arguments) as queue:
+    with existing_queue(arguments, even_if_moved=True) as queue:
         for line in status.lines(queue.store, time.time()):
             print(line)
     return 0
@@ -312,6 +315,66 @@ def run_metrics(arguments: Namespace) -> int:
         else:
             queue.write_metrics(arguments.path, arguments.window)
     return 0
+
+
+def run_move(arguments: Namespace) -> int:
+    from dbbasic_queue.moving import move
+    from dbbasic_queue.opening import open_queue
+
+    is_shown = sys.stderr.isatty()
+
+    def show(moved: int, left: int) -> None:
+        if is_shown:
+            print(f"\rmoved {moved}, left {left}  ", end="", file=sys.stderr, flush=True)
+
+    with (
+        existing_queue(arguments, even_if_moved=True) as source,
+        open_queue(arguments.to, even_if_moved=True) as target,
+    ):
+        if not target.store.is_shared:
+            arguments.wrong_usage("invalid --to: a queue in memory would end with this command")
+        try:
+            done = move(
+                source.store,
+                target.store,
+                finished=arguments.finished,
+                history=arguments.history,
+                progress=show,
+            )
+        finally:
+            if is_shown:
+                print(file=sys.stderr)
+        print(f"moved\t{done.moved}")
+        for name, count in (
+            ("schedules", done.schedules),
+            ("finished", done.finished),
+            ("history", done.history),
+        ):
+            if count:
+                print(f"{name}\t{count}")
+        for name, ids in (("conflict", done.conflicts), ("missing", done.missing)):
+            for job_id in ids:
+                print(f"{name}\t{printable(job_id)}")
+        return why_incomplete(done, source.path, target.path)
+
+
+def why_incomplete(done: Outcome, source: str, target: str) -> int:
+    """Print on stderr what a move has left undone; return the exit code, 0 if nothing."""
+    if done.running:
+        complain(f"{done.running} jobs are still running in {source}: move again when they end")
+    if done.left:
+        complain(f"jobs are still added to {source}: find out by which program, and move again")
+    if done.conflicts:
+        complain(
+            f"{len(done.conflicts)} jobs stay in {source}: other jobs in {target} have their ids "
+            "(purge those, or cancel these, and move again)"
+        )
+    if done.missing:
+        complain(
+            f"{len(done.missing)} jobs that were moved are not in {target} now: were they purged "
+            f"there, or has the server lost them? (they are cancelled jobs in {source})"
+        )
+    return 0 if done.is_complete() else 1
 
 
 def run_demo(arguments: Namespace) -> int:

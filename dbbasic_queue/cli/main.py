@@ -250,6 +250,19 @@ def argument_parser() -> ArgumentParser:
         help="forget a schedule; if its program still declares it, the next pass starts it again",
     )
 
+    move = command(
+        "move",
+        commands.run_move,
+        "move all jobs and schedules to another queue, such as one on a server",
+        more=(
+            " Passes and other programs may go on. Prints how many jobs were moved. If it was "
+            "interrupted, or has left anything, run it again."
+        ),
+    )
+    move.add_argument("--to", metavar="URL", required=True, help="the other queue's path or URL")
+    move.add_argument("--finished", action="store_true", help="move finished jobs, too")
+    move.add_argument("--history", action="store_true", help="copy the history of attempts, too")
+
     metrics = command(
         "metrics",
         commands.run_metrics,

@@ -13,6 +13,8 @@ next to a few of its own: what the engine can't keep, such as our ids, the attem
   call may or may not have been made; StoreError if the server refuses. A call that can be repeated
   without harm is repeated once, on a new connection, before it raises `ConnectionLost`: a server
   that was restarted since the last call has closed the old one.
+- **A queue that was moved** has its new address in the value `MOVED`. While that is set, calls that
+  add or claim jobs raise QueueMoved and do nothing, except with `anyway`.
 - **Forks**: a forked child opens connections of its own, and leaves those of its parent alone.
 """
 
@@ -35,6 +37,10 @@ BEAT_SECONDS = 10.0
 """how often a live worker says that it is alive"""
 DEAD_SECONDS = 30.0
 """A worker that hasn't said so for this long, by the server's clock, counts as dead."""
+
+
+MOVED = "moved"
+"""the named value with the address that the queue was moved to"""
 
 
 class ConnectionLost(StoreError):
@@ -82,6 +88,19 @@ def unique_key(row: Row) -> str:
     return hashlib.sha1(text.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
 
 
+class News(Protocol):
+    """Tells one pass whether jobs were added, without asking the server."""
+
+    def have_come(self) -> bool:
+        """Return whether a job may have been added since the last call; True if that is unknown.
+
+        A job that becomes due, or pending again, isn't reported.
+        """
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
 class Backend(Protocol):
     """The jobs of one queue on a server. Ids and types are checked by the caller."""
 
@@ -105,14 +124,14 @@ class Backend(Protocol):
         Raises InvalidArgument if the engine can't do that, or not with such an object.
         """
 
-    def add(self, rows: Sequence[Row], *, own_id: bool = False) -> bool:
+    def add(self, rows: Sequence[Row], *, own_id: bool = False, anyway: bool = False) -> bool:
         """Add jobs, in this order, all or none. They may have any status but `processing`.
 
         Returns False if one of the ids is taken and `own_id` is set. Without it, ids are random,
         and not compared: a repeated call adds nothing.
         """
 
-    def add_unless_pending(self, row: Row) -> str | None:
+    def add_unless_pending(self, row: Row, *, anyway: bool = False) -> str | None:
         """Add a pending job, unless a pending one has the same `unique_key`.
 
         Returns the id of that job, or None if the new one was added. Exact for all callers.
@@ -158,7 +177,15 @@ class Backend(Protocol):
     def read(self, name: str) -> bytes:
         """Return a value, b"" if it isn't set."""
 
-    def replace(self, name: str, before: bytes, after: bytes, rows: Sequence[Row] = ()) -> bool:
+    def replace(
+        self,
+        name: str,
+        before: bytes,
+        after: bytes,
+        rows: Sequence[Row] = (),
+        *,
+        anyway: bool = False,
+    ) -> bool:
         """Set a value, and add jobs, if it is still `before`; return whether it was.
 
         Returns False, and adds nothing, if one of the jobs' ids is taken.
@@ -193,11 +220,8 @@ class Backend(Protocol):
         The first `parallel` jobs of a worker, in the order of its claims, may have been.
         """
 
-    def has_news(self) -> bool:
-        """Return whether a job may have been added since the last call; asks nobody.
-
-        True if that is unknown. A job that becomes due, or pending again, is no news.
-        """
+    def listen(self) -> News:
+        """Open a connection on which the server reports added jobs."""
 
     def look(self, now: float) -> int:
         """Return a mark: jobs that are added later are after it.
@@ -218,8 +242,11 @@ class Backend(Protocol):
         mark: int | None,
         limits: Mapping[str, tuple[int, int]],
         skip: Collection[str],
+        anyway: bool = False,
     ) -> list[StoredRow]:
-        """Claim up to `most` jobs of these types that are due at `now`, the earliest added first.
+        """Claim up to `most` jobs of these types that are due at `now`, the first ones first.
+
+        Which ones come first is up to the engine: those that were due first, or added first.
 
         Their state becomes that of `states.claim`. Jobs after the mark, and those with the ids in
         `skip`, are left out. `limits` has, for some types, how many of its jobs may be processing

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from typing import TypeVar
 
-    from dbbasic_queue.engines.backend import Backend, StoredRow
+    from dbbasic_queue.engines.backend import Backend, News, StoredRow
     from dbbasic_queue.model.rows import Row
     from dbbasic_queue.model.states import State
     from dbbasic_queue.store.protocol import History, OutputNotes, ProgressNotes, Terms
 
     T = TypeVar("T")
 
-_RECOVERY_SECONDS = 10.0
+_RECOVERY_SECONDS = 5.0
 """how often a pass looks for jobs of dead workers"""
 _LOOK_SECONDS = 0.5
 """how often a pass that waits asks the server for jobs that have become due"""
@@ -58,6 +58,8 @@ class EngineClaims:
         terms: Terms,
         now: float,
         parallel: int,
+        *,
+        anyway: bool = False,
     ) -> None:
         """Register the worker, recover the jobs of dead ones, correct times, and find due jobs."""
         self.history: History = EngineHistory(backend)
@@ -65,6 +67,8 @@ class EngineClaims:
         self.progress: ProgressNotes = EngineProgress(backend)
         self._backend = backend
         self._paused = paused
+        self._anyway = anyway
+        """whether jobs are claimed even if the queue was moved"""
         self._terms = terms
         self._parallel = parallel
         self._held: dict[str, StoredRow] = {}
@@ -76,6 +80,8 @@ class EngineClaims:
         self._died: list[tuple[Row, State]] = []
         self._pulled_in = 0
         self._looks_at = self._recovers_at = 0.0  # on the monotonic clock, like the following
+        self._news: News | None = None
+        """opened when this pass waits for the first time"""
         self._looks: dict[str, tuple[float, bool]] = {}
         """job id -> when it was last asked whether a running job is to stop, and the answer"""
         self._is_lost = False
@@ -94,20 +100,18 @@ class EngineClaims:
     def find_due(self, now: float) -> bool:
         """Look for jobs that are due at `now`; False if there are none to claim.
 
-        Recovers the jobs of dead workers first, unless that was done in the last 10 seconds. A pass
+        Recovers the jobs of dead workers first, unless that was done in the last 5 seconds. A pass
         that waits calls this 20 times a second: while nothing was added, the server is asked twice
         a second.
         """
-        if self._has_just_looked(now) and not self._backend.has_news():
+        if self._has_just_looked(now) and not self._have_news_come():
             return False
         self.looked_at = now
         self._looks_at = time.monotonic() + _LOOK_SECONDS
         self._put_back.clear()
         self.history.flush()
         self._beat_if_due()
-        if time.monotonic() >= self._recovers_at:
-            self._persist(lambda again: self._recover(now))
-            self._recovers_at = time.monotonic() + _RECOVERY_SECONDS
+        self._recover_if_due(now)
         self._mark = self._persist(lambda again: self._backend.look(now))
         self._types = self._persist(lambda again: self._backend.types())
         types = self._wanted()
@@ -119,6 +123,14 @@ class EngineClaims:
         """Return whether nothing was due half a second ago, by the queue's clock and for real."""
         is_recent = time.monotonic() < self._looks_at and 0 <= now - self.looked_at < _LOOK_SECONDS
         return self._is_empty and is_recent
+
+    def _have_news_come(self) -> bool:
+        if self._news is None:
+            try:
+                self._news = self._backend.listen()
+            except ConnectionLost:
+                return True
+        return self._news.have_come()
 
     def _wanted(self) -> list[str]:
         """Return the types that this pass may claim now: it wants them, and none is paused."""
@@ -135,6 +147,7 @@ class EngineClaims:
         self._beat_if_due()
         if self._is_empty:
             return []
+        self._recover_if_due(now)
         types = self._wanted()
         rows: list[StoredRow] = []
         for priority in self._priorities(types):
@@ -186,6 +199,7 @@ class EngineClaims:
                 mark=mark,
                 limits=limits,
                 skip=self._put_back,
+                anyway=self._anyway,
             )
 
         rows = self._persist(claim)
@@ -193,6 +207,11 @@ class EngineClaims:
         return rows
 
     # -- what other passes, and wrong clocks, have left --
+
+    def _recover_if_due(self, now: float) -> None:
+        if time.monotonic() >= self._recovers_at:
+            self._persist(lambda again: self._recover(now))
+            self._recovers_at = time.monotonic() + _RECOVERY_SECONDS
 
     def _recover(self, now: float) -> None:
         """Make the jobs of dead workers pending again; see `store.claiming.recovery`."""
@@ -368,14 +387,21 @@ class EngineClaims:
         self.history.flush()
         self._beat_if_due()
 
+    def _close_news(self) -> None:
+        if self._news is not None:
+            self._news.close()
+            self._news = None
+
     def finish(self) -> None:
         """Write the history, and remove the worker; it expires by itself if that fails."""
+        self._close_news()
         self.history.flush()
         with suppress(ConnectionLost):
             self._backend.close_worker(self._worker)
 
     def abandon(self) -> None:
         """End the pass after an error: make the claimed jobs pending again, if that can be done."""
+        self._close_news()
         self.history.flush()
         with suppress(StoreError):  # another pass recovers them when this worker counts as dead
             rows = self._backend.claimed(self._worker)

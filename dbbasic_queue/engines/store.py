@@ -19,9 +19,9 @@ import json
 import math
 from typing import TYPE_CHECKING
 
-from dbbasic_queue.engines.backend import Change
+from dbbasic_queue.engines.backend import MOVED, Change, StoredRow
 from dbbasic_queue.engines.claims import EngineClaims
-from dbbasic_queue.errors import DuplicateJob
+from dbbasic_queue.errors import DuplicateJob, queue_moved
 from dbbasic_queue.model import states
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.records import encode_state
@@ -34,11 +34,11 @@ from dbbasic_queue.store.progress import Progress
 from dbbasic_queue.store.writing.archive import append_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from logging import Logger
     from typing import Any
 
-    from dbbasic_queue.engines.backend import Backend, StoredRow
+    from dbbasic_queue.engines.backend import Backend
     from dbbasic_queue.model.rows import Row
     from dbbasic_queue.model.states import State
     from dbbasic_queue.store.protocol import Terms
@@ -56,9 +56,11 @@ class EngineStore:
     is_shared = True
     skipped_history: tuple[str, ...] = ()
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, *, even_if_moved: bool = False) -> None:
+        """With `even_if_moved`, no call raises QueueMoved."""
         self.backend = backend
         self.path = backend.name
+        self.even_if_moved = even_if_moved
         self._has_checked = False
         """whether this process has checked the server's settings"""
 
@@ -70,15 +72,21 @@ class EngineStore:
         """Close all connections; the next call opens one again."""
         self.backend.close()
 
+    def require_here(self) -> None:
+        """Raise QueueMoved if the queue was moved."""
+        if not self.even_if_moved and (address := self.moved_to()):
+            raise queue_moved(self.path, address)
+
     # -- jobs --
 
     def within(self, connection: Any) -> EngineStore:
         """Return a store whose `add` calls belong to the transaction of a database connection."""
-        return EngineStore(self.backend.within(connection))
+        backend = self.backend.within(connection)
+        return EngineStore(backend, even_if_moved=self.even_if_moved)
 
     def add(self, rows: str, own_id: str | None = None) -> None:
         """Add new jobs, given as lines. Raises DuplicateJob if a job has the id `own_id`."""
-        if not self.backend.add(_parse(rows), own_id=own_id is not None):
+        if not self._add(_parse(rows), own_id=own_id is not None):
             raise DuplicateJob(
                 f"job_id {own_id!r} is already in the queue "
                 "(get_job shows it; choose another id, or purge the old job first)"
@@ -86,27 +94,38 @@ class EngineStore:
 
     def add_once(self, row: str, own_id: str) -> None:
         """Add a job unless one has the id `own_id` already."""
-        self.backend.add(_parse(row), own_id=True)
+        self._add(_parse(row), own_id=True)
+
+    def _add(self, rows: Sequence[Row], *, own_id: bool) -> bool:
+        return self.backend.add(rows, own_id=own_id, anyway=self.even_if_moved)
 
     def add_unless_pending(self, row: str, job_type: str, payload: str) -> str | None:
         """Add a job unless a job of this type with the same payload is pending.
 
         Returns the id of that job, or None if the new one was added.
         """
-        return self.backend.add_unless_pending(_parse(row)[0])
+        return self.backend.add_unless_pending(_parse(row)[0], anyway=self.even_if_moved)
 
     def find(self, job_id: str) -> Row | None:
-        """Return the job's row, or None."""
-        return self.backend.find(job_id)
+        """Return the job's row, or None.
+
+        To save a look at whether the queue was moved, an open job is returned without it.
+        """
+        row = self.backend.find(job_id)
+        if row is None or row.state.status in states.FINISHED:
+            self.require_here()
+        return row
 
     def rows(self, unreadable: list[int] | None = None) -> Iterator[Row]:
         """Yield every job, in the order of enqueueing."""
+        self.require_here()
         return self.backend.rows()
 
     def _change(
         self, job_id: str, new_state: Callable[[State], State | None], payload: str | None = None
     ) -> State | None:
         """Give a job the state that `new_state` returns; return it, or None if that is None."""
+        self.require_here()
         while row := self.backend.find(job_id):
             state = new_state(row.state)
             if state is None:
@@ -152,6 +171,7 @@ class EngineStore:
         if job_id is not None:
             state = self._change(job_id, lambda state: states.requeue(state, now, run_at))
             return int(state is not None)
+        self.require_here()
         changes = (
             Change(row, states.requeue(row.state, now, run_at))
             for row in self.backend.rows(states.FAILED)
@@ -164,6 +184,7 @@ class EngineStore:
 
         With `archive`, their rows are on the disk in that file first.
         """
+        self.require_here()
         removed = 0
         changes = (
             Change(row)
@@ -187,6 +208,7 @@ class EngineStore:
 
     def unreadable(self) -> Iterator[Unreadable]:
         """Yield nothing: there are no lines."""
+        self.require_here()
         return iter(())
 
     def remove_unreadable(self) -> int:
@@ -201,6 +223,10 @@ class EngineStore:
 
     def paused(self) -> frozenset[str]:
         """Return the paused types; `ALL` among them means all types."""
+        self.require_here()
+        return self._paused()
+
+    def _paused(self) -> frozenset[str]:
         return frozenset(self.backend.read(_PAUSED).decode().split())
 
     def pause(self, job_type: str) -> bool:
@@ -214,6 +240,7 @@ class EngineStore:
         )
 
     def _change_paused(self, change: Callable[[frozenset[str]], frozenset[str]]) -> bool:
+        self.require_here()
         while True:
             before = self.backend.read(_PAUSED)
             types = frozenset(before.decode().split())
@@ -231,14 +258,17 @@ class EngineStore:
 
     def read_schedules(self) -> bytes:
         """Return the schedules, as the text file would hold them."""
+        self.require_here()
         return self.backend.read(_SCHEDULES)
 
     def update_schedules(self, seen: bytes, changes: list[ScheduleChange]) -> bool:
         """Add the jobs of due instants, and record that; False if `seen` is outdated."""
+        self.require_here()
         rows = schedule_file.parse(seen, self.path)
         new, _ = schedule_file.apply(rows, changes, self.find)
         after = schedule_file.encode(rows.values())
-        return self.backend.replace(_SCHEDULES, seen, after, _parse("".join(new.values())))
+        jobs = _parse("".join(new.values()))
+        return self.backend.replace(_SCHEDULES, seen, after, jobs, anyway=self.even_if_moved)
 
     # -- passes --
 
@@ -251,7 +281,9 @@ class EngineStore:
         if (log := log_lines.logger()) and not self._has_checked:
             self._has_checked = True
             self._log_warnings(log)
-        return EngineClaims(self.backend, self.paused, terms, now, parallel)
+        return EngineClaims(
+            self.backend, self._paused, terms, now, parallel, anyway=self.even_if_moved
+        )
 
     def _log_warnings(self, log: Logger) -> None:
         logged, found = self.backend.read(_WARNINGS), self.warnings()
@@ -266,6 +298,7 @@ class EngineStore:
 
     def has_work(self, *_: object) -> bool:
         """Return whether a pass might have something to do."""
+        self.require_here()
         return self.backend.has_open()
 
     def count_due(self, now: float) -> int:
@@ -277,7 +310,7 @@ class EngineStore:
 
         The jobs in `apart_from`, pairs of path and id, may be running.
         """
-        paused = self.paused()
+        paused = self._paused()
         if ALL not in paused and not self.backend.pending_types() <= paused:
             return False
         return all(
@@ -288,18 +321,55 @@ class EngineStore:
         """Return the live workers and the running jobs."""
         return list(self.backend.workers()), list(self.backend.rows(states.PROCESSING))
 
+    # -- moving the jobs to another queue, and from there --
+
+    def exchange(self, changes: Sequence[tuple[Row, State]]) -> list[Row | None]:
+        """Give each job a new state if it still has that of the row; return it as it was, or None.
+
+        A row that isn't as it was read from this store is looked up.
+        """
+        self.require_here()
+        known: list[Change | None] = []
+        for row, state in changes:
+            present = row if isinstance(row, StoredRow) else self.backend.find(row.id)
+            is_same = present and encode_state(present.state) == encode_state(row.state)
+            known.append(Change(present, state) if present and is_same else None)
+        made = iter(self.backend.change([change for change in known if change]))
+        return [change.row if change and next(made) else None for change in known]
+
+    def add_missing(self, rows: Sequence[Row]) -> list[str]:
+        """Add the jobs whose ids no job has; return the other ids."""
+        if not rows or self._add(rows, own_id=True):
+            return []
+        return [row.id for row in rows if not self._add([row], own_id=True)]
+
+    def moved_to(self) -> str:
+        """Return the address that the queue was moved to, "" if it wasn't moved."""
+        return self.backend.read(MOVED).decode()
+
+    def set_moved(self, address: str) -> None:
+        """Record that the queue was moved to this address, or that it wasn't if it is ""."""
+        while not self.backend.replace(MOVED, self.backend.read(MOVED), address.encode()):
+            pass
+
+    def add_history(self, attempts: Sequence[Attempt]) -> None:
+        """Add finished attempts of another queue."""
+        self.backend.add_history(attempt.line() for attempt in attempts)
+
     # -- what attempts have left behind --
 
     def history(
         self, job_id: str = "", since: float = -math.inf, *, only_errors: bool = False
     ) -> Iterator[Attempt]:
         """Yield the finished attempts, or those of one job."""
+        self.require_here()
         for attempt in map(Attempt, self.backend.history(job_id, since)):
             if attempt.error or not only_errors:
                 yield attempt
 
     def output(self, job_id: str, attempt: int | None = None) -> Output | None:
         """Return what a job's latest attempt, or this attempt, has printed, if that is kept."""
+        self.require_here()
         line = self.backend.output(job_id, attempt)
         return Output(line) if line else None
 

@@ -14,6 +14,8 @@
                |  '-- a stop was requested, not completed -'
            completed
 
+A move to another queue cancels a pending job here, and adds it there: `withdraw`, `end_move`.
+
 Every change is a function that takes a state and returns the next one, or None if the change isn't
 legal. Its texts (`error`, `reason`, `result`) are as in the file, and its times are Unix seconds.
 No change applies to a completed job, and only `requeue` to a failed or cancelled one: a recorded
@@ -50,6 +52,9 @@ STOP_REQUESTED = "Stop requested by user"
 
 STOPPED = "Stopped by user"
 """The error of a job that was stopped while it was processing."""
+
+_MOVING, _MOVED = "Moving to ", "Moved to "
+"""With these, the error begins of a job that is being moved, or was moved, to another queue."""
 
 HIGHEST_ATTEMPT = 999_999_999
 """Attempts aren't counted above this: a reader of the file accepts nine digits."""
@@ -217,7 +222,7 @@ def requeue(state: State, now: float, run_at: int | None = None) -> State | None
     By default a failed job is due now, and a cancelled one at its old `run_at`: a reminder for
     tomorrow isn't sent today.
     """
-    if state.status not in (FAILED, CANCELLED):
+    if state.status not in (FAILED, CANCELLED) or is_moving(state) or is_moved(state):
         return None
     if run_at is None:
         run_at = int(now) if state.status == FAILED else state.run_at
@@ -237,7 +242,8 @@ def is_old(state: State, before: float) -> bool:
 
     A `run_at` far in the past may only mean that the job was to run before all others.
     """
-    return state.status in FINISHED and max(state.run_at, state.created_at) < before
+    is_finished = state.status in FINISHED and not is_moving(state)
+    return is_finished and max(state.run_at, state.created_at) < before
 
 
 def cancel(state: State) -> State | None:
@@ -264,3 +270,52 @@ def stop(state: State, attempts: int) -> State | None:
     if state.status != PROCESSING:
         return None
     return State(CANCELLED, state.created_at, state.run_at, attempts, STOPPED, "")
+
+
+# -- moving a job to another queue; `address` is that queue's, escaped -----------------------------
+
+
+def withdraw(state: State, address: str) -> State | None:
+    """Begin to move a pending job: it can't be claimed or changed here any more.
+
+    >>> withdraw(State(PENDING, 5, 7, 1, "no", ""), "b.tsv").error
+    'Moving to b.tsv: no'
+    """
+    if state.status != PENDING:
+        return None
+    error = f"{_MOVING}{address}" + (f": {state.error}" if state.error else "")
+    return State(CANCELLED, state.created_at, state.run_at, state.attempts, error, "")
+
+
+def restore(state: State, address: str) -> State | None:
+    """Return the state that a job had before it was withdrawn to move it to this address."""
+    begin = _MOVING + address
+    if state.status != CANCELLED or not (
+        state.error == begin or state.error.startswith(begin + ": ")
+    ):
+        return None
+    error = state.error[len(begin) + 2 :]
+    return State(PENDING, state.created_at, state.run_at, state.attempts, error, "")
+
+
+def end_move(state: State, address: str) -> State | None:
+    """The job is in the other queue."""
+    if not is_moving(state):
+        return None
+    error = _MOVED + address
+    return State(CANCELLED, state.created_at, state.run_at, state.attempts, error, "")
+
+
+def is_moving(state: State) -> bool:
+    """Return whether a job was withdrawn: it may be in the other queue by now, or not."""
+    return state.status == CANCELLED and state.error.startswith(_MOVING)
+
+
+def is_moved(state: State) -> bool:
+    """Return whether a job was moved to another queue."""
+    return state.status == CANCELLED and state.error.startswith(_MOVED)
+
+
+def is_moved_to(state: State, address: str) -> bool:
+    """Return whether a job was moved to the queue with this address."""
+    return state.status == CANCELLED and state.error == _MOVED + address

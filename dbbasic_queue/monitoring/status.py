@@ -1,6 +1,8 @@
 """A queue at a glance: lines of fields separated by tabs; the first field names the line.
 
     queue       the file
+    moved       only for a queue that was moved: the address that it was moved to, and how many jobs
+                are pending in the old place: `dbbasic-queue move` moves them
     pending     how many jobs are pending; one such line for each of the five statuses
     due         how many pending jobs could run now, for how many seconds the first of them has been
                 due, and its id
@@ -68,6 +70,8 @@ def lines(store: Store, now: float) -> Iterator[str]:
     errors = _LastErrors(ended_at)
     summary = Summary(store, now, errors.add)
     yield f"queue\t{printable(store.path)}"
+    if address := store.moved_to():
+        yield f"moved\t{printable(address)}\t{summary.counts[PENDING]}"
     for status, count in summary.counts.items():
         yield f"{status}\t{count}"
     first = summary.first_due

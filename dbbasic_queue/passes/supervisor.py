@@ -278,6 +278,7 @@ def _be_a_pass(running: Pass, report: int) -> None:
             "errno": getattr(e, "errno", None),
             "text": getattr(e, "strerror", None) or str(e),
             "path": getattr(e, "filename", None),
+            "address": getattr(e, "address", ""),
         }
     if failures is not None:
         load(_digests).flush([running.store.path])
@@ -302,6 +303,10 @@ def _error(report: dict[str, dict[str, Any]]) -> Exception | None:
     kind = getattr(errors, str(error["name"]), None)
     if kind is None:
         return QueueError(f"a pass has failed: {error['name']}: {error['text']}")
+    if kind is errors.QueueMoved:
+        moved = errors.QueueMoved(error["text"])
+        moved.address = error["address"]
+        return moved
     if issubclass(kind, OSError):
         found: Exception = kind(error["errno"], error["text"], error["path"])
     else:

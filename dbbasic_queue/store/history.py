@@ -14,6 +14,7 @@ import math
 import os
 import threading
 
+from dbbasic_queue.errors import store_error
 from dbbasic_queue.model.escaping import escape, unescape
 from dbbasic_queue.model.states import LATEST
 from dbbasic_queue.store import rotated
@@ -22,7 +23,7 @@ from dbbasic_queue.store.rotated import RotatedFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
     from dbbasic_queue.model.rows import Row
@@ -151,6 +152,19 @@ def _old(path: str) -> str:
     return path.removesuffix("history") + "attempts"
 
 
+def add(queue: str, lock: QueueLock, attempts: Sequence[Attempt]) -> None:
+    """Add attempts of another queue, unsynced, without the offsets of their output there.
+
+    Raises StoreError if the system refuses.
+    """
+    path = _path(queue)
+    file = RotatedFile(path, HEADER, LARGEST_BYTES, lock, lambda: _take_over(path))
+    file.write("".join(attempt.line() for attempt in attempts).encode())
+    file.close()
+    if error := file.take_error():
+        raise store_error(error, path, "attempts are missing in the history")
+
+
 # -- reading: without the lock -----------------------------------------------------------------
 
 
@@ -204,6 +218,15 @@ class Attempt:
         numbers = (self.attempt, self.due_at, self.ended_at, self.seconds or 0)
         if not all(0 <= number <= LATEST for number in (*numbers, self.output_offset or 0)):
             raise ValueError("invalid row: a number is out of range")  # or is NaN
+
+    def line(self) -> str:
+        """Return the row, with its end, but without the offset of its output."""
+        seconds = "" if self.seconds is None else f"{self.seconds:.6f}"
+        return (
+            f"{self.id}\t{self.type}\t{self.attempt}\t{self.outcome}\t{self.due_at}"
+            f"\t{self.ended_at:.3f}\t{seconds}\t{self.error}\t{self.traceback}"
+            f"\t{self.worker}\t{self.exception}\t\n"
+        )
 
     def as_dict(self) -> Any:
         """Return the columns with Python values."""

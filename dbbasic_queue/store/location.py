@@ -19,16 +19,20 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _SCHEME_CHARACTERS = _LETTERS + "0123456789+.-"
 
 
-def open_store(location: str | os.PathLike[str], *, fsync: bool) -> Store:
+def open_store(
+    location: str | os.PathLike[str], *, fsync: bool, even_if_moved: bool = False
+) -> Store:
     """Return the store that a path or URL names; no file is opened yet.
 
-    With `fsync`, changes to files are on the disk before a call returns. Raises NotAQueue for a URL
+    With `fsync`, changes to files are on the disk before a call returns. With `even_if_moved`, no
+    call raises QueueMoved. Raises NotAQueue for a URL
     that is neither `memory:` nor valid for `path_of`.
     """
     scheme = scheme_of(location)
     if scheme == "memory":
         return load(_memory_store)(os.fspath(location))
-    return load(_text_file_store)(os.path.abspath(path_of(location)), fsync=fsync)
+    path = os.path.abspath(path_of(location))
+    return load(_text_file_store)(path, fsync=fsync, even_if_moved=even_if_moved)
 
 
 def _text_file_store() -> type[TextFileStore]:

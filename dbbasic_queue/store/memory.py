@@ -12,7 +12,13 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from dbbasic_queue.errors import DuplicateJob, QueueError, StoreError, no_transaction
+from dbbasic_queue.errors import (
+    DuplicateJob,
+    InvalidArgument,
+    QueueError,
+    StoreError,
+    no_transaction,
+)
 from dbbasic_queue.model import states
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.records import encode_state
@@ -23,7 +29,7 @@ from dbbasic_queue.store.memory_claims import MemoryClaims, MemoryJob
 from dbbasic_queue.store.writing.archive import append_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from dbbasic_queue.model.rows import Row
     from dbbasic_queue.model.states import State
@@ -318,6 +324,38 @@ class MemoryStore:
         """Return no passes, and the running jobs."""
         return [], [row for row in self.rows() if row.state.status == states.PROCESSING]
 
+    # -- moving the jobs of another queue here --
+
+    def exchange(self, changes: Sequence[tuple[Row, State]]) -> list[Row | None]:
+        """Give each job a new state if it still has that of the row; return it as it was, or None.
+
+        Nothing is moved from a queue in memory: only its process has its jobs.
+        """
+        raise _not_movable(self.path)
+
+    def add_missing(self, rows: Sequence[Row]) -> list[str]:
+        """Add the jobs whose ids no job has; return the other ids."""
+        with self.lock:
+            there = [row.id for row in rows if row.id in self.jobs]
+            for row in rows:
+                if row.id not in self.jobs:
+                    self.last_number += 1
+                    self.jobs[row.id] = MemoryJob(row, self.last_number)
+        return there
+
+    def moved_to(self) -> str:
+        """Return "": it can't be moved."""
+        return ""
+
+    def set_moved(self, address: str) -> None:
+        """Do nothing if the address is ""; raise InvalidArgument otherwise."""
+        if address:
+            raise _not_movable(self.path)
+
+    def add_history(self, attempts: Sequence[Attempt]) -> None:
+        """Add finished attempts of another queue."""
+        self.finished.extend(attempts)
+
     def history(
         self, job_id: str = "", since: float = -math.inf, *, only_errors: bool = False
     ) -> Iterator[Attempt]:
@@ -342,6 +380,12 @@ class MemoryStore:
         with self.lock:
             found = [(row, self.reported.get(row.id)) for row in rows]
         return {row.id: progress for row, progress in found if progress and progress.is_of(row)}
+
+
+def _not_movable(path: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"the jobs of {path} can't be moved: they are in the memory of a process, and end with it"
+    )
 
 
 def _line(row: Row) -> bytes:

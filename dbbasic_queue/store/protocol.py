@@ -157,6 +157,32 @@ if TYPE_CHECKING:
             has changed.
             """
 
+        def exchange(self, changes: Sequence[tuple[Row, State]]) -> list[Row | None]:
+            """Give each job its new state, if it still has that of the row.
+
+            Returns each job as it was, or None if its state has changed, or if there is no such
+            job. A call that raises may have changed some of them.
+            """
+
+        def add_missing(self, rows: Sequence[Row]) -> list[str]:
+            """Add the jobs whose ids no job has; return the other ids. None is `processing`.
+
+            The other jobs are as safe as those that were added.
+            """
+
+        def moved_to(self) -> str:
+            """Return the address that the queue was moved to, "" if it wasn't moved."""
+
+        def set_moved(self, address: str) -> None:
+            """Record that the queue was moved to this address, or that it wasn't if it is "".
+
+            If it was, all calls raise QueueMoved, in all processes, except those of stores that
+            were opened to be used nevertheless, and those by which running passes record outcomes.
+            """
+
+        def add_history(self, attempts: Sequence[Attempt]) -> None:
+            """Add finished attempts of another queue to the history."""
+
         def history(
             self, job_id: str = "", since: float = ..., *, only_errors: bool = False
         ) -> Iterator[Attempt]:

@@ -248,6 +248,7 @@ def update(files: QueueFiles, seen: bytes, changes: Iterable[Change]) -> bool:
     were added.
     """
     files.read_new()  # may release the lock: so first this, then the file
+    files.require_here()
     if read(files.path) != seen:
         return False
     view = files.view

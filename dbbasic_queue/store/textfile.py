@@ -13,16 +13,16 @@ from dbbasic_queue.lazy import load
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.model.states import cancel, request_stop, requeue, run_now
-from dbbasic_queue.store import clocks, paused
+from dbbasic_queue.store import clocks, moved, paused
 from dbbasic_queue.store.disk.lock import even_if_moved, locked, reading
 from dbbasic_queue.store.reading.index import NEVER
 from dbbasic_queue.store.reading.lookup import search
-from dbbasic_queue.store.writing.fold_costs import CHEAP_OUTSIDE_SECONDS
+from dbbasic_queue.store.writing.fold_costs import CHEAP_OUTSIDE_SECONDS, SHARE_OF_TIME
 from dbbasic_queue.store.writing.queue_files import QueueFiles
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from types import ModuleType
 
     from dbbasic_queue.model.rows import Row
@@ -49,10 +49,11 @@ class TextFileStore:
     is_shared = True
     """whether other processes have the same jobs"""
 
-    def __init__(self, path: str, *, fsync: bool) -> None:
+    def __init__(self, path: str, *, fsync: bool, even_if_moved: bool = False) -> None:
+        """With `even_if_moved`, no call raises QueueMoved."""
         self.path = path
         self.fsync = fsync
-        self.files = QueueFiles(path, fsync=fsync)
+        self.files = QueueFiles(path, fsync=fsync, even_if_moved=even_if_moved)
         self.view = self.files.view
         self.lock = self.files.lock
         self._lookups = 0
@@ -65,7 +66,7 @@ class TextFileStore:
         """the start of each invalid line that the last call of `history` skipped"""
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _open_again, (self.path, self.fsync)
+        return _open_again, (self.path, self.fsync, self.files.even_if_moved)
 
     def exists(self) -> bool:
         """Return whether there is something at the queue's path. Only `add` creates the file."""
@@ -110,7 +111,7 @@ class TextFileStore:
     @even_if_moved
     def _append_if_free(self, content: bytes, own_id: str) -> tuple[OpenFile, int]:
         rows = self.files.rows
-        rows.current()
+        rows.to_append()
         self._check_free(own_id)
         return rows.append(content)
 
@@ -227,13 +228,24 @@ class TextFileStore:
         return self.lock.run(self._change_one_locked, key, new_state)
 
     def _has(self, key: bytes) -> bool:
-        self.view.refresh()
+        self._refresh()
         return key in self.view.index
+
+    def _refresh(self) -> None:
+        """Read what is new. Raises QueueMoved if the queue was moved."""
+        self.view.refresh()
+        self.files.require_here()
+
+    def _require_here(self) -> None:
+        """Raise QueueMoved if the queue was moved, for calls that don't read the queue file."""
+        if not self.files.even_if_moved:
+            moved.require_not(self.path)
 
     def _change_one_locked(
         self, key: bytes, new_state: Callable[[State], State | None]
     ) -> State | None:
         self.files.read_new()
+        self.files.require_here()
         row = self.view.find(key)
         state = new_state(row.state) if row else None
         if state is not None:
@@ -318,11 +330,13 @@ class TextFileStore:
 
     def paused(self) -> frozenset[str]:
         """Return the paused types; `ALL` among them means all types."""
+        self._require_here()
         return paused.read(self.path)
 
     @locked
     def pause(self, job_type: str) -> bool:
         """Pause a type, or `ALL`; on the disk on return. False if it was paused already."""
+        self._require_here()
         types = paused.read(self.path)
         if job_type in types:
             return False
@@ -334,10 +348,11 @@ class TextFileStore:
 
         On the disk on return. While `ALL` is paused, resuming one type has no effect.
         """
-        return bool(paused.read(self.path)) and self._resume(job_type)
+        return bool(self.paused()) and self._resume(job_type)
 
     @locked
     def _resume(self, job_type: str | None) -> bool:
+        self._require_here()
         types = paused.read(self.path)
         gone = types if job_type is None else types & {job_type}
         if gone:
@@ -352,6 +367,7 @@ class TextFileStore:
 
     def read_schedules(self) -> bytes:
         """Return the content of `queue.tsv.schedule`; b"" without that file."""
+        self._require_here()
         content: bytes = load(_schedule_file).read(self.path)
         return content
 
@@ -362,6 +378,38 @@ class TextFileStore:
         """
         done: bool = self.lock.run(load(_schedule_file).update, self.files, seen, changes)
         return done
+
+    # -- moving the jobs to another queue, and from there --
+
+    def exchange(self, changes: Sequence[tuple[Row, State]]) -> list[Row | None]:
+        """Give each job a new state if it still has that of the row; return it as it was, or None.
+
+        On the disk on return.
+        """
+        found: list[Row | None] = self.lock.run(load(_moves).exchange, self.files, changes)
+        if self.files.is_fold_cheap(0.0, SHARE_OF_TIME):
+            self.lock.run(self.files.try_fold)
+        return found
+
+    def add_missing(self, rows: Sequence[Row]) -> list[str]:
+        """Add the jobs whose ids no job has; return the other ids. On the disk on return."""
+        there: list[str] = self.lock.run(load(_moves).add_missing, self.files, rows)
+        return there
+
+    def moved_to(self) -> str:
+        """Return the address that the queue was moved to, "" if it wasn't moved."""
+        return moved.read(self.path)
+
+    def set_moved(self, address: str) -> None:
+        """Record that the queue was moved to this address, or that it wasn't if it is "".
+
+        On the disk on return. From then on, the calls of other processes raise QueueMoved.
+        """
+        self.lock.run(load(_moves).set_moved, self.files, address)
+
+    def add_history(self, attempts: Sequence[Attempt]) -> None:
+        """Add finished attempts of another queue, unsynced."""
+        load(_history).add(self.path, self.lock, attempts)
 
     # -- reading: without the lock, this process's other threads are kept out --
 
@@ -376,12 +424,15 @@ class TextFileStore:
             if not self.view.loaded:
                 break
             if self.view.follow():
+                self.files.require_here()
                 return self.view.row_of(key)
             self._lookups = 0
         if self._lookups < _LOOKUPS_WITHOUT_INDEX:
             self._lookups += 1
-            return search(self.path, key)
-        self.view.refresh()
+            found = search(self.path, key)
+            self._require_here()
+            return found
+        self._refresh()
         return self.view.row_of(key)
 
     def rows(self, unreadable: list[int] | None = None) -> Iterator[Row]:
@@ -395,7 +446,7 @@ class TextFileStore:
             yield row
 
     def _snapshot(self) -> Snapshot:
-        self.view.refresh()
+        self._refresh()
         return self.view.snapshot()
 
     def running(self) -> tuple[list[LivePass], list[Row]]:
@@ -407,7 +458,7 @@ class TextFileStore:
 
     def _running(self) -> tuple[list[LivePass], list[Row]]:
         view = self.view
-        view.refresh()
+        self._refresh()
         rows = [row for n in sorted(view.processing) if (row := view.row(n))]
         return load(_slots).live_passes(self.path), rows
 
@@ -418,17 +469,20 @@ class TextFileStore:
 
         `skipped_history` is set when the last one was yielded.
         """
+        self._require_here()
         skipped: list[str] = []
         yield from load(_history).read(self.path, job_id, since, skipped, only_errors=only_errors)
         self.skipped_history = skipped
 
     def output(self, job_id: str, attempt: int | None = None) -> Output | None:
         """Return what a job's latest attempt, or this one, has printed; see `output.read`."""
+        self._require_here()
         found: Output | None = load(_output).read(self.path, job_id, attempt)
         return found
 
     def progress(self, rows: Iterable[Row]) -> dict[str, Progress]:
         """Return job id -> how far it is, for those of the jobs that run and have reported."""
+        self._require_here()
         found: dict[str, Progress] = load(_progress).read(self.path, rows)
         return found
 
@@ -439,7 +493,7 @@ class TextFileStore:
         The jobs in `apart_from`, pairs of path and id, may be running.
         """
         view = self.view
-        view.refresh()
+        self._refresh()
         running = {view.index.get(key.encode()) for path, key in apart_from if path == self.path}
         if any(number not in running for number in view.processing):
             return False
@@ -459,7 +513,7 @@ class TextFileStore:
     def has_work(self, now: float, longest_wait: Callable[[str, int], float]) -> bool:
         """Return whether a pass might have something to do. `longest_wait` is as in `Terms`."""
         view = self.view
-        view.refresh()
+        self._refresh()
         return bool(
             view.processing
             or view.binary
@@ -474,13 +528,13 @@ class TextFileStore:
     def count_due(self, now: float) -> int:
         """Return how many pending jobs of all types are due."""
         view = self.view
-        view.refresh()
+        self._refresh()
         return len(view.due(now, len(view.when)))
 
 
-def _open_again(path: str, fsync: bool) -> TextFileStore:
+def _open_again(path: str, fsync: bool, even_if_moved: bool) -> TextFileStore:
     """Recreate a store that was pickled, mostly in another process."""
-    return TextFileStore(path, fsync=fsync)
+    return TextFileStore(path, fsync=fsync, even_if_moved=even_if_moved)
 
 
 # -- imported on first use --
@@ -514,6 +568,12 @@ def _edit() -> Callable[[QueueFiles, bytes, bytes], bool]:
     from dbbasic_queue.store.writing.edit import edit
 
     return edit
+
+
+def _moves() -> ModuleType:
+    from dbbasic_queue.store.writing import moves
+
+    return moves
 
 
 def _purged() -> ModuleType:

@@ -48,6 +48,9 @@ NEVER_ANSWERS = "test_a_server_that_never_answers_delays_neither_an_outcome_nor_
 UNIQUE = "tests/store/test_unique.py"
 AT_MOST_ONE = "tests/contract/test_at_most_one.py"
 EDIT = "tests/store/test_edit.py"
+MOVING = "tests/test_moving.py"
+MOVE_POWER = "tests/crash/test_move_power_loss.py"
+ANY_STEP = "test_a_move_that_stops_before_or_after_any_step_loses_and_doubles_nothing"
 KEEP = "tests/passes/test_keep.py"
 LOOP = WORKERS + "::test_a_coroutine_that_disturbs_the_event_loop_does_not_affect_other_jobs"
 
@@ -98,6 +101,87 @@ class Mutant:
 
 
 MUTANTS = (
+    Mutant(
+        "a job is marked as moved before it is in the other queue",
+        "moving.py",
+        "        withdrawn = [row for row in found if row is not None]\n",
+        "        withdrawn = [row for row in found if row is not None]\n"
+        "        for row in withdrawn:\n"
+        "            state = self._withdrawn(row.state)\n"
+        "            end = states.end_move(state, self._address)\n"
+        "            self._source.exchange([(Row(row.id, row.type, row.payload, state), end)])\n",
+        (f"{MOVING}::{ANY_STEP}",),
+    ),
+    Mutant(
+        "a job is in the other queue before it is withdrawn",
+        "moving.py",
+        "        found = self._source.exchange(",
+        "        self._target.add_missing(rows)\n        found = self._source.exchange(",
+        (f"{MOVING}::{ANY_STEP}",),
+    ),
+    Mutant(
+        "an interrupted move is not resumed",
+        "moving.py",
+        "            and (row.state.status == states.PENDING or states.is_moving(row.state))\n",
+        "            and row.state.status == states.PENDING\n",
+        (f"{MOVING}::{ANY_STEP}",),
+    ),
+    Mutant(
+        "a withdrawn job is not synced",
+        "store/writing/moves.py",
+        "        files.change(records)\n",
+        "        for record in records:\n            files.journal.append_unsynced(*record)\n",
+        (MOVE_POWER,),
+    ),
+    Mutant(
+        "moved jobs are not synced in the other queue",
+        "store/writing/moves.py",
+        "    files.rows.sync_locked(file, size, content)\n",
+        "",
+        (MOVE_POWER,),
+    ),
+    Mutant(
+        "a job is moved although it was claimed in the meantime",
+        "store/writing/moves.py",
+        "present is None or encode_state(present.state) != encode_state(row.state)",
+        "present is None",
+        (MOVING + "::test_a_job_that_others_change_in_the_meantime_is_moved_as_it_is_then",),
+    ),
+    Mutant(
+        "a claim does not check whether the queue was moved",
+        "store/claiming/claims.py",
+        "        self.store.require_here()\n        claims =",
+        "        claims =",
+        (MOVING + "::test_a_pass_that_has_found_due_jobs_claims_none_once_the_queue_was_moved",),
+    ),
+    Mutant(
+        "other processes cannot see that the queue was moved",
+        "store/writing/moves.py",
+        "        files.rejected += files.replace(journal)\n",
+        "",
+        (MOVING + "::test_each_call_says_where_the_queue_is_until_it_is_moved_back",),
+    ),
+    Mutant(
+        "moved jobs are removed without a look into the other queue",
+        "moving.py",
+        "        missing = set(ids)\n",
+        "        missing: set[str] = set()\n",
+        (MOVING + "::test_a_moved_job_that_the_new_place_does_not_have_is_reported_and_kept",),
+    ),
+    Mutant(
+        "a purge removes jobs that are being moved",
+        "model/states.py",
+        "state.status in FINISHED and not is_moving(state)",
+        "state.status in FINISHED",
+        (MOVING + "::test_a_withdrawn_job_is_neither_requeued_nor_removed",),
+    ),
+    Mutant(
+        "a job with the id of another one is lost in a move",
+        "moving.py",
+        "row.id in there and not _is_same(row, self._target.find(row.id))",
+        "False",
+        (MOVING + "::test_a_job_whose_id_another_job_has_stays_pending_and_the_queue_stays_open",),
+    ),
     Mutant(
         "no sync on enqueue",
         "store/textfile.py",

@@ -80,6 +80,7 @@ class Claims:
     @locked
     def _start(self, parallel: int) -> None:
         self.store.read_new()
+        self.store.require_here()
         self.slot = slots.acquire(self.store.path, parallel)
         try:
             files = self.store.path, self.lock, self.slot.has_reserved_space
@@ -113,6 +114,7 @@ class Claims:
     def _look(self) -> bool | None:
         """Return whether jobs may be due; None if recovery is needed first."""
         self._due.look(self.looked_at)
+        self.store.require_here()
         if self._recovery.is_needed(self.looked_at):
             return None
         return self._due.may_exist()
@@ -121,6 +123,7 @@ class Claims:
     def _recover(self) -> None:
         self.slot.require_path()
         self.store.read_new()
+        self.store.require_here()
         self._recovery.run(self.looked_at, self.slot, self._held)
 
     def take_recovered(self) -> tuple[int, list[tuple[Row, states.State]]]:
@@ -155,6 +158,7 @@ class Claims:
         """Claim the candidates that are still due; on the disk on return."""
         self.slot.require_path()
         self.store.read_new()
+        self.store.require_here()
         claims = self._due.recheck(candidates)
         if claims:
             # In the order in which they will be started: recovery counts the first ones as started.

@@ -17,6 +17,7 @@ from dbbasic_queue.errors import StoreError
 from dbbasic_queue.lazy import load
 from dbbasic_queue.model.records import decode_record
 from dbbasic_queue.model.rows import HEADER, LONGEST_ROW_BYTES, Row, has_json
+from dbbasic_queue.store import moved
 from dbbasic_queue.store.disk.files import open_file, unstable_inodes
 from dbbasic_queue.store.reading.bulk import scan
 from dbbasic_queue.store.reading.header import require_header, require_partial_header
@@ -51,11 +52,14 @@ class View(Index):
     `numbering`       grows when rows may have got other numbers
     `bad_records`     how many damaged records were skipped since a pass last reported them
     `reread_seconds`  how long `refresh` took when it last found a replaced file; 0 before that
+    `moved_to`        the address that the queue was moved to, as of when the file was opened; "" if
+                      it wasn't moved
     """
 
     def __init__(self, path: str) -> None:
         super().__init__()
         self.path = path
+        self.moved_to = ""
         self.generation = 0
         self.numbering = 0
         self.reread_seconds = 0.0
@@ -179,6 +183,7 @@ class View(Index):
         was_loaded, self.loaded = self.loaded, False
         try:
             new = open_file(self.path, os.O_RDONLY)
+            self.moved_to = moved.read(self.path)
             is_old = time.monotonic() - self._reread_at > _REREAD_SECONDS
             if not was_loaded or new is None or is_old:
                 raise Rewritten
@@ -200,6 +205,7 @@ class View(Index):
         """Open the files that aren't open. Raises Rewritten if a journal that was read is gone."""
         if self.rows.file is None:
             self.rows = Tail(open_file(self.path, os.O_RDONLY))
+            self.moved_to = moved.read(self.path)
         journal = self.journal.file
         if journal is None or not journal.is_ours() or not journal.is_at_path():
             if self.journal.end:

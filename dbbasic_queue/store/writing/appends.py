@@ -14,6 +14,7 @@ import os
 from dbbasic_queue.errors import store_error
 from dbbasic_queue.model.records import encode_record
 from dbbasic_queue.model.rows import HEADER
+from dbbasic_queue.store import moved
 from dbbasic_queue.store.disk.files import (
     append,
     end_last_line,
@@ -62,11 +63,17 @@ class RowsFile:
     Its methods are called under the lock, except `sync_added` and `close`.
     """
 
-    def __init__(self, path: str, view: View, lock: QueueLock, *, fsync: bool) -> None:
+    def __init__(
+        self, path: str, view: View, lock: QueueLock, *, fsync: bool, even_if_moved: bool
+    ) -> None:
         self.path = path
         self.fsync = fsync
         self.view = view
         self.lock = lock
+        self.even_if_moved = even_if_moved
+        """whether rows are added although the queue was moved"""
+        self._is_moved = False
+        """whether it was moved, as of when the file was opened"""
         self.file: OpenFile | None = None
         self._ended_at = -1
         """the size at which the file's last line is known to have an end; -1 if unknown"""
@@ -76,12 +83,33 @@ class RowsFile:
         """Append whole lines, unsynced; return the file and the size that it had before.
 
         If `fsync` is wanted, call `sync_added` with these after the unlock. Raises StoreError if
-        the system refuses: then nothing was appended, unless the error says otherwise.
+        the system refuses: then nothing was appended, unless the error says otherwise. Raises
+        QueueMoved, with nothing appended, if the queue was moved.
         """
         file, size = self.current()
+        if self._is_moved:
+            self._require_here()
         append(file, size, content)
         self._ended_at = size + len(content)
         return file, size
+
+    def append_late(self, content: bytes) -> None:
+        """Append lines that another program has added to a replaced file, even if it was moved."""
+        file, size = self.current()
+        append(file, size, content)
+        self._ended_at = size + len(content)
+
+    def to_append(self) -> tuple[OpenFile, int]:
+        """Return the same as `current`. Raises QueueMoved if the queue was moved."""
+        found = self.current()
+        if self._is_moved:
+            self._require_here()
+        return found
+
+    def _require_here(self) -> None:
+        if not self.even_if_moved:
+            moved.require_not(self.path)
+            self._is_moved = False  # it was moved back
 
     def current(self) -> tuple[OpenFile, int]:
         """Return the file that is at the path now, and its size.
@@ -121,10 +149,13 @@ class RowsFile:
         if not self.lock.path_checked:
             self.lock.reacquire()
         elif create:
+            if not self.even_if_moved:
+                moved.require_not(self.path)
             replace_file(self.path, HEADER, "nothing was added", ending=".fold", fsync=self.fsync)
         elif file := open_file(self.path, os.O_RDWR | os.O_APPEND):
             self._begin(file)
             self.file = file
+            self._is_moved = moved.read(self.path) != ""
 
     def _begin(self, file: OpenFile) -> None:
         """Check the header, and write it if it is missing or torn. Then sync the directory.

@@ -24,6 +24,7 @@ def edit(files: QueueFiles, key: bytes, payload: bytes) -> bool:
     error says whether the change was made.
     """
     files.read_new()
+    files.require_here()
     view = files.view
     row = view.find(key)
     if row is None or row.state.status != PENDING:

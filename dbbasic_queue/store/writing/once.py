@@ -79,7 +79,7 @@ class AddOnce:
         self, content: bytes, job_type: str, payload: str
     ) -> tuple[Row | None, Place]:
         rows = self._files.rows
-        rows.current()  # creates the file if it is missing
+        rows.to_append()  # creates the file if it is missing
         self._read_payloads()
         found = self._pending.find(job_type, payload)
         if found is None:

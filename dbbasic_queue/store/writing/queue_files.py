@@ -13,6 +13,7 @@ import weakref
 
 from dbbasic_queue import forks
 from dbbasic_queue.errors import StoreError, store_error
+from dbbasic_queue.store import moved
 from dbbasic_queue.store.disk.files import open_file, refuse_mount_point
 from dbbasic_queue.store.disk.lock import QueueLock
 from dbbasic_queue.store.disk.openfile import OpenFile
@@ -43,14 +44,16 @@ class QueueFiles:
                 reported them
     """
 
-    def __init__(self, path: str, *, fsync: bool) -> None:
+    def __init__(self, path: str, *, fsync: bool, even_if_moved: bool = False) -> None:
         self.path = path
         self.fsync = fsync
+        self.even_if_moved = even_if_moved
+        """whether calls are made although the queue was moved to another address"""
         self.view = view = View(path)
         self.lock = QueueLock(
             path + ".lock", lambda known: _check(path, known or view.rows.file is not None)
         )
-        self.rows = RowsFile(path, view, self.lock, fsync=fsync)
+        self.rows = RowsFile(path, view, self.lock, fsync=fsync, even_if_moved=even_if_moved)
         self.journal = JournalFile(path + ".journal", view, self.lock, fsync=fsync)
         self.late_rows = LateRows(self.rows, self.lock)
         self.costs = FoldCosts()
@@ -72,6 +75,15 @@ class QueueFiles:
         except OSError as e:
             raise store_error(e, self.path, "nothing was done") from e
         return True
+
+    def require_here(self) -> None:
+        """Raise QueueMoved if the queue was moved, as of when `view` has opened its file.
+
+        Needs no lock. If it is held, no other process can move the queue before the release.
+        """
+        if self.view.moved_to and not self.even_if_moved:
+            moved.require_not(self.path)
+            self.view.moved_to = ""  # it was moved back
 
     def close(self) -> None:
         """Close every file. Needs no lock, but other threads must be kept out: see `lock.read`."""

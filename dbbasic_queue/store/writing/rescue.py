@@ -69,7 +69,7 @@ class LateRows:
             if replaced.size() > replaced.end:
                 found = replaced.copy()
                 for lines in found.new():
-                    self._rows.append(lines)
+                    self._rows.append_late(lines)
                     replaced.go_on_from(found)
         except Rewritten:
             pass  # it was edited in place: nobody can tell which of its rows are new

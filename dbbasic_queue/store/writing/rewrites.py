@@ -82,6 +82,7 @@ class _Rewrite:
 
     def _choose(self) -> Choice:
         self.view.refresh()
+        self.files.require_here()
         return Choice(self.view, self.pick)
 
     def _apply_if_same(self, choice: Choice) -> int | None:
@@ -92,6 +93,7 @@ class _Rewrite:
         """
         view = self.view
         self.files.read_new()
+        self.files.require_here()
         if not choice.update(view, add=self.rechecks):
             return None
         numbering = view.numbering
@@ -260,6 +262,7 @@ def remove_unreadable(files: QueueFiles) -> int:
 
 def _up_to_date(files: QueueFiles) -> Snapshot:
     files.view.refresh()
+    files.require_here()
     return files.view.snapshot()
 
 

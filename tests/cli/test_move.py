@@ -1,0 +1,65 @@
+"""`dbbasic-queue move`: to another queue, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from helpers import add_lines, line, run_command
+
+from dbbasic_queue import Handlers, Queue
+
+
+def move(directory: Path, *arguments: str, **more: str) -> tuple[int, str, str]:
+    done = run_command("move", *arguments, cwd=directory, **more)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_queue_is_moved_and_later_rows_are_reported_and_moved_and_it_is_moved_back(
+    tmp_path: Path,
+) -> None:
+    old, new = tmp_path / "data" / "queue.tsv", tmp_path / "new" / "queue.tsv"
+    jobs = Handlers(name="program")
+    jobs.every(3600, "work")
+    with Queue(old) as queue:
+        queue.enqueue("work", 1, job_id="done")
+        queue.process_jobs({"work": lambda _: None})
+        queue.process_jobs(jobs)
+        queue.enqueue("work", 2, job_id="a")
+    assert move(tmp_path, "--to", str(new)) == (0, "moved\t1\nschedules\t1\n", "")
+    refused = run_command("enqueue", "work", cwd=tmp_path)
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        f"dbbasic-queue: {old} was moved to {new}: nothing was done (use that path or URL)\n"
+    )
+    add_lines(old, line("late"))
+    status = run_command("status", cwd=tmp_path).stdout.splitlines()
+    assert status[:3] == [f"queue\t{old}", f"moved\t{new}\t1", "pending\t1"]
+    again = move(tmp_path, "--to", str(new), "--finished", "--history")
+    assert again == (0, "moved\t1\nfinished\t1\nhistory\t1\n", "")
+    listed = run_command("list", "--file", str(new), cwd=tmp_path).stdout.splitlines()
+    assert [line.split("\t")[0] for line in listed] == ["a", "late", "done"]
+
+    # And back: the source is the default queue, here by its URL.
+    back = move(tmp_path, "--to", f"file:{old}", DBBASIC_QUEUE_URL=str(new))
+    assert back == (0, "moved\t2\nschedules\t1\n", "")
+    assert run_command("list", cwd=tmp_path).stdout.count("\n") == 2
+
+
+def test_what_a_move_leaves_is_printed_and_the_exit_code_is_1(tmp_path: Path) -> None:
+    old, new = tmp_path / "data" / "queue.tsv", tmp_path / "new.tsv"
+    add_lines(old, line("taken", created_at=5))
+    add_lines(new, line("taken", created_at=6))
+    assert move(tmp_path, "--to", str(new)) == (
+        1,
+        "moved\t0\nconflict\ttaken\n",
+        f"dbbasic-queue: 1 jobs stay in {old}: other jobs in {new} have their ids (purge those, or "
+        "cancel these, and move again)\n",
+    )
+
+
+def test_a_queue_that_is_not_there_or_in_memory_is_refused(tmp_path: Path) -> None:
+    code, _, error = move(tmp_path, "--to", "new.tsv")
+    assert (code, "there is no queue" in error) == (1, True)
+    add_lines(tmp_path / "data" / "queue.tsv", line("a"))
+    code, _, error = move(tmp_path, "--to", "memory:")
+    assert (code, "would end with this command" in error) == (2, True)
