@@ -17,9 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
@@ -226,6 +229,14 @@ def enqueue(name: str, url: str) -> None:
     say(f"{name}: enqueue_many of 10,000 jobs", f"{many:,.0f} /s", "-")
 
 
+@contextmanager
+def closing(server: Any) -> Iterator[Any]:
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
@@ -234,10 +245,10 @@ def main() -> None:
     arguments = parser.parse_args()
     rounds, jobs = arguments.rounds, arguments.jobs
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", ".")) as home:
+        Path(home).chmod(0o755)  # the server's user must reach its directory
         if "postgres" in arguments.engines:
-            with PostgresServer(Path(home, "postgres")) as server:
-                url = server.url("bench")
-                bare = server.bare_url
+            with closing(PostgresServer(fsync=True, parent=home)) as server:
+                url, bare = server.url("bench"), server.url()
                 enqueue("PostgreSQL", url)
                 pick_up("PostgreSQL", url)
                 subjects: dict[str, Any] = {
@@ -251,9 +262,8 @@ def main() -> None:
                 }
                 throughput("PostgreSQL", subjects, rounds)
         if "redis" in arguments.engines:
-            with ValkeyServer(Path(home, "valkey")) as server:
-                url = server.url("bench")
-                bare = server.bare_url
+            with closing(ValkeyServer(appendfsync="always", parent=home)) as server:
+                url, bare = server.url("bench"), server.url()
                 enqueue("Valkey", url)
                 pick_up("Valkey", url)
                 subjects = {

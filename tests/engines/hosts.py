@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from helpers import environment
 
-from dbbasic_queue import open_queue
+from dbbasic_queue import Queue, open_queue
 from dbbasic_queue.engines.backend import DEAD_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 HOSTS = 4
+_PARTS = 20
 BACK_SECONDS = 60.0
 """within how many seconds a job of a killed worker must run again, as documented"""
 NETWORK = "10.213.77"
@@ -42,7 +43,8 @@ from dbbasic_queue import Backoff, Handlers, Worker, open_queue
 
 url, log, kind = sys.argv[1:]
 log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-jobs = Handlers(open_queue(url))
+queue = open_queue(url)
+jobs = Handlers(queue=queue)
 at_once = Backoff(first=0)
 
 def run(milliseconds, job):
@@ -59,11 +61,11 @@ for name, more in more.items():
     jobs.handler(name, max_attempts=100, backoff=at_once, **more)(function)
 
 if kind == "worker":
-    Worker(jobs.queue, jobs, max_attempts=100).run_forever()
+    Worker(queue, jobs, max_attempts=100).run_forever()
 else:
     while True:
         try:
-            jobs.queue.process_jobs(jobs, max_attempts=100)
+            queue.process_jobs(jobs, max_attempts=100)
         except OSError as e:
             print(e, file=sys.stderr)
         time.sleep(1)
@@ -73,7 +75,7 @@ else:
 class Server(Protocol):
     """A server that the hosts can reach."""
 
-    def url(self, queue: str, host: str) -> str:
+    def url(self, queue: str = "", host: str = "127.0.0.1") -> str:
         """Return the URL of a queue, for a host that reaches the server at the address `host`."""
 
     def cut_connections(self) -> None:
@@ -81,6 +83,9 @@ class Server(Protocol):
 
     def crash(self) -> None:
         """Kill the server, and start it again with its data."""
+
+    def remove(self) -> None:
+        """Kill the server, and remove its data."""
 
 
 @dataclass
@@ -93,15 +98,6 @@ class Process:
 
 
 @dataclass
-class Attempt:
-    job_id: str
-    number: int
-    pid: int
-    started_at: float
-    ended_at: float | None = None
-
-
-@dataclass
 class Host:
     """Where a worker runs; `name` is its network namespace, or "" for this machine's network."""
 
@@ -111,6 +107,25 @@ class Host:
     processes: list[Process] = field(default_factory=list)
     partitions: list[tuple[float, float]] = field(default_factory=list)
     """when it was cut off from the server for so long that its worker counts as dead"""
+
+    def kills(self) -> list[float]:
+        return [at for process in self.processes if (at := process.killed_at) is not None]
+
+    def killed_after(self, at: float) -> float:
+        """Return when the process that was running at this instant was killed."""
+        return min(kill for kill in self.kills() if kill >= at)
+
+    def is_cut_off(self, at: float) -> bool:
+        return any(begin <= at <= end for begin, end in self.partitions)
+
+
+@dataclass
+class Attempt:
+    job_id: str
+    number: int
+    host: Host
+    started_at: float
+    ended_at: float | None = None
 
 
 def can_make_networks() -> bool:
@@ -131,14 +146,19 @@ def _ip(*words: str) -> None:
 class Hosts:
     """The hosts, and the jobs that they run."""
 
-    def __init__(self, server: Server, queue: str, directory: Path, *, seed: int) -> None:
+    server: Server
+    queue: Queue
+
+    def __init__(
+        self, start: Callable[[str], Server], queue: str, directory: Path, *, seed: int
+    ) -> None:
+        """`start` starts the server; it listens on this address, too, unless that is ""."""
         self.random = random.Random(seed)
-        self.server = server
+        self._start_server = start
         self.queue_name = queue
         self.directory = directory
         self.has_networks = can_make_networks()
         self.hosts: list[Host] = []
-        self.queue = open_queue(server.url(queue, "127.0.0.1"))
         self.ids: set[str] = set()
         (directory / "worker.py").write_text(PROGRAM, "utf-8")
 
@@ -148,6 +168,8 @@ class Hosts:
             _ip("link", "add", "dbq-bridge", "type", "bridge")
             _ip("addr", "add", f"{SERVER_ADDRESS}/24", "dev", "dbq-bridge")
             _ip("link", "set", "dbq-bridge", "up")
+        self.server = self._start_server(SERVER_ADDRESS if self.has_networks else "")
+        self.queue = open_queue(self.server.url(self.queue_name))
         for number in range(HOSTS + 2):
             name = f"dbq-{number}" if self.has_networks else ""
             if name:
@@ -181,13 +203,19 @@ class Hosts:
         if self.has_networks:
             self._remove_networks()
         self.queue.close()
+        self.server.remove()
 
     # -- what happens --
 
     def enqueue(self, counts: dict[str, tuple[int, int]]) -> None:
-        """Add jobs: type -> how many, and for how many milliseconds each sleeps."""
-        for job_type, (count, milliseconds) in counts.items():
-            self.ids.update(self.queue.enqueue_many(job_type, [milliseconds] * count))
+        """Add jobs: type -> how many, and for how many milliseconds each sleeps.
+
+        The types are mixed, so that some process runs a job of each at any time.
+        """
+        for _ in range(_PARTS):
+            for job_type, (count, milliseconds) in counts.items():
+                payloads = [milliseconds] * (count // _PARTS)
+                self.ids.update(self.queue.enqueue_many(job_type, payloads))
 
     def start(self, host: Host) -> None:
         """Start the host's process, in place of one that was killed."""
@@ -233,6 +261,7 @@ class Hosts:
         while time.monotonic() < began + most_seconds:
             time.sleep(self.random.uniform(0.3, 1.0))
             now = time.monotonic()
+            self._check_processes()
             if partition and cut_off is None and self.has_networks and now > began + 4:
                 cut_off = self.hosts[0]
                 self._pull(cut_off, up=False)
@@ -268,6 +297,12 @@ class Hosts:
         self._pull(host, up=True)
         return f"pulled the cable of {host.number} for a moment"
 
+    def _check_processes(self) -> None:
+        for host in self.hosts:
+            if host.processes[-1].program.poll() is not None:
+                errors = (self.directory / f"host-{host.number}.errors").read_text("utf-8")
+                raise AssertionError(f"the {host.kind} {host.number} has ended: {errors[-2000:]}")
+
     def _is_complete(self) -> bool:
         try:
             return self.queue.store.is_complete()
@@ -287,7 +322,7 @@ class Hosts:
                 key = (job_id, number, pid, str(host.number))
                 if what == "start":
                     assert key not in found, f"{line}: this process has started it before"
-                    found[key] = Attempt(job_id, int(number), int(pid), float(at))
+                    found[key] = Attempt(job_id, int(number), host, float(at))
                 else:
                     found[key].ended_at = float(at)
         return sorted(found.values(), key=lambda attempt: attempt.started_at)
@@ -302,15 +337,9 @@ class Hosts:
         for attempt in self.attempts():
             by_job[attempt.job_id].append(attempt)
         assert set(by_job) == self.ids, "jobs are completed that never ran"
-        ends = {
-            process.program.pid: process.killed_at
-            for host in self.hosts
-            for process in host.processes
-            if process.killed_at is not None
-        }
-        partitions = [part for host in self.hosts for part in host.partitions]
+        kills = sum(len(host.kills()) for host in self.hosts)
         slowest = 0.0
-        repeated = 0
+        repeated = interrupted = 0
         for job_id, attempts in by_job.items():
             last = jobs[job_id]["attempts"]
             late = [attempt for attempt in attempts if attempt.number > last]
@@ -318,13 +347,17 @@ class Hosts:
             numbers = [attempt.number for attempt in attempts]
             assert len(numbers) == len(set(numbers)), f"an attempt was started twice: {attempts}"
             repeated += len(attempts) > 1
+            interrupted += any(attempt.ended_at is None for attempt in attempts)
             for one, two in pairwise(attempts):
-                end = one.ended_at or min(
-                    (at for at in ends.values() if at >= one.started_at), default=one.started_at
-                )
-                is_cut_off = any(a <= one.started_at <= b for a, b in partitions)
-                assert two.started_at >= end or is_cut_off, f"two live workers ran it: {one} {two}"
-                if one.ended_at is None and not is_cut_off:
+                end = one.ended_at or one.host.killed_after(one.started_at)
+                if not one.host.is_cut_off(two.started_at):
+                    assert two.started_at >= end, f"two live workers ran it: {one} {two}"
                     slowest = max(slowest, two.started_at - end)
         assert slowest <= BACK_SECONDS, f"a job of a killed worker came back after {slowest} s"
-        return {"repeated": repeated, "slowest_return": round(slowest, 1), "kills": len(ends)}
+        assert interrupted, "no kill has hit a running job"
+        return {
+            "kills": kills,
+            "interrupted": interrupted,
+            "repeated": repeated,
+            "slowest return in s": round(slowest, 1),
+        }

@@ -1,0 +1,50 @@
+"""Four hosts and two crons share a queue on a server, and everything that can fail does."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from hosts import SERVER_ADDRESS, Hosts, can_make_networks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from hosts import Server
+
+LONG = bool(os.environ.get("DBBASIC_QUEUE_LONG"))
+JOBS = {"quick": (19_200, 0), "slow": (300, 300), "narrow": (300, 5), "own": (200, 50)}
+"""type -> how many, and for how many milliseconds each sleeps"""
+
+
+def postgres(address: str) -> Server:
+    from postgres_server import PostgresServer
+
+    return PostgresServer(fsync=True, address=address)
+
+
+def valkey(address: str) -> Server:
+    from valkey_server import ValkeyServer
+
+    return ValkeyServer(appendfsync="always", address=address)
+
+
+@pytest.mark.parametrize("start", [postgres, valkey], ids=lambda start: start.__name__)
+@pytest.mark.parametrize("seed", range(10 if LONG else 1))
+def test_nothing_is_lost_or_run_again_whatever_fails_on_the_network(
+    start: Callable[[str], Server], seed: int, tmp_path: Path
+) -> None:
+    with Hosts(start, "hosts", tmp_path, seed=seed) as hosts:
+        hosts.enqueue(JOBS)
+        for event in hosts.run(most_seconds=180, partition=True):
+            print(event)
+        print(hosts.check())
+
+
+def test_the_hosts_have_networks_of_their_own_if_this_is_root() -> None:
+    if os.geteuid() == 0 and not os.environ.get("CI"):
+        pytest.skip("only CI must be able to make networks")
+    assert can_make_networks() or os.geteuid() != 0
+    assert SERVER_ADDRESS.endswith(".1")
