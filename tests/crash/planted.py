@@ -48,6 +48,8 @@ NEVER_ANSWERS = "test_a_server_that_never_answers_delays_neither_an_outcome_nor_
 UNIQUE = "tests/store/test_unique.py"
 AT_MOST_ONE = "tests/contract/test_at_most_one.py"
 EDIT = "tests/store/test_edit.py"
+RQ = "tests/engines/test_rq_failures.py"
+PROCRASTINATE = "tests/engines/test_procrastinate.py"
 MOVING = "tests/test_moving.py"
 MOVE_POWER = "tests/crash/test_move_power_loss.py"
 ANY_STEP = "test_a_move_that_stops_before_or_after_any_step_loses_and_doubles_nothing"
@@ -101,6 +103,82 @@ class Mutant:
 
 
 MUTANTS = (
+    Mutant(
+        "an outcome is recorded whatever has changed since the claim (PostgreSQL)",
+        "engines/procrastinate.sql",
+        "        ELSIF _job.version <> _versions[i] THEN\n",
+        "        ELSIF false THEN\n",
+        (f"{PROCRASTINATE}::test_a_worker_that_counts_as_dead_records_nothing_and_starts_nothing",),
+    ),
+    Mutant(
+        "an outcome is recorded whatever has changed since the claim (Redis)",
+        "engines/rq.lua",
+        "  if found[1] == version then\n",
+        "  if found[1] then\n",
+        (f"{RQ}::test_a_worker_that_counts_as_dead_records_nothing_after_a_recovery",),
+    ),
+    Mutant(
+        "two workers count the jobs of a limited type at the same time (PostgreSQL)",
+        "engines/procrastinate.sql",
+        "        PERFORM pg_advisory_xact_lock(\n"
+        "            hashtextextended(current_schema() || ' limit ' || _limited_type, 0)\n"
+        "        );\n"
+        "        _rooms[array_position(_types, _limited_type)] := least(_mine_now, _limit - (\n"
+        "            SELECT count(*) FROM dbbasic_jobs WHERE type = _limited_type AND status = "
+        "'processing'\n"
+        "        ));\n",
+        "        _rooms[array_position(_types, _limited_type)] := least(_mine_now, _limit - (\n"
+        "            SELECT count(*) FROM dbbasic_jobs WHERE type = _limited_type AND status = "
+        "'processing'\n"
+        "        ));\n"
+        "        PERFORM pg_sleep(0.01);\n",
+        (f"{PROCRASTINATE}::test_four_processes_keep_a_limit_exactly",),
+    ),
+    Mutant(
+        "a claim whose reply was lost is forgotten",
+        "engines/claims.py",
+        "                    return lost\n",
+        "                    return []\n",
+        (f"{PROCRASTINATE}::test_a_call_whose_reply_is_lost_is_made_once",),
+    ),
+    Mutant(
+        "a repeated change isn't recognised (Redis)",
+        "engines/rq.lua",
+        "  if number == ARGV[2] then return result end\n",
+        "",
+        (f"{RQ}::test_a_change_whose_reply_is_lost_is_made_once",),
+    ),
+    Mutant(
+        "all jobs of a dead worker count as started",
+        "engines/rq.py",
+        "found += [(self._row(row), at < parallel)",
+        "found += [(self._row(row), True)",
+        (f"{RQ}::test_the_jobs_of_a_dead_worker_that_were_not_started_are_not_counted",),
+    ),
+    Mutant(
+        "a dead worker's jobs stay with it",
+        "engines/claims.py",
+        "            self._persist(lambda again: self._recover(now))\n",
+        "",
+        (
+            "tests/contract/test_sharing.py::TestDurability::"
+            "test_a_job_whose_worker_was_killed_runs_again_and_the_attempt_counts",
+        ),
+    ),
+    Mutant(
+        "a job is added to a queue on a server that was moved",
+        "engines/rq.lua",
+        "  return anyway ~= '1' and",
+        "  return false and",
+        (f"{MOVING}::test_each_call_says_where_the_queue_is_until_it_is_moved_back",),
+    ),
+    Mutant(
+        "a job of a transaction is committed at once",
+        "engines/procrastinate.py",
+        "        if self._transaction is not None:\n            return self._query_within",
+        "        if False:\n            return self._query_within",
+        (f"{PROCRASTINATE}::test_a_rollback_leaves_nothing",),
+    ),
     Mutant(
         "a job is marked as moved before it is in the other queue",
         "moving.py",

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from hosts import SERVER_ADDRESS, Hosts, can_make_networks
+from hosts import Hosts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +31,7 @@ def valkey(address: str) -> Server:
     return ValkeyServer(appendfsync="always", address=address)
 
 
+@pytest.mark.waits
 @pytest.mark.parametrize("start", [postgres, valkey], ids=lambda start: start.__name__)
 @pytest.mark.parametrize("seed", range(10 if LONG else 1))
 def test_nothing_is_lost_or_run_again_whatever_fails_on_the_network(
@@ -41,10 +42,3 @@ def test_nothing_is_lost_or_run_again_whatever_fails_on_the_network(
         for event in hosts.run(most_seconds=180, partition=True):
             print(event)
         print(hosts.check())
-
-
-def test_the_hosts_have_networks_of_their_own_if_this_is_root() -> None:
-    if os.geteuid() == 0 and not os.environ.get("CI"):
-        pytest.skip("only CI must be able to make networks")
-    assert can_make_networks() or os.geteuid() != 0
-    assert SERVER_ADDRESS.endswith(".1")
