@@ -28,7 +28,7 @@ from dbbasic_queue.store.protocol import Claim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
-    from typing import TypeVar
+    from typing import Protocol, TypeVar
 
     from dbbasic_queue.engines.backend import Backend, News, StoredRow
     from dbbasic_queue.model.rows import Row
@@ -36,6 +36,19 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.protocol import History, OutputNotes, ProgressNotes, Terms
 
     T = TypeVar("T")
+
+    class Place(Protocol):
+        """The part of `EngineStore` that claims use."""
+
+        backend: Backend
+        even_if_moved: bool
+
+        def require_here(self) -> None:
+            """Raise QueueMoved if the queue was moved."""
+
+        def paused_here(self) -> Collection[str]:
+            """Return the paused types."""
+
 
 _RECOVERY_SECONDS = 5.0
 """how often a pass looks for jobs of dead workers"""
@@ -53,22 +66,18 @@ class EngineClaims:
 
     def __init__(
         self,
-        backend: Backend,
-        paused: Callable[[], Collection[str]],
+        store: Place,
         terms: Terms,
         now: float,
         parallel: int,
-        *,
-        anyway: bool = False,
     ) -> None:
         """Register the worker, recover the jobs of dead ones, correct times, and find due jobs."""
+        backend = store.backend
         self.history: History = EngineHistory(backend)
         self.output: OutputNotes = EngineOutput(backend)
         self.progress: ProgressNotes = EngineProgress(backend)
+        self._store = store
         self._backend = backend
-        self._paused = paused
-        self._anyway = anyway
-        """whether jobs are claimed even if the queue was moved"""
         self._terms = terms
         self._parallel = parallel
         self._held: dict[str, StoredRow] = {}
@@ -112,6 +121,7 @@ class EngineClaims:
         self.history.flush()
         self._beat_if_due()
         self._recover_if_due(now)
+        self._persist(lambda again: self._store.require_here())
         self._mark = self._persist(lambda again: self._backend.look(now))
         self._types = self._persist(lambda again: self._backend.types())
         types = self._wanted()
@@ -134,7 +144,7 @@ class EngineClaims:
 
     def _wanted(self) -> list[str]:
         """Return the types that this pass may claim now: it wants them, and none is paused."""
-        paused = self._persist(lambda again: self._paused())
+        paused = self._persist(lambda again: self._store.paused_here())
         if ALL in paused:
             return []
         return [
@@ -199,7 +209,7 @@ class EngineClaims:
                 mark=mark,
                 limits=limits,
                 skip=self._put_back,
-                anyway=self._anyway,
+                anyway=self._store.even_if_moved,
             )
 
         rows = self._persist(claim)

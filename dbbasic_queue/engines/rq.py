@@ -138,8 +138,9 @@ class RqBackend:
     def add_unless_pending(self, row: Row, *, anyway: bool = False) -> str | None:
         """Add a pending job, unless a pending one has the same `unique_key`; return its id."""
         packed = self._packed([row])
-        call = ("add_unless_pending", int(anyway), unique_key(row), *packed)
-        found = self._unless_moved(self._client.change(*call))
+        found = self._unless_moved(
+            self._client.change("add_unless_pending", int(anyway), unique_key(row), *packed)
+        )
         return rq_jobs.own_id(found.decode()) if found else None
 
     def find(self, job_id: str) -> StoredRow | None:
@@ -262,8 +263,9 @@ class RqBackend:
         anyway: bool = False,
     ) -> bool:
         """Set a value, and add jobs, if it is still `before`; return whether it was."""
-        call = ("replace", int(anyway), name, before, after, len(rows), *self._packed(rows))
-        return bool(self._unless_moved(self._client.change(*call)) == b"1")
+        packed = self._packed(rows)
+        made = self._client.change("replace", int(anyway), name, before, after, len(rows), *packed)
+        return bool(self._unless_moved(made) == b"1")
 
     # -- workers, and what they have claimed --
 

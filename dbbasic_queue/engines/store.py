@@ -224,9 +224,10 @@ class EngineStore:
     def paused(self) -> frozenset[str]:
         """Return the paused types; `ALL` among them means all types."""
         self.require_here()
-        return self._paused()
+        return self.paused_here()
 
-    def _paused(self) -> frozenset[str]:
+    def paused_here(self) -> frozenset[str]:
+        """Return the same, without a look at whether the queue was moved."""
         return frozenset(self.backend.read(_PAUSED).decode().split())
 
     def pause(self, job_type: str) -> bool:
@@ -281,9 +282,7 @@ class EngineStore:
         if (log := log_lines.logger()) and not self._has_checked:
             self._has_checked = True
             self._log_warnings(log)
-        return EngineClaims(
-            self.backend, self._paused, terms, now, parallel, anyway=self.even_if_moved
-        )
+        return EngineClaims(self, terms, now, parallel)
 
     def _log_warnings(self, log: Logger) -> None:
         logged, found = self.backend.read(_WARNINGS), self.warnings()
@@ -310,7 +309,7 @@ class EngineStore:
 
         The jobs in `apart_from`, pairs of path and id, may be running.
         """
-        paused = self._paused()
+        paused = self.paused_here()
         if ALL not in paused and not self.backend.pending_types() <= paused:
             return False
         return all(
