@@ -46,6 +46,8 @@ MOVED = "moved"
 class ConnectionLost(StoreError):
     """Raised if the server can't be reached; the call may have been made if the message says so."""
 
+    is_temporary = True
+
 
 class StoredRow(Row):
     """A job as read from the server; `version` is another one after each change."""
