@@ -440,6 +440,7 @@ class Queue:
         job_id: str | None = None,
         exist_ok: bool = False,
         unique: Literal["pending"] | None = None,
+        connection: Any = None,
     ) -> str:
         """Like `enqueue`. If the caller is cancelled, the job may have been added anyway."""
         import asyncio
@@ -452,6 +453,7 @@ class Queue:
             job_id=job_id,
             exist_ok=exist_ok,
             unique=unique,
+            connection=connection,
         )
 
     async def aget_job(self, job_id: str) -> JobDict | None:
