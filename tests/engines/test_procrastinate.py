@@ -195,7 +195,7 @@ def test_an_error_in_the_transaction_says_that_it_is_aborted(queue: Queue, conne
     assert queue.counts()["pending"] == 1
 
 
-def test_what_is_not_a_synchronous_connection_to_postgresql_is_refused(queue: Queue) -> None:
+def test_only_a_synchronous_connection_to_postgresql_is_accepted(queue: Queue) -> None:
     orm = pytest.importorskip("sqlalchemy.orm")
     with closing(sqlite3.connect(":memory:")) as sqlite, orm.Session() as session:
         for other in (sqlite, session, object(), "postgresql:", psycopg.AsyncConnection):
