@@ -360,8 +360,8 @@ class ProcrastinateBackend:
         ).fetchall()
         if missing:
             raise NotAQueue(
-                f"this version of Procrastinate isn't supported: it has no {missing[0][0]} (install "
-                f"another version, or a newer dbbasic-queue): {self.name}"
+                f"this version of Procrastinate isn't supported: it has no {missing[0][0]} "
+                f"(install another version, or a newer dbbasic-queue): {self.name}"
             )
 
     # -- jobs --
