@@ -138,6 +138,11 @@ class PostgresServer:
         )
 
     @property
+    def binaries(self) -> Path:
+        """The directory of the server's programs, such as psql."""
+        return self._binaries
+
+    @property
     def pid(self) -> int:
         """The id of the server's first process."""
         assert self._process is not None

@@ -48,7 +48,8 @@ def existing_queue(arguments: Namespace, *, even_if_moved: bool = False) -> Queu
     if not queue.store.exists():
         raise NotAQueue(
             errno.ENOENT,
-            "there is no queue (name its file with --file or $DBBASIC_QUEUE_FILE)",
+            "there is no queue (name its file with --file or $DBBASIC_QUEUE_FILE, or its URL with "
+            "$DBBASIC_QUEUE_URL; the first enqueue creates it)",
             queue.path,
         )
     return queue
@@ -371,8 +372,8 @@ def why_incomplete(done: Outcome, source: str, target: str) -> int:
         )
     if done.missing:
         complain(
-            f"{len(done.missing)} jobs that were moved are not in {target} now: were they purged "
-            f"there, or has the server lost them? (they are cancelled jobs in {source})"
+            f"{len(done.missing)} jobs were moved, but are not in {target} now: were they purged "
+            f"there, or has the server lost them? (they are still in {source}, cancelled)"
         )
     return 0 if done.is_complete() else 1
 

@@ -177,10 +177,12 @@ class ProcrastinateBackend:
         if self._transaction is not None:
             return self._query_within(statement, arguments)
         collisions = 0
+        was_sent = False
         while True:
             values = arguments if again is None else [*arguments, again]
             try:
                 with self._connections.one() as connection:
+                    was_sent = True
                     return connection.execute(statement.encode(), values).fetchall()
             except psycopg.Error as e:
                 is_undefined = isinstance(e, _UNDEFINED)
@@ -191,7 +193,7 @@ class ProcrastinateBackend:
                     if collisions <= _MOST_COLLISIONS:
                         time.sleep(_random.random() / 20)
                         continue
-                error = self._error(e)
+                error = self._error(e, was_sent=was_sent)
                 if not isinstance(error, ConnectionLost) or not repeats:
                     raise error from None
             self._connections.close()  # all of them are broken, if the server was restarted
@@ -243,8 +245,11 @@ class ProcrastinateBackend:
             raise StoreError(f"the queue was removed: {self.name}") from None
         return value
 
-    def _error(self, e: psycopg.Error) -> StoreError | QueueMoved:
-        """Return the error to raise for one of the driver's."""
+    def _error(self, e: psycopg.Error, *, was_sent: bool = True) -> StoreError | QueueMoved:
+        """Return the error to raise for one of the driver's.
+
+        `was_sent` is whether a statement may have reached the server.
+        """
         text = self._text(e)
         code = e.sqlstate or ""
         if code == _MOVED_CODE:
@@ -252,9 +257,13 @@ class ProcrastinateBackend:
         if isinstance(e, psycopg.OperationalError) and (
             (not code and not _PERMANENT.search(text)) or code.startswith(_CONNECTION_CODES)
         ):
+            consequence = (
+                "if this was a change, it may have been made; is the server running?"
+                if was_sent
+                else "nothing was done; is the URL right, and is the server running?"
+            )
             return ConnectionLost(
-                f"no connection to PostgreSQL: {text} (if this was a change, it may have been "
-                f"made): {self.name}"
+                f"no connection to PostgreSQL: {text} ({consequence}): {self.name}"
             )
         return StoreError(f"PostgreSQL refuses: {text} (nothing was changed): {self.name}")
 
@@ -287,8 +296,8 @@ class ProcrastinateBackend:
                 self._install(connection)
             elif found is not None and found > _VERSION:
                 raise NotAQueue(
-                    "the queue was changed by a newer version of dbbasic-queue: upgrade the one "
-                    f"of this program: {self.name}"
+                    "a newer version of dbbasic-queue has upgraded this queue: upgrade it for this "
+                    f"program, too: {self.name}"
                 )
         except BaseException:
             connection.close()
@@ -351,8 +360,8 @@ class ProcrastinateBackend:
         ).fetchall()
         if missing:
             raise NotAQueue(
-                f"this version of Procrastinate has no {missing[0][0]}: install one that this "
-                f"version of dbbasic-queue knows: {self.name}"
+                f"this version of Procrastinate isn't supported: it has no {missing[0][0]} "
+                f"(install another version, or a newer dbbasic-queue): {self.name}"
             )
 
     # -- jobs --

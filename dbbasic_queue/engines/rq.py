@@ -199,7 +199,7 @@ class RqBackend:
         """Return where RQ will have the id of a job.
 
         A pending job that isn't scheduled stays in its queue, and an unclaimed one goes back to its
-        place there. Any other is scheduled first: only `look` knows what is due.
+        place there. Any other is scheduled first: only `look` knows which jobs are due.
         """
         if state.status == states.PROCESSING:
             return "keep"

@@ -1,7 +1,7 @@
 """Four hosts share a queue on a server, and everything that can fail on a network does.
 
 Each host is a process with a long-running worker, in a network namespace with an address of its own
-where that is possible (root, Linux). Two more start short passes, as cron does. They run many jobs,
+if that is possible (root, Linux). Two more start short passes, as cron does. They run many jobs,
 while workers are killed (-9), connections are cut, cables are pulled, and the server is killed and
 restarted. Every process writes down when it starts and ends each attempt; `check` compares that
 with the queue.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 HOSTS = 4
 _PARTS = 20
 BACK_SECONDS = 60.0
-"""within how many seconds a job of a killed worker must be pending again, as documented"""
+"""how soon the job of a killed worker must be pending again, in seconds, as documented"""
 NETWORK = "10.213.77"
 SERVER_ADDRESS = f"{NETWORK}.1"
 

@@ -381,7 +381,7 @@ def test_nothing_acknowledged_is_lost_if_the_server_is_killed_during_passes() ->
 
 @contextmanager
 def own_data(own: ValkeyServer) -> Iterator[None]:
-    """See that the killed server has left its append-only file."""
+    """Check that the killed server has left its append-only file."""
     assert any(own.directory.rglob("*.aof"))
     yield
 
