@@ -48,7 +48,7 @@ class ReadsAllRows:
 def fill(store: EngineStore) -> list[Row]:
     """Add jobs of all statuses and ages, with and without errors, some of a paused type."""
     now = int(NOW)
-    rows = []
+    rows: list[Row] = []
     for n, (job_type, status, error) in enumerate(
         itertools.product("abc", [*FINISHED, "pending"], ["", "Boom: \\t"])
     ):
@@ -71,7 +71,8 @@ def test_a_server_counts_what_the_rows_say(store: EngineStore) -> None:
     assert figures(store, ids)["counts"] == dict.fromkeys(STATUSES, 0)
     rows = fill(store)
     counted = figures(store, ids)
-    read = figures(ReadsAllRows(store), all_ids := [])
+    all_ids: list[str] = []
+    read = figures(ReadsAllRows(store), all_ids)
     assert counted == read
     assert counted["counts"]["pending"] == 18
     assert set(ids) <= set(all_ids)
