@@ -16,6 +16,7 @@ from dbbasic_queue.model.escaping import escape, printable, unescape
 from dbbasic_queue.model.jsontext import decode_json
 from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.model.rows import HEADER, Row, has_json
+from dbbasic_queue.model.states import STATUSES
 from dbbasic_queue.queue import default_queue, open_default
 from dbbasic_queue.store.location import path_of
 
@@ -88,7 +89,8 @@ def columns(row: Row) -> list[str]:
 
 def run_list(arguments: Namespace) -> int:
     with existing_queue(arguments) as queue:
-        for row in queue.store.rows():
+        statuses = STATUSES if arguments.status is None else (arguments.status,)
+        for row in queue.store.rows(statuses=statuses, job_type=arguments.type):
             if arguments.status in (None, row.state.status) and arguments.type in (None, row.type):
                 print("\t".join(columns(row)))
     return 0
