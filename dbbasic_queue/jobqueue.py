@@ -440,6 +440,7 @@ class Queue:
         job_id: str | None = None,
         exist_ok: bool = False,
         unique: Literal["pending"] | None = None,
+        connection: Any = None,
     ) -> str:
         """Like `enqueue`. If the caller is cancelled, the job may have been added anyway."""
         import asyncio
@@ -452,6 +453,7 @@ class Queue:
             job_id=job_id,
             exist_ok=exist_ok,
             unique=unique,
+            connection=connection,
         )
 
     async def aget_job(self, job_id: str) -> JobDict | None:
@@ -535,7 +537,9 @@ class Queue:
         The change is on the disk on return.
         """
         return self.store.remove(
-            lambda row: row.state.status == FAILED and job_type in (None, row.type)
+            lambda row: row.state.status == FAILED and job_type in (None, row.type),
+            statuses=(FAILED,),
+            job_type=job_type,
         )
 
     def remove_type(self, job_type: str) -> int:
@@ -543,7 +547,9 @@ class Queue:
 
         The change is on the disk on return.
         """
-        return self.store.remove(lambda row: row.type == job_type and not is_moving(row.state))
+        return self.store.remove(
+            lambda row: row.type == job_type and not is_moving(row.state), job_type=job_type
+        )
 
     def purge(
         self,
@@ -573,6 +579,7 @@ class Queue:
             )
         path = None if archive is None else self._archive_path(archive)
         before = self.now() - seconds
+        statuses = FINISHED if status is None else (status,)
 
         def is_unwanted(row: Row) -> bool:
             return status in (None, row.state.status) and is_old(row.state, before)
@@ -580,8 +587,8 @@ class Queue:
         if dry_run:
             if path is not None:
                 load(_archive).check(path)
-            return sum(map(is_unwanted, self.store.rows()))
-        return self.store.remove(is_unwanted, archive=path)
+            return sum(map(is_unwanted, self.store.rows(statuses=statuses)))
+        return self.store.remove(is_unwanted, archive=path, statuses=statuses)
 
     def _archive_path(self, archive: str | os.PathLike[str]) -> str:
         """Return the archive's path; raises InvalidArgument for a name that it can't have."""
@@ -613,7 +620,8 @@ class Queue:
         return self._jobs(status, job_type)
 
     def _jobs(self, status: str | None, job_type: str | None) -> Iterator[JobDict]:
-        for row in self.store.rows():
+        statuses = STATUSES if status is None else (status,)
+        for row in self.store.rows(statuses=statuses, job_type=job_type):
             if status in (None, row.state.status) and job_type in (None, row.type):
                 job = as_dict(row)
                 if job is not None:

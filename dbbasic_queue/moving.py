@@ -145,8 +145,8 @@ class _Mover:
             raise InvalidArgument(f"{source.path} can't be moved to itself")
         if (address := source.moved_to()) not in ("", target.path):
             raise InvalidArgument(
-                f"{source.path} was moved to {address}: nothing was done (move that queue, or what "
-                f"is left here to {address})"
+                f"{source.path} was moved to {address}: nothing was done (move that queue "
+                f"instead, or move what is left here to {address})"
             )
         if (address := target.moved_to()) not in ("", source.path):
             raise InvalidArgument(
@@ -353,8 +353,8 @@ def _is_finished(state: State) -> bool:
 
 def _unfinished(store: Store, row: Row) -> InvalidArgument:
     return InvalidArgument(
-        f"the jobs of {store.path} were not moved completely: nothing was done (go on with that "
-        f"move first: the error of {row.id} is {row.state.error!r})"
+        f"the jobs of {store.path} were not moved completely: nothing was done (make that move "
+        f"again first: the error of the job {row.id} says where to, {row.state.error!r})"
     )
 
 

@@ -140,13 +140,20 @@ async def aenqueue(
     job_id: str | None = None,
     exist_ok: bool = False,
     unique: Literal["pending"] | None = None,
+    connection: Any = None,
 ) -> str:
     """Like `enqueue`, for coroutines: the event loop goes on while a thread writes the job.
 
     If the caller is cancelled, the job may have been added anyway.
     """
     return await default_queue().aenqueue(
-        job_type, payload, run_at, job_id=job_id, exist_ok=exist_ok, unique=unique
+        job_type,
+        payload,
+        run_at,
+        job_id=job_id,
+        exist_ok=exist_ok,
+        unique=unique,
+        connection=connection,
     )
 
 

@@ -54,7 +54,8 @@ class Redirected:
         if queue is None:
             return self
         path: str = queue.__dict__["path"]
-        is_redirected = os.path.isabs(path) and not path.startswith(self._kept)
+        is_shared: bool = queue.__dict__["store"].is_shared
+        is_redirected = is_shared and not path.startswith(self._kept)
         return (self._to if is_redirected else queue).__dict__[self._name]
 
     def __set__(self, queue: Queue, value: Any) -> None:
@@ -68,11 +69,13 @@ REDIRECTED = ("path", "store", "now")
 class JobQueue(Queue):
     """A queue in a text file, with a clock that stands still, and assertions about its jobs.
 
-    It doesn't wait for the disk (`fsync=False`).
+    It doesn't wait for the disk (`fsync=False`). A `connection` is accepted, and has no effect: the
+    job is there at once.
     """
 
     def __init__(self, path: str | os.PathLike[str], clock: Clock) -> None:
         super().__init__(path, fsync=False, clock=clock)
+        self.store.__dict__["within"] = lambda _: self.store
         self.clock = clock
 
     def run_all(

@@ -26,9 +26,9 @@ def job_queue(
     """A new queue in `tmp_path` that replaces the program's own queues until the test ends.
 
     `enqueue` and the other functions use it, and so does every `Queue` of this process, made before
-    or during the test, whose file is outside of pytest's temporary directories: several such queues
-    become this one. A `Queue` in `tmp_path`, or in memory, isn't replaced. In programs that the
-    test starts, only the default queue is replaced.
+    or during the test, that is on a server, or whose file is outside of pytest's temporary
+    directories: several such queues become this one. A `Queue` in `tmp_path`, or in memory, isn't
+    replaced. In programs that the test starts, only the default queue is replaced.
 
     Its `clock` stands still at the time when the test started, until the test moves it.
     """

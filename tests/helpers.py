@@ -11,7 +11,9 @@ import ctypes
 import fcntl
 import functools
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -390,6 +392,19 @@ def environment() -> dict[str, str]:
     path = [*map(str, found), *filter(None, [os.environ.get("PYTHONPATH")])]
     ours = {name: text for name, text in os.environ.items() if name != "DBBASIC_QUEUE_FILE"}
     return ours | {"PYTHONPATH": os.pathsep.join(path)}
+
+
+def server_port() -> int:
+    """Return a free TCP port of 127.0.0.1 for a server that is restarted on it.
+
+    It is below those that the system gives to clients. Otherwise, while the server is down, a
+    client could get the port, or even connect to itself.
+    """
+    while True:
+        port = random.randrange(15_000, 30_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def is_free(lock: str | Path) -> bool:

@@ -305,7 +305,9 @@ class KeepsAttemptsOnRequeue(Planted):
 
 class RemovesRunningJobs(Planted):
     class memory(MemoryStore):
-        def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
+        def remove(
+            self, unwanted: Callable[[Row], bool], archive: str | None = None, **_: object
+        ) -> int:
             removed = super().remove(unwanted, archive)
             for row in list(self.rows()):
                 if unwanted(row):
@@ -365,7 +367,7 @@ class PurgesInADryRun(Planted):
 
 class ListsJobsAddedDuringTheIteration(Planted):
     class memory(MemoryStore):
-        def rows(self, unreadable: list[int] | None = None) -> Iterator[Row]:
+        def rows(self, unreadable: list[int] | None = None, **_: object) -> Iterator[Row]:
             for job_id in list(self.jobs):
                 row = self.find(job_id)
                 if row is not None:

@@ -10,7 +10,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
+from helpers import server_port
 
 if TYPE_CHECKING:
     from typing import Any, Literal
@@ -51,9 +51,7 @@ class PostgresServer:
         self._settings = ["shared_buffers=64MB", "max_connections=200", "log_min_messages=fatal"]
         if not fsync:
             self._settings += ["fsync=off", "full_page_writes=off", "synchronous_commit=off"]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = server_port()
         self._make_data()
         self.start()
 
@@ -138,6 +136,11 @@ class PostgresServer:
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
         )
+
+    @property
+    def binaries(self) -> Path:
+        """The directory of the server's programs, such as psql."""
+        return self._binaries
 
     @property
     def pid(self) -> int:

@@ -266,6 +266,7 @@ def test_the_fixture_replaces_every_queue_of_the_program(
         from dbbasic_queue import Handlers, Queue, Worker, enqueue, open_queue
 
         media, other = Queue("data/media.tsv"), Queue("data/other.tsv", fsync=False)
+        servers = [open_queue(f"{scheme}://127.0.0.1:1/0") for scheme in ("postgresql", "redis")]
         memory = open_queue("memory:")
         jobs = Handlers(queue=media)
 
@@ -297,14 +298,21 @@ def test_the_fixture_replaces_every_queue_of_the_program(
             memory.enqueue("convert", "cat")
             job_queue.assert_not_enqueued("convert")
 
+        def test_queues_on_servers_and_their_transactions(job_queue):
+            for server in servers:
+                server.enqueue("convert", server is servers[0], connection=object())
+                job_queue.assert_enqueued("convert", server is servers[0])
+            assert job_queue.run_all({"convert": str})["completed"] == 2
+
         def test_everything_is_restored_afterwards():
+            assert servers[0].path.startswith("postgresql:")
             assert media.path == os.path.abspath("data/media.tsv")
             assert media.get_job("a") is None and media.store.path == media.path
             assert not os.path.exists("data")
         """
     )
     done = installed.runpytest_subprocess("-Werror", "-p", "no:cacheprovider")
-    done.assert_outcomes(passed=4)
+    done.assert_outcomes(passed=5)
 
 
 def test_the_package_is_not_imported_unless_the_fixture_is_used(

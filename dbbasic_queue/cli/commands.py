@@ -16,6 +16,7 @@ from dbbasic_queue.model.escaping import escape, printable, unescape
 from dbbasic_queue.model.jsontext import decode_json
 from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.model.rows import HEADER, Row, has_json
+from dbbasic_queue.model.states import STATUSES
 from dbbasic_queue.queue import default_queue, open_default
 from dbbasic_queue.store.location import path_of
 
@@ -48,7 +49,8 @@ def existing_queue(arguments: Namespace, *, even_if_moved: bool = False) -> Queu
     if not queue.store.exists():
         raise NotAQueue(
             errno.ENOENT,
-            "there is no queue (name its file with --file or $DBBASIC_QUEUE_FILE)",
+            "there is no queue (name its file with --file or $DBBASIC_QUEUE_FILE, or its URL with "
+            "$DBBASIC_QUEUE_URL; the first enqueue creates it)",
             queue.path,
         )
     return queue
@@ -87,7 +89,8 @@ def columns(row: Row) -> list[str]:
 
 def run_list(arguments: Namespace) -> int:
     with existing_queue(arguments) as queue:
-        for row in queue.store.rows():
+        statuses = STATUSES if arguments.status is None else (arguments.status,)
+        for row in queue.store.rows(statuses=statuses, job_type=arguments.type):
             if arguments.status in (None, row.state.status) and arguments.type in (None, row.type):
                 print("\t".join(columns(row)))
     return 0
@@ -371,8 +374,8 @@ def why_incomplete(done: Outcome, source: str, target: str) -> int:
         )
     if done.missing:
         complain(
-            f"{len(done.missing)} jobs that were moved are not in {target} now: were they purged "
-            f"there, or has the server lost them? (they are cancelled jobs in {source})"
+            f"{len(done.missing)} jobs were moved, but are not in {target} now: were they purged "
+            f"there, or has the server lost them? (they are still in {source}, cancelled)"
         )
     return 0 if done.is_complete() else 1
 

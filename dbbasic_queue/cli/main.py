@@ -79,7 +79,8 @@ def argument_parser() -> ArgumentParser:
     file.add_argument(
         "--file",
         metavar="PATH",
-        help="the queue's file (default: $DBBASIC_QUEUE_FILE, or data/queue.tsv)",
+        help="the queue's file (default: $DBBASIC_QUEUE_URL, $DBBASIC_QUEUE_FILE, or "
+        "data/queue.tsv)",
     )
 
     def command(
@@ -255,8 +256,8 @@ def argument_parser() -> ArgumentParser:
         commands.run_move,
         "move all jobs and schedules to another queue, such as one on a server",
         more=(
-            " Passes and other programs may go on. Prints how many jobs were moved. If it was "
-            "interrupted, or has left anything, run it again."
+            " Passes and other programs may keep running. Prints how many jobs were moved. If it "
+            "was interrupted, or couldn't move everything, run it again."
         ),
     )
     move.add_argument("--to", metavar="URL", required=True, help="the other queue's path or URL")

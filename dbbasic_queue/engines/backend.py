@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from dbbasic_queue.errors import StoreError
 from dbbasic_queue.model.rows import Row
+from dbbasic_queue.model.states import STATUSES
 from dbbasic_queue.model.strict_json import canonical_json
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
     from dbbasic_queue.model.states import State
+    from dbbasic_queue.store.protocol import Overview
 
 BEAT_SECONDS = 10.0
 """how often a live worker says that it is alive"""
@@ -142,9 +144,25 @@ class Backend(Protocol):
     def find(self, job_id: str) -> StoredRow | None:
         """Return the job, or None."""
 
-    def rows(self, status: str | None = None) -> Iterator[StoredRow]:
-        """Yield the jobs, those of one status if given, in the order of `add`.
+    def find_many(self, job_ids: Sequence[str]) -> dict[str, StoredRow]:
+        """Return job id -> the job, for those that exist."""
 
+    def overview(self, now: float) -> Overview:
+        """Return how many jobs there are, and which were due first at `now`, in Unix seconds.
+
+        That the first finished job is the one that was added first is close enough.
+        """
+
+    def rows(
+        self,
+        statuses: Collection[str] = STATUSES,
+        job_type: str | None = None,
+        *,
+        only_errors: bool = False,
+    ) -> Iterator[StoredRow]:
+        """Yield the jobs with one of the statuses, in the order of `add`.
+
+        Those of one type if it is given; those that have an error with `only_errors`.
         Jobs that change while this goes on may be seen as they were before or after the change.
         """
 

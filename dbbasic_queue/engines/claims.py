@@ -212,7 +212,7 @@ class EngineClaims:
             if name in self._terms.concurrency
         }
         for name, (limit, parallel) in limits.items():
-            mine = sum(row.type == name for row in self._held.values())
+            mine = sum(row.type == name for row in list(self._held.values()))  # see `unclaim`
             limits[name] = limit, max(parallel - mine, 0)
 
         def claim(again: bool) -> list[StoredRow]:
@@ -369,7 +369,10 @@ class EngineClaims:
         return stopped if made == [True] else None
 
     def unclaim(self, claims: list[Claim], error: str = "") -> None:
-        """Make claimed jobs pending again without counting their attempts."""
+        """Make claimed jobs pending again without counting their attempts.
+
+        The ticker's thread may call it at the same time as the pass makes another call.
+        """
         ended: list[tuple[StoredRow | None, State | None]] = []
         for claim in claims:
             row = self._held.pop(claim.row.id, None)

@@ -46,6 +46,7 @@ from dbbasic_queue.errors import InvalidArgument, NotAQueue, QueueMoved, StoreEr
 from dbbasic_queue.lazy import load
 from dbbasic_queue.model import states
 from dbbasic_queue.model.states import State
+from dbbasic_queue.store.protocol import Overview, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -247,7 +248,7 @@ class ProcrastinateBackend:
         return value
 
     def _error(self, e: psycopg.Error) -> StoreError | QueueMoved:
-        """Return the error to raise for one of the driver's."""
+        """Return the error to raise for one that the driver raised for a statement."""
         text = self._text(e)
         code = e.sqlstate or ""
         if code == _MOVED_CODE:
@@ -255,8 +256,8 @@ class ProcrastinateBackend:
         is_lost = not code or code.startswith(_CONNECTION_CODES)
         if isinstance(e, psycopg.OperationalError) and is_lost:
             return ConnectionLost(
-                f"the connection to PostgreSQL broke: {text} (if this was a change, it may have "
-                f"been made): {self.name}"
+                f"no connection to PostgreSQL: {text} (if this was a change, it may have been "
+                f"made; is the server running?): {self.name}"
             )
         return StoreError(f"PostgreSQL refuses: {text} (nothing was changed): {self.name}")
 
@@ -266,8 +267,8 @@ class ProcrastinateBackend:
         if _PERMANENT.search(text):
             return StoreError(f"PostgreSQL refuses: {text} (nothing was done): {self.name}")
         return ConnectionLost(
-            f"PostgreSQL can't be reached: {text} (nothing was done; is it running, and is the "
-            f"URL right?): {self.name}"
+            f"no connection to PostgreSQL: {text} (nothing was done; is the URL right, and is the "
+            f"server running?): {self.name}"
         )
 
     def _text(self, e: Exception) -> str:
@@ -304,8 +305,8 @@ class ProcrastinateBackend:
                 self._install(connection)
             elif found is not None and found > _VERSION:
                 raise NotAQueue(
-                    "the queue was changed by a newer version of dbbasic-queue: upgrade the one "
-                    f"of this program: {self.name}"
+                    "a newer version of dbbasic-queue has upgraded this queue: upgrade it for this "
+                    f"program, too: {self.name}"
                 )
         except BaseException:
             connection.close()
@@ -368,8 +369,8 @@ class ProcrastinateBackend:
         ).fetchall()
         if missing:
             raise NotAQueue(
-                f"this version of Procrastinate has no {missing[0][0]}: install one that this "
-                f"version of dbbasic-queue knows: {self.name}"
+                f"this version of Procrastinate isn't supported: it has no {missing[0][0]} "
+                f"(install another version, or a newer dbbasic-queue): {self.name}"
             )
 
     # -- jobs --
@@ -427,15 +428,61 @@ class ProcrastinateBackend:
         rows = self._read(f"SELECT {_COLUMNS} FROM {{}}.dbbasic_jobs WHERE id = %s", job_id)
         return _row(rows[0]) if rows else None
 
-    def rows(self, status: str | None = None) -> Iterator[StoredRow]:
-        """Yield the jobs, those of one status if given, in the order of `add`."""
+    def find_many(self, job_ids: Sequence[str]) -> dict[str, StoredRow]:
+        """Return job id -> the job, for those that exist."""
+        sql = f"SELECT {_COLUMNS} FROM {{}}.dbbasic_jobs WHERE id = ANY (%s::text[])"
+        return {row[0]: _row(row) for row in self._read(sql, list(job_ids))}
+
+    def overview(self, now: float) -> Overview:
+        """Return how many jobs there are, and which were due first."""
+        counts = dict(self._read("SELECT status, count(*) FROM {}.dbbasic_jobs GROUP BY status"))
+        types = self._read(
+            f"""
+            SELECT {_COLUMNS}, waiting_type, waiting, due FROM (
+                SELECT
+                    type AS waiting_type, count(*) AS waiting,
+                    count(*) FILTER (WHERE run_at <= %s) AS due,
+                    min(ARRAY[greatest(run_at, created_at), number]) FILTER (WHERE run_at <= %s)
+                        AS first
+                FROM {{}}.dbbasic_jobs WHERE status = 'pending' GROUP BY type
+            ) found LEFT JOIN {{}}.dbbasic_jobs ON number = first[2]
+            """,
+            math.floor(now),
+            math.floor(now),
+        )
+        return Overview(
+            counts,
+            [
+                Waiting(job_type, count, due, _row(row) if row[0] else None)
+                for *row, job_type, count, due in types
+            ],
+            self._oldest,
+        )
+
+    def _oldest(self) -> float | None:
+        ((oldest,),) = self._read(
+            "SELECT min(greatest(run_at, created_at)) FROM {}.dbbasic_jobs "
+            f"WHERE {_having(states.FINISHED)}"
+        ) or [(None,)]
+        return cast("float | None", oldest)
+
+    def rows(
+        self,
+        statuses: Collection[str] = states.STATUSES,
+        job_type: str | None = None,
+        *,
+        only_errors: bool = False,
+    ) -> Iterator[StoredRow]:
+        """Yield the jobs with one of the statuses, in the order of `add`."""
         ((last,),) = self._read("SELECT max(number) FROM {}.dbbasic_jobs") or [(None,)]
         number = 0
-        where = "" if status is None else f"status = '{_known(status)}' AND "
+        errors = "AND error <> ''" if only_errors else ""
         while last is not None:
             rows = self._read(
                 f"SELECT {_COLUMNS}, number FROM {{}}.dbbasic_jobs "
-                f"WHERE {where} number > %s AND number <= %s ORDER BY number LIMIT %s",
+                f"WHERE {_having(statuses)} {errors} AND type = coalesce(%s, type) "
+                "AND number > %s AND number <= %s ORDER BY number LIMIT %s",
+                job_type,
                 number,
                 last,
                 _BATCH,
@@ -862,7 +909,7 @@ def _version(rows: list[tuple[Any, ...]]) -> int | None:
     return None
 
 
-def _row(columns: tuple[Any, ...]) -> StoredRow:
+def _row(columns: Sequence[Any]) -> StoredRow:
     job_id, job_type, payload, status, created_at, run_at, attempts, error, result, version = (
         columns[:10]
     )
@@ -896,9 +943,10 @@ def _columns(new: Sequence[State | None]) -> list[list[Any]]:
     ]
 
 
-def _known(status: str) -> str:
-    assert status in states.STATUSES
-    return status
+def _having(statuses: Collection[str]) -> str:
+    """Return a condition as the partial indexes have it."""
+    wanted = [status for status in states.STATUSES if status in statuses]
+    return "(" + " OR ".join(f"status = '{status}'" for status in wanted) + ")"
 
 
 def _token() -> int:

@@ -98,8 +98,15 @@ CREATE TRIGGER dbbasic_forget_worker BEFORE UPDATE OF status ON procrastinate_jo
     FOR EACH ROW WHEN (OLD.status = 'doing' AND NEW.status <> 'doing')
     EXECUTE PROCEDURE dbbasic_forget_worker();
 
--- What Procrastinate's own tools change or delete is changed in our table, too. Our functions set
--- dbbasic_queue.own, so that this doesn't happen to their changes.
+-- What Procrastinate's own tools change or delete is changed in our table, too. While our functions
+-- change Procrastinate's rows, dbbasic_queue.own is 'on', so that this doesn't happen to them. They
+-- call dbbasic_own for that: only a superuser can make a function with SET dbbasic_queue.own.
+CREATE OR REPLACE FUNCTION dbbasic_own(_on_or_off text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('dbbasic_queue.own', _on_or_off, true);
+END;
+$$;
+
 CREATE OR REPLACE FUNCTION dbbasic_mirror() RETURNS trigger LANGUAGE plpgsql
     SET search_path FROM CURRENT AS $$
 BEGIN
@@ -214,7 +221,7 @@ CREATE OR REPLACE FUNCTION dbbasic_add(
     _ids text[], _types text[], _payloads text[], _statuses text[], _created_at bigint[],
     _run_at bigint[], _attempts integer[], _errors text[], _results text[], _keys text[],
     _token bigint, _own_id boolean, _anyway boolean
-) RETURNS boolean LANGUAGE plpgsql SET search_path FROM CURRENT SET dbbasic_queue.own = 'on' AS $$
+) RETURNS boolean LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     _job record;
 BEGIN
@@ -245,6 +252,7 @@ BEGIN
         );
     END;
     IF 'pending' <> ANY (_statuses) THEN
+        PERFORM dbbasic_own('on');
         FOR _job IN
             SELECT * FROM dbbasic_jobs WHERE id = ANY (_ids) AND status <> 'pending' ORDER BY number
         LOOP
@@ -252,6 +260,7 @@ BEGIN
                 _job.procrastinate_id, _job.id, _job.type, 'pending', _job.status, _job.run_at
             );
         END LOOP;
+        PERFORM dbbasic_own('off');
     END IF;
     RETURN true;
 END;
@@ -325,7 +334,7 @@ CREATE OR REPLACE FUNCTION dbbasic_change(
     _ids text[], _versions bigint[], _payloads text[], _keys text[], _statuses text[],
     _created_at bigint[], _run_at bigint[], _attempts integer[], _errors text[], _results text[],
     _again boolean
-) RETURNS boolean[] LANGUAGE plpgsql SET search_path FROM CURRENT SET dbbasic_queue.own = 'on' AS $$
+) RETURNS boolean[] LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
     _job dbbasic_jobs;
     _made boolean[] := '{}';
@@ -333,6 +342,7 @@ DECLARE
     _pending_number bigint;
     _procrastinate_id bigint;
 BEGIN
+    PERFORM dbbasic_own('on');
     FOR i IN 1 .. cardinality(_ids) LOOP
         SELECT * INTO _job FROM dbbasic_jobs WHERE id = _ids[i] FOR UPDATE;
         IF NOT FOUND THEN
@@ -376,6 +386,7 @@ BEGIN
         END IF;
         _made := _made || _is_made;
     END LOOP;
+    PERFORM dbbasic_own('off');
     RETURN _made;
 END;
 $$;
@@ -443,7 +454,7 @@ CREATE OR REPLACE FUNCTION dbbasic_claim(
     _worker bigint, _types text[], _most integer, _now bigint, _mark bigint,
     _skip text[], _limited text[], _limits integer[], _mine integer[],
     _dead_seconds double precision, _most_attempts integer, _stop_error text, _anyway boolean
-) RETURNS SETOF dbbasic_jobs LANGUAGE plpgsql SET search_path FROM CURRENT SET dbbasic_queue.own = 'on'
+) RETURNS SETOF dbbasic_jobs LANGUAGE plpgsql SET search_path FROM CURRENT
     SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
     SET enable_sort = off SET enable_incremental_sort = off AS $$
 DECLARE
@@ -522,8 +533,10 @@ BEGIN
     IF _ids IS NULL THEN
         RETURN;
     END IF;
+    PERFORM dbbasic_own('on');
     UPDATE procrastinate_jobs SET status = 'doing', worker_id = _worker
         WHERE id IN (SELECT procrastinate_id FROM dbbasic_jobs WHERE id = ANY (_ids));
+    PERFORM dbbasic_own('off');
     UPDATE dbbasic_workers SET listed_at = now() WHERE id = _worker;
     _number := nextval('dbbasic_claim_number');
     RETURN QUERY

@@ -176,6 +176,18 @@ local function leave(job, queue, place, new_place, unique, worker, claim)
   end
 end
 
+-- Execute a command with many arguments: one call is quicker than one for each, and unpack has a limit.
+local function call_with_all(command, key, arguments)
+  for i = 1, #arguments, 1000 do
+    call(command, key, unpack(arguments, i, math.min(i + 999, #arguments)))
+  end
+end
+
+local function append(list, one, two)
+  list[#list + 1] = one
+  list[#list + 1] = two
+end
+
 local function fields_at(first, count)
   local fields = {}
   for i = 1, count do
@@ -197,14 +209,15 @@ end
 local function add_rows(first, rows)
   local common, at = common_fields(first)
   local latest = 0
-  local known = {}
+  local jobs, uniques, queued, pending = {}, {}, {}, {}
+  local number = counter(rows) - rows
   for _ = 1, rows do
     local job, queue, place, run_at, is_retry, created_at, unique, count =
       ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6],
       tonumber(ARGV[at + 7])
     local key = JOB .. job
     if call('EXISTS', key) == 0 then
-      local number = counter()
+      number = number + 1
       local fields = fields_at(at + 8, count)
       for _, field in ipairs(common) do
         fields[#fields + 1] = field
@@ -214,25 +227,31 @@ local function add_rows(first, rows)
         fields[#fields + 1] = more
       end
       call('HSET', key, unpack(fields))
-      call('ZADD', P .. 'jobs', number, job)
-      if not known[queue] then
+      append(jobs, number, job)
+      if not pending[queue] then
         register(queue)
-        known[queue] = true
+        queued[queue], pending[queue] = {}, {}
       end
       if place == 'queue' or place == 'scheduled' then
         if place == 'queue' then
-          call('RPUSH', QUEUE .. queue, job)
+          append(queued[queue], job)
         else
           schedule(job, queue, run_at, number, is_retry)
         end
-        call('SADD', P .. 'pending:' .. queue, job)
-        call('ZADD', UNIQUE, 0, unique .. ':' .. job)
+        append(pending[queue], job)
+        append(uniques, 0, unique .. ':' .. job)
       else
         enter_finished(job, queue, place)
       end
       latest = math.max(latest, tonumber(created_at))
     end
     at = at + 8 + count
+  end
+  call_with_all('ZADD', P .. 'jobs', jobs)
+  call_with_all('ZADD', UNIQUE, uniques)
+  for queue in pairs(pending) do
+    call_with_all('RPUSH', QUEUE .. queue, queued[queue])
+    call_with_all('SADD', P .. 'pending:' .. queue, pending[queue])
   end
   if latest > tonumber(call('HGET', META, 'latest') or 0) then
     call('HSET', META, 'latest', latest)
@@ -415,14 +434,21 @@ return made(table.concat(results))
 -- script find: job
 return row_of(ARGV[1])
 
--- script rows: number after which to begin, last number or "", how many bytes at most
+-- script rows: number after which to begin, last number or "", how many bytes at most, RQ queue or "",
+-- 1 for jobs with an error only, places
 -- Returns the last number of all, the number after which to go on or "", and rows.
+local wanted = {}
+for i = 6, #ARGV do
+  wanted[ARGV[i]] = true
+end
 local last = ARGV[2]
 if last == '' then last = call('HGET', META, 'counter') or '0' end
 local ids = call('ZRANGEBYSCORE', P .. 'jobs', '(' .. ARGV[1], last, 'WITHSCORES', 'LIMIT', 0, 1000)
 local rows, bytes, next_ = {last, ''}, 0, ''
 for i = 1, #ids, 2 do
-  local row = row_of(ids[i])
+  local found = call('HMGET', JOB .. ids[i], 'q_place', 'origin', 'exc_info')
+  local row = wanted[found[1]] and (ARGV[4] == '' or found[2] == ARGV[4]) and
+              (ARGV[5] == '0' or (found[3] or '') ~= '') and row_of(ids[i])
   if row then
     rows[#rows + 1] = row
     bytes = bytes + #row[3] + #row[4]
@@ -434,6 +460,23 @@ for i = 1, #ids, 2 do
 end
 rows[2] = next_
 return rows
+
+-- script overview: the score below which jobs are due
+-- Returns how many jobs are processing, and of each RQ queue: its name, how many jobs are pending,
+-- finished, failed, canceled, and due, and the first rows that are due.
+local found = {call('ZCARD', P .. 'processing')}
+for _, queue in ipairs(call('SMEMBERS', P .. 'types')) do
+  local due = '(' .. ARGV[1]
+  local one = {queue, call('SCARD', P .. 'pending:' .. queue), call('ZCARD', FINISHED .. queue),
+               call('ZCARD', FAILED .. queue), call('ZCARD', CANCELED .. queue),
+               call('LLEN', QUEUE .. queue) + call('ZCOUNT', SCHEDULED .. queue, '-inf', due)}
+  for _, ids in ipairs({call('LRANGE', QUEUE .. queue, 0, 0),
+                        call('ZRANGEBYSCORE', SCHEDULED .. queue, '-inf', due, 'LIMIT', 0, 1)}) do
+    one[#one + 1] = ids[1] and row_of(ids[1])
+  end
+  found[#found + 1] = one
+end
+return found
 
 -- script some: jobs
 local rows = {}

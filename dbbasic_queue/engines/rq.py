@@ -32,6 +32,7 @@ from dbbasic_queue.model import states
 from dbbasic_queue.model.records import decode_state
 from dbbasic_queue.model.rows import Row
 from dbbasic_queue.store.history import Attempt
+from dbbasic_queue.store.protocol import Overview, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -148,17 +149,64 @@ class RqBackend:
         found = self._client.run("find", self._rq_id(job_id))
         return self._row(found) if found else None
 
-    def rows(self, status: str | None = None) -> Iterator[StoredRow]:
-        """Yield the jobs, those of one status if given, in the order of `add`."""
-        if status == states.PROCESSING:
+    def find_many(self, job_ids: Sequence[str]) -> dict[str, StoredRow]:
+        """Return job id -> the job, for those that exist."""
+        found: dict[str, StoredRow] = {}
+        for first, end in _ranges(len(job_ids), _ROWS_PER_SCRIPT):
+            rows = self._client.run("some", *map(self._rq_id, job_ids[first:end]))
+            found |= {row.id: row for row in map(self._row, rows)}
+        return found
+
+    def overview(self, now: float) -> Overview:
+        """Return how many jobs there are, and which were due first."""
+        processing, *queues = self._client.run("overview", _score_after(now))
+        counts = {states.PROCESSING: processing}
+        types = []
+        for queue, pending, completed, failed, cancelled, due, *heads in queues:
+            for status, count in (
+                (states.PENDING, pending),
+                (states.COMPLETED, completed),
+                (states.FAILED, failed),
+                (states.CANCELLED, cancelled),
+            ):
+                counts[status] = counts.get(status, 0) + count
+            if pending:
+                first = min(map(self._row, heads), key=_due_at, default=None)
+                types.append(Waiting(self._type(queue), pending, due, first))
+        return Overview(counts, types, self._oldest)
+
+    def _oldest(self) -> float | None:
+        return next(map(_due_at, self._rows(states.FINISHED, bytes_per_page=0)), None)
+
+    def rows(
+        self,
+        statuses: Collection[str] = states.STATUSES,
+        job_type: str | None = None,
+        *,
+        only_errors: bool = False,
+    ) -> Iterator[StoredRow]:
+        """Yield the jobs with one of the statuses, in the order of `add`."""
+        if tuple(statuses) == (states.PROCESSING,):
             yield from map(self._row, self._client.run("processing"))
-            return
+        else:
+            yield from self._rows(statuses, job_type, only_errors=only_errors)
+
+    def _rows(
+        self,
+        statuses: Collection[str],
+        job_type: str | None = None,
+        *,
+        only_errors: bool = False,
+        bytes_per_page: int = _BYTES_PER_PAGE,
+    ) -> Iterator[StoredRow]:
+        queue = "" if job_type is None else self._rq_queue(job_type)
+        places = [place for status in statuses for place in rq_jobs.PLACES_OF[status]]
         after, last = b"0", b""
         while True:
-            last, after, *rows = self._client.run("rows", after, last, _BYTES_PER_PAGE)
-            for row in map(self._row, rows):
-                if status in (None, row.state.status):
-                    yield row
+            last, after, *rows = self._client.run(
+                "rows", after, last, bytes_per_page, queue, int(only_errors), *places
+            )
+            yield from map(self._row, rows)
             if not after:
                 return
 
@@ -199,7 +247,7 @@ class RqBackend:
         """Return where RQ will have the id of a job.
 
         A pending job that isn't scheduled stays in its queue, and an unclaimed one goes back to its
-        place there. Any other is scheduled first: only `look` knows what is due.
+        place there. Any other is scheduled first: only `look` knows which jobs are due.
         """
         if state.status == states.PROCESSING:
             return "keep"
@@ -239,7 +287,7 @@ class RqBackend:
         if not latest:
             return
         seen = 0
-        for row in self.rows(states.PENDING):
+        for row in self.rows((states.PENDING,)):
             seen = max(seen, row.state.created_at)
             is_late_retry = row.state.attempts and row.state.run_at > now
             if row.state.created_at > now + tolerance and not is_late_retry:
@@ -531,6 +579,10 @@ class _Repair:
 def _score_after(now: float) -> int:
     """Return the score below which scheduled jobs are due: `score_of` adds less than a second."""
     return math.floor(now) + 1
+
+
+def _due_at(row: StoredRow) -> float:
+    return max(row.state.run_at, row.state.created_at)
 
 
 def _place_of_new(state: states.State) -> str:

@@ -64,6 +64,12 @@ PLACES = {
 }
 """status of a finished job -> where RQ has its id"""
 
+PLACES_OF = {
+    states.PENDING: ("queue", "scheduled"),
+    states.PROCESSING: ("started",),
+} | {status: (place,) for status, place in PLACES.items()}
+"""status -> the values of q_place"""
+
 _FOREVER = -1
 _LONGEST_RESULT = 10_000
 """A longer result isn't shown to RQ's tools: it would be kept twice."""

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.engines.backend import Backend
     from dbbasic_queue.model.rows import Row
     from dbbasic_queue.model.states import State
-    from dbbasic_queue.store.protocol import Terms
+    from dbbasic_queue.store.protocol import Overview, Terms
     from dbbasic_queue.store.reading.unreadable import Unreadable
     from dbbasic_queue.store.schedule_file import Change as ScheduleChange
 
@@ -116,10 +116,22 @@ class EngineStore:
             self.require_here()
         return row
 
-    def rows(self, unreadable: list[int] | None = None) -> Iterator[Row]:
-        """Yield every job, in the order of enqueueing."""
+    def rows(
+        self,
+        unreadable: list[int] | None = None,
+        *,
+        statuses: Collection[str] = states.STATUSES,
+        job_type: str | None = None,
+        only_errors: bool = False,
+    ) -> Iterator[Row]:
+        """Yield every job, or those that are wanted, in the order of enqueueing."""
         self.require_here()
-        return self.backend.rows()
+        return self.backend.rows(statuses, job_type, only_errors=only_errors)
+
+    def overview(self, now: float) -> Overview:
+        """Return what the server has counted."""
+        self.require_here()
+        return self.backend.overview(now)
 
     def _change(
         self, job_id: str, new_state: Callable[[State], State | None], payload: str | None = None
@@ -174,12 +186,19 @@ class EngineStore:
         self.require_here()
         changes = (
             Change(row, states.requeue(row.state, now, run_at))
-            for row in self.backend.rows(states.FAILED)
+            for row in self.backend.rows((states.FAILED,))
             if wanted(row)
         )
         return sum(sum(self.backend.change(batch)) for batch in _batches(changes))
 
-    def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
+    def remove(
+        self,
+        unwanted: Callable[[Row], bool],
+        archive: str | None = None,
+        *,
+        statuses: Collection[str] = states.STATUSES,
+        job_type: str | None = None,
+    ) -> int:
         """Remove the unwanted jobs, except running ones; return how many.
 
         With `archive`, their rows are on the disk in that file first.
@@ -188,7 +207,7 @@ class EngineStore:
         removed = 0
         changes = (
             Change(row)
-            for row in self.backend.rows()
+            for row in self.backend.rows(statuses, job_type)
             if row.state.status != states.PROCESSING and unwanted(row)
         )
         for batch in _batches(changes):
@@ -313,12 +332,12 @@ class EngineStore:
         if ALL not in paused and not self.backend.pending_types() <= paused:
             return False
         return all(
-            (self.path, row.id) in apart_from for row in self.backend.rows(states.PROCESSING)
+            (self.path, row.id) in apart_from for row in self.backend.rows((states.PROCESSING,))
         )
 
     def running(self) -> tuple[list[Any], list[Row]]:
         """Return the live workers and the running jobs."""
-        return list(self.backend.workers()), list(self.backend.rows(states.PROCESSING))
+        return list(self.backend.workers()), list(self.backend.rows((states.PROCESSING,)))
 
     # -- moving the jobs to another queue, and from there --
 
@@ -329,8 +348,10 @@ class EngineStore:
         """
         self.require_here()
         known: list[Change | None] = []
+        others = [row.id for row, _ in changes if not isinstance(row, StoredRow)]
+        found = self.backend.find_many(others) if others else {}
         for row, state in changes:
-            present = row if isinstance(row, StoredRow) else self.backend.find(row.id)
+            present = row if isinstance(row, StoredRow) else found.get(row.id)
             is_same = present and encode_state(present.state) == encode_state(row.state)
             known.append(Change(present, state) if present and is_same else None)
         made = iter(self.backend.change([change for change in known if change]))

@@ -1,9 +1,12 @@
-"""Summarizes the rows in one reading: counts, due and paused jobs, the oldest of each type."""
+"""Summarizes the jobs: counts, due and paused jobs, the oldest of each type.
+
+A server counts them. Otherwise the rows are read once.
+"""
 
 from __future__ import annotations
 
 from dbbasic_queue.model.checks import ALL
-from dbbasic_queue.model.states import FINISHED, PENDING, STATUSES
+from dbbasic_queue.model.states import FAILED, FINISHED, PENDING, STATUSES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -11,11 +14,11 @@ if TYPE_CHECKING:
     from typing import Any
 
     from dbbasic_queue.model.rows import Row
-    from dbbasic_queue.store.protocol import Store
+    from dbbasic_queue.store.protocol import Overview, Store
 
 
 class Summary:
-    """The rows as they were when the reading began; times are compared with `now`, in Unix seconds.
+    """The jobs as they were when the reading began; times are compared with `now`, in Unix seconds.
 
     `counts`        status -> how many jobs
     `paused_types`  the paused types; "*" means all
@@ -24,14 +27,15 @@ class Summary:
     `first_due`     the one of them that has been due for the longest time, or None
     `waiting`       type -> for how many seconds its first pending job has been due, 0 if none is;
                     includes paused types
-    `oldest`        for how many seconds the first finished job has been due, 0 if there is none
+    `oldest`        for how many seconds the first finished job has been due, 0 if there is none, or
+                    if the server wasn't asked: it is only with `each`
     `unreadable`    the numbers of the lines that aren't jobs
     """
 
     def __init__(
-        self, store: Store, now: float, each: Callable[[Row], object] = lambda _: None
+        self, store: Store, now: float, each: Callable[[Row], object] | None = None
     ) -> None:
-        """`each` is called with every job, in the file's order."""
+        """`each` is called with every job that has an error, in the file's order."""
         self.counts: dict[Any, int] = dict.fromkeys(STATUSES, 0)
         self.paused_types = store.paused()
         self.paused = self.due = 0
@@ -39,13 +43,39 @@ class Summary:
         self.first_due: Row | None = None
         self.waiting: dict[str, float] = {}
         self.unreadable: list[int] = []
+        overview = store.overview(now)
+        if overview is None:
+            self._read(store, now, each or (lambda _: None))
+            return
+        self._take(overview, now)
+        if each is not None:
+            oldest = overview.oldest()
+            self.oldest = 0.0 if oldest is None else max(now - oldest, 0.0)
+            for row in store.rows(statuses=(PENDING, FAILED), only_errors=True):
+                each(row)
+
+    def _read(self, store: Store, now: float, each: Callable[[Row], object]) -> None:
         for row in store.rows(self.unreadable):
             self.counts[row.state.status] += 1
             if row.state.status == PENDING:
                 self._add_pending(row, now)
             elif row.state.status in FINISHED:
                 self.oldest = max(self.oldest, waited_seconds(row, now))
-            each(row)
+            if row.state.error:
+                each(row)
+
+    def _take(self, overview: Overview, now: float) -> None:
+        self.counts = overview.counts
+        for of_type in overview.types:
+            first = of_type.first
+            waited = waited_seconds(first, now) if first else 0.0
+            self.waiting[of_type.type] = waited
+            if ALL in self.paused_types or of_type.type in self.paused_types:
+                self.paused += of_type.count
+                continue
+            self.due += of_type.due
+            if first and (self.first_due is None or waited > waited_seconds(self.first_due, now)):
+                self.first_due = first
 
     def _add_pending(self, row: Row, now: float) -> None:
         waited = waited_seconds(row, now)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from dbbasic_queue.model.states import is_old
+from dbbasic_queue.model.states import FINISHED, is_old
 from dbbasic_queue.passes import log_lines
 
 TYPE_CHECKING = False
@@ -40,7 +40,7 @@ def remove_old(store: Store, policies: Policies, now: float) -> None:
     try:
         if not store.take_turn_to_purge(policies.types(), now, PAUSE_SECONDS):
             return
-        count = store.remove(is_unwanted)
+        count = store.remove(is_unwanted, statuses=FINISHED)
     except OSError as e:
         if log := log_lines.logger():
             log_lines.not_removed(log, e)

@@ -78,6 +78,7 @@ class Sequential:
             seconds = max(time.monotonic() - started_at, 1e-6) / len(batch)
             most = min(_LARGEST_BATCH, size * _BATCH_GROWTH)
             size = max(1, min(int(_BATCH_SECONDS / seconds), most)) if self._can_tick else 1
+            self._pass.report_recovered(self._claims)  # a store may recover jobs at each claim
             self._pass.add_scheduled_meanwhile()
 
     def _run_batch(self, batch: list[Claim], ticker: Ticker) -> None:

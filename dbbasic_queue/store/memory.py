@@ -148,11 +148,14 @@ class MemoryStore:
             job = self.jobs.get(job_id)
             return job.copy() if job else None
 
-    def rows(self, unreadable: list[int] | None = None) -> Iterator[Row]:
+    def rows(self, unreadable: list[int] | None = None, **_: object) -> Iterator[Row]:
         """Yield every job as it is when the iteration starts, in the order of enqueueing."""
         with self.lock:
             rows = [job.copy() for job in self.jobs.values()]
         yield from rows
+
+    def overview(self, now: float) -> None:
+        """Return None: the rows are here."""
 
     def cancel(self, job_id: str) -> bool:
         """Cancel a job if it is pending; return whether it was."""
@@ -212,7 +215,9 @@ class MemoryStore:
             job.payload = payload
             return True
 
-    def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
+    def remove(
+        self, unwanted: Callable[[Row], bool], archive: str | None = None, **_: object
+    ) -> int:
         """Remove the unwanted jobs, except running ones; return how many.
 
         With `archive`, their rows are on the disk in that file first.

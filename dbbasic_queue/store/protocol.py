@@ -9,6 +9,7 @@ unless the error says otherwise. Ids and types are checked by the caller.
 from __future__ import annotations
 
 from dbbasic_queue.model.records import encode_state
+from dbbasic_queue.model.states import STATUSES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,10 +72,25 @@ if TYPE_CHECKING:
         def find(self, job_id: str) -> Row | None:
             """Return the job's row, or None. The payload's JSON isn't checked."""
 
-        def rows(self, unreadable: list[int] | None = None) -> Iterator[Row]:
+        def rows(
+            self,
+            unreadable: list[int] | None = None,
+            *,
+            statuses: Collection[str] = STATUSES,
+            job_type: str | None = None,
+            only_errors: bool = False,
+        ) -> Iterator[Row]:
             """Yield every job as it is when the iteration starts, in the order of enqueueing.
 
-            The numbers of lines that aren't jobs are added to `unreadable`, the header being 1.
+            The numbers of lines that aren't jobs are added to `unreadable`, the header being 1. A
+            store may leave out jobs that have none of the statuses, another type or, with
+            `only_errors`, no error: a server needn't send them.
+            """
+
+        def overview(self, now: float) -> Overview | None:
+            """Return what a server has counted, or None if the caller is to read all rows.
+
+            `now` is in Unix seconds.
             """
 
         def cancel(self, job_id: str) -> bool:
@@ -114,12 +130,20 @@ if TYPE_CHECKING:
             the job, but hasn't claimed it yet, runs it with the new payload or not at all.
             """
 
-        def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
+        def remove(
+            self,
+            unwanted: Callable[[Row], bool],
+            archive: str | None = None,
+            *,
+            statuses: Collection[str] = STATUSES,
+            job_type: str | None = None,
+        ) -> int:
             """Remove the jobs that `unwanted` returns True for, except running ones.
 
-            Returns how many. If `archive` is a path, their rows are on the disk in that file before
-            they are removed. Raises NotAQueue if that file isn't an archive, QueueBusy if another
-            purge has been writing to it for a minute.
+            A store may call it only for the jobs that `rows` would yield. Returns how many. If
+            `archive` is a path, their rows are on the disk in that file before they are removed.
+            Raises NotAQueue if that file isn't an archive, QueueBusy if another purge has been
+            writing to it for a minute.
             """
 
         def take_turn_to_purge(self, types: Collection[str], now: float, pause: float) -> bool:
@@ -428,6 +452,45 @@ if TYPE_CHECKING:
 
         def prioritizes(self) -> bool:
             """Return whether a type may have another priority than 0."""
+
+
+class Waiting:
+    """The pending jobs of one type.
+
+    `count`  how many there are
+    `due`    how many of them are due
+    `first`  the one that has been due for the longest time, or None
+    """
+
+    __slots__ = ("count", "due", "first", "type")
+
+    def __init__(self, job_type: str, count: int, due: int, first: Row | None) -> None:
+        self.type = job_type
+        self.count = count
+        self.due = due
+        self.first = first
+
+
+class Overview:
+    """What a server has counted, so that it needn't send all jobs.
+
+    `counts`  status -> how many jobs
+    `types`   the types that have pending jobs
+    `oldest`  returns when the first finished job was due or, if that is later, was enqueued; None
+              if there is none
+    """
+
+    __slots__ = ("counts", "oldest", "types")
+
+    def __init__(
+        self,
+        counts: dict[str, int],
+        types: Sequence[Waiting],
+        oldest: Callable[[], float | None],
+    ) -> None:
+        self.counts = dict.fromkeys(STATUSES, 0) | counts
+        self.types = types
+        self.oldest = oldest
 
 
 class Claim:

@@ -253,7 +253,9 @@ class TextFileStore:
             self.files.fold_if_cheap(CHEAP_OUTSIDE_SECONDS)
         return state
 
-    def remove(self, unwanted: Callable[[Row], bool], archive: str | None = None) -> int:
+    def remove(
+        self, unwanted: Callable[[Row], bool], archive: str | None = None, **_: object
+    ) -> int:
         """Remove the jobs that `unwanted` returns True for, except running ones; return how many.
 
         On the disk on return. If `archive` is a path, their rows are on the disk in that file
@@ -435,7 +437,7 @@ class TextFileStore:
         self._refresh()
         return self.view.row_of(key)
 
-    def rows(self, unreadable: list[int] | None = None) -> Iterator[Row]:
+    def rows(self, unreadable: list[int] | None = None, **which: object) -> Iterator[Row]:
         """Yield every job as it is when the iteration starts, in the file's order.
 
         The numbers of lines that aren't jobs are added to `unreadable`, the header being 1.
@@ -444,6 +446,9 @@ class TextFileStore:
         numbers: list[int] = [] if unreadable is None else unreadable
         for _, _, row in view.jobs(lambda number, *_: numbers.append(number + 2)):
             yield row
+
+    def overview(self, now: float) -> None:
+        """Return None: one reading of the rows tells everything."""
 
     def _snapshot(self) -> Snapshot:
         self._refresh()

@@ -169,7 +169,7 @@ def test_a_typo_in_the_path_does_not_look_like_an_empty_queue(
     tmp_path: Path, arguments: list[str]
 ) -> None:
     why = refused(*arguments, "--file", "no/queue.tsv", cwd=tmp_path)
-    assert "there is no queue (name its file with --file or $DBBASIC_QUEUE_FILE)" in why
+    assert "there is no queue (name its file with --file or $DBBASIC_QUEUE_FILE" in why
     assert f"'{tmp_path}/no/queue.tsv'" in why
     assert list(tmp_path.iterdir()) == []
 

@@ -2,7 +2,8 @@
 
 The directory has a `.venv`, as a reader's has. `/srv/app` stands for that directory, a port of this
 machine that the page names for a free one, and the user `app` for www-data. Variables that a
-console block exports are set in the blocks after it.
+console block exports are set in the blocks after it, and what it has started in the background ends
+with it. If a block that is run, or a file, names a server of `servers.py`, that server is started.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from blocks import PROJECT, Block, commands_of
 from compare import difference
+from servers import Servers
 
 SECONDS = 60
 OUTPUT_SECONDS = 10
@@ -37,6 +39,8 @@ class Page:
         ports = {port for block in blocks for port in _PORT.findall(block.code)}
         self.ports = {port: str(free_port()) for port in sorted(ports)}
         self._background: list[tuple[Block, subprocess.Popen[bytes], Path]] = []
+        used = [block.code for block in blocks if block.is_run or block.file is not None]
+        self._servers = Servers(used)
         directory.mkdir()
         (directory / ".venv").symlink_to(sys.prefix)
         self.environment = environment()
@@ -45,6 +49,8 @@ class Page:
         """Run the page's blocks; return how many were run."""
         ran = 0
         try:
+            self._servers.start()
+            self.environment["PATH"] = self._servers.programs + self.environment["PATH"]
             for block in sorted(self.blocks, key=lambda block: "last" in block.words):
                 if block.file is not None:
                     self.write(block.file, block.code)
@@ -55,6 +61,7 @@ class Page:
         finally:
             for _, program, _ in self._background:
                 _kill(program)
+            self._servers.remove()
         return ran
 
     def _run(self, block: Block) -> None:
@@ -142,11 +149,12 @@ class Page:
         """Return what a command or file of the page means in this directory."""
         text = text.replace("/srv/app", str(self.directory))
         text = re.sub(r"(-[og] |chown |chgrp (?:-R )?|setfacl -m [ug]:)app\b", r"\1www-data", text)
+        text = self._servers.here(text)
         return _replace_words(text, {**self.ports, **self.ids})
 
     def _there(self, text: str) -> str:
         """Return what an output is on the page."""
-        text = text.replace(str(self.directory), "/srv/app")
+        text = self._servers.there(text.replace(str(self.directory), "/srv/app"))
         return _replace_words(text, {free: port for port, free in self.ports.items()})
 
 
@@ -162,6 +170,7 @@ class Shell:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
     def run(self, command: str) -> tuple[str, str | None]:
@@ -187,8 +196,10 @@ class Shell:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bash.kill()
-        self._bash.communicate()
+        _kill(self._bash)
+        for stream in (self._bash.stdin, self._bash.stdout):
+            assert stream is not None
+            stream.close()
 
 
 def _text(file: Path) -> str:

@@ -195,7 +195,7 @@ def test_an_error_in_the_transaction_says_that_it_is_aborted(queue: Queue, conne
     assert queue.counts()["pending"] == 1
 
 
-def test_what_is_not_a_synchronous_connection_to_postgresql_is_refused(queue: Queue) -> None:
+def test_only_a_synchronous_connection_to_postgresql_is_accepted(queue: Queue) -> None:
     orm = pytest.importorskip("sqlalchemy.orm")
     with closing(sqlite3.connect(":memory:")) as sqlite, orm.Session() as session:
         for other in (sqlite, session, object(), "postgresql:", psycopg.AsyncConnection):
@@ -214,6 +214,24 @@ def test_many_first_calls_at_once_install_the_queue_once(url: str) -> None:
     assert queues[0].counts() == EMPTY | {"pending": 8}
     for queue in queues:
         queue.close()
+
+
+def test_a_user_who_can_only_create_a_schema_makes_and_uses_a_queue(
+    postgres: PostgresServer, name: str
+) -> None:
+    user = f"{name}_user"
+    postgres.execute(f"CREATE ROLE {user} LOGIN PASSWORD 'secret'")
+    postgres.execute(f"GRANT CREATE ON DATABASE postgres TO {user}")
+    with open_queue(postgres.url(name, user=user, password="secret")) as queue:
+        ids = queue.enqueue_many("greet", range(3))
+        assert queue.process_jobs({"greet": raises(Fail("no"))}) == NONE | {
+            "failed": 1,
+            "completed": 2,
+        }
+        assert queue.requeue(ids[0])
+        assert queue.cancel_job(ids[0])
+        assert queue.purge(0) == 3
+        assert queue.counts() == EMPTY
 
 
 def test_reading_a_queue_that_was_never_used_creates_nothing(

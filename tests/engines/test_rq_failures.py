@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 from contract.conftest import RedisOpener
-from helpers import EMPTY, NONE, NOW, at_once, environment, job, notes, raises
-from valkey_server import ValkeyServer, free_port
+from helpers import EMPTY, NONE, NOW, at_once, environment, job, notes, raises, server_port
+from valkey_server import ValkeyServer
 
 from dbbasic_queue import DuplicateJob, Queue, StoreError, open_queue
 from dbbasic_queue.engines import backend, redis_client, rq
@@ -381,7 +381,7 @@ def test_nothing_acknowledged_is_lost_if_the_server_is_killed_during_passes() ->
 
 @contextmanager
 def own_data(own: ValkeyServer) -> Iterator[None]:
-    """See that the killed server has left its append-only file."""
+    """Check that the killed server has left its append-only file."""
     assert any(own.directory.rglob("*.aof"))
     yield
 
@@ -467,7 +467,7 @@ def test_a_password_in_a_message_of_the_server_is_not_shown() -> None:
 
 def test_a_cluster_is_refused() -> None:
     with (
-        server(cluster_enabled="yes", cluster_port=free_port()) as own,
+        server(cluster_enabled="yes", cluster_port=server_port()) as own,
         open_queue(own.url()) as queue,
         pytest.raises(StoreError, match="Redis Cluster isn't supported"),
     ):
