@@ -110,6 +110,8 @@ class Backend(Protocol):
 
     name: str
     """the URL without its password, for messages"""
+    url: str
+    """the URL as given"""
 
     def exists(self) -> bool:
         """Return whether the queue was ever used. Only `add` and `replace` create it."""

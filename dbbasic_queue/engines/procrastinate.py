@@ -136,7 +136,7 @@ class ProcrastinateBackend:
     """The jobs of one queue in PostgreSQL; `backend.Backend` describes the methods."""
 
     def __init__(self, url: str, *, fsync: bool = True) -> None:
-        self._url = url
+        self.url = url
         self._fsync = fsync
         self.schema, self._options = _parse_url(url)
         self.name = _name(self.schema, self._options)
@@ -145,7 +145,7 @@ class ProcrastinateBackend:
         """the application's connection whose transaction the calls belong to"""
 
     def __reduce__(self) -> Any:
-        return _reopen, (self._url, self._fsync)
+        return _reopen, (self.url, self._fsync)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
