@@ -240,13 +240,15 @@ def test_a_worker_lives_on_if_the_server_refuses_a_beat(
     queue: Queue, store: EngineStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beats: list[bool] = []
+    seen: list[bool] = []
 
     def handler(_: object) -> None:
         moment = time.monotonic()
         monkeypatch.setattr(time, "monotonic", lambda: moment + BEAT_SECONDS)
-        end = time.perf_counter() + 20
+        end = time.perf_counter() + 10
         while len(beats) < 2 and time.perf_counter() < end:
             time.sleep(0.01)
+        seen.extend(beats)
 
     queue.enqueue("greet", {})
 
@@ -259,7 +261,7 @@ def test_a_worker_lives_on_if_the_server_refuses_a_beat(
     original = store.backend.beat
     monkeypatch.setattr(store.backend, "beat", beat)
     assert queue.process_jobs({"greet": handler})["completed"] == 1
-    assert beats[:2] == [False, True]
+    assert seen[:2] == [False, True]
 
 
 def test_a_command_gets_the_url_of_the_queue_that_runs_it(

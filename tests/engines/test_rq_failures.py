@@ -329,12 +329,12 @@ def test_an_outcome_whose_reply_is_lost_twice_counts_as_recorded(cutting: Any) -
 def test_a_late_repetition_of_an_older_call_changes_nothing(queue: Queue) -> None:
     store: Any = queue.store
     client = store.backend._client
-    assert client.change("replace", "a", b"", b"1", 0, 0) == b"1"
+    assert client.change("replace", 0, "a", b"", b"1", 0, 0) == b"1"
     caller = client._caller
     old = caller.name, caller.number
-    assert client.change("replace", "a", b"1", b"", 0, 0) == b"1"
+    assert client.change("replace", 0, "a", b"1", b"", 0, 0) == b"1"
     with pytest.raises(StoreError, match="SUPERSEDED"):
-        client.run("replace", *old, "a", b"", b"1", 0, 0)
+        client.run("replace", *old, 0, "a", b"", b"1", 0, 0)
     assert store.backend.read("a") == b""
 
 
