@@ -352,7 +352,7 @@ def test_a_claim_reads_no_jobs_that_it_cannot_claim(queue: Queue, postgres: Post
     queue.enqueue_many("paused", range(3000))
     queue.enqueue_many("greet", range(3000), now + 3600)
     queue.enqueue_many("greet", range(5))
-    now = time.time()  # enqueueing so many may take a while
+    now = time.time()  # enqueueing 6,000 jobs may take a while
     backend = backend_of(queue)
     worker = backend.open_worker("host.1", 1)
     mark = backend.look(now)
