@@ -332,4 +332,7 @@ def _environment(job: Job, queue: str) -> dict[str, str]:
     if os.path.isabs(queue):
         found["DBBASIC_QUEUE_FILE"] = queue
         found.pop("DBBASIC_QUEUE_URL", None)
+    elif "://" in queue:  # on a server, not in the memory of this process
+        found["DBBASIC_QUEUE_URL"] = queue
+        found.pop("DBBASIC_QUEUE_FILE", None)
     return found

@@ -73,8 +73,11 @@ class StoreError(QueueError, OSError):
     `errno` is the system's. `filename` is None if the error isn't about a file.
 
     The message states what happened to the change. Unless it says otherwise, the change isn't in
-    the queue.
+    the queue. `is_temporary` is True if a server can't be reached, or has closed the connection:
+    the same call may succeed soon.
     """
+
+    is_temporary = False
 
 
 _TOO_MANY_FILES = {

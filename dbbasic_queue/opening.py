@@ -40,6 +40,8 @@ def open_queue(
     it needs aren't installed: `pip install 'dbbasic-queue[postgres]'`, or `[redis]`.
     """
     scheme = scheme_of(path_or_url)
+    if scheme in POSTGRES_SCHEMES + REDIS_SCHEMES:
+        _check_url(str(path_or_url))
     if scheme in POSTGRES_SCHEMES:
         store = _open(_postgres, "postgres")(path_or_url, fsync=fsync)
     elif scheme in REDIS_SCHEMES:
@@ -48,6 +50,22 @@ def open_queue(
         return Queue(path_or_url, fsync=fsync, even_if_moved=even_if_moved, **options)
     store.even_if_moved = even_if_moved
     return Queue.of_store(store, **options)
+
+
+def _check_url(url: str) -> None:
+    """Raise NotAQueue for a URL that would be taken apart at the wrong places.
+
+    It isn't shown: parts of its password could be taken for the host or the path.
+    """
+    if url.split() != [url]:
+        raise NotAQueue("invalid queue: the URL has spaces or line breaks in it or around it")
+    if url[:5].lower() == "unix:":
+        return
+    if url.count("@") > 1 or "@" in url.partition("://")[2].partition("/")[2].partition("?")[0]:
+        raise NotAQueue(
+            "invalid queue: the URL has an @ too many, or a / before its @: in a user or password, "
+            "write special characters as %XX, such as %40 for @, %2F for /, %3F for ? and %23 for #"
+        )
 
 
 def _open(function: Callable[[], Callable[..., EngineStore]], extra: str) -> Any:

@@ -200,7 +200,7 @@ def show(home: Path, command: str) -> list[str]:
 
 def work(home: Path, server: MailServer) -> list[str]:
     """Run the worker as cron would; return its problem, if any."""
-    ours = ("SMTP_", "QUEUE_LOG_LEVEL", "DBBASIC_QUEUE_FILE")
+    ours = ("SMTP_", "QUEUE_LOG_LEVEL", "DBBASIC_QUEUE_")
     environment = {name: text for name, text in os.environ.items() if not name.startswith(ours)}
     settings = {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": str(server.server_address[1])}
     settings["SMTP_FROM"] = "demo@example.org"

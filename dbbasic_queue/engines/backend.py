@@ -48,6 +48,8 @@ MOVED = "moved"
 class ConnectionLost(StoreError):
     """Raised if the server can't be reached; the call may have been made if the message says so."""
 
+    is_temporary = True
+
 
 class StoredRow(Row):
     """A job as read from the server; `version` is another one after each change."""
@@ -108,6 +110,8 @@ class Backend(Protocol):
 
     name: str
     """the URL without its password, for messages"""
+    url: str
+    """the URL as given"""
 
     def exists(self) -> bool:
         """Return whether the queue was ever used. Only `add` and `replace` create it."""

@@ -7,7 +7,8 @@
 - **An outcome is recorded only if the job hasn't changed since it was claimed**, apart from a
   request to stop it.
 - **If the connection breaks**, a claim or a record is tried again for as long as the worker may
-  count as alive. What a lost reply has claimed is found again.
+  count as alive. What a lost reply has claimed is found again. A look for due jobs finds none in
+  the meantime, so that a pass that waits can still be asked to end.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ _RECOVERY_SECONDS = 5.0
 _LOOK_SECONDS = 0.5
 """how often a pass that waits asks the server for jobs that have become due"""
 _STOP_POLL_SECONDS = 0.25
+_PERSIST_SECONDS = DEAD_SECONDS - BEAT_SECONDS
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
 
 
@@ -81,6 +83,8 @@ class EngineClaims:
         self._terms = terms
         self._parallel = parallel
         self._held: dict[str, StoredRow] = {}
+        self._unrecorded: set[str] = set()
+        """the jobs that have ended, until their outcome is recorded"""
         self._put_back: set[str] = set()
         """the jobs that were claimed and are pending again: they wait for the next `find_due`"""
         self._is_empty = False
@@ -93,12 +97,18 @@ class EngineClaims:
         """opened when this pass waits for the first time"""
         self._looks: dict[str, tuple[float, bool]] = {}
         """job id -> when it was last asked whether a running job is to stop, and the answer"""
+        self._unreachable_since: float | None = None
+        """when a look for due jobs failed first, if the last one failed"""
         self._is_lost = False
         """whether this worker counts as dead"""
         self._worker = backend.open_worker(worker_name(), parallel)
         self._beat_at = time.monotonic()
-        self._pull_in(now)
-        self.find_due(now)
+        try:
+            self._pull_in(now)
+            self._persist(lambda again: self._look(now))
+        except BaseException:
+            self.abandon()
+            raise
 
     def slot_fd(self) -> int:
         """Return -1: there is no slot."""
@@ -113,21 +123,32 @@ class EngineClaims:
         that waits calls this 20 times a second: while nothing was added, the server is asked twice
         a second.
         """
-        if self._has_just_looked(now) and not self._have_news_come():
+        is_unreachable = self._unreachable_since is not None
+        if self._has_just_looked(now) and (is_unreachable or not self._have_news_come()):
             return False
+        try:
+            has_due = self._look(now)
+        except ConnectionLost:
+            since = self._unreachable_since or time.monotonic()
+            if time.monotonic() >= since + _PERSIST_SECONDS:
+                raise
+            self._unreachable_since, self._is_empty = since, True
+            return False
+        self._unreachable_since = None
+        return has_due
+
+    def _look(self, now: float) -> bool:
         self.looked_at = now
         self._looks_at = time.monotonic() + _LOOK_SECONDS
         self._put_back.clear()
         self.history.flush()
         self._beat_if_due()
         self._recover_if_due(now)
-        self._persist(lambda again: self._store.require_here())
-        self._mark = self._persist(lambda again: self._backend.look(now))
-        self._types = self._persist(lambda again: self._backend.types())
-        types = self._wanted()
-        has_due = self._persist(lambda again: self._backend.has_due(types, now, self._mark))
-        self._is_empty = not has_due
-        return has_due
+        self._store.require_here()
+        self._mark = self._backend.look(now)
+        self._types = self._backend.types()
+        self._is_empty = not self._backend.has_due(self._wanted(), now, self._mark)
+        return not self._is_empty
 
     def _has_just_looked(self, now: float) -> bool:
         """Return whether nothing was due half a second ago, by the queue's clock and for real."""
@@ -157,15 +178,17 @@ class EngineClaims:
         self._beat_if_due()
         if self._is_empty:
             return []
-        self._recover_if_due(now)
-        types = self._wanted()
+        self._persist(lambda again: self._recover_if_due(now))
+        if self._terms.prioritizes():  # a type that had no jobs may have a higher priority
+            self._types |= self._persist(lambda again: self._backend.types())
+        types = self._persist(lambda again: self._wanted())
         rows: list[StoredRow] = []
         for priority in self._priorities(types):
             group = [name for name in types if self._terms.priority(name) == priority]
             lower = [name for name in types if self._terms.priority(name) < priority]
             is_newer = bool(lower) and self._has_due(lower)
             if is_newer and now > self.looked_at:
-                self._types |= self._prepare(now)
+                self._persist(lambda again: self._backend.look(now))
             until, mark = (now, None) if is_newer else (self.looked_at, self._mark)
             rows += self._claim(group, most - len(rows), until, mark)
             if len(rows) >= most:
@@ -176,10 +199,6 @@ class EngineClaims:
     def _priorities(self, types: list[str]) -> list[int]:
         """Return the priorities of these types, the highest first."""
         return sorted({self._terms.priority(name) for name in types}, reverse=True)
-
-    def _prepare(self, now: float) -> set[str]:
-        self._persist(lambda again: self._backend.look(now))
-        return self._persist(lambda again: self._backend.types())
 
     def _has_due(self, types: list[str]) -> bool:
         return self._persist(lambda again: self._backend.has_due(types, self.looked_at, self._mark))
@@ -220,7 +239,7 @@ class EngineClaims:
 
     def _recover_if_due(self, now: float) -> None:
         if time.monotonic() >= self._recovers_at:
-            self._persist(lambda again: self._recover(now))
+            self._recover(now)
             self._recovers_at = time.monotonic() + _RECOVERY_SECONDS
 
     def _recover(self, now: float) -> None:
@@ -278,10 +297,9 @@ class EngineClaims:
         """Raise StoreError if this worker counts as dead: other passes may run its jobs."""
         if self._is_lost:
             raise StoreError(
-                None,
                 f"this pass was stopped or cut off from the server for over {DEAD_SECONDS:.0f} s, "
-                "so other passes consider it dead: it starts no more jobs (start a new pass)",
-                self._backend.name,
+                "so other passes consider it dead: it starts no more jobs (start a new pass): "
+                f"{self._backend.name}"
             )
 
     def may_start(self, claim: Claim) -> bool:
@@ -313,7 +331,13 @@ class EngineClaims:
 
     def record_all(self, ended: list[tuple[Claim, State]]) -> list[State | None]:
         """Record several outcomes."""
-        return self._record([(self._held.pop(claim.row.id, None), state) for claim, state in ended])
+        ids = {claim.row.id for claim, _ in ended}
+        self._unrecorded |= ids
+        recorded = self._record(
+            [(self._held.pop(claim.row.id, None), state) for claim, state in ended]
+        )
+        self._unrecorded -= ids
+        return recorded
 
     def _record(self, ended: list[tuple[StoredRow | None, State | None]]) -> list[State | None]:
         changes = [Change(row, state) for row, state in ended if row and state]
@@ -364,8 +388,8 @@ class EngineClaims:
             return
         try:
             is_alive = self._backend.beat(self._worker)
-        except ConnectionLost:
-            return  # tried again at the next tick
+        except StoreError:  # a server that refuses now may not at the next tick: it isn't the end
+            return
         self._is_lost = not is_alive
         self._beat_at = time.monotonic()
 
@@ -376,7 +400,7 @@ class EngineClaims:
         """
         again = False
         pause = _FIRST_PAUSE_SECONDS
-        end = time.monotonic() + DEAD_SECONDS - BEAT_SECONDS
+        end = time.monotonic() + _PERSIST_SECONDS
         while True:
             try:
                 return call(again)
@@ -413,10 +437,19 @@ class EngineClaims:
             self._backend.close_worker(self._worker)
 
     def abandon(self) -> None:
-        """End the pass after an error: make the claimed jobs pending again, if that can be done."""
+        """End the pass after an error: make its jobs pending again, if that can be done.
+
+        A job whose outcome couldn't be recorded has run: another pass recovers it, and its attempt
+        counts.
+        """
         self._close_news()
         self.history.flush()
         with suppress(StoreError):  # another pass recovers them when this worker counts as dead
-            rows = self._backend.claimed(self._worker)
-            self._backend.change([Change(row, states.unclaim(row.state)) for row in rows])
+            self._backend.change(
+                [
+                    Change(row, states.unclaim(row.state))
+                    for row in self._backend.claimed(self._worker)
+                    if row.id not in self._unrecorded
+                ]
+            )
             self._backend.close_worker(self._worker)

@@ -25,7 +25,7 @@ import re
 import time
 import weakref
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, unquote
 
@@ -69,7 +69,7 @@ _MOST_COLLISIONS = 5
 _OLDEST_SERVER = 130_000
 
 _CONNECTION_OPTIONS: dict[str, int | str] = {
-    "connect_timeout": 10,
+    "connect_timeout": 5,
     "tcp_user_timeout": 20_000,  # ms; a server that vanished is noticed before we count as dead
     "keepalives_idle": 5,
     "keepalives_interval": 5,
@@ -136,7 +136,7 @@ class ProcrastinateBackend:
     """The jobs of one queue in PostgreSQL; `backend.Backend` describes the methods."""
 
     def __init__(self, url: str, *, fsync: bool = True) -> None:
-        self._url = url
+        self.url = url
         self._fsync = fsync
         self.schema, self._options = _parse_url(url)
         self.name = _name(self.schema, self._options)
@@ -145,7 +145,7 @@ class ProcrastinateBackend:
         """the application's connection whose transaction the calls belong to"""
 
     def __reduce__(self) -> Any:
-        return _reopen, (self._url, self._fsync)
+        return _reopen, (self.url, self._fsync)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
@@ -178,13 +178,14 @@ class ProcrastinateBackend:
         if self._transaction is not None:
             return self._query_within(statement, arguments)
         collisions = 0
-        was_sent = False
+        lost: ConnectionLost | None = None
         while True:
             values = arguments if again is None else [*arguments, again]
             try:
                 with self._connections.one() as connection:
-                    was_sent = True
                     return connection.execute(statement.encode(), values).fetchall()
+            except ConnectionLost as e:  # there is no new connection
+                raise lost or e from None
             except psycopg.Error as e:
                 is_undefined = isinstance(e, _UNDEFINED)
                 if is_undefined and self._stamp() is None:
@@ -194,11 +195,11 @@ class ProcrastinateBackend:
                     if collisions <= _MOST_COLLISIONS:
                         time.sleep(_random.random() / 20)
                         continue
-                error = self._error(e, was_sent=was_sent)
-                if not isinstance(error, ConnectionLost) or not repeats:
+                error = self._error(e)
+                if not isinstance(error, ConnectionLost) or lost is not None or not repeats:
                     raise error from None
+                lost = error
             self._connections.close()  # all of them are broken, if the server was restarted
-            repeats = False
             again = again if again is None else True
 
     def _query_within(self, statement: str, arguments: Sequence[Any]) -> list[tuple[Any, ...]]:
@@ -246,27 +247,29 @@ class ProcrastinateBackend:
             raise StoreError(f"the queue was removed: {self.name}") from None
         return value
 
-    def _error(self, e: psycopg.Error, *, was_sent: bool = True) -> StoreError | QueueMoved:
-        """Return the error to raise for one of the driver's.
-
-        `was_sent` is whether a statement may have reached the server.
-        """
+    def _error(self, e: psycopg.Error) -> StoreError | QueueMoved:
+        """Return the error to raise for one that the driver raised for a statement."""
         text = self._text(e)
         code = e.sqlstate or ""
         if code == _MOVED_CODE:
             return self._moved()
-        if isinstance(e, psycopg.OperationalError) and (
-            (not code and not _PERMANENT.search(text)) or code.startswith(_CONNECTION_CODES)
-        ):
-            consequence = (
-                "if this was a change, it may have been made; is the server running?"
-                if was_sent
-                else "nothing was done; is the URL right, and is the server running?"
-            )
+        is_lost = not code or code.startswith(_CONNECTION_CODES)
+        if isinstance(e, psycopg.OperationalError) and is_lost:
             return ConnectionLost(
-                f"no connection to PostgreSQL: {text} ({consequence}): {self.name}"
+                f"no connection to PostgreSQL: {text} (if this was a change, it may have been "
+                f"made; is the server running?): {self.name}"
             )
         return StoreError(f"PostgreSQL refuses: {text} (nothing was changed): {self.name}")
+
+    def _not_connected(self, e: psycopg.Error) -> StoreError:
+        """Return the error to raise if the server can't be reached, or refuses a connection."""
+        text = self._text(e)
+        if _PERMANENT.search(text):
+            return StoreError(f"PostgreSQL refuses: {text} (nothing was done): {self.name}")
+        return ConnectionLost(
+            f"no connection to PostgreSQL: {text} (nothing was done; is the URL right, and is the "
+            f"server running?): {self.name}"
+        )
 
     def _text(self, e: Exception) -> str:
         """Return what an error says, on one line, without the password."""
@@ -278,10 +281,15 @@ class ProcrastinateBackend:
     # -- connections and installation --
 
     def _connect(self) -> Connection:
-        """Return a new connection."""
+        """Return a new connection. Raises ConnectionLost if the server can't be reached."""
         options = {**_CONNECTION_OPTIONS, **self._options, "client_encoding": "utf8"}
         # Without prepared statements, which a pooler such as PgBouncer may not know.
-        connection: Connection = psycopg.connect(**options, autocommit=True, prepare_threshold=None)
+        try:
+            connection: Connection = psycopg.connect(
+                **options, autocommit=True, prepare_threshold=None
+            )
+        except psycopg.Error as e:
+            raise self._not_connected(e) from None
         try:
             # A count of running jobs must see what others have committed.
             settings = {"default_transaction_isolation": "read committed", "jit": "off"}
@@ -801,9 +809,10 @@ class _Connections:
         self._renew()
 
     def _renew(self) -> None:
-        self._process = os.getpid()
+        process = os.getpid()
         self._idle: deque[Connection] = deque()
-        weakref.finalize(self, _close_all, self._process, self._idle)
+        weakref.finalize(self, _close_all, process, self._idle)
+        self._process = process  # last: now other threads of a forked child use the new ones, too
 
     @contextmanager
     def one(self) -> Iterator[Connection]:
@@ -843,16 +852,26 @@ class _News:
     """Tells one pass whether Procrastinate's trigger has reported a job, in any schema."""
 
     def __init__(self, connect: Callable[[], Connection]) -> None:
-        self._connection = connect()
+        self._connect = connect
         self._process = os.getpid()
+        self._listen()
+
+    def _listen(self) -> None:
+        self._connection = self._connect()
         self._connection.execute("LISTEN procrastinate_any_queue_v1")
 
     def have_come(self) -> bool:
-        """Return whether a job was added since the last call; True if the connection is broken."""
+        """Return whether a job was added since the last call; True if the connection was broken.
+
+        Then it is opened again, if that is possible.
+        """
         try:
             return any(True for _ in self._connection.notifies(timeout=0))
         except psycopg.Error:
-            return True
+            self._connection.close()
+        with suppress(psycopg.Error, StoreError):
+            self._listen()
+        return True
 
     def close(self) -> None:
         """Close the connection, in the process that opened it."""

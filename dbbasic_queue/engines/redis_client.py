@@ -271,24 +271,18 @@ class Client:
 
     def _repeat(self, call: Callable[[], T]) -> T:
         """Call a function, and once more if the connection breaks."""
-        try:
+        was_sent = False
+        while True:
             try:
                 return call()
             except (redis.ConnectionError, redis.TimeoutError, OSError) as e:
                 if _is_refusal(e):
-                    raise
-                was_sent = not _is_unreachable(e)
-        except redis.RedisError as e:
-            raise self._refused(e) from None
-        try:
-            return call()
-        except (redis.ConnectionError, redis.TimeoutError, OSError) as e:
-            if _is_refusal(e):
+                    raise self._refused(e) from None
+                if was_sent or _is_unreachable(e):
+                    raise self._lost(e, was_sent) from None
+                was_sent = True
+            except redis.RedisError as e:
                 raise self._refused(e) from None
-            was_sent = was_sent or not _is_unreachable(e)
-            raise self._lost(e, was_sent) from None
-        except redis.RedisError as e:
-            raise self._refused(e) from None
 
     def _lost(self, e: Exception, was_sent: bool) -> ConnectionLost:
         reason = self._without_password(str(e) or type(e).__name__)

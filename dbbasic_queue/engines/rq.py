@@ -68,7 +68,7 @@ class RqBackend:
     def __init__(self, url: str) -> None:
         place = parse_url(url)
         self.name = place.name
-        self._url = url
+        self.url = url
         self._queue = place.queue
         self._client = Client(place, _SCRIPTS)
         self._put_back: set[str] = set()
@@ -77,7 +77,7 @@ class RqBackend:
 
     def __reduce__(self) -> Any:
         """Let another process open the same queue, with connections of its own."""
-        return RqBackend, (self._url,)
+        return RqBackend, (self.url,)
 
     def exists(self) -> bool:
         """Return whether the queue was ever used."""

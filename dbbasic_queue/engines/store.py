@@ -64,6 +64,11 @@ class EngineStore:
         self._has_checked = False
         """whether this process has checked the server's settings"""
 
+    @property
+    def address(self) -> str:
+        """What another process needs to open the queue: its URL, with the password."""
+        return self.backend.url
+
     def exists(self) -> bool:
         """Return whether the queue was ever used."""
         return self.backend.exists()

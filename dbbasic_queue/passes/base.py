@@ -11,6 +11,7 @@ import math
 import os
 import time
 
+from dbbasic_queue.errors import StoreError
 from dbbasic_queue.lazy import load
 from dbbasic_queue.model import states
 from dbbasic_queue.passes import log_lines
@@ -202,6 +203,17 @@ class Pass:
             self._scheduler = load(_scheduler)(self.store, registry)
         self._scheduler.add_due(self.clock())
 
+    def add_scheduled_meanwhile(self) -> None:
+        """Do the same while the pass goes on: later, if a server can't be reached now.
+
+        If that lasts, the next look for due jobs raises the error.
+        """
+        try:
+            self.add_scheduled()
+        except StoreError as e:
+            if not e.is_temporary:
+                raise
+
     def _has_work(self, now: float) -> bool:
         """Return, without the lock, whether there is anything to do."""
         return self.store.has_work(now, self.policies.longest_wait)
@@ -222,7 +234,12 @@ class Pass:
         """
         if not self._until_complete:
             return False
-        return self.store.is_complete(set(self.interrupts.enclosing_jobs()))
+        try:
+            return self.store.is_complete(set(self.interrupts.enclosing_jobs()))
+        except StoreError as e:
+            if not e.is_temporary:
+                raise
+            return False
 
     def rest(self, claims: Claims) -> None:
         """Do what can be done while no job is due or running."""

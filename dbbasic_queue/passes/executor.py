@@ -43,7 +43,7 @@ class Executor:
             pass_.policies,
             pass_.max_result,
             pass_.clock,
-            pass_.store.path,
+            pass_.store.address,
             link,
         )
         self.log: Logger | None = None

@@ -61,9 +61,8 @@ class Scheduler:
                 break
         else:
             raise StoreError(
-                None,
-                f"the schedules were changed by others {_TRIES} times in a row: nothing was added",
-                self._store.path + schedule_file.ENDING,
+                f"the schedules were changed by others {_TRIES} times in a row: nothing was added: "
+                f"{self._store.path}"
             )
         self._declared = declared
 

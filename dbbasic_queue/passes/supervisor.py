@@ -274,7 +274,7 @@ def _be_a_pass(running: Pass, report: int) -> None:
         pass  # its supervisor has received the same signal
     except BaseException as e:  # noqa: BLE001 - the supervisor raises it
         content["error"] = {
-            "name": type(e).__name__,
+            "name": next((n for n in _names(e) if hasattr(errors, n)), type(e).__name__),
             "errno": getattr(e, "errno", None),
             "text": getattr(e, "strerror", None) or str(e),
             "path": getattr(e, "filename", None),
@@ -295,6 +295,11 @@ def _digests() -> ModuleType:
     return digests
 
 
+def _names(e: BaseException) -> list[str]:
+    """Return the names of an exception's class and its base classes."""
+    return [kind.__name__ for kind in type(e).__mro__]
+
+
 def _error(report: dict[str, dict[str, Any]]) -> Exception | None:
     """Return the exception of a pass, so that it can be raised in this process."""
     error = report.get("error")
@@ -308,7 +313,10 @@ def _error(report: dict[str, dict[str, Any]]) -> Exception | None:
         moved.address = error["address"]
         return moved
     if issubclass(kind, OSError):
-        found: Exception = kind(error["errno"], error["text"], error["path"])
+        where = [] if error["path"] is None else [error["path"]]
+        has_number = error["errno"] is not None
+        text = error["text"]
+        found: Exception = kind(error["errno"], text, *where) if has_number else kind(text)
     else:
         found = kind(error["text"])
     return found

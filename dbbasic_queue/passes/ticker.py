@@ -17,8 +17,9 @@ _TICK_SECONDS = 0.1
 class Ticker:
     """Calls a function from a thread of its own, from `start_once` to `stop`.
 
-    If the function raises OSError, it isn't called again before `stop`: the running job isn't to
-    blame, and the pass gets the same error itself when it writes next.
+    If the function raises OSError, it isn't called again before `stop`, unless the error is
+    temporary: the running job isn't to blame, and the pass gets the same error itself when it
+    writes next.
     """
 
     def __init__(self, function: Callable[[], None]) -> None:
@@ -58,8 +59,8 @@ class Ticker:
         if not self._has_failed:
             try:
                 self._function()
-            except OSError:
-                self._has_failed = True
+            except OSError as e:
+                self._has_failed = not getattr(e, "is_temporary", False)
 
     def _run(self) -> None:
         while not self._stopped.wait(_TICK_SECONDS):

@@ -79,6 +79,11 @@ def path_of(location: str | os.PathLike[str], name: str = "queue") -> str:
             f"{'file or memory' if name == 'queue' else 'a path or file:PATH'} (for a path with a "
             f"colon, write ./{scheme}:...; for a queue on a server, use open_queue)"
         )
+    if isinstance(location, str) and "://" in location and location[:5].lower() != "file:":
+        raise NotAQueue(  # it may be one with quotes or spaces before it
+            f"invalid {name}: '://' in a path: is it meant to be a URL? It must begin with its "
+            "scheme: remove quotes and spaces around it (it isn't shown: it may have a password)"
+        )
     if isinstance(location, str) and location[:5].lower() == "file:":
         from urllib.parse import unquote
 

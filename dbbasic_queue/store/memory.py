@@ -92,6 +92,11 @@ class MemoryStore:
         """Return nothing: there is no server."""
         return []
 
+    @property
+    def address(self) -> str:
+        """Where the queue is; another process can't open it."""
+        return self.path
+
     def exists(self) -> bool:
         """Return True: there is no file that could be missing."""
         return True

@@ -29,9 +29,13 @@ if TYPE_CHECKING:
         """Where the jobs are kept."""
 
         path: str
-        """the absolute path of the queue's file, or its URL"""
+        """the absolute path of the queue's file, or its URL without a password"""
         is_shared: bool
         """whether other processes can use the same jobs"""
+
+        @property
+        def address(self) -> str:
+            """What another process needs to open the queue: `path`, or a URL with its password."""
 
         @property
         def skipped_history(self) -> Sequence[str]:

@@ -68,6 +68,11 @@ class TextFileStore:
     def __reduce__(self) -> tuple[object, ...]:
         return _open_again, (self.path, self.fsync, self.files.even_if_moved)
 
+    @property
+    def address(self) -> str:
+        """What another process needs to open the queue: its path."""
+        return self.path
+
     def exists(self) -> bool:
         """Return whether there is something at the queue's path. Only `add` creates the file."""
         return self.files.exists()

@@ -154,6 +154,10 @@ def test_the_demo_ignores_the_settings_in_the_environment(tmp_path: Path) -> Non
     done = run_demo("--dir", "home", cwd=tmp_path, DBBASIC_QUEUE_FILE=queue_file, **stray)
     assert (done.returncode, done.stderr) == (0, "")
     assert not (tmp_path / "mine").exists()
+    url = f"file:{queue_file}"  # it isn't a file, usually, but the queue of a whole company
+    done = run_demo("--dir", "home_2", cwd=tmp_path, DBBASIC_QUEUE_URL=url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (tmp_path / "mine").exists()
 
 
 def test_the_demo_says_which_tools_are_missing(tmp_path: Path) -> None:

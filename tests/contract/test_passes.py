@@ -66,6 +66,23 @@ class TestPasses:
         assert queue.process_jobs({"greet": raises()}) == NONE
         assert job(queue, job_id)["status"] == "completed"
 
+    def test_a_new_type_of_a_higher_priority_is_run_before_the_rest(
+        self, queue: Engine, clock: Clock
+    ) -> None:
+        ran: list[str] = []
+
+        def low(number: int) -> None:
+            ran.append("low")
+            if number == 0:
+                clock.move(1)
+                queue.enqueue("high", None)
+
+        queue.enqueue_many("low", range(100))
+        high = Handler(lambda _: ran.append("high"), priority=1)
+        queue.process_jobs({"low": low, "high": high})
+        assert ran.count("high") == 1
+        assert ran.index("high") < 50
+
     def test_a_job_enqueued_by_a_handler_waits_for_the_next_pass(self, queue: Engine) -> None:
         def handler(payload: int) -> None:
             queue.enqueue("greet", payload + 1)

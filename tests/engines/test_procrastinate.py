@@ -352,6 +352,7 @@ def test_a_claim_reads_no_jobs_that_it_cannot_claim(queue: Queue, postgres: Post
     queue.enqueue_many("paused", range(3000))
     queue.enqueue_many("greet", range(3000), now + 3600)
     queue.enqueue_many("greet", range(5))
+    now = time.time()  # enqueueing so many may take a while
     backend = backend_of(queue)
     worker = backend.open_worker("host.1", 1)
     mark = backend.look(now)
@@ -591,7 +592,7 @@ def test_a_restart_of_the_server_loses_no_job_and_runs_none_again(
             assert sorted(map(int, notes(tmp_path / "ran"))) == list(range(120))
             assert queue.counts() == EMPTY | {"completed": 120, "pending": 2}
             server.stop(mode)
-            with pytest.raises(StoreError, match="no connection to PostgreSQL"):
+            with pytest.raises(StoreError, match="PostgreSQL"):
                 queue.counts()
     finally:
         server.remove()
