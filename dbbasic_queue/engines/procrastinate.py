@@ -397,7 +397,20 @@ class ProcrastinateBackend:
         )
         if is_added is None:
             raise self._moved()
+        self._report()
         return is_added
+
+    def _report(self) -> None:
+        """Tell passes that wait that jobs were added. They also look by themselves.
+
+        Not in the transaction that adds the jobs, unless it is the application's: PostgreSQL
+        commits those that report something one after the other, each with a sync of its own.
+        """
+        with suppress(StoreError):
+            self._read("SELECT pg_notify(%s, '')", self._channel())
+
+    def _channel(self) -> str:
+        return f"dbbasic_queue.{self.schema}"
 
     def _moved(self) -> QueueMoved:
         return queue_moved(self.name, self.read(MOVED).decode())
@@ -421,6 +434,8 @@ class ProcrastinateBackend:
         )
         if found == "":
             raise self._moved()
+        if found is None:
+            self._report()
         return found
 
     def find(self, job_id: str) -> StoredRow | None:
@@ -582,6 +597,8 @@ class ProcrastinateBackend:
         )
         if is_set is None:
             raise self._moved()
+        if rows:
+            self._report()
         return is_set
 
     # -- workers, and what they have claimed --
@@ -655,7 +672,7 @@ class ProcrastinateBackend:
     def listen(self) -> _News:
         """Open a connection on which the server reports added jobs."""
         try:
-            return _News(self._connect)
+            return _News(self._connect, self._channel())
         except psycopg.Error as e:
             raise self._error(e) from None
 
@@ -849,16 +866,17 @@ class _Connections:
 
 
 class _News:
-    """Tells one pass whether Procrastinate's trigger has reported a job, in any schema."""
+    """Tells one pass whether a call has reported jobs."""
 
-    def __init__(self, connect: Callable[[], Connection]) -> None:
+    def __init__(self, connect: Callable[[], Connection], channel: str) -> None:
         self._connect = connect
+        self._channel = channel
         self._process = os.getpid()
         self._listen()
 
     def _listen(self) -> None:
         self._connection = self._connect()
-        self._connection.execute("LISTEN procrastinate_any_queue_v1")
+        self._connection.execute(f'LISTEN "{self._channel}"'.encode())
 
     def have_come(self) -> bool:
         """Return whether a job was added since the last call; True if the connection was broken.

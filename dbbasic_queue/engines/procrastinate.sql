@@ -98,6 +98,11 @@ CREATE TRIGGER dbbasic_forget_worker BEFORE UPDATE OF status ON procrastinate_jo
     FOR EACH ROW WHEN (OLD.status = 'doing' AND NEW.status <> 'doing')
     EXECUTE PROCEDURE dbbasic_forget_worker();
 
+-- Procrastinate's trigger reports each job within the transaction that adds it. PostgreSQL commits
+-- such transactions one after the other, each with a sync of the disk of its own; and a worker that
+-- listens gets two messages per job. Our calls report their jobs once, after the commit.
+DROP TRIGGER IF EXISTS procrastinate_jobs_notify_queue_job_inserted_v1 ON procrastinate_jobs;
+
 -- What Procrastinate's own tools change or delete is changed in our table, too. While our functions
 -- change Procrastinate's rows, dbbasic_queue.own is 'on', so that this doesn't happen to them. They
 -- call dbbasic_own for that: only a superuser can make a function with SET dbbasic_queue.own.

@@ -478,6 +478,32 @@ for _, queue in ipairs(call('SMEMBERS', P .. 'types')) do
 end
 return found
 
+-- script placed: how many jobs at most, RQ queue or "", places
+-- Returns the jobs in these places, in the order of adding; false if there are more.
+local found, registries = {}, {finished = FINISHED, failed = FAILED, canceled = CANCELED}
+for _, queue in ipairs(ARGV[2] ~= '' and {ARGV[2]} or call('SMEMBERS', P .. 'types')) do
+  for i = 3, #ARGV do
+    local jobs = {}
+    if registries[ARGV[i]] then
+      jobs = call('ZRANGE', registries[ARGV[i]] .. queue, 0, ARGV[1])
+    elseif ARGV[i] == 'started' then
+      jobs = call('SMEMBERS', P .. 'running:' .. queue)
+    elseif ARGV[i] == 'queue' then  -- with those that are scheduled
+      if call('SCARD', P .. 'pending:' .. queue) > tonumber(ARGV[1]) then return false end
+      jobs = call('SMEMBERS', P .. 'pending:' .. queue)
+    end
+    if #found + #jobs > tonumber(ARGV[1]) then return false end
+    for _, job in ipairs(jobs) do
+      found[#found + 1] = {tonumber(call('ZSCORE', P .. 'jobs', job) or 0), job}
+    end
+  end
+end
+table.sort(found, function(one, two) return one[1] < two[1] end)
+for i, pair in ipairs(found) do
+  found[i] = pair[2]
+end
+return found
+
 -- script some: jobs
 local rows = {}
 for _, job in ipairs(ARGV) do

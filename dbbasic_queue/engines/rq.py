@@ -45,6 +45,8 @@ _MOVED = b"the queue was moved"
 _ROWS_PER_SCRIPT = 500
 _BYTES_PER_PAGE = 4 << 20
 _DUE_PER_SCRIPT = 1000
+_MOST_FEW = 10_000
+"""how many jobs at most are looked up by their status: a script must not block others"""
 _MOST_HISTORY = 100_000
 _HISTORY_PER_SCRIPT = 512
 _MOST_PUT_BACK = 10_000
@@ -188,19 +190,29 @@ class RqBackend:
         """Yield the jobs with one of the statuses, in the order of `add`."""
         if tuple(statuses) == (states.PROCESSING,):
             yield from map(self._row, self._client.run("processing"))
-        else:
-            yield from self._rows(statuses, job_type, only_errors=only_errors)
+            return
+        queue = "" if job_type is None else self._rq_queue(job_type)
+        few = None
+        if states.COMPLETED not in statuses:
+            few = self._client.run("placed", _MOST_FEW, queue, *_places(statuses))
+        if few is None:
+            yield from self._rows(statuses, queue, only_errors=only_errors)
+            return
+        for first, end in _ranges(len(few), _ROWS_PER_SCRIPT):
+            for row in map(self._row, self._client.run("some", *few[first:end])):
+                if row.state.status in statuses and (row.state.error or not only_errors):
+                    yield row
 
     def _rows(
         self,
         statuses: Collection[str],
-        job_type: str | None = None,
+        queue: str = "",
         *,
         only_errors: bool = False,
         bytes_per_page: int = _BYTES_PER_PAGE,
     ) -> Iterator[StoredRow]:
-        queue = "" if job_type is None else self._rq_queue(job_type)
-        places = [place for status in statuses for place in rq_jobs.PLACES_OF[status]]
+        """Look at all jobs for those that are wanted."""
+        places = _places(statuses)
         after, last = b"0", b""
         while True:
             last, after, *rows = self._client.run(
@@ -579,6 +591,11 @@ class _Repair:
 def _score_after(now: float) -> int:
     """Return the score below which scheduled jobs are due: `score_of` adds less than a second."""
     return math.floor(now) + 1
+
+
+def _places(statuses: Collection[str]) -> list[str]:
+    """Return the values of q_place that jobs with these statuses have."""
+    return [place for status in statuses for place in rq_jobs.PLACES_OF[status]]
 
 
 def _due_at(row: StoredRow) -> float:

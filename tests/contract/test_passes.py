@@ -16,6 +16,7 @@ from dbbasic_queue import (
     Delay,
     Fail,
     Handler,
+    Handlers,
     InvalidArgument,
     InvalidHandlers,
     InvalidJob,
@@ -103,6 +104,20 @@ class TestPasses:
         at_once(*[lambda: counts.append(queue.process_jobs({"greet": handler}))] * 4)
         assert sorted(ran) == list(range(300))
         assert sum(done["completed"] for done in counts) == 300
+
+    def test_concurrent_passes_add_each_time_of_a_schedule_once(
+        self, queue: Engine, clock: Clock
+    ) -> None:
+        ran: list[object] = []
+        jobs = Handlers()
+        jobs.handler("tick", every=60, missed="all")(ran.append)
+        queue.process_jobs(jobs)
+        first = len(ran)
+        for _ in range(5):
+            clock.now += 60
+            at_once(*[lambda: queue.process_jobs(jobs)] * 4)
+        assert len(ran) == first + 5
+        assert len({job["run_at"] for job in queue.jobs()}) == len(list(queue.jobs())) == len(ran)
 
     def test_another_pass_runs_the_other_jobs_during_a_long_one(self, queue: Engine) -> None:
         queue.enqueue_many("greet", range(50))

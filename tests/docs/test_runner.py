@@ -123,6 +123,39 @@ def test_anything_else_is_a_difference(expected: str, actual: str) -> None:
     assert difference(expected, actual, {})
 
 
+def test_the_servers_of_a_page_are_real_and_printed_as_on_the_page(tmp_path: Path) -> None:
+    page = """
+```console
+$ export DBBASIC_QUEUE_URL=postgresql://app:secret@db.example.com/app
+$ dbbasic-queue enqueue greet 1 --id one
+one
+$ dbbasic-queue status | head -n 1
+queue postgresql://app@db.example.com:5432/app?queue=dbbasic_queue
+$ psql "$DBBASIC_QUEUE_URL" -Atc 'SELECT id FROM dbbasic_queue.dbbasic_jobs'
+one
+```
+```console
+$ dbbasic-queue move --to redis://db.example.com:6379/0
+moved 1
+$ dbbasic-queue status | sed -n 2p
+moved redis://db.example.com:6379/0 0
+```
+"""
+    assert run(page, tmp_path) == 2
+
+
+def test_what_a_block_has_started_in_the_background_ends_with_it(tmp_path: Path) -> None:
+    page = """
+```console
+$ sleep 60 & echo $! > started
+```
+```sh
+test -z "$(tr -d '\\0' 2> /dev/null < /proc/$(cat started)/cmdline || true)"
+```
+"""
+    assert run(page, tmp_path) == 2
+
+
 def test_an_id_of_the_page_stands_for_the_same_job_from_then_on(tmp_path: Path) -> None:
     page = f"""
 ```sh

@@ -371,6 +371,32 @@ def test_a_claim_reads_no_jobs_that_it_cannot_claim(queue: Queue, postgres: Post
             connection.commit()
 
 
+def test_added_jobs_are_reported_once_and_after_the_commit(
+    queue: Queue, postgres: PostgresServer
+) -> None:
+    queue.enqueue("a", 0)
+    backend = backend_of(queue)
+    with psycopg.connect(postgres.url(), autocommit=True) as listener:
+        for channel in (f"dbbasic_queue.{backend.schema}", "procrastinate_any_queue_v1"):
+            listener.execute(f'LISTEN "{channel}"'.encode())
+        news = backend.listen()
+        queue.enqueue_many("a", range(100))
+        queue.enqueue("a", 0, unique="pending")
+        queue.enqueue("b", 0, unique="pending")
+        queue.enqueue("b", 0, unique="pending")
+        channels = [message.channel for message in listener.notifies(timeout=1)]
+        assert channels == [f"dbbasic_queue.{backend.schema}"] * 2
+        assert news.have_come()
+        assert not news.have_come()
+        with psycopg3(postgres) as connection:
+            queue.enqueue("a", 1, connection=connection)
+            assert not news.have_come()
+            connection.commit()
+        assert [message.channel for message in listener.notifies(timeout=1)] == channels[:1]
+        assert news.have_come()
+        news.close()
+
+
 def test_four_processes_keep_a_limit_exactly(
     queue: Queue, programs: Programs, url: str, tmp_path: Path
 ) -> None:
