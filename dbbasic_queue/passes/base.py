@@ -203,7 +203,7 @@ class Pass:
             self._scheduler = load(_scheduler)(self.store, registry)
         self._scheduler.add_due(self.clock())
 
-    def add_scheduled_meanwhile(self) -> None:
+    def add_scheduled_if_reachable(self) -> None:
         """Do the same while the pass goes on: later, if a server can't be reached now.
 
         If that lasts, the next look for due jobs raises the error.

@@ -119,7 +119,7 @@ class Concurrent:
         free = self._pass.parallel - len(self._running)
         if not free:
             return
-        self._pass.add_scheduled_meanwhile()
+        self._pass.add_scheduled_if_reachable()
         now = self._pass.clock()
         batch = deque(self._claims.claim(free, now))
         if not batch and lingers and self._claims.find_due(now):

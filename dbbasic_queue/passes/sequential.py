@@ -51,7 +51,7 @@ class Sequential:
             while not self._interrupts.stop_requested() and time.monotonic() < end:
                 if self._pass.is_complete():
                     break
-                self._pass.add_scheduled_meanwhile()
+                self._pass.add_scheduled_if_reachable()
                 if self._claims.find_due(self._pass.clock()):
                     self._pass.report_recovered(self._claims)
                     self._run_due(ticker)
@@ -79,7 +79,7 @@ class Sequential:
             most = min(_LARGEST_BATCH, size * _BATCH_GROWTH)
             size = max(1, min(int(_BATCH_SECONDS / seconds), most)) if self._can_tick else 1
             self._pass.report_recovered(self._claims)  # a store may recover jobs at each claim
-            self._pass.add_scheduled_meanwhile()
+            self._pass.add_scheduled_if_reachable()
 
     def _run_batch(self, batch: list[Claim], ticker: Ticker) -> None:
         self._batch.extend(batch)
