@@ -405,7 +405,7 @@ def main() -> None:
     arguments = parser.parse_args()
     jobs = arguments.jobs
     with (
-        tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", ".")) as home,
+        tempfile.TemporaryDirectory(dir=os.path.abspath(os.environ.get("TMPDIR", "."))) as home,
         ExitStack() as stack,
     ):
         Path(home).chmod(0o755)  # the server's user must reach its directory
