@@ -56,6 +56,7 @@ def run_tests(place: Path, tests: tuple[str, ...]) -> tuple[int, str]:
     The code is -1 if the tests took too long.
     """
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command += ["-p", "pytest_dbbasic_queue"]
     command += [f"--basetemp={place / 'tmp'}", *tests]
     environment = {
         **os.environ,
@@ -63,6 +64,7 @@ def run_tests(place: Path, tests: tuple[str, ...]) -> tuple[int, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "DBBASIC_QUEUE_STOP": "1",
         "DBBASIC_QUEUE_LONG": "",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # other packages' plugins take over a second to load
     }
     try:
         process = subprocess.run(

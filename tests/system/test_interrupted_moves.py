@@ -1,7 +1,7 @@
 """Moves that are killed at random moments, while a pass and two enqueuers use the queues.
 
 Nobody tells these programs where the queue is: they find out by QueueMoved. `DBBASIC_QUEUE_LONG=1`
-makes 200 kills in each direction, with 100,000 jobs, instead of 10 with 2,000.
+makes 200 kills in each direction, with 100,000 jobs, instead of 10 with 1,000.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from valkey_server import ValkeyServer
 
 IS_LONG = os.environ.get("DBBASIC_QUEUE_LONG") == "1"
-JOBS, KILLS, BATCH = (100_000, 200, 500) if IS_LONG else (2_000, 10, 20)
+JOBS, KILLS, BATCH = (100_000, 200, 500) if IS_LONG else (1_000, 10, 20)
 WINDOW_SECONDS = 2.5 if IS_LONG else 0.2
 """how long after its start a move is killed, at most"""
 PAIRS = [
