@@ -282,12 +282,13 @@ def test_a_move_that_stops_before_or_after_any_step_loses_and_doubles_nothing(
         jobs.every(3600, "work", name="hourly")
         with place.open(place.old) as old:
             old.process_jobs(jobs)
-            ids = [old.enqueue("work", n, NOW + n * 500) for n in range(8)]
+            ids = [old.enqueue("work", n, NOW + n * 5000) for n in range(8)]
             old.pause("other")
             assert old.process_jobs(jobs)["completed"] == 1
             clock.now += 3600
             old.process_jobs(jobs)
             counts = old.counts()
+            assert counts["pending"] == 7
         made = itertools.count()
 
         def step(made: itertools.count[int] = made, at: int = at) -> None:
@@ -303,9 +304,9 @@ def test_a_move_that_stops_before_or_after_any_step_loses_and_doubles_nothing(
                 if name not in steps:
                     return method
 
-                def call(*args: Any) -> Any:
+                def call(*args: Any, **more: Any) -> Any:
                     self._step()
-                    result = method(*args)
+                    result = method(*args, **more)
                     self._step()
                     return result
 

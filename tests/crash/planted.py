@@ -158,8 +158,8 @@ MUTANTS = (
     Mutant(
         "a dead worker's jobs stay with it",
         "engines/claims.py",
-        "            self._persist(lambda again: self._recover(now))\n",
-        "",
+        "            self._recover(now)\n",
+        "            pass\n",
         (
             "tests/contract/test_sharing.py::TestDurability::"
             "test_a_job_whose_worker_was_killed_runs_again_and_the_attempt_counts",
@@ -652,8 +652,8 @@ MUTANTS = (
     Mutant(
         "an error of the pass is charged to the running job with a time limit",
         "passes/ticker.py",
-        "            except OSError:\n                self._has_failed = True\n",
-        "            except ZeroDivisionError:\n                self._has_failed = True\n",
+        "            except OSError as e:\n",
+        "            except ZeroDivisionError as e:\n",
         (
             TIMEOUT
             + "::test_an_error_when_other_jobs_are_unclaimed_is_not_charged_to_the_running_job",

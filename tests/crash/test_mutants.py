@@ -21,7 +21,8 @@ def test_a_planted_bug_fits_the_code_exactly_once_and_leaves_valid_python(
     package = tmp_path / "dbbasic_queue"
     shutil.copytree(PROJECT / "dbbasic_queue", package)
     mutant.apply(package)
-    ast.parse((package / mutant.file).read_text(encoding="utf-8"))
+    if mutant.file.endswith(".py"):
+        ast.parse((package / mutant.file).read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -29,7 +30,8 @@ def test_the_tests_that_must_catch_a_planted_bug_exist(mutant: Mutant) -> None:
     for test in mutant.tests:
         file, _, name = test.partition("::")
         text = (PROJECT / file).read_text(encoding="utf-8")
-        assert not name or f"def {name.partition('[')[0]}(" in text
+        function = name.partition("[")[0].rpartition("::")[2]
+        assert not name or f"def {function}(" in text
 
 
 def test_planted_bugs_have_unique_names() -> None:
