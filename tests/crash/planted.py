@@ -720,7 +720,7 @@ MUTANTS = (
         "store/writing/appends.py",
         "        os.ftruncate(file.fd, start)\n        return True\n",
         "        return True\n",
-        (errors("application"),),
+        (errors("edit"), errors("requeue")),
     ),
     Mutant(
         "records written after a failed sync are cut off",
