@@ -28,17 +28,16 @@ from dbbasic_queue.model import states
 from dbbasic_queue.model.escaping import escape
 from dbbasic_queue.model.rows import Row
 from dbbasic_queue.store import schedule_file
+from dbbasic_queue.store.batches import batches
 from dbbasic_queue.store.schedule_file import Change
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from typing import TypeVar
+    from collections.abc import Callable
 
     from dbbasic_queue.model.states import State
     from dbbasic_queue.store.history import Attempt
     from dbbasic_queue.store.protocol import Store
 
-    T = TypeVar("T")
 
 PATIENCE_SECONDS = 60.0
 """How long to wait for running jobs. A worker on a server that has died is noticed in that time."""
@@ -182,7 +181,7 @@ class _Mover:
             if row.id not in self._conflicts
             and (row.state.status == states.PENDING or states.is_moving(row.state))
         )
-        for batch in _batches(to_move):
+        for batch in batches(to_move, _BATCH):
             self._move_batch(batch)
             count += len(batch)
             left = max(left - len(batch), 0)
@@ -294,7 +293,7 @@ class _Mover:
     def _move_finished(self) -> None:
         moved: set[str] = set()
         finished = (row for row in self._source.rows() if _is_finished(row.state))
-        for batch in _batches(finished):
+        for batch in batches(finished, _BATCH):
             for job_id in self._target.add_missing(batch):
                 row = next(row for row in batch if row.id == job_id)
                 if not _is_same(row, self._target.find(job_id)):
@@ -312,7 +311,7 @@ class _Mover:
         """Copy the attempts that the target doesn't have yet."""
         there = {_attempt_key(attempt) for attempt in self._target.history()}
         new = (a for a in self._source.history() if _attempt_key(a) not in there)
-        for batch in _batches(new):
+        for batch in batches(new, _BATCH):
             self._target.add_history(batch)
             self.outcome.history += len(batch)
 
@@ -374,17 +373,6 @@ def _merge(
 
 def _attempt_key(attempt: Attempt) -> tuple[str, int, str]:
     return attempt.id, attempt.attempt, f"{attempt.ended_at:.3f}"
-
-
-def _batches(things: Iterable[T]) -> Iterator[list[T]]:
-    batch: list[T] = []
-    for thing in things:
-        batch.append(thing)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _are_same_file(source: str, target: str) -> bool:

@@ -28,6 +28,7 @@ from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.model.rows import parse_row
 from dbbasic_queue.passes import log_lines
 from dbbasic_queue.store import purged, schedule_file
+from dbbasic_queue.store.batches import batches
 from dbbasic_queue.store.history import Attempt
 from dbbasic_queue.store.output import Output
 from dbbasic_queue.store.progress import Progress
@@ -194,7 +195,7 @@ class EngineStore:
             for row in self.backend.rows((states.FAILED,))
             if wanted(row)
         )
-        return sum(sum(self.backend.change(batch)) for batch in _batches(changes))
+        return sum(sum(self.backend.change(batch)) for batch in batches(changes, _BATCH))
 
     def remove(
         self,
@@ -215,7 +216,7 @@ class EngineStore:
             for row in self.backend.rows(statuses, job_type)
             if row.state.status != states.PROCESSING and unwanted(row)
         )
-        for batch in _batches(changes):
+        for batch in batches(changes, _BATCH):
             if archive is not None:
                 append_rows(archive, [_line(change.row) for change in batch])
             removed += sum(self.backend.change(batch))
@@ -414,14 +415,3 @@ def _parse(lines: str) -> list[Row]:
 
 def _line(row: StoredRow) -> bytes:
     return f"{row.id}\t{row.type}\t{row.payload}\t".encode() + encode_state(row.state)
-
-
-def _batches(changes: Iterable[Change]) -> Iterator[list[Change]]:
-    batch: list[Change] = []
-    for change in changes:
-        batch.append(change)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
