@@ -33,6 +33,7 @@ import math
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import cronsim  # noqa: F401 - so that attacked processes needn't import it
@@ -315,8 +316,9 @@ class Bench:
         handlers.keep = seconds
         remove = store.remove
 
-        def remove_and_log(unwanted: Callable[[Any], bool]) -> Any:
-            return self._change("remove", self._older(seconds), lambda: remove(unwanted)) or 0
+        def remove_and_log(unwanted: Callable[[Any], bool], **narrowed: Any) -> Any:
+            change = partial(remove, unwanted, **narrowed)
+            return self._change("remove", self._older(seconds), change) or 0
 
         store.remove = remove_and_log  # type: ignore[assignment,method-assign]
         try:
