@@ -113,7 +113,7 @@ def extra(name: str) -> set[str]:
         return {"cloudpickle"}
     if name == "schedules":
         return {"cronsim"}
-    if name == "engines.procrastinate":
+    if name in ("engines.postgres_client", "engines.procrastinate_schema"):
         return {"procrastinate", "psycopg"}
     return {"pytest"} if name == "pytest_dbbasic_queue" else set()
 

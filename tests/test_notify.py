@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
-from helpers import NONE, NOW, Programs, job, line, note, python, wait_for
+from helpers import NONE, NOW, Programs, job, line, note, python, server_port, wait_for
 
 from dbbasic_queue import Fail, Handlers, InvalidArgument, Job, Queue, Worker
 from dbbasic_queue.notify import Mail, Webhook
@@ -87,18 +87,12 @@ def mailbox() -> Iterator[Mailbox]:
 
 @contextmanager
 def smtp_server(mailbox: Mailbox, port: int = 0) -> Iterator[int]:
-    controller = Controller(mailbox, hostname="127.0.0.1", port=port or free_port())
+    controller = Controller(mailbox, hostname="127.0.0.1", port=port or server_port())
     controller.start()
     try:
         yield controller.port
     finally:
         controller.stop()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Requests:
@@ -408,7 +402,7 @@ def test_a_login_goes_over_tls_to_a_server_whose_certificate_is_trusted(
         options |= {"tls_context": context, "auth_required": True}
     else:  # aiosmtpd counts only STARTTLS as TLS
         options |= {"ssl_context": context, "auth_require_tls": False}
-    controller = Controller(mailbox, hostname="127.0.0.1", port=free_port(), **options)
+    controller = Controller(mailbox, hostname="127.0.0.1", port=server_port(), **options)
     with monkeypatch.context() as trusting:
         trusting.setenv("SSL_CERT_FILE", certificate)  # `start` makes a connection, too
         controller.start()
@@ -550,7 +544,7 @@ def test_a_refused_connection_is_logged_and_the_next_digest_has_the_same_jobs(
     queue: Queue, jobs: Handlers, mailbox: Mailbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     mail = mailbox.mail()
-    mail.port = port = free_port()
+    mail.port = port = server_port()
     jobs.on_failure(mail)
     first, second = queue.enqueue("work", "fail"), queue.enqueue("work", "fine")
     assert queue.process_jobs(jobs) == NONE | {"completed": 1, "failed": 1}
@@ -995,7 +989,7 @@ def test_a_ping_that_fails_is_a_warning_and_changes_nothing(
     monkeypatch.setattr(http, "PING_SECONDS", 0.3)
     url = f"{requests.url}/secret"
     if problem == "refused":
-        url = f"http://127.0.0.1:{free_port()}/secret"
+        url = f"http://127.0.0.1:{server_port()}/secret"
     elif problem == "404":
         requests.status = 404
     else:

@@ -11,9 +11,8 @@ import threading
 from typing import TYPE_CHECKING
 
 from dbbasic_queue.errors import StoreError
-from dbbasic_queue.model.escaping import escape
 from dbbasic_queue.store import output, progress
-from dbbasic_queue.store.history import worker_name
+from dbbasic_queue.store.history import encode_row, format_instant, worker_name
 
 if TYPE_CHECKING:
     from dbbasic_queue.engines.backend import Backend
@@ -58,13 +57,9 @@ class EngineHistory(_Notes):
         output_offset: int | None = None,
     ) -> None:
         """Add a finished attempt."""
-        state = row.state
-        due_at = max(state.run_at, state.created_at)
-        duration = "" if seconds is None else f"{seconds:.6f}"
-        line = (
-            f"{row.id}\t{escape(row.type)}\t{state.attempts}\t{outcome}\t{due_at}"
-            f"\t{int(ended_at * 1000) / 1000:.3f}\t{duration}\t{error}\t{traceback}"
-            f"\t{self._worker}\t{exception}\t\n"
+        ended = format_instant(ended_at)
+        line = encode_row(
+            row, outcome, error, ended, seconds, traceback, self._worker, exception, None
         )
         if not self._lines:
             self._oldest_at = ended_at

@@ -46,6 +46,34 @@ def _path(queue: str) -> str:
     return queue + ".history"
 
 
+def format_instant(at: float) -> str:
+    """Return an instant as in the column `ended_at`: Unix seconds with milliseconds, cut off."""
+    return f"{int(at * 1000) / 1000:.3f}"
+
+
+def encode_row(
+    row: Row,
+    outcome: str,
+    error: str,
+    ended_at: str,
+    seconds: float | None,
+    traceback: str,
+    worker: str,
+    exception: str,
+    output_offset: int | None,
+) -> str:
+    """Return a row of the history, with its newline. `HistoryWriter.note` describes the values."""
+    state = row.state
+    job_type = row.type if row.type.isprintable() else escape(row.type)
+    due_at = state.run_at if state.run_at > state.created_at else state.created_at
+    duration = "" if seconds is None else f"{seconds:.6f}"
+    offset = "" if output_offset is None else output_offset
+    return (
+        f"{row.id}\t{job_type}\t{state.attempts}\t{outcome}\t{due_at}\t{ended_at}"
+        f"\t{duration}\t{error}\t{traceback}\t{worker}\t{exception}\t{offset}\n"
+    )
+
+
 class HistoryWriter:
     """Writes the history of one pass. Two threads of the pass may use it at once.
 
@@ -87,17 +115,19 @@ class HistoryWriter:
         in Unix seconds. `seconds` is how long the handler ran, None if that is unknown.
         `output_offset` is where what the handler printed begins in `queue.tsv.output`.
         """
-        state = row.state
-        job_type = row.type if row.type.isprintable() else escape(row.type)
-        due_at = state.run_at if state.run_at > state.created_at else state.created_at
         if (ms := int(ended_at * 1000)) != self._ended_ms:  # formatting it is a third of the cost
             self._ended_ms = ms
-            self._ended = f"{ms / 1000:.3f}"
-        duration = "" if seconds is None else f"{seconds:.6f}"
-        offset = "" if output_offset is None else output_offset
-        line = (
-            f"{row.id}\t{job_type}\t{state.attempts}\t{outcome}\t{due_at}\t{self._ended}"
-            f"\t{duration}\t{error}\t{traceback}\t{self._worker}\t{exception}\t{offset}\n"
+            self._ended = format_instant(ended_at)
+        line = encode_row(
+            row,
+            outcome,
+            error,
+            self._ended,
+            seconds,
+            traceback,
+            self._worker,
+            exception,
+            output_offset,
         )
         if not self._lines:
             self._oldest_at = ended_at

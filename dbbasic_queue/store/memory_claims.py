@@ -13,7 +13,7 @@ from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.jsontext import decode_json
 from dbbasic_queue.model.rows import Row
 from dbbasic_queue.store import output, progress
-from dbbasic_queue.store.history import Attempt, worker_name
+from dbbasic_queue.store.history import Attempt, encode_row, format_instant, worker_name
 from dbbasic_queue.store.protocol import Claim
 
 if TYPE_CHECKING:
@@ -75,12 +75,11 @@ class MemoryHistory:
         output_offset: int | None = None,
     ) -> None:
         """Add a finished attempt."""
-        state = row.state
-        due_at = max(state.run_at, state.created_at)
-        columns = (row.id, row.type, state.attempts, outcome, due_at, ended_at)
-        duration = "" if seconds is None else seconds
-        rest = (duration, error, traceback, self._worker, exception, "")
-        self._store.finished.append(Attempt("\t".join(map(str, (*columns, *rest))) + "\n"))
+        ended = format_instant(ended_at)
+        line = encode_row(
+            row, outcome, error, ended, seconds, traceback, self._worker, exception, None
+        )
+        self._store.finished.append(Attempt(line))
 
     def flush(self) -> None:
         """Do nothing: every row is there at once."""

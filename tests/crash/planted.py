@@ -174,7 +174,7 @@ MUTANTS = (
     ),
     Mutant(
         "a job of a transaction is committed at once",
-        "engines/procrastinate.py",
+        "engines/postgres_client.py",
         "        if self._transaction is not None:\n            return self._query_within",
         "        if False:\n            return self._query_within",
         (f"{PROCRASTINATE}::test_a_rollback_leaves_nothing",),

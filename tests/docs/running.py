@@ -21,6 +21,7 @@ from pathlib import Path
 
 from blocks import PROJECT, Block, commands_of
 from compare import difference
+from helpers import server_port
 from servers import Servers
 
 SECONDS = 60
@@ -37,7 +38,7 @@ class Page:
         self.ids: dict[str, str] = {}
         self.blocks = blocks
         ports = {port for block in blocks for port in _PORT.findall(block.code)}
-        self.ports = {port: str(free_port()) for port in sorted(ports)}
+        self.ports = {port: str(server_port()) for port in sorted(ports)}
         self._background: list[tuple[Block, subprocess.Popen[bytes], Path]] = []
         used = [block.code for block in blocks if block.is_run or block.file is not None]
         self._servers = Servers(used)
@@ -226,12 +227,6 @@ def environment() -> dict[str, str]:
         "TZ": "UTC",
         "LC_ALL": "C.UTF-8",
     }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for_port(port: int, program: subprocess.Popen[bytes], output: Path) -> None:

@@ -15,7 +15,8 @@ from types import SimpleNamespace
 import pytest
 from aiosmtpd.controller import Controller
 from blocks import BY_CI, PAGES, PROJECT, Block, all_blocks, blocks_of
-from running import Page, environment, free_port
+from helpers import server_port
+from running import Page, environment
 
 from dbbasic_queue import Queue
 
@@ -101,7 +102,7 @@ def test_cron_sends_a_mail_with_the_crontab_of(name: str, tmp_path: Path) -> Non
         return "250 OK"
 
     receiver = SimpleNamespace(handle_DATA=keep)
-    smtp = Controller(receiver, hostname="localhost", port=free_port())
+    smtp = Controller(receiver, hostname="localhost", port=server_port())
     settings = crontab.settings | {"SMTP_HOST": "localhost", "SMTP_PORT": str(smtp.port)}
     assert settings.keys() == crontab.settings.keys()
     with Queue(page.directory / "data/queue.tsv") as queue:

@@ -632,12 +632,12 @@ def test_a_forked_child_uses_connections_of_its_own(
         from dbbasic_queue import open_queue
         queue = open_queue(sys.argv[1])
         queue.enqueue("greet", 0)
-        (idle,) = queue.store.backend._connections._idle
+        (idle,) = queue.store.backend._client._connections._idle
         server_process = idle.info.backend_pid
         child = os.fork()
         queue.enqueue("greet", 1)
         if not child:
-            (own,) = queue.store.backend._connections._idle
+            (own,) = queue.store.backend._client._connections._idle
             assert own.info.backend_pid != server_process
             del queue, idle, own
             import gc
@@ -646,7 +646,7 @@ def test_a_forked_child_uses_connections_of_its_own(
         assert os.waitpid(child, 0)[1] == 0
         queue.enqueue("greet", 2)
         assert idle.info.backend_pid == server_process and not idle.closed
-        assert list(queue.store.backend._connections._idle) == [idle]
+        assert list(queue.store.backend._client._connections._idle) == [idle]
         """,
         url,
     )

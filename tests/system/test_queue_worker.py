@@ -28,7 +28,7 @@ from typing import IO, TYPE_CHECKING, Any
 import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
-from helpers import PROJECT
+from helpers import PROJECT, server_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -104,15 +104,9 @@ class Mailbox:
         return mails
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
 def smtp_server(mailbox: Mailbox, **options: Any) -> Iterator[int]:
-    controller = Controller(mailbox, hostname="127.0.0.1", port=free_port(), **options)
+    controller = Controller(mailbox, hostname="127.0.0.1", port=server_port(), **options)
     controller.start()
     try:
         yield controller.port
@@ -280,7 +274,7 @@ def test_a_server_that_never_answers_ends_the_attempt(
 def test_if_the_server_is_down_the_job_fails(
     worker: ModuleType, smtp_environment: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SMTP_PORT", str(free_port()))
+    monkeypatch.setenv("SMTP_PORT", str(server_port()))
     with pytest.raises(ConnectionRefusedError):
         worker.send_email(MAIL)
 
