@@ -49,6 +49,7 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-cov>=7",
+            "pytest-xdist>=3.6",
             "aiosmtpd>=1.4",
             "cloudpickle>=3",
             "cronsim>=2.6",

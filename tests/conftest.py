@@ -21,15 +21,19 @@ if TYPE_CHECKING:
     from postgres_server import PostgresServer
     from valkey_server import ValkeyServer
 
-pytest_plugins = ["background_sweeps"]
-
 # No deadline: how long an example takes depends on the machine and its load.
 hypothesis.settings.register_profile("project", deadline=None)
 hypothesis.settings.load_profile("project")
 
-# A shell starts background jobs with Ctrl-C ignored, and their children inherit that.
+# A shell starts background jobs with these signals ignored, and their children inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGQUIT) == signal.SIG_IGN:
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.get_closest_marker("minutes"))
 
 
 @pytest.fixture

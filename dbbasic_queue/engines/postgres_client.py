@@ -57,6 +57,8 @@ _PERMANENT = re.compile(
 _QUEUE = re.compile(r"(?!pg_)[A-Za-z0-9_]{1,40}")
 _CONNECTION_CODES = ("08", "57P01", "57P02", "57P03", "57P05")
 """broken or refused connections; the server shuts down, crashed, starts, or closes idle ones"""
+_MOVED_CODE = "DBQ01"
+"""raised by functions of procrastinate.sql"""
 _COLLISIONS = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 _UNDEFINED = (
     psycopg.errors.InvalidSchemaName,
@@ -68,6 +70,10 @@ _random = random.SystemRandom()
 
 class NotInstalledError(Exception):
     """Raised if the queue was never used: its schema, or what belongs in it, isn't there."""
+
+
+class MovedError(Exception):
+    """Raised if a statement finds that the queue was moved to another address."""
 
 
 class Place(NamedTuple):
@@ -255,10 +261,12 @@ class Client:
             raise StoreError(f"the queue was removed: {self.name}") from None
         return value
 
-    def _error(self, e: psycopg.Error) -> StoreError:
+    def _error(self, e: psycopg.Error) -> StoreError | MovedError:
         """Return the error to raise for one that the driver raised for a statement."""
         text = self._text(e)
         code = e.sqlstate or ""
+        if code == _MOVED_CODE:
+            return MovedError()
         is_lost = not code or code.startswith(_CONNECTION_CODES)
         if isinstance(e, psycopg.OperationalError) and is_lost:
             return ConnectionLost(

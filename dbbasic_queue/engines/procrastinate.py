@@ -30,7 +30,7 @@ from dbbasic_queue.engines.backend import (
     StoredRow,
     unique_key,
 )
-from dbbasic_queue.engines.postgres_client import Client, NotInstalledError, parse_url
+from dbbasic_queue.engines.postgres_client import Client, MovedError, NotInstalledError, parse_url
 from dbbasic_queue.engines.store import EngineStore
 from dbbasic_queue.errors import QueueMoved, StoreError, queue_moved
 from dbbasic_queue.model import states
@@ -450,6 +450,8 @@ class ProcrastinateBackend:
             )
         except NotInstalledError:
             return []
+        except MovedError:
+            raise self._moved() from None
         return [_row(row) for row in rows]
 
     # -- what attempts leave behind --

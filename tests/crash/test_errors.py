@@ -11,12 +11,12 @@ import os
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import QUEUE, Programs, fill, notes, small_disk
+from sweeps import sweep
 from test_kill_sweep import LONG
 from workloads import WORKLOADS
 
@@ -24,20 +24,16 @@ from dbbasic_queue import Queue, StoreError
 from dbbasic_queue.store.writing.queue_files import QueueFiles
 
 
-@pytest.mark.sweep("errors", 1 if LONG else 23)
 @pytest.mark.parametrize("workload", WORKLOADS)
-def test_a_failed_file_call_raises_and_changes_nothing_and_later_calls_work(
-    sweep: Callable[[], None],
-) -> None:
-    sweep()
+def test_a_failed_file_call_raises_and_changes_nothing_and_later_calls_work(workload: str) -> None:
+    sweep("errors", workload, every=1 if LONG else 23)
 
 
-@pytest.mark.sweep("pairs", 1 if LONG else 99)
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_a_second_failed_call_in_the_repair_or_retry_also_raises_and_changes_nothing(
-    sweep: Callable[[], None],
+    workload: str,
 ) -> None:
-    sweep()
+    sweep("pairs", workload, every=1 if LONG else 99)
 
 
 # -- a real disk that fills up -------------------------------------------------------------------

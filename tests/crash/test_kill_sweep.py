@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,42 +18,31 @@ from bench import START, Bench
 from checks import check_crashed, check_settled
 from disk import HEADER, read_disk
 from helpers import environment
+from sweeps import sweep
 from workloads import WORKLOADS, record
 
 LONG = os.environ.get("DBBASIC_QUEUE_LONG") == "1"
 HERE = Path(__file__).parent
 
 
-@pytest.mark.sweep("kill", 1 if LONG else 8)
 @pytest.mark.parametrize("workload", WORKLOADS)
-def test_a_kill_at_any_file_call_loses_no_job_and_runs_no_recorded_job_again(
-    sweep: Callable[[], None],
-) -> None:
-    sweep()
+def test_a_kill_at_any_file_call_loses_no_job_and_runs_no_recorded_job_again(workload: str) -> None:
+    sweep("kill", workload, every=1 if LONG else 8)
 
 
-@pytest.mark.sweep("double", 3 if LONG else 299)
 @pytest.mark.parametrize("workload", WORKLOADS)
-def test_a_second_kill_during_the_recovery_loses_nothing_either(
-    sweep: Callable[[], None],
-) -> None:
-    sweep()
+def test_a_second_kill_during_the_recovery_loses_nothing_either(workload: str) -> None:
+    sweep("double", workload, every=3 if LONG else 299)
 
 
-@pytest.mark.sweep("creations", 1)
 @pytest.mark.parametrize("workload", ["application"])
-def test_a_kill_while_a_file_is_created_locks_no_other_user_out(
-    sweep: Callable[[], None],
-) -> None:
-    sweep()
+def test_a_kill_while_a_file_is_created_locks_no_other_user_out(workload: str) -> None:
+    sweep("creations", workload, every=1)
 
 
-@pytest.mark.sweep("meetings", 1 if LONG else 5)  # not 4: there are four actions
 @pytest.mark.parametrize("workload", ["application", "passes", "overlapping"])
-def test_changes_by_others_at_any_moment_without_the_lock_are_respected(
-    sweep: Callable[[], None],
-) -> None:
-    sweep()
+def test_changes_by_others_at_any_moment_without_the_lock_are_respected(workload: str) -> None:
+    sweep("meetings", workload, every=1 if LONG else 5)  # not 4: there are four actions
 
 
 # -- writes torn at any byte by a kill or a power cut --------------------------------------------
@@ -130,6 +118,7 @@ FROM_OUTSIDE = """
 import sys
 sys.path.insert(0, {here!r})
 from bench import Bench, Log
+from sweeps import sweep
 from workloads import WORKLOADS
 bench = Bench({path!r}, Log({log!r}))
 bench.ids = {ids!r}

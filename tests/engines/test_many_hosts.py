@@ -32,7 +32,8 @@ def valkey(address: str) -> Server:
     return ValkeyServer(appendfsync="always", address=address)
 
 
-@pytest.mark.waits
+@pytest.mark.minutes
+@pytest.mark.xdist_group("hosts")
 @pytest.mark.parametrize("start", [postgres, valkey], ids=lambda start: start.__name__)
 @pytest.mark.parametrize("seed", range(10 if LONG else 1))
 def test_nothing_is_lost_or_run_again_whatever_fails_on_the_network(

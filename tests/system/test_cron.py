@@ -210,7 +210,8 @@ def post(port: int, order: int) -> dict[str, Any]:
         return answer
 
 
-@pytest.mark.waits
+@pytest.mark.minutes
+@pytest.mark.xdist_group("cron")
 @pytest.mark.skipif(bool(what_is_missing()), reason=what_is_missing())
 def test_cron_runs_each_job_that_a_web_app_enqueues_once(tmp_path: Path) -> None:
     [line] = re.findall(r"^\* \* \* \* \* cd /srv/app .*$", README.read_text("utf-8"), re.MULTILINE)

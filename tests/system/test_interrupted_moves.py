@@ -38,7 +38,7 @@ PAIRS = [
     "text_file redis",
     *(["redis postgresql"] if IS_LONG else []),
 ]
-PAUSE_SECONDS = 0.1 if IS_LONG else 0.01
+PAUSE_SECONDS = 0.1
 """how long an enqueuer pauses between two jobs, at most"""
 MOST_KILLS_IN_A_ROW = 60 if IS_LONG else 8
 FAR = 3_000_000_000
@@ -118,6 +118,7 @@ def queue_name(directory: Path) -> str:
     return hashlib.sha1(str(directory).encode(), usedforsecurity=False).hexdigest()[:30]
 
 
+@pytest.mark.minutes
 @pytest.mark.parametrize("pair", PAIRS)
 def test_a_move_killed_at_any_moment_and_made_again_loses_and_doubles_no_job(
     programs: Programs, tmp_path: Path, request: pytest.FixtureRequest, pair: str
