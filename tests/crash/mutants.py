@@ -9,12 +9,14 @@ suite, and with --no-bug. Prints which test has caught which bug; exits with 1 i
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,8 +39,9 @@ _COPIED = (
 )
 
 
-def lay_out(place: Path, mutant: Mutant | None) -> None:
-    """Copy the project, and plant the bug in the copy."""
+def lay_out(place: Path) -> None:
+    """Copy the project."""
+    place.mkdir()
     ignored = shutil.ignore_patterns("__pycache__", ".*_cache", ".hypothesis")
     for name in _COPIED:
         source = PROJECT / name
@@ -46,8 +49,6 @@ def lay_out(place: Path, mutant: Mutant | None) -> None:
             shutil.copytree(source, place / name, ignore=ignored)
         elif source.exists():
             shutil.copy(source, place / name)
-    if mutant is not None:
-        mutant.apply(place / "dbbasic_queue")
 
 
 def run_tests(place: Path, tests: tuple[str, ...]) -> tuple[int, str]:
@@ -61,7 +62,6 @@ def run_tests(place: Path, tests: tuple[str, ...]) -> tuple[int, str]:
     environment = {
         **os.environ,
         "PYTHONPATH": str(place),
-        "PYTHONDONTWRITEBYTECODE": "1",
         "DBBASIC_QUEUE_STOP": "1",
         "DBBASIC_QUEUE_LONG": "",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # other packages' plugins take over a second to load
@@ -71,42 +71,51 @@ def run_tests(place: Path, tests: tuple[str, ...]) -> tuple[int, str]:
             command, cwd=place, env=environment, capture_output=True, text=True, timeout=TIMEOUT
         )
     except subprocess.TimeoutExpired:
-        return (
-            -1,
-            f"it took over {TIMEOUT} s",
-        )  # the machine may just be slow: this proves nothing
+        return -1, f"it took over {TIMEOUT} s"  # the machine may just be slow: it proves nothing
     return process.returncode, process.stdout
 
 
-def judge(base: Path, number: int, mutant: Mutant) -> tuple[Mutant, str, float]:
+def judge(base: Path, mutant: Mutant) -> tuple[Mutant, str, float]:
     """Return the bug, the test that has caught it ("" if none has), and the seconds it took.
 
     If the bug couldn't be planted, or pytest itself failed, "!! " and the reason replace the test.
+    Each thread has a copy of its own. It is used again, so that it is compiled once.
     """
-    place = base / str(number)
-    place.mkdir()
+    place = base / threading.current_thread().name
+    if not place.exists():
+        lay_out(place)
+    file = place / "dbbasic_queue" / mutant.file
+    compiled = Path(importlib.util.cache_from_source(str(file)))
+    original = file.read_bytes()
     started = time.monotonic()
     try:
-        lay_out(place, mutant)
+        mutant.apply(place / "dbbasic_queue")
+        compiled.unlink(missing_ok=True)  # Python may take it for the new file's
+        caught = catch(place, mutant)
     except ValueError as e:
-        return mutant, f"!! {e}", 0.0
+        caught = f"!! {e}"
+    finally:
+        file.write_bytes(original)
+        compiled.unlink(missing_ok=True)
+    return mutant, caught, time.monotonic() - started
+
+
+def catch(place: Path, mutant: Mutant) -> str:
+    """Return the first test that fails, as `judge` does."""
     for test in mutant.tests:
         code, output = run_tests(place, (test,))
         if code == 1:
             failed = re.search(r"^(?:FAILED|ERROR) (\S*::\S+)", output, re.MULTILINE)
-            caught = failed.group(1) if failed else test
-            shutil.rmtree(place)
-            return mutant, caught, time.monotonic() - started
-        if code not in (0, 1):
-            return mutant, f"!! pytest itself failed ({code}): {output[-300:]}", 0.0
-    return mutant, "", time.monotonic() - started
+            return failed.group(1) if failed else test
+        if code:
+            return f"!! pytest itself failed ({code}): {output[-300:]}"
+    return ""
 
 
 def judge_unharmed(base: Path) -> int:
     """Run all tests that must catch bugs on a copy without a bug: they must pass."""
     place = base / "unharmed"
-    place.mkdir()
-    lay_out(place, None)
+    lay_out(place)
     failed = 0
     for test in sorted({test for mutant in MUTANTS for test in mutant.tests}):
         code, output = run_tests(place, (test,))
@@ -127,7 +136,7 @@ def main(words: list[str]) -> int:
             return judge_unharmed(base)
         chosen = [m for m in MUTANTS if not words or any(word in m.name for word in words)]
         with ThreadPoolExecutor(AT_A_TIME) as threads:
-            jobs = [threads.submit(judge, base, n, mutant) for n, mutant in enumerate(chosen)]
+            jobs = [threads.submit(judge, base, mutant) for mutant in chosen]
             for job in jobs:
                 mutant, caught, seconds = job.result()
                 survivors += not caught or caught.startswith("!!")

@@ -21,6 +21,7 @@ import gc
 import importlib
 import itertools
 import json
+import math
 import os
 import pkgutil
 import re
@@ -40,6 +41,9 @@ import dbbasic_queue.store.claiming.slots
 
 REACH = 3
 """how many changing calls after the first error the second one may come"""
+STOPS = os.environ.get("DBBASIC_QUEUE_STOP") == "1"
+"""whether a sweep ends at the first mistake"""
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 _TRIES = 5
 """how often a run is repeated that has ended before its planned call"""
 
@@ -73,7 +77,7 @@ class Result:
             kind = re.sub(r"\d{4,}|[0-9a-f]{16}", "N", sentence)[:300]
             self.wrong[kind] += 1
             self.first.setdefault(kind, f"{plan} ({site}): {sentence}")
-        if sentences and os.environ.get("DBBASIC_QUEUE_STOP") == "1":
+        if sentences and STOPS:
             raise EnoughFound(self)
 
     def as_dict(self) -> dict[str, Any]:
@@ -128,7 +132,11 @@ def _kill_plans(trace: list[Call]) -> Iterator[tuple[Call, Plan]]:
 
 
 def sample(plans: list[tuple[Call, Plan]], every: int) -> list[tuple[Call, Plan]]:
-    """Return about one in `every` plans, and at least one for each kind of call and attack."""
+    """Return about one in `every` plans, and at least one for each kind of call and attack.
+
+    If the sweep ends at the first mistake, those that follow each other are far apart, because
+    mistakes are close together.
+    """
     kinds: dict[tuple[Call, str, int], list[int]] = {}
     for number, (call, plan) in enumerate(plans):
         phase = "" if plan.error and not plan.then_error else plan.phase
@@ -136,7 +144,11 @@ def sample(plans: list[tuple[Call, Plan]], every: int) -> list[tuple[Call, Plan]
     chosen: list[int] = []
     for turn, numbers in enumerate(kinds.values()):
         chosen += numbers[turn % min(every, len(numbers)) :: every]
-    return [plans[number] for number in sorted(chosen)]
+    chosen.sort()
+    if STOPS:
+        place = {number: n * GOLDEN_RATIO % 1 for n, number in enumerate(chosen)}
+        chosen.sort(key=place.__getitem__)
+    return [plans[number] for number in chosen]
 
 
 def _killed(base: str, workload: Workload, plan: Plan) -> Attack:

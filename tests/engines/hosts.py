@@ -133,8 +133,9 @@ def can_make_networks() -> bool:
     if os.geteuid() != 0:
         return False
     with suppress(OSError):
-        done = subprocess.run(["ip", "netns", "add", "dbq-try"], capture_output=True, check=False)
-        subprocess.run(["ip", "netns", "del", "dbq-try"], capture_output=True, check=False)
+        name = f"dbq-try-{os.getpid()}"
+        done = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False)
+        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
         return done.returncode == 0
     return False
 

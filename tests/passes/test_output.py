@@ -385,6 +385,7 @@ def test_the_output_of_a_job_can_be_found_as_soon_as_it_has_ended(
     with Queue(tmp_path / "data/queue.tsv") as queue:
         wait_for(lambda: queue.store.exists(), "the queue")
         wait_for(lambda: queue.output("a") == "first", "the output")
+        wait_for(lambda: history(queue, "a"), "the history")
         assert history(queue, "a")[0]["output_offset"] == len(output_file.HEADER)
 
 
