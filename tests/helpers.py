@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -392,6 +393,15 @@ def environment() -> dict[str, str]:
     path = [*map(str, found), *filter(None, [os.environ.get("PYTHONPATH")])]
     ours = {name: text for name, text in os.environ.items() if name != "DBBASIC_QUEUE_FILE"}
     return ours | {"PYTHONPATH": os.pathsep.join(path)}
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Wait until no other test of this machine, in any process or checkout, is in such a block."""
+    path = os.path.join(tempfile.gettempdir(), f"dbbasic-queue-test-{name}.lock")
+    with open(path, "a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def server_port() -> int:

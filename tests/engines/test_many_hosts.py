@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from helpers import alone
 from hosts import Hosts
 
 if TYPE_CHECKING:
@@ -33,13 +34,12 @@ def valkey(address: str) -> Server:
 
 
 @pytest.mark.minutes
-@pytest.mark.xdist_group("hosts")
 @pytest.mark.parametrize("start", [postgres, valkey], ids=lambda start: start.__name__)
 @pytest.mark.parametrize("seed", range(10 if LONG else 1))
 def test_nothing_is_lost_or_run_again_whatever_fails_on_the_network(
     start: Callable[[str], Server], seed: int, tmp_path: Path
 ) -> None:
-    with Hosts(start, "hosts", tmp_path, seed=seed) as hosts:
+    with alone("hosts"), Hosts(start, "hosts", tmp_path, seed=seed) as hosts:
         hosts.enqueue(JOBS)
         for event in hosts.run(most_seconds=180, partition=True):
             print(event)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import DEADLINE, PROJECT, environment, notes, wait_for
+from helpers import DEADLINE, PROJECT, alone, environment, notes, wait_for
 
 from dbbasic_queue import Queue
 
@@ -128,14 +128,15 @@ def cron_is_running() -> bool:
 @contextmanager
 def cron(directory: Path) -> Iterator[None]:
     """Make sure that cron is running: the machine's own, or one started for this test."""
-    if cron_is_running():
-        yield
-        return
-    program = shutil.which("cron", path="/usr/sbin:/usr/bin")
-    assert program is not None
-    bare = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-    with running([program, "-f"], directory, "cron.log", env=bare):
-        yield
+    with alone("cron"):
+        if cron_is_running():
+            yield
+            return
+        program = shutil.which("cron", path="/usr/sbin:/usr/bin")
+        assert program is not None
+        bare = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+        with running([program, "-f"], directory, "cron.log", env=bare):
+            yield
 
 
 @contextmanager
@@ -211,7 +212,6 @@ def post(port: int, order: int) -> dict[str, Any]:
 
 
 @pytest.mark.minutes
-@pytest.mark.xdist_group("cron")
 @pytest.mark.skipif(bool(what_is_missing()), reason=what_is_missing())
 def test_cron_runs_each_job_that_a_web_app_enqueues_once(tmp_path: Path) -> None:
     [line] = re.findall(r"^\* \* \* \* \* cd /srv/app .*$", README.read_text("utf-8"), re.MULTILINE)
