@@ -24,11 +24,13 @@ from dbbasic_queue import Queue, StoreError
 from dbbasic_queue.store.writing.queue_files import QueueFiles
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_a_failed_file_call_raises_and_changes_nothing_and_later_calls_work(workload: str) -> None:
     sweep("errors", workload, every=1 if LONG else 23)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_a_second_failed_call_in_the_repair_or_retry_also_raises_and_changes_nothing(
     workload: str,

@@ -25,21 +25,25 @@ LONG = os.environ.get("DBBASIC_QUEUE_LONG") == "1"
 HERE = Path(__file__).parent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_a_kill_at_any_file_call_loses_no_job_and_runs_no_recorded_job_again(workload: str) -> None:
     sweep("kill", workload, every=1 if LONG else 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_a_second_kill_during_the_recovery_loses_nothing_either(workload: str) -> None:
     sweep("double", workload, every=3 if LONG else 299)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workload", ["application"])
 def test_a_kill_while_a_file_is_created_locks_no_other_user_out(workload: str) -> None:
     sweep("creations", workload, every=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workload", ["application", "passes", "overlapping"])
 def test_changes_by_others_at_any_moment_without_the_lock_are_respected(workload: str) -> None:
     sweep("meetings", workload, every=1 if LONG else 5)  # not 4: there are four actions

@@ -225,7 +225,8 @@ class Hosts:
     def start(self, host: Host) -> None:
         """Start the host's process, in place of one that was killed."""
         address = SERVER_ADDRESS if self.has_networks else "127.0.0.1"
-        inside = ["ip", "netns", "exec", host.name] if host.name else []
+        # Not with `ip netns exec`: it would also copy the mounts that other tests make.
+        inside = ["nsenter", f"--net=/run/netns/{host.name}"] if host.name else []
         url = self.server.url(self.queue_name, address)
         log = str(self.directory / f"host-{host.number}.log")
         with open(self.directory / f"host-{host.number}.errors", "ab") as errors:

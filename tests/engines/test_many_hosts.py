@@ -33,7 +33,7 @@ def valkey(address: str) -> Server:
     return ValkeyServer(appendfsync="always", address=address)
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [postgres, valkey], ids=lambda start: start.__name__)
 @pytest.mark.parametrize("seed", range(10 if LONG else 1))
 def test_nothing_is_lost_or_run_again_whatever_fails_on_the_network(

@@ -319,13 +319,13 @@ def test_a_job_that_closes_its_stdout_goes_on(queue: Queue) -> None:
         prints("first\n")
         os.close(1)
         os.close(2)
-        time.sleep(1.5)
+        time.sleep(2)
         return "done"
 
     job_id = queue.enqueue("work", {})
     before = cpu_seconds_of_children()
     queue.process_jobs({"work": apart(work)})
-    assert cpu_seconds_of_children() - before < 0.5
+    assert cpu_seconds_of_children() - before < 0.25  # on a busy machine, polling takes 0.4
     assert queue.output(job_id) == "first\n"
     assert job(queue, job_id)["result"] == "done"
 

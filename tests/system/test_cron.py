@@ -211,7 +211,7 @@ def post(port: int, order: int) -> dict[str, Any]:
         return answer
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 @pytest.mark.skipif(bool(what_is_missing()), reason=what_is_missing())
 def test_cron_runs_each_job_that_a_web_app_enqueues_once(tmp_path: Path) -> None:
     [line] = re.findall(r"^\* \* \* \* \* cd /srv/app .*$", README.read_text("utf-8"), re.MULTILINE)

@@ -76,7 +76,7 @@ def write(place: Path, text: str, mode: int = 0o644) -> None:
     place.chmod(mode)
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 @pytest.mark.skipif(bool(lacks()), reason=lacks())
 def test_cron_runs_a_shell_script_a_php_script_and_a_python_function(tmp_path: Path) -> None:
     page = (PROJECT / "docs/commands.md").read_text("utf-8")

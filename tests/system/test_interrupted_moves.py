@@ -118,7 +118,7 @@ def queue_name(directory: Path) -> str:
     return hashlib.sha1(str(directory).encode(), usedforsecurity=False).hexdigest()[:30]
 
 
-@pytest.mark.minutes
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", PAIRS)
 def test_a_move_killed_at_any_moment_and_made_again_loses_and_doubles_no_job(
     programs: Programs, tmp_path: Path, request: pytest.FixtureRequest, pair: str
