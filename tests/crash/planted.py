@@ -131,7 +131,7 @@ MUTANTS = (
         "            SELECT count(*) FROM dbbasic_jobs WHERE type = _limited_type AND status = "
         "'processing'\n"
         "        ));\n"
-        "        PERFORM pg_sleep(0.01);\n",
+        "        PERFORM pg_sleep(0.05);\n",
         (f"{PROCRASTINATE}::test_four_processes_keep_a_limit_exactly",),
     ),
     Mutant(

@@ -406,14 +406,21 @@ def test_four_processes_keep_a_limit_exactly(
 
         def handler(n):
             note("running", "+1")
-            time.sleep(0.003)
+            time.sleep(0.03)
             note("running", "-1")
 
         with open_queue(sys.argv[1]) as queue:
+            queue.counts()
+            note("ready", "1")
+            while not Path("go").exists():
+                time.sleep(0.001)
             while queue.counts()["pending"]:
                 queue.process_jobs({"greet": Handler(handler, concurrency=2)})
     """
-    for child in [programs.start(source, url) for _ in range(4)]:
+    children = [programs.start(source, url) for _ in range(4)]
+    wait_for_notes(tmp_path / "ready", 4)
+    (tmp_path / "go").touch()
+    for child in children:
         child.succeed()
     running, most = 0, 0
     for line in notes(tmp_path / "running"):
