@@ -186,7 +186,7 @@ class Client:
 
         If the connection breaks, it is executed once more, on a new one, unless `repeats` is False.
         `again`, if given, is its last argument: whether it may have been made before. Raises
-        NotInstalledError if the queue was never used.
+        NotInstalledError if the queue was never used, MovedError if it was moved.
         """
         statement = sql.replace("{}", f'"{self.schema}"')
         if self._transaction is not None:
@@ -198,7 +198,7 @@ class Client:
             try:
                 with self._connections.one() as connection:
                     return connection.execute(statement.encode(), values).fetchall()
-            except ConnectionLost as e:  # there is no new connection
+            except ConnectionLost as e:  # it can't connect again
                 raise lost or e from None
             except psycopg.Error as e:
                 is_undefined = isinstance(e, _UNDEFINED)

@@ -85,10 +85,6 @@ class ProcrastinateBackend:
         """Return whether the queue was ever used."""
         return self._client.exists()
 
-    def install(self) -> None:
-        """Make the queue's schema, unless it is there; in a transaction of its own."""
-        self._client.install()
-
     def close(self) -> None:
         """Close all idle connections; the next call opens one again."""
         self._client.close()

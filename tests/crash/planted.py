@@ -104,14 +104,14 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
-        "an outcome is recorded whatever has changed since the claim (PostgreSQL)",
+        "an outcome is recorded though the job has changed since the claim (PostgreSQL)",
         "engines/procrastinate.sql",
         "        ELSIF _job.version <> _versions[i] THEN\n",
         "        ELSIF false THEN\n",
         (f"{PROCRASTINATE}::test_a_worker_that_counts_as_dead_records_nothing_and_starts_nothing",),
     ),
     Mutant(
-        "an outcome is recorded whatever has changed since the claim (Redis)",
+        "an outcome is recorded though the job has changed since the claim (Redis)",
         "engines/rq.lua",
         "  if found[1] == version then\n",
         "  if found[1] then\n",
