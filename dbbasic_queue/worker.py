@@ -184,7 +184,9 @@ class Worker:
                 )
             self._thread = threading.current_thread()
         try:
-            self._run()
+            with Interrupts() as interrupts:  # also between the passes
+                self._run()
+            interrupts.forward_signals()
         except StopRequested:
             return
 

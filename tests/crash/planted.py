@@ -315,6 +315,17 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "SIGTERM between two passes kills the worker",
+        "worker.py",
+        "            with Interrupts() as interrupts:  # also between the passes\n"
+        "                self._run()\n"
+        "            interrupts.forward_signals()\n",
+        "            self._run()\n",
+        (
+            "tests/passes/test_long_running_worker.py::test_sigterm_between_two_passes_ends_the_worker_as_at_any_other_time",
+        ),
+    ),
+    Mutant(
         "the program's own signal handler costs an attempt",
         "passes/signals.py",
         "any(error is raised for raised in self._raised)",

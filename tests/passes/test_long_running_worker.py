@@ -446,6 +446,29 @@ def test_without_logging_the_error_is_on_stderr_and_sigterm_during_the_pause_end
     )
 
 
+def test_sigterm_between_two_passes_ends_the_worker_as_at_any_other_time(
+    programs: Programs, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/queue.tsv").write_text("no header, no job\n")
+    program = programs.start(
+        """
+        import logging, os, signal
+        from dbbasic_queue import Worker
+
+        class Terminate(logging.Handler):
+            def emit(self, record):
+                if "the worker restarts" in record.getMessage():
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        logging.getLogger().addHandler(Terminate())
+        Worker(queue, {"greet": str.upper}).run_forever()
+        print("returned")
+        """
+    )
+    assert program.succeed() == "returned"
+
+
 def test_a_signal_is_not_forgotten_if_an_error_ends_the_pass(
     queue: Queue, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
