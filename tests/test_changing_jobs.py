@@ -187,10 +187,12 @@ def test_an_idle_lingering_pass_polls_20_times_a_second_and_reads_no_row(
     queue.enqueue_many("other", range(50))
     queue.enqueue_many("greet", range(50), NOW + DAY)
     queue.enqueue_many("greet", range(50))
+    # A first pass folds: on a busy machine, an idle pass could do that at any poll, and reread.
+    done = queue.process_jobs({"greet": str}, skip_unknown=True)
+    assert done == NONE | {"completed": 50}
     reads: list[object] = []
     night.at[2] = lambda: record_reads(monkeypatch, reads)
-    done = queue.process_jobs({"greet": str}, skip_unknown=True, linger=10)
-    assert done == NONE | {"completed": 50}
+    assert queue.process_jobs({"greet": str}, skip_unknown=True, linger=10) == NONE
     assert night.polls <= 202
     assert reads == []
 

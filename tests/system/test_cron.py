@@ -15,6 +15,7 @@ import site
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -137,6 +138,8 @@ def cron(directory: Path) -> Iterator[None]:
         bare = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
         with running([program, "-f"], directory, "cron.log", env=bare):
             yield
+        # Its children have its name, too: the next test must not take one for a running cron.
+        wait_for(lambda: not cron_is_running(), "the last jobs of cron")
 
 
 @contextmanager
@@ -155,6 +158,9 @@ def crontab(directory: Path, *lines: str) -> Iterator[None]:
     try:
         hidden.write_text(content, encoding="utf-8")
         hidden.chmod(0o644)
+        # cron reads the directory again if its time of change, in whole seconds, is another one.
+        seen = int(CRON_D.stat().st_mtime)
+        wait_for(lambda: int(time.time()) > seen, "the next second")
         hidden.rename(file)
         yield
     finally:
