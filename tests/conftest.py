@@ -36,6 +36,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.get_closest_marker("slow"))
 
 
+_NOT_MEASURED = tuple(
+    Path(__file__).parent / folder for folder in ("crash", "docs", "engines", "rivals")
+)
+
+
+@pytest.fixture(autouse=True)
+def coverage_of_children(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Don't measure the coverage of child processes in these folders.
+
+    Each would take three times as long to start, and there are thousands; the other tests run the
+    same code in child processes that are measured.
+    """
+    if any(request.path.is_relative_to(folder) for folder in _NOT_MEASURED):
+        for name in [name for name in os.environ if name.startswith("COV")]:
+            monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
