@@ -159,7 +159,7 @@ def crontab(directory: Path, *lines: str) -> Iterator[None]:
         hidden.write_text(content, encoding="utf-8")
         hidden.chmod(0o644)
         # cron reads the directory again if its time of change, in whole seconds, is another one.
-        # The kernel's clock for such times is some milliseconds behind.
+        # The kernel's clock for such times is a few milliseconds behind.
         seen = int(CRON_D.stat().st_mtime)
         wait_for(lambda: time.time() > seen + 1.1, "the next second")
         hidden.rename(file)
