@@ -577,7 +577,7 @@ class Queue:
             raise InvalidArgument(
                 f"invalid status {status!r}: must be one of {', '.join(FINISHED)}"
             )
-        path = None if archive is None else self._archive_path(archive)
+        path = None if archive is None else load(_archive).path_of(archive, self.path)
         before = self.now() - seconds
         statuses = FINISHED if status is None else (status,)
 
@@ -589,21 +589,6 @@ class Queue:
                 load(_archive).check(path)
             return sum(map(is_unwanted, self.store.rows(statuses=statuses)))
         return self.store.remove(is_unwanted, archive=path, statuses=statuses)
-
-    def _archive_path(self, archive: str | os.PathLike[str]) -> str:
-        """Return the archive's path; raises InvalidArgument for a name that it can't have."""
-        path = os.path.abspath(os.fspath(archive))
-        name = os.fspath(archive)
-        if path.endswith(".gz"):
-            raise InvalidArgument(
-                f"invalid archive {name!r}: archives are plain TSV files now (choose a name that "
-                "doesn't end in .gz; logrotate can compress it, and zcat still reads old archives)"
-            )
-        if f"{os.path.realpath(path)}.".startswith(os.path.realpath(self.path) + "."):
-            raise InvalidArgument(
-                f"invalid archive {name!r}: this is a file of the queue (choose another name)"
-            )
-        return path
 
     # -- looking --
 

@@ -249,16 +249,8 @@ class _Mover:
 
     def _recover(self) -> None:
         """Make the jobs of dead passes pending, as a pass does that has a handler for each."""
-        if not self._count_running():
-            return
-        now = self._clock()
-        claims = self._source.open_claims(_AllTypes(), now, 1)
-        try:
-            for row, state in claims.take_recovered()[1]:
-                outcome = "stopped" if state.status == states.CANCELLED else "died"
-                claims.history.note(row, outcome, state.error, now, None)
-        finally:
-            claims.abandon()
+        if self._count_running():
+            recover(self._source, self._clock())
 
     # -- schedules and pauses --
 
@@ -382,6 +374,17 @@ def _are_same_file(source: str, target: str) -> bool:
         return False
 
 
+def recover(store: Store, now: float) -> None:
+    """Make the jobs of dead passes pending, as a pass does that has a handler for each."""
+    claims = store.open_claims(_AllTypes(), now, 1)
+    try:
+        for row, state in claims.take_recovered()[1]:
+            outcome = "stopped" if state.status == states.CANCELLED else "died"
+            claims.history.note(row, outcome, state.error, now, None)
+    finally:
+        claims.abandon()
+
+
 class _AllTypes:
     """The `Terms` of a recovery without handlers: each job is retried, however often it has run."""
 
@@ -405,6 +408,9 @@ class _AllTypes:
 
     def priority(self, job_type: str) -> int:
         return 0
+
+    def types(self) -> str:
+        return ""
 
     def prioritizes(self) -> bool:
         return False

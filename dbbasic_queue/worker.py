@@ -176,6 +176,13 @@ class Worker:
         already running, InvalidHandlers for coroutine functions if an event loop is already running
         in this thread.
         """
+        self.run_until_stopped()
+
+    def run_until_stopped(self, on_start: Callable[[], None] = lambda: None) -> bool:
+        """Do what `run_forever` does, and return whether SIGTERM has ended it.
+
+        `on_start` is called as soon as SIGTERM would let jobs finish.
+        """
         self._plan(here=True)  # raises InvalidHandlers for this thread now
         with self._state():
             if self._thread is not None:
@@ -185,10 +192,12 @@ class Worker:
             self._thread = threading.current_thread()
         try:
             with Interrupts() as interrupts:  # also between the passes
+                on_start()
                 self._run()
             interrupts.forward_signals()
         except StopRequested:
-            return
+            return True
+        return False
 
     def _run(self) -> None:
         with self._change:  # `start` holds it until it has recorded this thread

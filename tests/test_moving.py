@@ -363,7 +363,9 @@ def test_rows_that_a_shell_appends_later_are_reported_and_moved_by_moving_again(
             old.process_jobs({"work": work})
     with files.open(files.old, even_if_moved=True) as old:
         lines = list(status.lines(old.store, files.clock()))
-    assert lines[:3] == [f"queue\t{files.old}", f"moved\t{files.new}\t1", "pending\t1"]
+    assert lines[0] == f"queue\t{files.old}"
+    assert lines[1].startswith(f"verdict\tmoved\tthis queue was moved to {files.new}; 1 job has ")
+    assert lines[2:4] == [f"moved\t{files.new}\t1", "pending\t1"]
     assert files.move().moved == 1
     with files.open(files.new) as new:
         assert [found["id"] for found in new.jobs()] == ["moved", "late"]

@@ -461,7 +461,8 @@ def test_the_umask_of_roots_cron_does_not_lock_the_web_server_out(path: Path, ma
     finally:
         os.umask(before)
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
-    files = ["queue.tsv", *(f"queue.tsv.{s}" for s in ("history", "journal", "lock", "pass.1"))]
+    suffixes = ("history", "journal", "lock", "pass.1", "passes")
+    files = ["queue.tsv", *(f"queue.tsv.{suffix}" for suffix in suffixes)]
     assert modes == dict.fromkeys(files, 0o660)
 
 

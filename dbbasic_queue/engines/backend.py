@@ -76,7 +76,7 @@ class LiveWorker(NamedTuple):
 
     `pid` is the host's name, a dot, and the process id. `listed_at` is when it last claimed jobs.
     `parallel` is how many of its claims it may have started at once. `claims` are (job id,
-    attempt). Times are in Unix seconds, by the server's clock.
+    attempt). Times are in Unix seconds, by the server's clock. `types` isn't known.
     """
 
     pid: str
@@ -84,6 +84,7 @@ class LiveWorker(NamedTuple):
     listed_at: float
     parallel: int
     claims: frozenset[tuple[str, int]]
+    types: str = ""
 
 
 def unique_key(row: Row) -> str:

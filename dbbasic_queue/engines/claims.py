@@ -24,8 +24,8 @@ from dbbasic_queue.errors import StoreError
 from dbbasic_queue.model import states
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.jsontext import decode_json
-from dbbasic_queue.store.history import worker_name
 from dbbasic_queue.store.protocol import Claim
+from dbbasic_queue.store.worker import worker_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

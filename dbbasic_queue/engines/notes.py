@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from dbbasic_queue.errors import StoreError
 from dbbasic_queue.store import output, progress
-from dbbasic_queue.store.history import encode_row, format_instant, worker_name
+from dbbasic_queue.store.history import encode_row, format_instant
+from dbbasic_queue.store.worker import worker_name
 
 if TYPE_CHECKING:
     from dbbasic_queue.engines.backend import Backend

@@ -168,23 +168,25 @@ class ProcrastinateBackend:
         )
         types = self._client.read(
             f"""
-            SELECT {_COLUMNS}, waiting_type, waiting, due FROM (
+            SELECT {_COLUMNS}, waiting_type, waiting, due, next_at FROM (
                 SELECT
                     type AS waiting_type, count(*) AS waiting,
                     count(*) FILTER (WHERE run_at <= %s) AS due,
                     min(ARRAY[greatest(run_at, created_at), number]) FILTER (WHERE run_at <= %s)
-                        AS first
+                        AS first,
+                    min(run_at) FILTER (WHERE run_at > %s) AS next_at
                 FROM {{}}.dbbasic_jobs WHERE status = 'pending' GROUP BY type
             ) found LEFT JOIN {{}}.dbbasic_jobs ON number = first[2]
             """,
+            math.floor(now),
             math.floor(now),
             math.floor(now),
         )
         return Overview(
             counts,
             [
-                Waiting(job_type, count, due, _row(row) if row[0] else None)
-                for *row, job_type, count, due in types
+                Waiting(job_type, count, due, _row(row) if row[0] else None, next_at)
+                for *row, job_type, count, due, next_at in types
             ],
             self._oldest,
         )

@@ -463,13 +463,15 @@ return rows
 
 -- script overview: the score below which jobs are due
 -- Returns how many jobs are processing, and of each RQ queue: its name, how many jobs are pending,
--- finished, failed, canceled, and due, and the first rows that are due.
+-- finished, failed, canceled, and due, the first row that isn't due, and the first ones that are.
 local found = {call('ZCARD', P .. 'processing')}
 for _, queue in ipairs(call('SMEMBERS', P .. 'types')) do
   local due = '(' .. ARGV[1]
   local one = {queue, call('SCARD', P .. 'pending:' .. queue), call('ZCARD', FINISHED .. queue),
                call('ZCARD', FAILED .. queue), call('ZCARD', CANCELED .. queue),
                call('LLEN', QUEUE .. queue) + call('ZCOUNT', SCHEDULED .. queue, '-inf', due)}
+  local later = call('ZRANGEBYSCORE', SCHEDULED .. queue, ARGV[1], '+inf', 'LIMIT', 0, 1)
+  one[#one + 1] = later[1] and row_of(later[1]) or false
   for _, ids in ipairs({call('LRANGE', QUEUE .. queue, 0, 0),
                         call('ZRANGEBYSCORE', SCHEDULED .. queue, '-inf', due, 'LIMIT', 0, 1)}) do
     one[#one + 1] = ids[1] and row_of(ids[1])

@@ -164,7 +164,7 @@ class RqBackend:
         processing, *queues = self._client.run("overview", _score_after(now))
         counts = {states.PROCESSING: processing}
         types = []
-        for queue, pending, completed, failed, cancelled, due, *heads in queues:
+        for queue, pending, completed, failed, cancelled, due, later, *heads in queues:
             for status, count in (
                 (states.PENDING, pending),
                 (states.COMPLETED, completed),
@@ -174,7 +174,8 @@ class RqBackend:
                 counts[status] = counts.get(status, 0) + count
             if pending:
                 first = min(map(self._row, heads), key=_due_at, default=None)
-                types.append(Waiting(self._type(queue), pending, due, first))
+                next_at = self._row(later).state.run_at if later else None
+                types.append(Waiting(self._type(queue), pending, due, first, next_at))
         return Overview(counts, types, self._oldest)
 
     def _oldest(self) -> float | None:

@@ -17,17 +17,19 @@ from __future__ import annotations
 
 import json
 import math
+import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from dbbasic_queue.engines.backend import MOVED, Change, StoredRow
 from dbbasic_queue.engines.claims import EngineClaims
-from dbbasic_queue.errors import DuplicateJob, queue_moved
+from dbbasic_queue.errors import DuplicateJob, StoreError, queue_moved
 from dbbasic_queue.model import states
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.model.rows import parse_row
 from dbbasic_queue.passes import log_lines
-from dbbasic_queue.store import purged, schedule_file
+from dbbasic_queue.store import pass_log, purged, schedule_file
 from dbbasic_queue.store.batches import batches
 from dbbasic_queue.store.history import Attempt
 from dbbasic_queue.store.output import Output
@@ -42,13 +44,18 @@ if TYPE_CHECKING:
     from dbbasic_queue.engines.backend import Backend
     from dbbasic_queue.model.rows import Row
     from dbbasic_queue.model.states import State
+    from dbbasic_queue.store.pass_log import EndedPass
     from dbbasic_queue.store.protocol import Overview, Terms
     from dbbasic_queue.store.reading.unreadable import Unreadable
     from dbbasic_queue.store.schedule_file import Change as ScheduleChange
 
 _BATCH = 1000
-_PAUSED, _PURGED, _SCHEDULES, _WARNINGS = "paused", "purged", "schedules", "warnings"
+_PASSES, _PAUSED, _PURGED, _SCHEDULES = "passes", "paused", "purged", "schedules"
+_WARNINGS = "warnings"
 """the names of the backend's values"""
+_RECENT_SECONDS = 600.0
+_MOST_PASSES = 100
+"""how many passes that have ended are kept"""
 
 
 class EngineStore:
@@ -129,15 +136,20 @@ class EngineStore:
         statuses: Collection[str] = states.STATUSES,
         job_type: str | None = None,
         only_errors: bool = False,
+        beginning: str = "",
     ) -> Iterator[Row]:
         """Yield every job, or those that are wanted, in the order of enqueueing."""
         self.require_here()
         return self.backend.rows(statuses, job_type, only_errors=only_errors)
 
-    def overview(self, now: float) -> Overview:
-        """Return what the server has counted."""
+    def overview(self, now: float, each: Callable[[Row], object] | None = None) -> Overview:
+        """Return what the server has counted; call `each` with the open jobs that have an error."""
         self.require_here()
-        return self.backend.overview(now)
+        found = self.backend.overview(now)
+        if each is not None:
+            for row in self.rows(statuses=(states.PENDING, states.FAILED), only_errors=True):
+                each(row)
+        return found
 
     def _change(
         self, job_id: str, new_state: Callable[[State], State | None], payload: str | None = None
@@ -345,6 +357,24 @@ class EngineStore:
         """Return the live workers and the running jobs."""
         return list(self.backend.workers()), list(self.backend.rows((states.PROCESSING,)))
 
+    def note_pass(self, line: str) -> None:
+        """Add a pass that has ended to the last ones; it is lost if the server can't be reached."""
+        try:
+            while not self.backend.replace(_PASSES, *self._with_pass(line)):
+                pass
+        except StoreError:
+            return
+
+    def _with_pass(self, line: str) -> tuple[bytes, bytes]:
+        """Return the kept rows, and the rows that are to be kept."""
+        before = self.backend.read(_PASSES)
+        kept = before.splitlines(keepends=True)[1 - _MOST_PASSES :]
+        return before, b"".join([*kept, line.encode()])
+
+    def passes(self) -> list[EndedPass]:
+        """Return the last passes that have ended."""
+        return pass_log.parse(self.backend.read(_PASSES).decode().splitlines())
+
     # -- moving the jobs to another queue, and from there --
 
     def exchange(self, changes: Sequence[tuple[Row, State]]) -> list[Row | None]:
@@ -392,6 +422,18 @@ class EngineStore:
         for attempt in map(Attempt, self.backend.history(job_id, since)):
             if attempt.error or not only_errors:
                 yield attempt
+
+    def latest(self, count: int) -> list[Attempt]:
+        """Return the attempts that ended last, at most `count`, the oldest first."""
+        found: deque[Attempt] = deque(maxlen=count)
+        for seconds in (_RECENT_SECONDS, math.inf):
+            since = time.time() - seconds
+            found.extend(map(Attempt, self.backend.history("", since)))
+            if len(found) >= count:
+                break
+            if seconds != math.inf:
+                found.clear()
+        return list(found)
 
     def output(self, job_id: str, attempt: int | None = None) -> Output | None:
         """Return what a job's latest attempt, or this attempt, has printed, if that is kept."""

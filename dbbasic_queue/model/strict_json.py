@@ -7,15 +7,19 @@ idle pass.
 from __future__ import annotations
 
 import json
+import os
 import re
 from json import encoder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
 MAX_DEPTH = 100
+
+_LONGEST_SIMPLE_BYTES = 4300
+"""Shorter text can't have a number that is too long."""
 
 # Both take time in proportion to the text's length, whatever the text is. A string without an end
 # matches to the end of the text; otherwise the search would start again at each quote inside it.
@@ -155,6 +159,34 @@ def from_json(text: str) -> Any:
         return _decoder.decode(text)  # it has spaces around it, or isn't JSON
     except RecursionError:
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from None
+
+
+_BETWEEN = f'"{os.urandom(8).hex()}"'
+"""JSON text that no payload contains, because nobody can guess it"""
+
+
+def all_json(texts: Sequence[bytes]) -> bool:
+    """Return True if all texts are JSON, or empty. False means that one may not be.
+
+    They are decoded in one call, as the members of a list. Between them are members that no text
+    can imitate. So if these are where they must be, nothing but one value is between any two.
+
+    >>> all_json([b"[1]", b"", b'"a"']), all_json([b"1, 2"]), all_json([b"[1", b"2]"])
+    (True, False, False)
+    """
+    for text in texts:
+        size = len(text)
+        if size > MAX_DEPTH and (
+            text.count(b"[") + text.count(b"{") > MAX_DEPTH or size > _LONGEST_SIMPLE_BYTES
+        ):
+            return False
+    try:
+        joined = (b",%b," % _BETWEEN.encode()).join([text or b"{}" for text in texts]).decode()
+        members, _ = _scan_once(f"[{joined}]", 0)
+    except (ValueError, StopIteration, RecursionError):
+        return False
+    marks = members[1::2]
+    return len(members) == 2 * len(texts) - 1 and marks.count(_BETWEEN[1:-1]) == len(marks)
 
 
 def canonical_json(text: str) -> str:

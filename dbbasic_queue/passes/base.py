@@ -109,6 +109,7 @@ class Pass:
 
     def run(self) -> dict[str, int]:
         """Run the due jobs; return how many had each outcome."""
+        started_at = time.monotonic()
         self.add_scheduled()
         now = self.clock()  # afterwards: a job that has just been added is due
         exists = self.store.exists()
@@ -116,6 +117,8 @@ class Pass:
             log_lines.no_queue(log, self.store.path)
         if not self.linger and not (exists and self._has_work(now)):
             self._report_unreadable()
+            if exists:
+                self._note_end(started_at)
             return self.counts
         start_work, interrupts = load(self._work), self.interrupts
         try:
@@ -140,8 +143,15 @@ class Pass:
                 raise fold_error  # the file itself is a mount point: no fold would ever succeed
             if log := log_lines.logger():
                 log_lines.not_folded(log, fold_error)
+        self._note_end(started_at)
         interrupts.forward_signals()
         return self.counts
+
+    def _note_end(self, started_at: float) -> None:
+        """Add this pass to the log of passes. `started_at` is on the monotonic clock."""
+        seconds = time.monotonic() - started_at
+        encode_row = load(_encode_row)
+        self.store.note_pass(encode_row(self.clock(), seconds, self.policies.types(), self.counts))
 
     def _flush_digests(self) -> None:
         """Send the digests of the hooks. All is recorded by now, and the slot is released."""
@@ -315,6 +325,12 @@ def _keeping() -> ModuleType:
     from dbbasic_queue.passes import keeping
 
     return keeping
+
+
+def _encode_row() -> Callable[[float, float, str, dict[str, int]], str]:
+    from dbbasic_queue.store.pass_log import encode_row
+
+    return encode_row
 
 
 def _scheduler() -> type[Scheduler]:

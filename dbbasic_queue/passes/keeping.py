@@ -38,7 +38,7 @@ def remove_old(store: Store, policies: Policies, now: float) -> None:
         return is_old(row.state, now - seconds) and policies.handler(row.type) is not None
 
     try:
-        if not store.take_turn_to_purge(policies.types(), now, PAUSE_SECONDS):
+        if not store.take_turn_to_purge(policies.names(), now, PAUSE_SECONDS):
             return
         count = store.remove(is_unwanted, statuses=FINISHED)
     except OSError as e:

@@ -9,12 +9,13 @@ import sys
 
 from dbbasic_queue.errors import InvalidHandlers
 from dbbasic_queue.handlers import Handler
+from dbbasic_queue.lazy import load
 from dbbasic_queue.model import states
 from dbbasic_queue.model.checks import check_count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any, Literal
 
     from dbbasic_queue.passes.hooks import Hooks
@@ -119,16 +120,28 @@ class Policies:
         count: Callable[[], int] = getattr(self._handlers, "__len__", lambda: 0)
         return count()
 
-    def types(self) -> list[str]:
+    def names(self) -> list[str]:
         """Return the types that have a handler."""
         return list(self._handlers)
+
+    def types(self) -> str:
+        """Return the types that a pass runs, with their limits, as in the log of passes."""
+        found = []
+        for name, function in self._handlers.items():
+            if function is not None and self._is_of_kind(handler := Handler.of(function)):
+                found.append((name, handler.concurrency))
+        tries_others = not self._skip_unknown and self._kind != COROUTINES
+        return load(_format_types)([*found, ("*", None)] if tries_others else found)
+
+    def _is_of_kind(self, handler: Handler) -> bool:
+        return self._kind == ALL or handler.shares_loop == (self._kind == COROUTINES)
 
     def wants(self, job_type: str) -> bool:
         """Return whether the pass runs jobs of a type."""
         handler = self.handler(job_type)
         if handler is None:
             return not self._skip_unknown and self._kind != COROUTINES
-        return self._kind == ALL or handler.shares_loop == (self._kind == COROUTINES)
+        return self._is_of_kind(handler)
 
     def limit_of(self, handler: Handler | None) -> int:
         """Return how many attempts a job of this handler has; None stands for a missing one."""
@@ -161,3 +174,9 @@ class Policies:
         if handler is None:  # with `skip_unknown`, another worker may have any backoff for the type
             return states.LATEST if self._skip_unknown else states.backoff(attempt)
         return handler.longest_wait(attempt)
+
+
+def _format_types() -> Callable[[Iterable[tuple[str, int | None]]], str]:
+    from dbbasic_queue.store.pass_log import format_types
+
+    return format_types

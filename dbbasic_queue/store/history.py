@@ -20,6 +20,7 @@ from dbbasic_queue.model.states import LATEST
 from dbbasic_queue.store import rotated
 from dbbasic_queue.store.disk.files import open_file
 from dbbasic_queue.store.rotated import RotatedFile
+from dbbasic_queue.store.worker import worker_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ LARGEST_BYTES = 16 << 20
 """A larger file is rotated. With the one before it, up to twice as much is kept."""
 
 _MOST_ROWS = 512
+_TAIL_BYTES = 1 << 16
 _LONGEST_DELAY_SECONDS = 1.0
 
 
@@ -162,11 +164,6 @@ class HistoryWriter:
         """Write the rows that are in memory, and close the file."""
         self.flush()
         self.file.close()
-
-
-def worker_name() -> str:
-    """Return the column `worker` for this process: the host's name, a dot, the process id."""
-    return f"{escape(os.uname().nodename)}.{os.getpid()}"
 
 
 def _take_over(path: str) -> None:
@@ -309,3 +306,28 @@ def read(
             except (ValueError, IndexError):
                 if skipped is not None:
                     skipped.append(line[:80].decode("utf-8", "replace"))
+
+
+def read_latest(queue: str, count: int) -> list[Attempt]:
+    """Return the attempts that were written last, at most `count`, the oldest first.
+
+    Reads only the end of the file, so long rows may make it fewer. Needs no lock. Raises the same
+    errors as `read`.
+    """
+    path = _path(queue)
+    found: list[Attempt] = []
+    for file in reversed(rotated.files(path, _old(path))):
+        start = max(os.fstat(file.fd).st_size - _TAIL_BYTES, 0)
+        content = os.pread(file.fd, _TAIL_BYTES, start)
+        lines = content.split(b"\n")[1 if start else 0 :]
+        attempts = []
+        for line in lines[:-1]:
+            try:
+                attempts.append(Attempt(line.decode() + "\n"))
+            except ValueError:
+                continue  # the header, or a torn row
+        found = attempts[-count:] + found
+        count -= len(attempts)
+        if count <= 0:
+            break
+    return found

@@ -24,7 +24,7 @@ from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.model.rows import parse_row
 from dbbasic_queue.model.strict_json import canonical_json
-from dbbasic_queue.store import schedule_file
+from dbbasic_queue.store import pass_log, schedule_file
 from dbbasic_queue.store.memory_claims import MemoryClaims, MemoryJob
 from dbbasic_queue.store.writing.archive import append_rows
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.model.states import State
     from dbbasic_queue.store.history import Attempt
     from dbbasic_queue.store.output import Output
+    from dbbasic_queue.store.pass_log import EndedPass
     from dbbasic_queue.store.progress import Progress
     from dbbasic_queue.store.protocol import Terms
     from dbbasic_queue.store.reading.unreadable import Unreadable
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 _MOST_ATTEMPTS_KEPT = 10_000
 _MOST_OUTPUTS_KEPT = 100
+_MOST_PASSES_KEPT = 100
 
 
 class MemoryStore:
@@ -64,6 +66,7 @@ class MemoryStore:
         self.finished: deque[Attempt] = deque(maxlen=_MOST_ATTEMPTS_KEPT)
         self.printed: deque[Output] = deque(maxlen=_MOST_OUTPUTS_KEPT)
         self.reported: dict[str, Progress] = {}
+        self._passes: deque[str] = deque(maxlen=_MOST_PASSES_KEPT)
         self._paused: frozenset[str] = frozenset()
         self._purged: dict[str, float] = {}
         """job type -> when a pass last removed its old jobs"""
@@ -159,7 +162,7 @@ class MemoryStore:
             rows = [job.copy() for job in self.jobs.values()]
         yield from rows
 
-    def overview(self, now: float) -> None:
+    def overview(self, now: float, each: object = None) -> None:
         """Return None: the rows are here."""
 
     def cancel(self, job_id: str) -> bool:
@@ -334,6 +337,14 @@ class MemoryStore:
         """Return no passes, and the running jobs."""
         return [], [row for row in self.rows() if row.state.status == states.PROCESSING]
 
+    def note_pass(self, line: str) -> None:
+        """Add a pass that has ended."""
+        self._passes.append(line)
+
+    def passes(self) -> list[EndedPass]:
+        """Return the last passes that have ended."""
+        return pass_log.parse(self._passes)
+
     # -- moving the jobs of another queue here --
 
     def exchange(self, changes: Sequence[tuple[Row, State]]) -> list[Row | None]:
@@ -376,6 +387,10 @@ class MemoryStore:
             is_wanted = job_id in ("", attempt.id) and attempt.ended_at >= since
             if is_wanted and (attempt.error or not only_errors):
                 yield attempt
+
+    def latest(self, count: int) -> list[Attempt]:
+        """Return the attempts that ended last, at most `count`, the oldest first."""
+        return list(self.finished)[-count:]
 
     def output(self, job_id: str, attempt: int | None = None) -> Output | None:
         """Return what a job's latest attempt, or this attempt, has printed, if that is kept."""

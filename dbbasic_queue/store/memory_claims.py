@@ -13,8 +13,9 @@ from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.jsontext import decode_json
 from dbbasic_queue.model.rows import Row
 from dbbasic_queue.store import output, progress
-from dbbasic_queue.store.history import Attempt, encode_row, format_instant, worker_name
+from dbbasic_queue.store.history import Attempt, encode_row, format_instant
 from dbbasic_queue.store.protocol import Claim
+from dbbasic_queue.store.worker import worker_name
 
 if TYPE_CHECKING:
     import threading

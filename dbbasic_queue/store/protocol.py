@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.claiming.slots import LivePass
     from dbbasic_queue.store.history import Attempt
     from dbbasic_queue.store.output import Output
+    from dbbasic_queue.store.pass_log import EndedPass
     from dbbasic_queue.store.progress import Progress
     from dbbasic_queue.store.reading.unreadable import Unreadable
     from dbbasic_queue.store.schedule_file import Change
@@ -83,18 +84,22 @@ if TYPE_CHECKING:
             statuses: Collection[str] = STATUSES,
             job_type: str | None = None,
             only_errors: bool = False,
+            beginning: str = "",
         ) -> Iterator[Row]:
             """Yield every job as it is when the iteration starts, in the order of enqueueing.
 
             The numbers of lines that aren't jobs are added to `unreadable`, the header being 1. A
-            store may leave out jobs that have none of the statuses, another type or, with
-            `only_errors`, no error: a server needn't send them.
+            store may leave out jobs that have none of the statuses, another type, with
+            `only_errors` no error, or whose id doesn't have this `beginning`.
             """
 
-        def overview(self, now: float) -> Overview | None:
-            """Return what a server has counted, or None if the caller is to read all rows.
+        def overview(
+            self, now: float, each: Callable[[Row], object] | None = None
+        ) -> Overview | None:
+            """Return how many jobs there are, or None if the caller is to read all rows.
 
-            `now` is in Unix seconds.
+            `now` is in Unix seconds. `each` is called with every pending or failed job that has an
+            error, in the order of enqueueing.
             """
 
         def cancel(self, job_id: str) -> bool:
@@ -216,6 +221,9 @@ if TYPE_CHECKING:
         ) -> Iterator[Attempt]:
             """Yield the finished attempts, or those of one job; see `history.read`."""
 
+        def latest(self, count: int) -> list[Attempt]:
+            """Return the attempts that ended last, at most `count`, the oldest first."""
+
         def output(self, job_id: str, attempt: int | None = None) -> Output | None:
             """Return what the job's latest attempt, or this attempt, has printed; or None.
 
@@ -238,6 +246,15 @@ if TYPE_CHECKING:
             damaged records of the journal were skipped since then, and the numbers of all lines
             that aren't jobs.
             """
+
+        def note_pass(self, line: str) -> None:
+            """Add a pass that has ended to the log of passes. `line` is of `pass_log.encode_row`.
+
+            Raises no StoreError: the row is lost if it can't be written.
+            """
+
+        def passes(self) -> list[EndedPass]:
+            """Return the passes that have ended, as far back as the log goes, the last one last."""
 
         def has_work(self, now: float, longest_wait: Callable[[str, int], float]) -> bool:
             """Return whether a pass might have something to do. `longest_wait` is as in `Terms`."""
@@ -454,6 +471,9 @@ if TYPE_CHECKING:
         def priority(self, job_type: str) -> int:
             """Return the priority of the type's jobs; higher ones run first."""
 
+        def types(self) -> str:
+            """Return the types that have a handler, as in the log of passes; see `pass_log`."""
+
         def prioritizes(self) -> bool:
             """Return whether a type may have another priority than 0."""
 
@@ -461,40 +481,53 @@ if TYPE_CHECKING:
 class Waiting:
     """The pending jobs of one type.
 
-    `count`  how many there are
-    `due`    how many of them are due
-    `first`  the one that has been due for the longest time, or None
+    `count`    how many there are
+    `due`      how many of them are due
+    `first`    the one that has been due for the longest time, or None
+    `next_at`  when the first of those that aren't due yet becomes due, in Unix seconds; None if
+               there is none, or if that isn't known because others are due
     """
 
-    __slots__ = ("count", "due", "first", "type")
+    __slots__ = ("count", "due", "first", "next_at", "type")
 
-    def __init__(self, job_type: str, count: int, due: int, first: Row | None) -> None:
+    def __init__(
+        self,
+        job_type: str,
+        count: int,
+        due: int,
+        first: Row | None,
+        next_at: int | None = None,
+    ) -> None:
         self.type = job_type
         self.count = count
         self.due = due
         self.first = first
+        self.next_at = next_at
 
 
 class Overview:
-    """What a server has counted, so that it needn't send all jobs.
+    """What a server or a store has counted, so that the caller needn't read all jobs.
 
-    `counts`  status -> how many jobs
-    `types`   the types that have pending jobs
-    `oldest`  returns when the first finished job was due or, if that is later, was enqueued; None
-              if there is none
+    `counts`      status -> how many jobs
+    `types`       the types that have pending jobs
+    `oldest`      returns when the first finished job was due or, if that is later, was enqueued;
+                  None if there is none
+    `unreadable`  the numbers of the lines that aren't jobs, the header being 1
     """
 
-    __slots__ = ("counts", "oldest", "types")
+    __slots__ = ("counts", "oldest", "types", "unreadable")
 
     def __init__(
         self,
         counts: dict[str, int],
         types: Sequence[Waiting],
         oldest: Callable[[], float | None],
+        unreadable: Sequence[int] = (),
     ) -> None:
         self.counts = dict.fromkeys(STATUSES, 0) | counts
         self.types = types
         self.oldest = oldest
+        self.unreadable = unreadable
 
 
 class Claim:

@@ -12,7 +12,7 @@ from dbbasic_queue.errors import DuplicateJob, no_transaction
 from dbbasic_queue.lazy import load
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.records import encode_state
-from dbbasic_queue.model.states import cancel, request_stop, requeue, run_now
+from dbbasic_queue.model.states import STATUSES, cancel, request_stop, requeue, run_now
 from dbbasic_queue.store import clocks, moved, paused
 from dbbasic_queue.store.disk.lock import even_if_moved, locked, reading
 from dbbasic_queue.store.reading.index import NEVER
@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.disk.openfile import OpenFile
     from dbbasic_queue.store.history import Attempt
     from dbbasic_queue.store.output import Output
+    from dbbasic_queue.store.pass_log import EndedPass
     from dbbasic_queue.store.progress import Progress
-    from dbbasic_queue.store.protocol import Terms
+    from dbbasic_queue.store.protocol import Overview, Terms
     from dbbasic_queue.store.reading.snapshot import Snapshot
+    from dbbasic_queue.store.reading.stream import Stream
     from dbbasic_queue.store.reading.unreadable import Unreadable
     from dbbasic_queue.store.schedule_file import Change
     from dbbasic_queue.store.writing.once import AddOnce
@@ -58,6 +60,8 @@ class TextFileStore:
         self.lock = self.files.lock
         self._lookups = 0
         """how many look-ups were made without an index: after a few, one is built"""
+        self._readings = 0
+        """how many times all rows were read without an index"""
         self._add_once: AddOnce | None = None
         self._unpaused_at: object = None
         """what had been read when `is_complete` last found a pending job whose type isn't paused:
@@ -442,18 +446,49 @@ class TextFileStore:
         self._refresh()
         return self.view.row_of(key)
 
-    def rows(self, unreadable: list[int] | None = None, **which: object) -> Iterator[Row]:
+    def rows(
+        self,
+        unreadable: list[int] | None = None,
+        *,
+        statuses: Collection[str] = STATUSES,
+        beginning: str = "",
+        **_more: object,
+    ) -> Iterator[Row]:
         """Yield every job as it is when the iteration starts, in the file's order.
 
-        The numbers of lines that aren't jobs are added to `unreadable`, the header being 1.
+        The numbers of lines that aren't jobs are added to `unreadable`, the header being 1. Jobs
+        with other statuses or ids may be left out.
         """
+        if self._needs_no_index() or (unreadable is None and len(statuses) < len(STATUSES)):
+            note = None if unreadable is None else lambda number: unreadable.append(number + 2)
+            stream = self._stream()
+            if beginning and unreadable is None:
+                yield from stream.beginning_with(beginning)
+            else:
+                yield from stream.rows(statuses, note)
+            return
         view = self.lock.read(self._snapshot)
         numbers: list[int] = [] if unreadable is None else unreadable
         for _, _, row in view.jobs(lambda number, *_: numbers.append(number + 2)):
             yield row
 
-    def overview(self, now: float) -> None:
-        """Return None: one reading of the rows tells everything."""
+    def overview(self, now: float, each: Callable[[Row], object] | None = None) -> Overview:
+        """Count the jobs; see `protocol.Store.overview`. Needs no lock, and no index."""
+        return self._stream().overview(now, each)
+
+    def _stream(self) -> Stream:
+        """Return the jobs, to be read without an index."""
+        self._require_here()
+        stream: Stream = load(_stream)(self.path)
+        self.files.was_seen |= stream.exists
+        return stream
+
+    def _needs_no_index(self) -> bool:
+        """Return whether to read without an index: there is none, and it isn't worth building."""
+        if self.view.loaded or self._readings == _LOOKUPS_WITHOUT_INDEX:
+            return False
+        self._readings += 1
+        return True
 
     def _snapshot(self) -> Snapshot:
         self._refresh()
@@ -468,9 +503,20 @@ class TextFileStore:
 
     def _running(self) -> tuple[list[LivePass], list[Row]]:
         view = self.view
+        if self._needs_no_index():
+            return load(_slots).live_passes(self.path), self._stream().running()
         self._refresh()
         rows = [row for n in sorted(view.processing) if (row := view.row(n))]
         return load(_slots).live_passes(self.path), rows
+
+    def note_pass(self, line: str) -> None:
+        """Add a pass that has ended to `queue.tsv.passes`, unsynced."""
+        load(_pass_log).append(self.path, self.lock, line)
+
+    def passes(self) -> list[EndedPass]:
+        """Return the passes that have ended, the last one last. Needs no lock."""
+        found: list[EndedPass] = load(_pass_log).read(self.path)
+        return found
 
     def history(
         self, job_id: str = "", since: float = -math.inf, *, only_errors: bool = False
@@ -483,6 +529,11 @@ class TextFileStore:
         skipped: list[str] = []
         yield from load(_history).read(self.path, job_id, since, skipped, only_errors=only_errors)
         self.skipped_history = skipped
+
+    def latest(self, count: int) -> list[Attempt]:
+        """Return the attempts that ended last, at most `count`, the oldest first."""
+        found: list[Attempt] = load(_history).read_latest(self.path, count)
+        return found
 
     def output(self, job_id: str, attempt: int | None = None) -> Output | None:
         """Return what a job's latest attempt, or this one, has printed; see `output.read`."""
@@ -598,6 +649,12 @@ def _unreadable() -> ModuleType:
     return unreadable
 
 
+def _stream() -> type[Stream]:
+    from dbbasic_queue.store.reading.stream import Stream
+
+    return Stream
+
+
 def _slots() -> ModuleType:
     from dbbasic_queue.store.claiming import slots
 
@@ -614,6 +671,12 @@ def _output() -> ModuleType:
     from dbbasic_queue.store import output
 
     return output
+
+
+def _pass_log() -> ModuleType:
+    from dbbasic_queue.store import pass_log
+
+    return pass_log
 
 
 def _progress() -> ModuleType:

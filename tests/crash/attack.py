@@ -263,7 +263,7 @@ class Attack:
         for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
             with open(os.path.join(directory, name), "rb") as file:
                 content = re.sub(rb"[0-9a-f]{16}", b"I", file.read())
-            if name.endswith((".history", ".output", ".progress")):  # they contain times
+            if name.endswith((".history", ".output", ".passes", ".progress")):  # they contain times
                 content = b"%d" % content.count(b"\n")
             content = re.sub(rb"pass\t.*|\b[0-9a-f]{8}\n|\.[0-9]{2,7}\.", b"", content)
             digest.update(name.encode() + b"\0" + content + b"\0")

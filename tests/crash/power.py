@@ -32,7 +32,7 @@ FREE = "free"
 MODELS = (ORDERED, FREE)
 ROOT = 0
 SECTOR = 512
-NOTHING_PROMISED = (".pass.", ".history", ".output", ".progress")
+NOTHING_PROMISED = (".pass.", ".history", ".output", ".passes", ".progress")
 """parts of the names of files whose content isn't promised to survive"""
 NOTHING, EVERYTHING = 0, 1
 CHOICES = EVERYTHING  # and seven more: which of the last three names and truncations are lost

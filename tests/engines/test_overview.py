@@ -38,7 +38,7 @@ class ReadsAllRows:
     def __init__(self, store: EngineStore) -> None:
         self._store = store
 
-    def overview(self, now: float) -> None:
+    def overview(self, now: float, each: object = None) -> None:
         pass
 
     def __getattr__(self, name: str) -> Any:

@@ -946,7 +946,7 @@ def test_a_new_pass_overwrites_the_claims_of_the_slots_last_pass(queue: Queue, p
     queue.process_jobs({"look": look})
     listed = job(queue, "mine")["result"]
     assert listed[:2] == ["pass", str(os.getpid())]
-    assert listed[3:] == ["1", "mine", "1"]
+    assert listed[3:] == ["1", "look", "*", "mine", "1"]  # its types: it has one handler
 
 
 def test_a_job_of_a_dead_pass_is_pending_at_once_and_runs_after_its_backoff(

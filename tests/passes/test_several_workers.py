@@ -674,18 +674,18 @@ def test_a_delayed_job_is_removed_from_the_slot_file_while_another_coroutine_run
     listed: list[bool] = []
 
     async def put_off(_: Any) -> None:
-        listed.append(b"put-off" in slot.read_bytes())
+        listed.append(b"short-1" in slot.read_bytes())
         raise Delay(0)
 
     async def long(_: Any) -> None:
         end = time.monotonic() + 30
-        while b"put-off" in slot.read_bytes() and time.monotonic() < end:
+        while b"short-1" in slot.read_bytes() and time.monotonic() < end:
             await asyncio.sleep(0.001)
-        listed.append(b"put-off" in slot.read_bytes())
-        assert b"long" in slot.read_bytes()
+        listed.append(b"short-1" in slot.read_bytes())
+        assert b"long-1" in slot.read_bytes()
 
-    queue.enqueue("put-off", {}, job_id="put-off")
-    queue.enqueue("long", {}, job_id="long")
+    queue.enqueue("put-off", {}, job_id="short-1")
+    queue.enqueue("long", {}, job_id="long-1")
     handlers = {"put-off": put_off, "long": long}
     assert queue.process_jobs(handlers, workers=2) == NONE | {"completed": 1, "delayed": 1}
     assert listed == [True, False]

@@ -75,13 +75,13 @@ class Claims:
         """job id -> claim whose outcome isn't recorded yet, in the order of the slot's list"""
         self._lists_own = False
         """whether the slot's list is this pass's own, and no longer that of a dead pass"""
-        self._start(parallel)
+        self._start(parallel, terms.types())
 
     @locked
-    def _start(self, parallel: int) -> None:
+    def _start(self, parallel: int, types: str) -> None:
         self.store.read_new()
         self.store.require_here()
-        self.slot = slots.acquire(self.store.path, parallel)
+        self.slot = slots.acquire(self.store.path, parallel, types)
         try:
             files = self.store.path, self.lock, self.slot.has_reserved_space
             self.history = HistoryWriter(*files)
@@ -168,6 +168,22 @@ class Claims:
             self._list()
             self.store.change([(c.key, c.state) for c in claims])
         return claims
+
+    @locked
+    def claim_job(self, job_id: str, now: float) -> Claim | None:
+        """Claim one pending job, whether it is due or not; on the disk on return.
+
+        Returns None if that isn't possible; see `DueJobs.claim_of`.
+        """
+        self.slot.require_path()
+        self.store.read_new()
+        self.store.require_here()
+        claim = self._due.claim_of(job_id, now)
+        if claim is not None:
+            self._held = {claim.key: claim} | self._held
+            self._list()
+            self.store.change([(claim.key, claim.state)])
+        return claim
 
     def _list(self) -> None:
         """Write the claims that are held to the slot's list. Call it under the lock."""

@@ -247,6 +247,29 @@ class DueJobs:
             claims = [c for c in claims if self._use_remaining(c.row.type, index[c.key], remaining)]
         return claims
 
+    def claim_of(self, job_id: str, now: float) -> Claim | None:
+        """Return the claim of a pending job, whether it is due or not.
+
+        If it isn't, it becomes due at `now`. Returns None if the job isn't pending, if its type is
+        paused or has reached its concurrency, or if the pass doesn't run its type. Call it under
+        the lock, after reading what is new.
+        """
+        view = self._view
+        self._paused = paused.read(self._path)
+        number = view.index.get(job_id.encode())
+        row = view.row(number) if number is not None else None
+        state = states.claim(row.state) if row else None
+        if number is None or row is None or state is None or not self._terms.wants(row.type):
+            return None
+        if self._is_paused(row.type) or not self._use_remaining(row.type, number, {}):
+            return None
+        state.run_at = min(state.run_at, int(now))
+        row.state = state
+        try:
+            return Claim(row, decode_json(row.payload or "{}"), view.generation)
+        except ValueError:
+            return None
+
     def _is_due(self, claim: Claim) -> bool:
         """Return whether a candidate is still due: it may have been claimed or cancelled.
 

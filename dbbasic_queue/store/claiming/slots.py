@@ -5,8 +5,10 @@ that no locked slot lists has lost its pass. A list is written completely, under
 before the claims are recorded, in the order in which they will be started. It isn't synced: after a
 power cut no lock is held, and what is left of the list only decides which attempts count.
 
-    pass <process id> <Unix seconds> <n> the process that holds the slot; when it acquired it; how
-                                         many of the claims may have been started at once
+    pass <process id> <Unix seconds> <n> <types>
+                                         the process that holds the slot; when it acquired it; how
+                                         many of the claims may have been started at once; the job
+                                         types that it runs, as in `queue.tsv.passes`
     <job id> <attempt>                   one line per claim
     (empty lines)                        reserved disk space, freed when the disk is full
 
@@ -33,7 +35,6 @@ _RESERVED_BYTES_PER_CLAIM = 160
 _SPARE_DESCRIPTORS = 3
 """To record an outcome, a pass may have to open the queue file and the journal, and to sync the
 directory."""
-_LONGEST_HEAD_BYTES = 200
 
 
 class Slot:
@@ -43,9 +44,9 @@ class Slot:
     `claim_count`  how many claims the list has
     """
 
-    def __init__(self, file: OpenFile, parallel: int) -> None:
+    def __init__(self, file: OpenFile, parallel: int, types: str) -> None:
         self.file = file
-        self._head = f"pass\t{os.getpid()}\t{int(time.time())}\t{parallel}\n"
+        self._head = f"pass\t{os.getpid()}\t{int(time.time())}\t{parallel}\t{types}\n"
         self._listed_bytes = 0  # without the reserved space
         self._size = os.fstat(file.fd).st_size  # all of it is written over
         self.claim_count = 0
@@ -138,16 +139,17 @@ class Slot:
             self.file.close()
 
 
-def acquire(queue: str, parallel: int = 1) -> Slot:
+def acquire(queue: str, parallel: int = 1, types: str = "") -> Slot:
     """Lock a free slot; it may still have the list of a dead pass. Call it under the queue's lock.
 
     `queue` is the path of the queue file. `parallel` is how many of its claims the pass may start
-    at once. Raises QueueBusy if all slots are held: if jobs hang, cron must not pile up processes.
+    at once, and `types` are the job types that it runs. Raises QueueBusy if all slots are held: if
+    jobs hang, cron must not pile up processes.
     """
     for number in range(1, SLOTS + 1):
         file = open_or_create(_path(queue, number), os.O_RDWR, to_lock=True)
         if try_lock(file.fd):
-            return Slot(file, parallel)
+            return Slot(file, parallel, types)
     raise QueueBusy(
         errno.EAGAIN,
         f"all {SLOTS} passes that may run at once are running: nothing was done "
@@ -167,6 +169,16 @@ def _path(queue: str, number: int) -> str:
 
 def read_claims(file: OpenFile) -> tuple[list[tuple[str, int]], int]:
     """Return the claims that a slot lists, (job id, attempt), and how many may run at once."""
+    columns, claims = _read(file)
+    return claims, _parallel(columns)
+
+
+def _parallel(columns: list[str]) -> int:
+    return int(columns[3]) if len(columns) > 3 and columns[3].isdecimal() else 1
+
+
+def _read(file: OpenFile) -> tuple[list[str], list[tuple[str, int]]]:
+    """Return the columns of a slot's first line, and the claims that it lists."""
     content = os.pread(file.fd, os.fstat(file.fd).st_size, 0).rstrip(b"\n")  # the reserved space
     head, *lines = content.decode("utf-8", "replace").split("\n")
     claims = []
@@ -174,8 +186,7 @@ def read_claims(file: OpenFile) -> tuple[list[tuple[str, int]], int]:
         job_id, _, attempt = line.partition("\t")
         if attempt.isdecimal():
             claims.append((job_id, int(attempt)))
-    columns = head.split("\t")
-    return claims, int(columns[3]) if len(columns) > 3 and columns[3].isdecimal() else 1
+    return head.split("\t"), claims
 
 
 class LivePass:
@@ -186,14 +197,15 @@ class LivePass:
     `listed_at`  when its list was last written, in Unix seconds: mostly, when it last claimed
     `parallel`   how many of its claims may have been started at once
     `claims`     (job id, attempt) of the jobs that it has claimed, and perhaps just finished
+    `types`      the job types that it runs, as in `queue.tsv.passes`; "" if that is unknown
     """
 
     def __init__(self, file: OpenFile) -> None:
-        claims, self.parallel = read_claims(file)
+        columns, claims = _read(file)
+        self.parallel = _parallel(columns)
         self.claims = frozenset(claims)
         self.listed_at = os.fstat(file.fd).st_mtime
-        head = os.pread(file.fd, _LONGEST_HEAD_BYTES, 0).decode("utf-8", "replace")
-        columns = head.split("\n")[0].split("\t")
+        self.types = columns[4] if len(columns) > 4 else ""
         numbers = [int(text) for text in columns[1:3] if text.isdecimal()]
         self.pid, self.started_at = numbers if len(numbers) == 2 else (0, 0)
 

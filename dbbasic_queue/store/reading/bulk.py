@@ -15,7 +15,10 @@ from dbbasic_queue.model.rows import is_binary
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
     Columns = tuple[list[bytes], list[bytes], list[int], list[bytes], int]
     """The ids, statuses, `run_at` and `attempts` of plain rows, one of each per row, and the latest
@@ -40,44 +43,70 @@ def scan(content: bytes) -> Iterator[tuple[bytes, Columns | None]]:
     >>> [(len(piece), columns[2][:3], columns[4]) for piece, columns in scan(rows)]
     [(1080, [7, 7, 7], 5)]
     """
+    yield from _halved(content, _plain_columns)
+
+
+def scan_cells(content: bytes) -> Iterator[tuple[bytes, list[bytes] | None]]:
+    """Split complete lines into pieces like `scan`; yield each piece with its cells, or None."""
+    yield from _halved(content, split)
+
+
+def _halved(content: bytes, parse: Callable[[bytes], T | None]) -> Iterator[tuple[bytes, T | None]]:
     if len(content) > _HALVED_BYTES:
-        columns = _plain_columns(content)
-        if columns is not None:
-            yield content, columns
+        parsed = parse(content)
+        if parsed is not None:
+            yield content, parsed
             return
         middle = content.find(b"\n", len(content) // 2) + 1
         if middle == len(content):
             middle = content.rfind(b"\n", 0, len(content) // 2) + 1
         if middle:
-            yield from scan(content[:middle])
-            yield from scan(content[middle:])
+            yield from _halved(content[:middle], parse)
+            yield from _halved(content[middle:], parse)
             return
     yield content, None
 
 
 def _plain_columns(content: bytes) -> Columns | None:
-    """Return the columns if every line is a plain row, otherwise None."""
+    """Return the columns that the index needs if every line is a plain row, otherwise None."""
+    columns = split(content)
+    if columns is None:
+        return None
+    times = columns[5::9]
+    seconds = {text: int(text) for text in set(times)}
+    latest = max(map(int, set(columns[4::9])))
+    return columns[::9], columns[3::9], [seconds[text] for text in times], columns[6::9], latest
+
+
+def split(content: bytes) -> list[bytes] | None:
+    r"""Return the cells of complete lines, row by row, if every line is a plain row.
+
+    The last cell of a row has the line end. Returns None otherwise.
+
+    >>> split(b"a\tgreet\t{}\tpending\t5\t7\t0\t\t\n")
+    [b'a', b'greet', b'{}', b'pending', b'5', b'7', b'0', b'', b'\n']
+    """
     count = content.count(b"\n")
     if len(content) > _LONG_BYTES and content.count(b"\t") != 8 * count:
         return None  # a huge line of nothing but tabs would become a huge list
     columns = content.replace(b"\n", b"\n\t").split(b"\t")
-    if len(columns) != 9 * count + 1:
+    columns.pop()
+    if len(columns) != 9 * count:
         return None
-    ids, statuses, times, attempts = columns[:-1:9], columns[3::9], columns[5::9], columns[6::9]
+    ids = columns[::9]
     if (
         b"".join(columns[8::9]).count(b"\n") == count  # so each ninth column ends a line
-        and _STATUSES.issuperset(statuses)
-        and _are_numbers(created := set(columns[4::9]), 12)
-        and _are_numbers(instants := set(times), 12)
-        and _are_numbers(set(attempts), 9)
+        and _STATUSES.issuperset(columns[3::9])
+        and _are_numbers(set(columns[4::9]), 12)
+        and _are_numbers(set(columns[5::9]), 12)
+        and _are_numbers(set(columns[6::9]), 9)
         and all(columns[1::9])
         and all(ids)
         and max(map(len, ids)) <= 64
         and not b"".join(ids).translate(None, _IN_AN_ID)
         and not is_binary(content)
     ):
-        seconds = {text: int(text) for text in instants}
-        return ids, statuses, [seconds[text] for text in times], attempts, max(map(int, created))
+        return columns
     return None
 
 

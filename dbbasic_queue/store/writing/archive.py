@@ -12,7 +12,7 @@ import errno
 import os
 import time
 
-from dbbasic_queue.errors import NotAQueue, QueueBusy, QueueError, store_error
+from dbbasic_queue.errors import InvalidArgument, NotAQueue, QueueBusy, QueueError, store_error
 from dbbasic_queue.model.rows import HEADER
 from dbbasic_queue.store.disk.files import append, open_file, open_or_create
 from dbbasic_queue.store.disk.openfile import OpenFile
@@ -23,6 +23,25 @@ PATIENCE_SECONDS = 60.0
 
 _POLL_SECONDS = 0.01
 _READ_BYTES = 1 << 16
+
+
+def path_of(archive: str | os.PathLike[str], queue: str) -> str:
+    """Return the path of an archive of the queue with the path `queue`.
+
+    Raises InvalidArgument for a name that it can't have.
+    """
+    name = os.fspath(archive)
+    path = os.path.abspath(name)
+    if path.endswith(".gz"):
+        raise InvalidArgument(
+            f"invalid archive {name!r}: archives are plain TSV files now (choose a name that "
+            "doesn't end in .gz; logrotate can compress it, and zcat still reads old archives)"
+        )
+    if f"{os.path.realpath(path)}.".startswith(os.path.realpath(queue) + "."):
+        raise InvalidArgument(
+            f"invalid archive {name!r}: this is a file of the queue (choose another name)"
+        )
+    return path
 
 
 def append_rows(path: str, lines: list[bytes]) -> None:

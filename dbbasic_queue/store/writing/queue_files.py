@@ -51,13 +51,16 @@ class QueueFiles:
         """whether calls are made although the queue was moved to another address"""
         self.view = view = View(path)
         self.lock = QueueLock(
-            path + ".lock", lambda known: _check(path, known or view.rows.file is not None)
+            path + ".lock",
+            lambda known: _check(path, known or self.was_seen or view.rows.file is not None),
         )
         self.rows = RowsFile(path, view, self.lock, fsync=fsync, even_if_moved=even_if_moved)
         self.journal = JournalFile(path + ".journal", view, self.lock, fsync=fsync)
         self.late_rows = LateRows(self.rows, self.lock)
         self.costs = FoldCosts()
         self.rejected = 0
+        self.was_seen = False
+        """whether this process has found the queue's file, without keeping it open"""
         # Not methods of this class, to save a call per claim and outcome.
         self.change = self.journal.append
         self.rescue = self.late_rows.rescue
@@ -87,6 +90,7 @@ class QueueFiles:
 
     def close(self) -> None:
         """Close every file. Needs no lock, but other threads must be kept out: see `lock.read`."""
+        self.was_seen = False
         self.view.close()
         self.rows.close()
         self.journal.close()
