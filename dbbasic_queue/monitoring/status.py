@@ -1,6 +1,7 @@
 """A queue at a glance: lines of fields separated by tabs; the first field names the line.
 
     queue       the file
+    verdict     running, idle, stalled or moved; that as a sentence; the command to run next
     moved       only for a queue that was moved: the address that it was moved to, and how many jobs
                 are pending in the old place: `dbbasic-queue move` moves them
     pending     how many jobs are pending; one such line for each of the five statuses
@@ -9,6 +10,8 @@
     paused      how many pending jobs are of a paused type; the paused types, `*` for all
     finished    how many finished jobs the file has, for how many seconds the first of them has been
                 due
+    last        when the last pass ended, for how many seconds it ran, its host and process id; the
+                longest pause between the last ten passes, in seconds
     pass        a live pass: process id, start time
     running     a job that a live pass has claimed: id, type, attempt, process id, start time, for
                 how many seconds
@@ -17,6 +20,8 @@
     lost        a job of a dead pass, which the next pass recovers: id, type, attempt
     error       one of the last five errors, the latest first: id, type, status, attempts, when the
                 attempt ended, the error's text
+    failures    errors of the last day: how many attempts, type, error, when the last one ended
+    schedule    a schedule: name, type, when its next job is due
     unreadable  how many lines aren't jobs, and the line numbers of the first ten
     warning     what in the settings of the queue's server could lose jobs
 
@@ -28,68 +33,175 @@ the start times of its jobs are unknown.
 
 from __future__ import annotations
 
-import time
 from heapq import nlargest
 
 from dbbasic_queue.model.escaping import escape, printable
 from dbbasic_queue.model.states import DELAYED, FAILED, FINISHED, PENDING
 from dbbasic_queue.monitoring import progress_bar
+from dbbasic_queue.monitoring.durations import instant
 from dbbasic_queue.monitoring.summary import Summary, waited_seconds
+from dbbasic_queue.monitoring.verdict import holder_of, judge, longest_pause
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import Any, TypeVar
 
     from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.store.history import Attempt
+    from dbbasic_queue.store.pass_log import EndedPass
     from dbbasic_queue.store.progress import Progress
     from dbbasic_queue.store.protocol import Store
 
+    T = TypeVar("T")
+
 _SHOWN_ERRORS = 5
+_SHOWN_FAILURES = 5
 _SHOWN_LINES = 10
 _KEPT_ERRORS = 1000
 """how many rows are collected before all but the last errors are dropped"""
 _WITH_ERRORS = ("failed", "retried", "died")
 """the outcomes of attempts that failed"""
+_DAY_SECONDS = 86400.0
+_LONGEST_ERROR = 100
+"""Errors are the same if they begin with the same characters, that many."""
 
 
-def instant(seconds: float) -> str:
-    """Return an instant in Unix seconds as text: in UTC, rounded down to a second.
+class Failures:
+    """The failed attempts of the last day with the same type and error."""
 
-    >>> instant(1_800_000_000)
-    '2027-01-15T08:00:00Z'
+    __slots__ = ("count", "error", "last_at", "type")
+
+    def __init__(self, job_type: str, error: str) -> None:
+        self.type = job_type
+        self.error = error
+        self.count = 0
+        self.last_at = 0.0
+
+
+class Status:
+    """What can be said about a queue at the instant `now`, in Unix seconds. Changes nothing.
+
+    Acquires the lock for a moment, to find out which passes are alive.
+
+    `summary`    counts, due and paused jobs
+    `live`       the passes that are alive
+    `running`    the jobs that are processing
+    `ended`      the last passes that have ended
+    `progress`   job id -> how far it is
+    `errors`     the last jobs with an error, the latest first, and when their attempt ended; only
+                 `with_errors`
+    `failures`   the errors of the last day, the most frequent first
+    `schedules`  the recorded schedules
+    `verdict`    all that in one line
     """
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+    def __init__(self, store: Store, now: float, *, with_errors: bool = False) -> None:
+        self.store = store
+        self.now = now
+        self._ended_at: dict[str, float] = {}
+        self.failures = self._read_history()
+        errors = _LastErrors(self._ended_at)
+        self.summary = Summary(store, now, errors.add if with_errors else None, with_oldest=True)
+        self.errors = [(row, self._ended_at.get(row.id)) for row in errors.latest()]
+        self.moved_to = store.moved_to()
+        self.live, self.running = store.running()
+        self.live.sort(key=lambda live: live.started_at)
+        no_progress: dict[str, Progress] = {}
+        self.progress = _if_readable(lambda: store.progress(self.running), no_progress)
+        no_passes: list[EndedPass] = []
+        self.ended = _if_readable(store.passes, no_passes)
+        no_schedules: list[dict[str, Any]] = []
+        self.schedules = _if_readable(self._read_schedules, no_schedules)
+        self.verdict = judge(self.summary, self.live, self.running, self.ended, now, self.moved_to)
+
+    def _read_history(self) -> list[Failures]:
+        """Note when the last failed attempt of each job ended; return the failures of a day."""
+        found: dict[tuple[str, str], Failures] = {}
+
+        def read() -> None:
+            for attempt in self.store.history(only_errors=True):
+                if attempt.outcome in _WITH_ERRORS:
+                    self._ended_at[attempt.id] = attempt.ended_at
+                    if attempt.ended_at > self.now - _DAY_SECONDS:
+                        self._add_failure(found, attempt)
+
+        _if_readable(read, None)
+        return sorted(found.values(), key=lambda f: (-f.count, -f.last_at))
+
+    def _add_failure(self, found: dict[tuple[str, str], Failures], attempt: Attempt) -> None:
+        key = (attempt.type, attempt.error[:_LONGEST_ERROR])
+        if key not in found:
+            found[key] = Failures(*key)
+        found[key].count += 1
+        found[key].last_at = max(found[key].last_at, attempt.ended_at)
+
+    def _read_schedules(self) -> list[Any]:
+        if not self.store.has_schedules():
+            return []
+        from dbbasic_queue.store import schedule_file
+
+        rows = schedule_file.parse(self.store.read_schedules(), self.store.path)
+        return [row.as_dict() for row in rows.values()]
+
+    def running_jobs(self) -> Iterator[tuple[Row, Any, float | None]]:
+        """Yield each job that is processing, its live pass, and when it started.
+
+        The pass is None if it is dead, the instant if it is unknown.
+        """
+        for row in self.running:
+            holder = holder_of(row, self.live)
+            is_known = holder is not None and holder.parallel == 1
+            yield row, holder, holder.listed_at if holder is not None and is_known else None
+
+
+def _if_readable(read: Callable[[], T], otherwise: T) -> T:
+    """Return what `read` returns. The rest of the status is useful without it."""
+    try:
+        return read()
+    except OSError:
+        return otherwise
 
 
 def lines(store: Store, now: float) -> Iterator[str]:
-    """Yield the lines, without line ends. Changes nothing.
+    """Yield the lines, without line ends. `now` is in Unix seconds."""
+    return lines_of(Status(store, now, with_errors=True))
 
-    Acquires the lock for a moment, to find out which passes are alive. `now` is in Unix seconds.
-    """
-    ended_at = _ends_of_errors(store)
-    errors = _LastErrors(ended_at)
-    summary = Summary(store, now, errors.add)
+
+def lines_of(status: Status) -> Iterator[str]:
+    """Yield the lines of a status that was read `with_errors`."""
+    store, summary, now = status.store, status.summary, status.now
     yield f"queue\t{printable(store.path)}"
-    if address := store.moved_to():
-        yield f"moved\t{printable(address)}\t{summary.counts[PENDING]}"
-    for status, count in summary.counts.items():
-        yield f"{status}\t{count}"
+    verdict = status.verdict
+    yield f"verdict\t{verdict.word}\t{printable(verdict.text)}\t{printable(verdict.command) or '-'}"
+    if status.moved_to:
+        yield f"moved\t{printable(status.moved_to)}\t{summary.counts[PENDING]}"
+    for name, count in summary.counts.items():
+        yield f"{name}\t{count}"
     first = summary.first_due
     waited = "-\t-" if first is None else f"{int(waited_seconds(first, int(now)))}\t{first.id}"
     yield f"due\t{summary.due}\t{waited}"
     paused = " ".join(map(printable, sorted(summary.paused_types)))
     yield f"paused\t{summary.paused}\t{paused or '-'}"
-    finished = sum(summary.counts[status] for status in FINISHED)
+    finished = sum(summary.counts[name] for name in FINISHED)
     yield f"finished\t{finished}\t{int(summary.oldest) if finished else '-'}"
-    yield from _running(store, now)
-    for row in errors.latest():
+    yield from _passes(status)
+    yield from _running(status)
+    for row, ended in status.errors:
         state = row.state
-        ended = ended_at.get(row.id)
         when = "-" if ended is None else instant(ended)
         yield (
             f"error\t{row.id}\t{escape(row.type)}\t{state.status}\t{state.attempts}\t{when}"
             f"\t{printable(state.error)}"
         )
+    for found in status.failures[:_SHOWN_FAILURES]:
+        error = printable(found.error) or "-"
+        yield (
+            f"failures\t{found.count}\t{printable(found.type)}\t{error}\t{instant(found.last_at)}"
+        )
+    for schedule in status.schedules:
+        name, job_type = escape(schedule["name"]), escape(schedule["type"])
+        yield f"schedule\t{name}\t{job_type}\t{instant(schedule['next'])}"
     numbers = " ".join(map(str, summary.unreadable[:_SHOWN_LINES]))
     yield f"unreadable\t{len(summary.unreadable)}\t{numbers or '-'}"
     for warning in store.warnings():
@@ -120,40 +232,29 @@ class _LastErrors:
         return ended_at is not None, ended_at or row.state.run_at
 
 
-def _ends_of_errors(store: Store) -> dict[str, float]:
-    """Return job id -> when its last failed attempt ended, as far back as the history goes."""
-    try:
-        found = store.history(only_errors=True)
-        return {a.id: a.ended_at for a in found if a.outcome in _WITH_ERRORS}
-    except OSError:  # the rest of the status is useful without the history
-        return {}
-
-
-def _running(store: Store, now: float) -> Iterator[str]:
-    """Yield the lines `pass`, `running`, `progress` and `lost`."""
-    passes, rows = store.running()
-    progress = _progress(store, rows)
-    for live in sorted(passes, key=lambda live: live.started_at):
+def _passes(status: Status) -> Iterator[str]:
+    """Yield the lines `last` and `pass`."""
+    if status.ended:
+        last = status.ended[-1]
+        pause = longest_pause(status.ended)
+        shown = "-" if pause is None else int(pause)
+        seconds, worker = f"{last.seconds:.3f}", printable(last.worker)
+        yield f"last\t{instant(last.ended_at)}\t{seconds}\t{worker}\t{shown}"
+    for live in status.live:
         yield f"pass\t{live.pid}\t{instant(live.started_at)}"
-    for row in rows:
-        claim = (row.id, row.state.attempts)
+
+
+def _running(status: Status) -> Iterator[str]:
+    """Yield the lines `running`, `progress` and `lost`."""
+    for row, holder, since in status.running_jobs():
         job = f"{row.id}\t{escape(row.type)}\t{row.state.attempts}"
-        holder = next((live for live in passes if claim in live.claims), None)
         if holder is None:
             yield f"lost\t{job}"
             continue
-        since = holder.listed_at
-        started = f"{instant(since)}\t{max(int(now - since), 0)}"
-        if holder.parallel > 1:
-            started = "-\t-"
+        started = "-\t-"
+        if since is not None:
+            started = f"{instant(since)}\t{max(int(status.now - since), 0)}"
         yield f"running\t{job}\t{holder.pid}\t{started}"
-        if row.id in progress:
-            found = map(printable, progress_bar.fields(progress[row.id], now))
+        if row.id in status.progress:
+            found = map(printable, progress_bar.fields(status.progress[row.id], status.now))
             yield "\t".join(("progress", row.id, *found))
-
-
-def _progress(store: Store, rows: list[Row]) -> dict[str, Progress]:
-    try:
-        return store.progress(rows)
-    except OSError:  # the rest of the status is useful without it
-        return {}

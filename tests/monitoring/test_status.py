@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from helpers import NOW, Clock, Programs, add_lines, line, run_command, sibling, wait_for_notes
 
 from dbbasic_queue import Delay, Fail, Queue
-from dbbasic_queue.monitoring.status import instant, lines
+from dbbasic_queue.monitoring.durations import instant
+from dbbasic_queue.monitoring.status import lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,6 +45,7 @@ def test_a_fresh_queue_has_zeros_and_dashes(queue: Queue, path: Path) -> None:
     queue.cancel_job(queue.enqueue("greet", {}))
     assert list(lines(queue.store, NOW)) == [
         f"queue\t{path}",
+        "verdict\tidle\tnothing is due\t-",
         "pending\t0",
         "processing\t0",
         "completed\t0",

@@ -1,0 +1,71 @@
+"""Durations, instants and numbers as text for people."""
+
+from __future__ import annotations
+
+import math
+import time
+
+_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+_DAYS_AS_DATE = 30
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as text in its largest unit, or two below a factor of ten.
+
+    >>> [duration(s) for s in (0.2, 59, 60, 3700, 90_000, 864_000)]
+    ['0 s', '59 s', '1 min', '1 h 1 min', '1 d 1 h', '10 d']
+    """
+    left = max(int(seconds), 0)
+    for place, (unit, size) in enumerate(_UNITS):
+        count = left // size
+        if not count:
+            continue
+        text = f"{count} {unit}"
+        if count < 10 and place + 1 < len(_UNITS):
+            smaller, smaller_size = _UNITS[place + 1]
+            rest = left % size // smaller_size
+            return f"{text} {rest} {smaller}" if rest else text
+        return text
+    return "0 s"
+
+
+def ago(seconds: float) -> str:
+    """Return how long ago something was, or in how long it will be if `seconds` is below 0.
+
+    >>> ago(200), ago(-200), ago(0.4)
+    ('3 min 20 s ago', 'in 3 min 20 s', 'now')
+    """
+    if abs(seconds) < 1:
+        return "now"
+    if seconds < 0:
+        return f"in {duration(math.ceil(-seconds))}"
+    return f"{duration(seconds)} ago"
+
+
+def relative(at: float, now: float) -> str:
+    """Return an instant as text for people: relative to now, or a date if that is far away.
+
+    >>> relative(1_800_000_000, 1_800_000_090)
+    '1 min 30 s ago'
+    """
+    if abs(now - at) > _DAYS_AS_DATE * 86400:
+        return time.strftime("%Y-%m-%d", time.localtime(at))
+    return ago(now - at)
+
+
+def instant(at: float) -> str:
+    """Return an instant in Unix seconds as text: in UTC, rounded down to a second.
+
+    >>> instant(1_800_000_000)
+    '2027-01-15T08:00:00Z'
+    """
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
+
+
+def number_of(count: int, one: str, many: str) -> str:
+    """Return a number with its noun.
+
+    >>> number_of(1, "job is due", "jobs are due"), number_of(1200, "job", "jobs")
+    ('1 job is due', '1,200 jobs')
+    """
+    return f"{count:,} {one if count == 1 else many}"

@@ -1,0 +1,210 @@
+"""Why a job isn't running, in one sentence, and the command that changes that."""
+
+from __future__ import annotations
+
+from dbbasic_queue.model.checks import ALL
+from dbbasic_queue.model.escaping import printable
+from dbbasic_queue.model.states import DELAYED, DIED, PENDING, PROCESSING, is_to_stop
+from dbbasic_queue.monitoring.durations import ago, duration, number_of
+from dbbasic_queue.monitoring.summary import due_at
+from dbbasic_queue.monitoring.verdict import command, holder_of, quiet_seconds
+from dbbasic_queue.store.pass_log import parse_types
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.store.claiming.slots import LivePass
+    from dbbasic_queue.store.pass_log import EndedPass
+    from dbbasic_queue.store.protocol import Store
+
+_SHOWN = 3
+_RECENT_SECONDS = 3600.0
+"""Passes that ended at most this long before the last one are asked for their handlers."""
+
+
+class Reason:
+    """Why a job isn't running.
+
+    `word` is one of running, stopping, lost, finished, moved, paused, retry, delayed, later, limit,
+    busy, handler, next, stalled. `text` is a sentence for people. `command` is what to run next, ""
+    if nothing is to be done.
+    """
+
+    __slots__ = ("command", "text", "word")
+
+    def __init__(self, word: str, text: str, command: str = "") -> None:
+        self.word = word
+        self.text = text
+        self.command = command
+
+
+def why(store: Store, row: Row, now: float) -> Reason:
+    """Return why a job isn't running, or that it is. `now` is in Unix seconds.
+
+    Acquires the lock for a moment, to find out which passes are alive.
+    """
+    state = row.state
+    if state.status == PROCESSING:
+        return _processing(store, row, now)
+    if state.status != PENDING:
+        next_ = "" if state.status == "completed" else command("requeue", row.id)
+        again = ": it runs again if you requeue it" if next_ else ""
+        return Reason("finished", f"it is {state.status}{again}", next_)
+    if address := store.moved_to():
+        return Reason(
+            "moved",
+            f"the queue was moved to {printable(address)}: move it there, too",
+            command("move", "--to", address),
+        )
+    if (reason := _paused(store, row)) is not None:
+        return reason
+    if state.run_at > now:
+        return _not_due(row, now)
+    return _due(store, row, now)
+
+
+def _processing(store: Store, row: Row, now: float) -> Reason:
+    live, _ = store.running()
+    holder = holder_of(row, live)
+    if holder is None:
+        return _lost(store, row, live, now)
+    where = f"in process {holder.pid}"
+    if is_to_stop(row.state):
+        return Reason(
+            "stopping", f"it is running {where}, and was asked to stop", f"kill -INT {holder.pid}"
+        )
+    if holder.parallel > 1:
+        return Reason("running", f"it is running {where}, with others")
+    return Reason("running", f"it has been running for {duration(now - holder.listed_at)} {where}")
+
+
+def _lost(store: Store, row: Row, live: Sequence[LivePass], now: float) -> Reason:
+    ended = store.passes()
+    quiet, is_stalled = quiet_seconds(ended, row, now)
+    if is_stalled and not live:
+        return Reason("lost", f"its pass died, and {_since(ended, quiet)}", "dbbasic-queue doctor")
+    return Reason("lost", "its pass died; the next pass recovers it")
+
+
+def _paused(store: Store, row: Row) -> Reason | None:
+    paused = store.paused()
+    if ALL in paused:
+        return Reason("paused", "everything is paused", "dbbasic-queue resume")
+    if row.type in paused:
+        text = f"jobs of type {printable(row.type)} are paused"
+        return Reason("paused", text, command("resume", row.type))
+    return None
+
+
+def _not_due(row: Row, now: float) -> Reason:
+    state = row.state
+    when = ago(now - state.run_at)
+    run_now = command("run-now", row.id)
+    if state.error.startswith(DELAYED):
+        reason = printable(state.error.removeprefix(DELAYED).removeprefix(": "))
+        why_delayed = f" ({reason})" if reason else ""
+        return Reason(
+            "delayed", f"its handler has put it off: it is due {when}{why_delayed}", run_now
+        )
+    if state.error.startswith(DIED):
+        return Reason(
+            "retry", f"its pass died in attempt {state.attempts}; it is tried again {when}", run_now
+        )
+    if state.attempts and state.error:
+        return Reason(
+            "retry", f"attempt {state.attempts} failed; it is tried again {when}", run_now
+        )
+    return Reason("later", f"it is due {when}", run_now)
+
+
+def _due(store: Store, row: Row, now: float) -> Reason:
+    live, processing = store.running()
+    ended = store.passes()
+    able = [found for found in live if _runs(found.types, row.type)]
+    if able:
+        return _waits_for_live_pass(row, able, live, processing, now)
+    if (reason := _no_handler(row, live, ended, now)) is not None:
+        return reason
+    quiet, is_stalled = quiet_seconds(ended, row, now)
+    if is_stalled:
+        return Reason(
+            "stalled",
+            f"it has been due for {duration(now - due_at(row))}, and {_since(ended, quiet)}",
+            "dbbasic-queue doctor",
+        )
+    last = f"the last one ended {ago(now - ended[-1].ended_at)}" if ended else "none has ended yet"
+    return Reason("next", f"the next pass runs it ({last})")
+
+
+def _since(ended: Sequence[EndedPass], quiet: float) -> str:
+    since = f"no pass has ended for {duration(quiet)}" if ended else "no pass has ended yet"
+    return f"{since}: does cron run, and does its line work?"
+
+
+def _runs(types: str, job_type: str) -> bool:
+    """Return whether a pass runs jobs of a type; True if its types are unknown."""
+    return not types or not parse_types(types).keys().isdisjoint((job_type, ALL))
+
+
+def _waits_for_live_pass(
+    row: Row,
+    able: Sequence[LivePass],
+    live: Sequence[LivePass],
+    processing: Sequence[Row],
+    now: float,
+) -> Reason:
+    limits = [parse_types(found.types).get(row.type) for found in able]
+    running = [other for other in processing if holder_of(other, live) is not None]
+    of_type = [other for other in running if other.type == row.type]
+    known = [limit for limit in limits if limit is not None]
+    if known and len(of_type) >= min(known):
+        names = ", ".join(other.id for other in of_type[:_SHOWN])
+        more = f" and {len(of_type) - _SHOWN} others" if len(of_type) > _SHOWN else ""
+        limit = number_of(min(known), "job", "jobs")
+        return Reason(
+            "limit",
+            f"its type runs at most {limit} at a time, and {names}{more} "
+            f"{'is' if len(of_type) == 1 else 'are'} running",
+            command("show", of_type[0].id),
+        )
+    if running:
+        first = min(running, key=lambda other: _started_at(other, live, now))
+        started_at = _started_at(first, live, now)
+        return Reason(
+            "busy",
+            f"it waits until a pass is free: {number_of(len(running), 'job is', 'jobs are')} "
+            f"running, {first.id} for {duration(now - started_at)}",
+            command("show", first.id),
+        )
+    return Reason("next", "a pass is running, and starts it now")
+
+
+def _started_at(row: Row, live: Sequence[LivePass], now: float) -> float:
+    holder = holder_of(row, live)
+    return holder.listed_at if holder is not None and holder.parallel == 1 else now
+
+
+def _no_handler(
+    row: Row, live: Sequence[LivePass], ended: Sequence[EndedPass], now: float
+) -> Reason | None:
+    """Return that no program has a handler for the type, if none of the latest passes has one."""
+    recent = [e for e in ended if e.ended_at >= ended[-1].ended_at - _RECENT_SECONDS]
+    known = {found.types for found in recent} | {found.types for found in live}
+    if not known or "" in {found.types for found in live}:
+        return None
+    if any(_has_handler(types, row.type) for types in known):
+        return None
+    names = sorted({name for types in known for name in parse_types(types)})
+    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    have = f"they have handlers for {shown}" if names else "they have no handlers"
+    text = f"the passes have no handler for {printable(row.type)} ({have})"
+    last = next((e for e in reversed(ended) if _has_handler(e.types, row.type)), None)
+    if last is not None:  # a program that runs once a day, or one that is gone
+        text += f"; the last pass that had one ended {ago(now - last.ended_at)}"
+    return Reason("handler", text, command("list", "--type", row.type))
+
+
+def _has_handler(types: str, job_type: str) -> bool:
+    return bool(types) and _runs(types, job_type)
