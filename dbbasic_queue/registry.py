@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
-from dbbasic_queue.errors import InvalidHandlers, InvalidJob
+from dbbasic_queue.errors import InvalidArgument, InvalidHandlers, InvalidJob
 from dbbasic_queue.handlers import JOB_IN_PAYLOAD, Handler
 from dbbasic_queue.lazy import load
 from dbbasic_queue.model.checks import check_seconds, check_type
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.jobqueue import Queue
     from dbbasic_queue.passes.hooks import Hooks
     from dbbasic_queue.schedules import Missed, Schedule
+    from dbbasic_queue.toml_file import HandlersFile
 
     P = ParamSpec("P")
     R = TypeVar("R")
@@ -130,9 +131,10 @@ class Handlers(Mapping[str, Handler]):
     def from_toml(cls, path: str | os.PathLike[str], *, queue: Queue | None = None) -> Handlers:
         """Return a registry of the commands that a TOML file declares; see docs/commands.md.
 
-        Each table is a job type. Raises InvalidHandlers, naming the file, the table and the key,
-        for an unknown key, an invalid value and a missing program, and if other users could
-        change the file or a program; OSError if the file can't be read.
+        Each table is a job type; that of `on_failure` says whom to tell about failed jobs. Raises
+        InvalidHandlers, naming the file, the table and the key, for an unknown key, an invalid
+        value and a missing program, and if other users could change the file or a program; OSError
+        if the file can't be read.
         """
         from dbbasic_queue.toml_file import read
 
@@ -145,9 +147,22 @@ class Handlers(Mapping[str, Handler]):
                 handlers.add(job_type, command)
                 if schedule := file.schedules.get(job_type):
                     handlers.every(job_type=job_type, **schedule)
-        except InvalidHandlers as e:
+            where = f"{os.fspath(path)}: [on_failure]"
+            handlers._notify(file)
+        except (InvalidHandlers, InvalidArgument) as e:
             raise InvalidHandlers(f"{where}: {e}") from None
         return handlers
+
+    def _notify(self, file: HandlersFile) -> None:
+        """Register the hooks that a file declares. Raises InvalidArgument for invalid values."""
+        if file.mail is not None:
+            from dbbasic_queue.notify import Mail
+
+            self.on_failure(Mail(**file.mail))
+        if file.webhook is not None:
+            from dbbasic_queue.notify import Webhook
+
+            self.on_failure(Webhook(file.webhook))
 
     def __repr__(self) -> str:
         return f"<Handlers {', '.join(self._handlers) or '(none)'}>"

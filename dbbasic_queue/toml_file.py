@@ -80,6 +80,10 @@ def _text(value: Any) -> str:
     return value
 
 
+def _text_or_list(value: Any) -> str | list[Any]:
+    return _list(value) if isinstance(value, list) else _text(value)
+
+
 def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(
@@ -114,6 +118,19 @@ _SCHEDULE_KEYS: Checks = {
     "schedule_name": _text,
 }
 """there too: arguments of `Handlers.every`, where `schedule_name` is `name`, as in `handler`"""
+_ON_FAILURE = "on_failure"
+"""the table that isn't a job type: whom to tell about jobs that have failed for good"""
+_ON_FAILURE_KEYS: Checks = {
+    "mail": _text_or_list,
+    "sender": _text,
+    "server": _text,
+    "port": _whole_number,
+    "user": _text,
+    "password": _text,
+    "tls": _text,
+    "webhook": _text,
+}
+"""there: arguments of `notify.Mail`, where `mail` is `to`, and of `notify.Webhook`"""
 _BACKOFF_KEYS: Checks = {
     "first": _seconds,
     "factor": _number,
@@ -126,12 +143,15 @@ class HandlersFile:
     """What a file declares: its job types with their commands, and the settings of the registry.
 
     `schedules` has the arguments of `Handlers.every` for the job types that have a schedule.
+    `mail` has those of `notify.Mail`, `webhook` that of `notify.Webhook`; None if there is none.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
         self.commands: dict[str, Command] = {}
         self.schedules: dict[str, dict[str, Any]] = {}
+        self.mail: dict[str, Any] | None = None
+        self.webhook: str | None = None
 
 
 def read(path: str | os.PathLike[str]) -> HandlersFile:
@@ -153,6 +173,10 @@ def read(path: str | os.PathLike[str]) -> HandlersFile:
         tables = {name: value for name, value in found.items() if isinstance(value, dict)}
         settings = _checked({key: found[key] for key in found.keys() - tables}, _FILE_KEYS)
         declared = HandlersFile(settings)
+        if (table := tables.pop(_ON_FAILURE, None)) is not None:
+            where = f"{place}: [{_ON_FAILURE}]"
+            _add_notifications(declared, table, os.path.abspath(place))
+            where = place
         if not tables:
             raise ValueError(
                 "it declares no job type (write a table for each, such as [send_email])"
@@ -168,6 +192,20 @@ def read(path: str | os.PathLike[str]) -> HandlersFile:
     except (ValueError, InvalidHandlers) as e:  # those of tomllib and check_type are ValueErrors
         raise InvalidHandlers(f"{where}: {e}") from None
     return declared
+
+
+def _add_notifications(declared: HandlersFile, table: dict[str, Any], path: str) -> None:
+    """Take over the table `on_failure`. Raises ValueError."""
+    arguments = _checked(table, _ON_FAILURE_KEYS)
+    declared.webhook = arguments.pop("webhook", None)
+    if "mail" in arguments:
+        declared.mail = {"to": arguments.pop("mail"), **arguments}
+    elif arguments:
+        raise ValueError(f"{next(iter(arguments))} belongs to a mail: give mail, an address, too")
+    elif declared.webhook is None:
+        raise ValueError("it names nobody: give mail, an address, or webhook, a URL")
+    if "password" in arguments and os.stat(path).st_mode & 0o004:
+        raise ValueError(f"password: every user can read {path} (chmod o-r it)")
 
 
 def _command(arguments: dict[str, Any], directory: str) -> Command:
@@ -232,9 +270,8 @@ def _check_program(program: Program) -> None:
                 f"command: there is no program {name} in PATH, which is {searched} (for one in "
                 f"{program.directory}, write ./{name})"
             )
-        for word in program.command[
-            1:
-        ]:  # the script that this program runs, as in `php report.php`
+        for word in program.command[1:]:
+            # The script that this program runs, as in `php report.php`.
             path = os.path.join(program.directory, word)
             if os.path.isfile(path):
                 _refuse_unprotected(path)

@@ -391,3 +391,75 @@ def test_a_schedule_that_cannot_work_is_refused(place: Path, keys: str, error: s
 )
 def test_a_setting_of_the_file_that_cannot_work_is_refused(place: Path, key: str) -> None:
     refused(place, f'{key}\n[a]\ncommand = ["cat"]')
+
+
+# -- on_failure
+
+
+COMMAND = """
+    [hello]
+    command = ["./hello.sh", "ada"]
+"""
+
+
+def test_a_mail_and_a_webhook_are_declared_for_all_job_types(place: Path) -> None:
+    file = declare(
+        place,
+        """
+        [on_failure]
+        mail = ["ada@example.org", "bob@example.org"]
+        sender = "queue@example.org"
+        server = "mail.example.org"
+        port = 465
+        webhook = "https://example.org/failed"
+        """
+        + COMMAND,
+    )
+    handlers = Handlers.from_toml(file)
+    assert list(handlers) == ["hello"]
+    assert handlers.hooks is not None
+    assert [repr(hook) for hook in handlers.hooks.on_failure] == [
+        "<Mail to ada@example.org, bob@example.org, by mail.example.org:465>",
+        "<Webhook https://example.org>",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "error"),
+    [
+        ("", "it names nobody: give mail, an address, or webhook, a URL"),
+        ('server = "mail"', "server belongs to a mail: give mail, an address, too"),
+        (
+            'mail = "nobody"',
+            "invalid to 'nobody': must be an email address, such as ops@example.org",
+        ),
+        ("mail = 5", "mail: invalid value 5: must be text"),
+        (
+            'to = "ada@example.org"',
+            "unknown key 'to' (known keys: mail, sender, server, port, user",
+        ),
+        ('webhook = "ftp://example.org"', "invalid url 'ftp://example.org'"),
+        ('mail = "ada@example.org"\nuser = "ada"', "invalid user or password: give both"),
+    ],
+)
+def test_an_invalid_notification_is_refused(place: Path, table: str, error: str) -> None:
+    text = f"[on_failure]\n{table}\n{textwrap.dedent(COMMAND)}"
+    assert refused(place, text).startswith(f"[on_failure]: {error}")
+
+
+def test_a_password_that_every_user_can_read_is_refused(place: Path) -> None:
+    file = declare(
+        place,
+        """
+        [on_failure]
+        mail = "ada@example.org"
+        user = "ada"
+        password = "secret"
+        """
+        + COMMAND,
+    )
+    with pytest.raises(InvalidHandlers, match="every user can read") as error:
+        Handlers.from_toml(file)
+    assert "secret" not in str(error.value)
+    file.chmod(0o640)
+    assert Handlers.from_toml(file).hooks is not None
