@@ -26,8 +26,8 @@ LAYERS = [
     "opening",
     "queue",
     "commands",
-    "toml_file",
-    "registry notify pickles testing worker",
+    "toml_file notify",
+    "registry pickles testing worker",
     "__init__",
     "cli pytest_dbbasic_queue",
     "__main__",
@@ -99,8 +99,11 @@ def test_there_are_no_circular_imports() -> None:
     assert left == set(), "these modules import each other"
 
 
-@pytest.mark.parametrize("name", MODULES)
+# `cli.loading` imports the module that the user names.
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {"cli.loading"}))
 def test_no_module_is_imported_by_a_string(name: str) -> None:
+    if name == "cli.loading":  # the user's module with handlers, which a command line names
+        return
     importers = [full for _, full in imported(TREES[name]) if full.split(".")[0] == "importlib"]
     assert importers == []
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dbbasic_queue.model.escaping import printable
-from dbbasic_queue.model.states import PROCESSING
+import time
+
+from dbbasic_queue.cli.messages import INTERRUPTED, complain
+from dbbasic_queue.model.checks import is_id
+from dbbasic_queue.model.escaping import printable, unescape
+from dbbasic_queue.model.states import FINISHED, PROCESSING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from dbbasic_queue.jobqueue import Queue
+
+_POLL_SECONDS = 0.5
 
 
 def safe(text: str) -> str:
@@ -44,3 +50,38 @@ def why_not(queue: Queue, job_id: str, attempt: int | None) -> str:
         f"there is no output of {what}: it has printed nothing, or ran inside its pass (only what "
         "a handler with a timeout, or a Command, prints is kept)"
     )
+
+
+def follow(queue: Queue, job_id: str) -> int:
+    """Print what each attempt of a job prints, as soon as it has ended, until the job is finished.
+
+    Returns the exit code.
+    """
+    if not is_id(job_id):
+        return complain(f"there is no job {job_id}")
+    seen: set[tuple[int, float]] = set()
+    """number and end of the attempts in the history"""
+    shown: set[tuple[int, float]] = set()
+    """those whose output was printed"""
+    try:
+        while True:
+            job = queue.get_job(job_id)  # first: after its end, nothing more is printed
+            for attempt in queue.history(job_id):
+                key = attempt["attempt"], attempt["ended_at"]
+                if key in seen:
+                    continue
+                seen.add(key)
+                # After a requeue, a number is used again: this is the latest attempt with it.
+                found = queue.store.output(job_id, attempt["attempt"])
+                if found is None or (found.attempt, found.ended_at) in shown:
+                    continue
+                shown.add((found.attempt, found.ended_at))
+                text = safe(unescape(found.text))
+                print(text, end="" if text.endswith("\n") else "\n", flush=True)
+            if job is None:
+                return complain(f"there is no job {job_id}")
+            if job["status"] in FINISHED:
+                return 0
+            time.sleep(_POLL_SECONDS)
+    except KeyboardInterrupt:
+        return INTERRUPTED

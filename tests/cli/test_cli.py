@@ -49,14 +49,12 @@ def test_the_console_script_is_the_same_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["fly"], ["--fly"], ["demo", "--fly"], ["demo", "one"], ["demo", "--dir"]]
+    "arguments", [["fly"], ["--fly"], ["demo", "--fly"], ["demo", "one"], ["demo", "--dir"]]
 )
-def test_wrong_usage_exits_with_2_and_prints_the_usage(
-    tmp_path: Path, arguments: list[str]
-) -> None:
+def test_wrong_usage_exits_with_2_and_one_line(tmp_path: Path, arguments: list[str]) -> None:
     done = run_command(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("usage: dbbasic-queue")
+    assert done.stderr.startswith("dbbasic-queue")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -100,7 +98,7 @@ def test_main_returns_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_command_does_not_import_modules_that_only_others_need(tmp_path: Path) -> None:
     program = (
         "import sys, dbbasic_queue.cli.main as cli\n"
-        "print(sorted({'argparse', 'dbbasic_queue.cli.demo', 'subprocess'} & set(sys.modules)))\n"
+        "print(sorted({'dbbasic_queue.cli.demo', 'subprocess'} & set(sys.modules)))\n"
         "cli.argument_parser()\n"
         "late = {'dbbasic_queue.cli.demo', 'subprocess', 'socketserver'}\n"
         "print(sorted(late & set(sys.modules)))\n"
@@ -170,7 +168,7 @@ def test_a_typo_in_the_path_does_not_look_like_an_empty_queue(
 ) -> None:
     why = refused(*arguments, "--file", "no/queue.tsv", cwd=tmp_path)
     assert "there is no queue (name its file with --file or $DBBASIC_QUEUE_FILE" in why
-    assert f"'{tmp_path}/no/queue.tsv'" in why
+    assert why.startswith(f"{tmp_path}/no/queue.tsv: there")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -243,7 +241,7 @@ def test_a_job_is_enqueued_and_its_id_printed(tmp_path: Path) -> None:
 
 
 def test_a_job_can_be_enqueued_for_later_and_only_once_per_id(tmp_path: Path) -> None:
-    arguments = ["enqueue", "greet", "--run-at", "4000000000.5", "--id", "report-1"]
+    arguments = ["enqueue", "greet", "--at", "@4000000000.5", "--id", "report-1"]
     assert ok(*arguments, cwd=tmp_path) == "report-1\n"
     job = Queue(tmp_path / "data/queue.tsv").get_job("report-1")
     assert job is not None
@@ -302,7 +300,7 @@ def test_rows_of_other_programs_send_no_control_codes_to_the_terminal(
 @pytest.mark.usefixtures("some")
 def test_show_prints_one_line_per_column_of_the_job(tmp_path: Path) -> None:
     shown = ok("show", "later", cwd=tmp_path).split("\n")
-    assert [text.split("\t")[0] for text in shown] == [*HEADER.split(), ""]  # it has not run
+    assert [text.split("\t")[0] for text in shown] == [*HEADER.split(), "why", ""]  # it has not run
     assert shown[2] == 'payload\t{"to": "bob"}'
     assert shown[5] == "run_at\t4000000000\t2096-10-02T07:06:40Z"
     assert refused("show", "nobody", cwd=tmp_path) == "there is no job nobody"
@@ -347,7 +345,7 @@ def test_cancel_reports_which_jobs_it_cancelled_and_which_not(some: Queue, tmp_p
     assert (done.returncode, done.stdout) == (1, "cancelled\tlater\n")
     assert done.stderr.splitlines() == [
         "dbbasic-queue: done was not cancelled: it is completed (only a pending job can be)",
-        "dbbasic-queue: nobody was not cancelled: there is no such job (only a pending job can be)",
+        "dbbasic-queue: nobody was not cancelled: there is no such job",
     ]
     assert some.counts()["cancelled"] == 1
 
@@ -356,10 +354,10 @@ def test_requeue_accepts_ids_or_all_failed_jobs(some: Queue, tmp_path: Path) -> 
     assert ok("requeue", "broken", cwd=tmp_path) == "requeued\tbroken\n"
     assert "it is pending" in refused("requeue", "broken", cwd=tmp_path)
     some.process_jobs({"break": fail})
-    assert ok("requeue", "--failed", "--type", "greet", cwd=tmp_path) == "requeued\t0\n"
-    assert ok("requeue", "--failed", "--type", "break", cwd=tmp_path) == "requeued\t1\n"
+    assert ok("requeue", "--failed", "--type", "greet", cwd=tmp_path) == "requeued\t0\t-\n"
+    assert ok("requeue", "--failed", "--type", "break", cwd=tmp_path) == "requeued\t1\tbreak=1\n"
     some.process_jobs({"break": fail})
-    assert ok("requeue", "--failed", cwd=tmp_path) == "requeued\t1\n"
+    assert ok("requeue", "--failed", cwd=tmp_path) == "requeued\t1\tbreak=1\n"
     job = some.get_job("broken")
     assert job is not None
     assert (job["status"], job["attempts"], job["error"]) == ("pending", 0, None)
@@ -370,14 +368,17 @@ def test_requeue_accepts_ids_or_all_failed_jobs(some: Queue, tmp_path: Path) -> 
     [
         ["requeue"],
         ["requeue", "a", "--failed"],
-        ["requeue", "a", "--type", "b"],
+        ["requeue", "broken", "--type", "b"],
+        ["requeue", "broken", "--all"],
+        ["clear"],
+        ["stop"],
         ["purge"],
         ["purge", "--older-than", "a week"],
         ["purge", "--older-than", "1d", "--status", "pending"],
         ["list", "--status", "done"],
         ["cancel"],
         ["enqueue"],
-        ["enqueue", "greet", "--run-at", "tomorrow"],
+        ["enqueue", "greet", "--at", "tomorrow"],
         ["show"],
         ["show", "a", "--file"],
     ],
@@ -389,7 +390,7 @@ def test_a_command_with_wrong_usage_exits_with_2_and_changes_nothing(
     before = (tmp_path / "data/queue.tsv").read_bytes()
     done = run_command(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"usage: dbbasic-queue {arguments[0]}")
+    assert done.stderr.startswith(f"dbbasic-queue {arguments[0]}: ")
     assert (tmp_path / "data/queue.tsv").read_bytes() == before
 
 
@@ -400,9 +401,10 @@ def test_purge_removes_old_jobs_and_can_append_them_to_an_archive(
         then.enqueue("greet", {}, job_id="old")
         then.enqueue("greet", {}, job_id="old-too")
         then.process_jobs({"greet": lambda payload: None})
-    assert ok("purge", "--older-than", "1d", "--status", "failed", cwd=tmp_path) == "purged\t0\n"
+    of_failed = ok("purge", "--older-than", "1d", "--status", "failed", cwd=tmp_path)
+    assert of_failed == "purged\t0\t-\n"
     archived = ok("purge", "--older-than", "0.5d", "--archive", "a.tsv", cwd=tmp_path)
-    assert archived == "purged\t2\n"
+    assert archived == "purged\t2\tgreet=2\n"
     archive = (tmp_path / "a.tsv").read_text("utf-8")
     assert [text.split("\t")[0] for text in archive.splitlines()] == ["id", "old", "old-too"]
     assert [job["id"] for job in some.jobs()] == ["done", "broken", "later"]
@@ -565,8 +567,9 @@ def test_a_duration_without_a_unit_or_a_number_is_wrong_usage(
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.splitlines()[-1] == (
-        f"dbbasic-queue {command}: error: argument {option}: invalid duration {duration!r}: "
-        "must be a number with a unit, such as 90s, 15m, 12h or 30d"
+        f"dbbasic-queue {command}: argument {option}: invalid duration {duration!r}: "
+        "must be a number with a unit, such as 90s, 15m, 12h or 30d "
+        f"(see dbbasic-queue {command} --help)"
     )
     assert path.read_bytes() == before
 

@@ -33,7 +33,12 @@ def test_a_queue_is_moved_and_later_rows_are_reported_and_moved_and_it_is_moved_
     )
     add_lines(old, line("late"))
     status = run_command("status", cwd=tmp_path).stdout.splitlines()
-    assert status[:3] == [f"queue\t{old}", f"moved\t{new}\t1", "pending\t1"]
+    assert status[0] == f"queue\t{old}"
+    assert status[1] == (
+        f"verdict\tmoved\tthis queue was moved to {new}; 1 job has been added since\t"
+        f"dbbasic-queue move --to {new}"
+    )
+    assert status[2:4] == [f"moved\t{new}\t1", "pending\t1"]
     again = move(tmp_path, "--to", str(new), "--finished", "--history")
     assert again == (0, "moved\t1\nfinished\t1\nhistory\t1\n", "")
     listed = run_command("list", "--file", str(new), cwd=tmp_path).stdout.splitlines()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import Programs, run_command, sibling, wait_for_notes
+from helpers import Child, Programs, run_command, sibling, wait_for, wait_for_notes
 
 from dbbasic_queue import Handler, Queue
 
@@ -120,3 +121,76 @@ def test_output_can_be_printed_after_the_job_was_purged(queue: Queue, tmp_path: 
     queue.remove_type("work")
     assert queue.get_job("a") is None
     assert output(tmp_path, "a").stdout == "still here\n"
+
+
+def follow(tmp_path: Path, job_id: str) -> Child:
+    command = [sys.executable, "-m", "dbbasic_queue", "output", "--follow", job_id]
+    return Child(command, tmp_path, "follow")
+
+
+def wait_for_text(child: Child, text: str) -> None:
+    wait_for(lambda: text in child.output.read_text("utf-8"), "the output")
+
+
+def test_the_output_is_followed_until_the_job_is_finished(queue: Queue, tmp_path: Path) -> None:
+    def work(_: Any, job: Any) -> None:
+        os.write(1, f"attempt {job.attempt}\x1b[31m".encode())
+        if job.attempt < 3:
+            raise ValueError("again")
+
+    queue.enqueue("work", {}, job_id="job-a")
+    child = follow(tmp_path, "job-")
+    try:
+        for attempt in range(1, 4):
+            queue.run_now("job-a")
+            queue.process_jobs({"work": Handler(work, timeout=60)})
+            wait_for_text(child, f"attempt {attempt}")
+        assert child.wait() == 0
+    finally:
+        child.clean_up()
+    assert child.output.read_text() == "".join(f"attempt {n}\\x1b[31m\n" for n in range(1, 4))
+    assert child.errors.read_text() == ""
+
+
+def test_what_is_printed_after_a_requeue_and_a_rotation_is_followed(
+    queue: Queue, tmp_path: Path
+) -> None:
+    run(queue, "other", b"x" * 1000)
+    queue.enqueue("work", {}, job_id="a")
+    queue.process_jobs({"work": Handler(stumble, timeout=60)})
+    child = follow(tmp_path, "a")
+    try:
+        wait_for_text(child, "first")
+        queue.run_now("a")
+        queue.stop_job("a")
+        assert child.wait() == 0
+        queue.requeue("a")
+        sibling(tmp_path / "data/queue.tsv", "output").unlink()
+        again = follow(tmp_path, "a")
+        try:
+            queue.process_jobs({"work": prints(b"second")})
+            assert again.wait() == 0
+        finally:
+            again.clean_up()
+    finally:
+        child.clean_up()
+    assert again.output.read_text() == "second\n"
+
+
+def stumble(_: Any) -> None:
+    os.write(1, b"first")
+    raise ValueError("again")
+
+
+def test_following_ends_if_the_job_is_removed_or_unknown(queue: Queue, tmp_path: Path) -> None:
+    queue.enqueue("work", {}, job_id="a")
+    assert why_not(tmp_path, "-f", "unknown") == "there is no job unknown"
+    child = follow(tmp_path, "a")
+    try:
+        assert child.is_running()
+        queue.remove_type("work")
+        assert child.wait() == 1
+    finally:
+        child.clean_up()
+    assert child.errors.read_text() == "dbbasic-queue: there is no job a\n"
+    assert output(tmp_path, "-f", "a", "--attempt", "1").returncode == 2

@@ -65,7 +65,7 @@ class TestCommandLine:
     def test_jobs_are_added_run_shown_and_changed(self) -> None:
         self.ok("enqueue", "shout", '{"text": "hello"}', "--id", "one")
         self.ok("enqueue", "break", "--id", "two")
-        self.ok("enqueue", "shout", '{"text": "later"}', "--id", "three", "--run-at", "4000000000")
+        self.ok("enqueue", "shout", '{"text": "later"}', "--id", "three", "--at", "@4000000000")
         assert "already in the queue" in self.refused("enqueue", "shout", "--id", "one")
         assert "broken" in self.run_handlers()
 
@@ -103,8 +103,8 @@ class TestCommandLine:
         self.run_handlers()
         time.sleep(1.1)  # times are whole seconds
         arguments = ("purge", "--older-than", "0s", "--archive", "archive.tsv")
-        assert self.ok(*arguments, "--dry-run") == [["would purge", "1"]]
-        assert self.ok(*arguments) == [["purged", "1"]]
+        assert self.ok(*arguments, "--dry-run") == [["would be purged", "1", "shout=1"]]
+        assert self.ok(*arguments) == [["purged", "1", "shout=1"]]
         assert "HELLO" not in str(self.ok("list"))
         archive = (self.directory / "archive.tsv").read_text("utf-8")
         assert archive.count("\n") == 2

@@ -170,7 +170,7 @@ def test_dead_letters_are_listed_and_replayed_from_a_shell(tmp_path: Path) -> No
         assert command("list", "--status", "processing") == ""
         assert "No handler for ad" in command("list", "--status", "failed")
         assert "result\t3\n" in command("show", job_id)
-        assert command("requeue", "--failed") == "requeued\t1\n"
+        assert command("requeue", "--failed") == "requeued\t1\tad=1\n"
         assert "due\t1\t" in command("status")
 
 

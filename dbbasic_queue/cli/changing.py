@@ -1,0 +1,527 @@
+"""Commands that change jobs: cancel, stop, requeue, run-now, edit, purge, clear, pause, resume.
+
+A command changes the jobs that are named by id or chosen by filters, and leaves alone those whose
+status doesn't allow the change. Filters choose jobs as they are when the command reaches them: a
+job that changes in the meantime is not changed again.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from itertools import islice
+
+from dbbasic_queue.cli.arguments import (
+    CHANGED_ID,
+    Commands,
+    add_caution,
+    add_filters,
+    add_many,
+    seconds,
+)
+from dbbasic_queue.cli.messages import complain
+from dbbasic_queue.cli.queues import existing_queue
+from dbbasic_queue.errors import InvalidArgument, JobNotFound, QueueError
+from dbbasic_queue.model import states
+from dbbasic_queue.model.checks import check_type, is_id
+from dbbasic_queue.model.escaping import printable
+from dbbasic_queue.model.states import CANCELLED, FAILED, FINISHED, PENDING, PROCESSING
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable, Iterable, Iterator
+
+    from dbbasic_queue.cli.selecting import Filter
+    from dbbasic_queue.jobqueue import Queue
+    from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.model.states import State
+
+_BATCH = 500
+
+
+class Verb:
+    """A change of jobs.
+
+    `done`      what has happened to a changed job
+    `which`     the jobs that can be changed
+    `statuses`  their statuses
+    `one`       makes the change for one job, given by its id; returns False if it can't be changed
+    `change`    returns a job's new state, at an instant; None if it can't be changed
+    """
+
+    def __init__(
+        self,
+        done: str,
+        which: str,
+        statuses: tuple[str, ...],
+        one: Callable[[Queue, str], bool],
+        change: Callable[[State, float], State | None],
+    ) -> None:
+        self.done = done
+        self.which = which
+        self.statuses = statuses
+        self.one = one
+        self.change = change
+
+
+_CANCEL = Verb(
+    "cancelled",
+    "a pending job",
+    (PENDING,),
+    lambda queue, job_id: queue.cancel_job(job_id),
+    lambda state, now: states.cancel(state),
+)
+_RUN_NOW = Verb(
+    "made due",
+    "a pending job",
+    (PENDING,),
+    lambda queue, job_id: queue.get_job(job_id) is not None and queue.run_now(job_id),
+    states.run_now,
+)
+_REQUEUE = Verb(
+    "requeued",
+    "a failed or cancelled job",
+    (FAILED, CANCELLED),
+    lambda queue, job_id: queue.requeue(job_id),
+    states.requeue,
+)
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands of this module."""
+    for name, verb, text in (
+        ("cancel", _CANCEL, "cancel pending jobs"),
+        ("run-now", _RUN_NOW, "make pending jobs due now: the next pass runs them"),
+    ):
+        parser = commands.add(name, _changer(verb), text)
+        add_many(parser, verb.statuses)
+    requeue = commands.add(
+        "requeue",
+        _changer(_REQUEUE),
+        "make failed or cancelled jobs pending again, with no attempts used",
+        more="A failed job is due now; a cancelled one keeps the time at which it was due.",
+    )
+    add_many(requeue, _REQUEUE.statuses)
+    requeue.add_argument("--failed", action="store_true", help="all failed jobs")
+    stop = commands.add(
+        "stop",
+        run_stop,
+        "cancel pending jobs, and stop running ones",
+        more="A job in a process of its own is killed. Any other running job is asked to stop: "
+        "then the command prints requested instead of stopped.",
+    )
+    add_many(stop, (PENDING, PROCESSING))
+    edit = commands.add(
+        "edit",
+        run_edit,
+        "edit the payload of a pending job or, without ID, the whole queue in $EDITOR",
+        more="The queue is checked before anything is changed, and jobs that were added in the "
+        "meantime are kept.",
+    )
+    edit.add_argument("id", metavar="ID", nargs="?", help=CHANGED_ID)
+    edit.add_argument(
+        "payload", metavar="PAYLOAD", nargs="?", help="JSON (default: edit it in $EDITOR)"
+    )
+    purge = commands.add("purge", run_purge, "remove old finished jobs from the queue")
+    purge.add_argument(
+        "--older-than",
+        type=seconds,
+        metavar="DURATION",
+        required=True,
+        help="only jobs that were due longer ago than this, such as 30d or 12h",
+    )
+    purge.add_argument(
+        "--archive", metavar="FILE", help="append the jobs to this TSV file before removing them"
+    )
+    add_filters(purge, FINISHED)
+    add_caution(purge)
+    clear = commands.add(
+        "clear",
+        run_clear,
+        "remove jobs from the queue, whatever their status; running ones stay",
+    )
+    clear.add_argument("ids", metavar="ID", nargs="*", help=CHANGED_ID)
+    clear.add_argument(
+        "--archive", metavar="FILE", help="append the jobs to this TSV file before removing them"
+    )
+    add_filters(clear, (PENDING, *FINISHED))
+    clear.add_argument("--all", action="store_true", help="all jobs that aren't running")
+    add_caution(clear)
+    pause = commands.add("pause", run_pause, "stop starting jobs of TYPE, or of all types")
+    pause.add_argument("type", metavar="TYPE", nargs="?", help="(default: all types)")
+    pause.add_argument(
+        "-y", "--yes", action="store_true", help="don't ask if no job and no handler has the type"
+    )
+    resume = commands.add("resume", run_resume, "end the pause of TYPE, or every pause")
+    resume.add_argument("type", metavar="TYPE", nargs="?", help="(default: every pause)")
+
+
+# -- by id or by filters -----------------------------------------------------------------------
+
+
+def _changer(verb: Verb) -> Callable[[Namespace], int]:
+    def run(arguments: Namespace) -> int:
+        chosen = _filter(arguments, verb.statuses)
+        with existing_queue(arguments) as queue:
+            if chosen is None:
+                return _change_ids(arguments, queue, verb)
+            return _change_chosen(arguments, queue, chosen, verb)
+
+    return run
+
+
+def _filter(arguments: Namespace, statuses: tuple[str, ...]) -> Filter | None:
+    """Return the jobs that the filters choose; None if ids were given.
+
+    Ends with wrong usage if neither is given, or both.
+    """
+    from dbbasic_queue.cli.selecting import Filter
+
+    if getattr(arguments, "failed", False):
+        if arguments.status:
+            arguments.wrong_usage("give --failed or --status, not both")
+        arguments.status = [FAILED]
+    chosen = Filter(arguments, statuses)
+    if arguments.ids and (arguments.all or not chosen.is_open):
+        arguments.wrong_usage("give IDs or options that choose jobs, not both")
+    if not arguments.ids and chosen.is_open and not arguments.all:
+        arguments.wrong_usage("give IDs, or options that choose jobs, such as --type, or --all")
+    return None if arguments.ids else chosen
+
+
+def _ids(arguments: Namespace, queue: Queue) -> Iterator[str | None]:
+    """Yield the id that each argument means; None, after an error was printed, if it means none."""
+    from dbbasic_queue.cli.selecting import LEAST_PREFIX, find_id
+
+    for text in arguments.ids:
+        try:
+            yield find_id(queue.store, text, LEAST_PREFIX)
+        except InvalidArgument as e:
+            complain(str(e))
+            yield None
+
+
+def _change_ids(arguments: Namespace, queue: Queue, verb: Verb) -> int:
+    """Change each job. Print the changed ones, and on stderr the others, each with the reason."""
+    code = 0
+    for job_id in _ids(arguments, queue):
+        if job_id is None:
+            code = 1
+        elif arguments.dry_run:
+            code = _would_change(queue, job_id, verb) or code
+        elif verb.one(queue, job_id):
+            print(f"{verb.done}\t{job_id}")
+        else:
+            code = _why_not_changed(queue, job_id, verb)
+    return code
+
+
+def _would_change(queue: Queue, job_id: str, verb: Verb) -> int:
+    job = queue.get_job(job_id)
+    if job is None or job["status"] not in verb.statuses:
+        return _why_not_changed(queue, job_id, verb)
+    print(f"would be {verb.done}\t{job_id}")
+    return 0
+
+
+def _why_not_changed(queue: Queue, job_id: str, verb: Verb) -> int:
+    job = queue.get_job(job_id)
+    if job is None:
+        return complain(f"{job_id or repr(job_id)} was not {verb.done}: there is no such job")
+    return complain(
+        f"{job_id} was not {verb.done}: it is {job['status']} (only {verb.which} can be)"
+    )
+
+
+def _change_chosen(arguments: Namespace, queue: Queue, chosen: Filter, verb: Verb) -> int:
+    if not _is_wanted(arguments, chosen.rows(queue.store), verb.done):
+        return 1
+    now = queue.now()
+    _report(verb.done, _change_in_batches(queue, chosen.rows(queue.store), verb, now), arguments)
+    return 0
+
+
+def _change_in_batches(queue: Queue, rows: Iterator[Row], verb: Verb, now: float) -> Iterator[Row]:
+    """Change jobs; yield those that were changed. Each batch is on the disk when it is yielded."""
+    while batch := list(islice(rows, _BATCH)):
+        changes = [(row, new) for row in batch if (new := verb.change(row.state, now)) is not None]
+        yield from (row for row in queue.store.exchange(changes) if row is not None)
+
+
+def _is_wanted(arguments: Namespace, rows: Iterable[Row], done: str) -> bool:
+    """Return whether to change the chosen jobs. Reports a --dry-run, and a no."""
+    from dbbasic_queue.cli.selecting import count_types
+    from dbbasic_queue.cli.terminal import ask, can_ask
+
+    if not arguments.dry_run and (arguments.yes or not can_ask()):
+        return True
+    types = count_types(rows)
+    if arguments.dry_run:
+        _print_counts(f"would be {done}", types)
+        raise SystemExit(0)
+    count = sum(types.values())
+    if not count:
+        return True
+    if ask(f"{_sentence(types)} will be {done}. Go on?"):
+        return True
+    complain("nothing was changed")
+    return False
+
+
+def _report(done: str, rows: Iterable[Row], arguments: Namespace) -> None:
+    """Print how many jobs were changed, of which types; and on a terminal how far it is."""
+    from dbbasic_queue.cli.terminal import Counter
+
+    counter = Counter(done)
+    types: dict[str, int] = {}
+    count = 0
+    try:
+        for row in rows:
+            _count(types, row.type)
+            count += 1
+            if count % _BATCH == 0:
+                counter.show(count)
+    except BaseException:
+        counter.end()
+        if count:  # the error, which is printed next, has ended the rest
+            _print_counts(done, _most_first(types))
+        raise
+    counter.end()
+    _print_counts(done, _most_first(types))
+
+
+def _most_first(types: dict[str, int]) -> dict[str, int]:
+    return dict(sorted(types.items(), key=lambda of: -of[1]))
+
+
+def _print_counts(done: str, types: dict[str, int]) -> None:
+    from dbbasic_queue.cli.terminal import Terminal
+
+    if Terminal().is_screen:
+        was = "was " if sum(types.values()) == 1 else "were "
+        print(f"{_sentence(types)} {'' if done.startswith('would') else was}{done}")
+        return
+    names = " ".join(f"{printable(name)}={count}" for name, count in types.items())
+    print(f"{done}\t{sum(types.values())}\t{names or '-'}")
+
+
+def _sentence(types: dict[str, int]) -> str:
+    count = sum(types.values())
+    each = ", ".join(f"{count:,} {printable(name)}" for name, count in list(types.items())[:5])
+    more = ", ..." if len(types) > 5 else ""
+    return f"{count:,} {'job' if count == 1 else 'jobs'}" + (f" ({each}{more})" if each else "")
+
+
+def run_stop(arguments: Namespace) -> int:
+    chosen = _filter(arguments, (PENDING, PROCESSING))
+    with existing_queue(arguments) as queue:
+        if chosen is not None:
+            return _stop_chosen(arguments, queue, chosen)
+        code = 0
+        for job_id in _ids(arguments, queue):
+            code = (1 if job_id is None else _stop(queue, job_id, arguments.dry_run)) or code
+    return code
+
+
+def _stop_chosen(arguments: Namespace, queue: Queue, chosen: Filter) -> int:
+    """Cancel the pending jobs, and stop the running ones. Print how many had each outcome."""
+    if not _is_wanted(arguments, chosen.rows(queue.store), "stopped"):
+        return 1
+    pending = (row for row in chosen.rows(queue.store) if row.state.status == PENDING)
+    types: dict[str, dict[str, int]] = {}
+    for row in _change_in_batches(queue, pending, _CANCEL, queue.now()):
+        _count(types.setdefault("cancelled", {}), row.type)
+    for row in chosen.rows(queue.store):  # running, or started in the meantime
+        with suppress(JobNotFound):
+            if (done := queue.stop_job(row.id)) is not None:
+                _count(types.setdefault(done, {}), row.type)
+    for outcome, found in (types or {"stopped": {}}).items():
+        _print_counts(outcome, _most_first(found))
+    return 0
+
+
+def _count(types: dict[str, int], job_type: str) -> None:
+    types[job_type] = types.get(job_type, 0) + 1
+
+
+def _stop(queue: Queue, job_id: str, dry_run: bool) -> int:
+    if dry_run:
+        job = queue.get_job(job_id)
+        status = job["status"] if job else "unknown"
+        if status in (PENDING, PROCESSING):
+            print(f"would be stopped\t{job_id}")
+            return 0
+        return complain(f"{job_id} would not be stopped: it is {status}")
+    try:
+        done = queue.stop_job(job_id)
+    except JobNotFound:
+        return complain(f"{job_id} was not stopped: there is no such job")
+    if done is None:
+        return complain(f"{job_id} was not stopped: it is finished")
+    print(f"{done}\t{job_id}")
+    return 0
+
+
+# -- removing ----------------------------------------------------------------------------------
+
+
+def run_purge(arguments: Namespace) -> int:
+    from dbbasic_queue.cli.selecting import Filter
+
+    with existing_queue(arguments) as queue:
+        chosen = Filter(arguments, FINISHED)
+        before = queue.now() - arguments.older_than
+        return _remove(
+            arguments,
+            queue,
+            lambda row: chosen.matches(row) and states.is_old(row.state, before),
+            chosen,
+            "purged",
+        )
+
+
+def run_clear(arguments: Namespace) -> int:
+    statuses = (PENDING, *FINISHED)
+    chosen = _filter(arguments, statuses)
+    with existing_queue(arguments) as queue:
+        if chosen is not None:
+            can_go = _can_go
+            return _remove(
+                arguments, queue, lambda r: chosen.matches(r) and can_go(r), chosen, "removed"
+            )
+        from dbbasic_queue.cli.selecting import Filter
+
+        wanted, code = set(), 0
+        for job_id in _ids(arguments, queue):
+            row = queue.store.find(job_id) if job_id is not None and is_id(job_id) else None
+            if row is not None and row.state.status in statuses and _can_go(row):
+                wanted.add(row.id)
+            elif job_id is None:
+                code = 1
+            else:
+                why = "it is running" if row else "there is no such job"
+                code = complain(f"{job_id} was not removed: {why}")
+        if wanted:
+            everything = Filter(arguments, statuses)
+            done = _remove(
+                arguments, queue, lambda r: r.id in wanted and _can_go(r), everything, "removed"
+            )
+            code = done or code
+        return code
+
+
+def _can_go(row: Row) -> bool:
+    return row.state.status != PROCESSING and not states.is_moving(row.state)
+
+
+def _remove(
+    arguments: Namespace,
+    queue: Queue,
+    unwanted: Callable[[Row], bool],
+    chosen: Filter,
+    done: str,
+) -> int:
+    path = None
+    if arguments.archive is not None:
+        from dbbasic_queue.store.writing import archive
+
+        path = archive.path_of(arguments.archive, queue.path)
+        archive.check(path)
+    rows = chosen.rows(queue.store)
+    if not _is_wanted(arguments, filter(unwanted, rows), done):
+        return 1
+    removed: dict[str, int] = {}
+
+    def count(row: Row) -> bool:
+        if not unwanted(row):
+            return False
+        _count(removed, row.type)
+        return True
+
+    queue.store.remove(count, archive=path, statuses=chosen.statuses)
+    _print_counts(done, _most_first(removed))
+    return 0
+
+
+# -- payloads, pauses --------------------------------------------------------------------------
+
+
+def run_edit(arguments: Namespace) -> int:
+    from dbbasic_queue.cli import editing
+    from dbbasic_queue.cli.selecting import LEAST_PREFIX, find_id
+
+    with existing_queue(arguments) as queue:
+        if arguments.id is None:
+            return editing.edit_queue(queue)
+        job_id = find_id(queue.store, arguments.id, LEAST_PREFIX)
+        job = queue.get_job(job_id)
+        if job is None or job["status"] != PENDING:
+            return _why_not_changed(queue, job_id, _EDIT)
+        if arguments.payload is None:
+            payload = editing.edit_payload(job["payload"], job_id)
+            now = queue.get_job(job_id)
+            if now is not None and now["payload"] != job["payload"]:
+                where = editing.keep(json.dumps(payload).encode(), ".json")
+                return complain(
+                    f"{job_id} was not edited: it has changed in the meantime; your text is in "
+                    f"{where}"
+                )
+        else:
+            payload = editing.json_value(arguments)
+        if not queue.edit_job(job_id, payload):
+            return _why_not_changed(queue, job_id, _EDIT)
+        print(f"edited\t{job_id}")
+    return 0
+
+
+_EDIT = Verb("edited", "a pending job", (PENDING,), lambda *_: False, lambda *_: None)
+
+
+def run_pause(arguments: Namespace) -> int:
+    from dbbasic_queue.cli.terminal import ask, can_ask
+
+    with existing_queue(arguments) as queue:
+        job_type = arguments.type
+        if job_type is not None:
+            check_type(job_type)
+        if job_type is not None and not arguments.yes and not _is_known(queue, job_type):
+            if can_ask():
+                if not ask(f"No job and no handler has the type {printable(job_type)}. Pause it?"):
+                    return complain("nothing was changed")
+            else:
+                complain(f"warning: no job and no handler has the type {job_type}")
+        queue.pause(job_type)
+        print(f"paused\t{job_type or '*'}")
+    return 0
+
+
+def _is_known(queue: Queue, job_type: str) -> bool:
+    """Return whether a job has this type, or a handler of the latest passes."""
+    from dbbasic_queue.store.pass_log import parse_types
+
+    if any(row.type == job_type for row in queue.store.rows(job_type=job_type)):
+        return True
+    try:
+        live, _ = queue.store.running()
+        known = [found.types for found in live] + [found.types for found in queue.store.passes()]
+    except QueueError:
+        return True
+    return any(job_type in parse_types(types) for types in known)
+
+
+def run_resume(arguments: Namespace) -> int:
+    from dbbasic_queue.model.checks import ALL
+
+    with existing_queue(arguments) as queue:
+        was_paused = queue.resume(arguments.type)
+        if ALL in queue.paused():
+            return complain(
+                f"{arguments.type} stays paused, because all types are paused (resume without TYPE "
+                "ends every pause)"
+            )
+        if not was_paused:
+            complain(f"warning: {printable(arguments.type or 'nothing')} was not paused")
+            return 0
+        print(f"resumed\t{arguments.type or ALL}")
+    return 0

@@ -1,0 +1,1 @@
+"""`dbbasic-queue doctor`: is everything all right?"""

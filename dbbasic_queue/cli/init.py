@@ -1,0 +1,79 @@
+"""`dbbasic-queue init`: writes a worker for this directory, and prints its crontab line."""
+
+from __future__ import annotations
+
+import os
+import shlex
+
+from dbbasic_queue.cli import crontab
+from dbbasic_queue.errors import InvalidArgument
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from dbbasic_queue.jobqueue import Queue
+
+_TOML = """\
+# The types of jobs, and the command that runs each of them. {name} stands for that member of the
+# payload. A command without such a placeholder gets the payload on stdin, as JSON. What it prints
+# is the job's result, and its exit code says how it went: 0 is good, 65 is bad for good, any other
+# one is tried again later.
+# https://github.com/askrobots/dbbasic-queue/blob/main/docs/commands.md
+
+[hello]
+command = ["echo", "Hello, {name}!"]
+timeout = "60s"
+max_attempts = 3
+"""
+
+_PYTHON = '''\
+"""Runs the jobs of this app. Cron starts it every minute."""
+
+import logging
+
+from dbbasic_queue import Handlers, process_jobs
+
+jobs = Handlers()
+
+
+@jobs.handler(timeout=60, max_attempts=3)
+def hello(payload):
+    """Say hello. The payload is what `enqueue` was given."""
+    return f"Hello, {payload['name']}!"
+
+
+if __name__ == "__main__":
+    # One line on stderr for each job that has failed for good. Cron mails it.
+    logging.basicConfig(level=logging.ERROR, format="%(asctime)s %(levelname)s %(message)s")
+    process_jobs(jobs, linger=55)
+'''
+
+
+def run(arguments: Namespace, queue: Queue) -> int:
+    """Write the file; return the exit code."""
+    name, content = ("worker.py", _PYTHON) if arguments.python else ("handlers.toml", _TOML)
+    directory = os.getcwd()
+    worker = crontab.worker_in(directory, name, queue)
+    line = crontab.line(worker, "* * * * *", os.path.join(directory, "worker.log"))
+    try:
+        # Nobody else may write it, whatever the umask is: `run` would refuse the file.
+        descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        raise InvalidArgument(f"there is a {name} already: nothing was changed") from None
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(content)
+    where = "" if worker.is_default else f"export {_setting(worker)} && "
+    program = "python3 worker.py" if arguments.python else f"dbbasic-queue run {name}"
+    print(f"wrote\t{os.path.join(directory, name)}")
+    print(f'Try it:   {where}dbbasic-queue enqueue hello \'{{"name": "Ada"}}\' && {program}')
+    print("Cron:     dbbasic-queue crontab --install   (this line)")
+    print(f"          {line}")
+    return 0
+
+
+def _setting(worker: crontab.Worker) -> str:
+    settings = worker.environment()
+    del settings["LC_ALL"]
+    [(name, value)] = settings.items()
+    return f"{name}={shlex.quote(value)}"

@@ -1,0 +1,323 @@
+"""The screen of `dbbasic-queue watch`."""
+
+from __future__ import annotations
+
+import curses
+import os
+import time
+from contextlib import suppress
+from operator import itemgetter
+
+from dbbasic_queue.cli.messages import reason
+from dbbasic_queue.cli.terminal import STATUS_STYLES, Column, Terminal, table, wrapped
+from dbbasic_queue.errors import QueueError
+from dbbasic_queue.model.escaping import printable, unescape
+from dbbasic_queue.model.states import FAILED
+from dbbasic_queue.monitoring import progress_bar
+from dbbasic_queue.monitoring.durations import duration, relative
+from dbbasic_queue.monitoring.verdict import holder_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dbbasic_queue.cli.watch import Feed
+
+_KEYS = "q quit  Enter show  / filter  r requeue  s stop  p pause  f failed  a all"
+_COLOURS = {
+    "red": curses.COLOR_RED,
+    "green": curses.COLOR_GREEN,
+    "yellow": curses.COLOR_YELLOW,
+    "blue": curses.COLOR_CYAN,
+}
+_ESCAPE = 27
+
+
+class Line:
+    """A line of the list: a job that can be chosen, in a style."""
+
+    def __init__(self, job_id: str, job_type: str, cells: list[str], style: str | None) -> None:
+        self.job_id = job_id
+        self.job_type = job_type
+        self.cells = cells
+        self.style = style
+
+    def has(self, text: str) -> bool:
+        """Return whether a cell has this text in it, in upper or lower case."""
+        return any(text in cell.lower() for cell in self.cells)
+
+
+def show(feed: Feed, interval: float, count: int | None) -> None:
+    """Show the screen until the person quits, or for `count` refreshes."""
+    os.environ.setdefault("ESCDELAY", "25")
+    curses.wrapper(lambda window: _Screen(window, feed).run(interval, count))
+
+
+class _Screen:
+    def __init__(self, window: curses.window, feed: Feed) -> None:
+        self._window = window
+        self._feed = feed
+        self._terminal = Terminal()
+        self._terminal.colours = False  # curses has styles of its own
+        self._styles: dict[str, int] = {"bold": curses.A_BOLD, "dim": curses.A_DIM}
+        self._only_failed = False
+        self._filter = ""
+        self._chosen = ""
+        """the id of the chosen job"""
+        self._message = ""
+        self._error = ""
+        """why the last refresh failed"""
+        self._first = 0
+        """the number of the line at the top of the list"""
+        self._shown: list[Line] = []
+        self._set_up()
+
+    def _set_up(self) -> None:
+        with suppress(curses.error):  # not every terminal can hide its cursor
+            curses.curs_set(0)
+        if not curses.has_colors() or os.environ.get("NO_COLOR"):
+            return
+        curses.use_default_colors()
+        for number, (name, colour) in enumerate(_COLOURS.items(), 1):
+            curses.init_pair(number, colour, -1)
+            self._styles[name] = curses.color_pair(number)
+
+    def run(self, interval: float, count: int | None) -> None:
+        """Draw and handle keys until `q`."""
+        next_at = time.monotonic() + interval
+        self._draw()
+        while True:
+            self._window.timeout(max(int((next_at - time.monotonic()) * 1000), 0))
+            key = self._window.getch()
+            if key == -1:
+                if count is not None:
+                    count -= 1
+                    if count <= 0:
+                        return
+                self._refresh()
+                next_at = time.monotonic() + interval
+            elif not self._handle(key):
+                return
+            self._draw()
+
+    def _refresh(self) -> None:
+        self._error = ""
+        try:
+            self._feed.refresh()
+        except (QueueError, OSError) as e:
+            self._error = _short(e)
+
+    # -- keys --
+
+    def _handle(self, key: int) -> bool:
+        """Handle a key; return False if the person quits."""
+        character = chr(key) if 0 <= key < 256 else ""
+        if character == "q":
+            return False
+        self._message = ""
+        if key in (curses.KEY_DOWN, curses.KEY_UP) or character in ("j", "k"):
+            self._choose(1 if key == curses.KEY_DOWN or character == "j" else -1)
+        elif character in ("f", "a"):
+            self._only_failed, self._first = character == "f", 0
+            if character == "f":
+                self._feed.wants_failed = True
+                self._feed.read_status_soon()
+            if character == "a":
+                self._filter = ""
+        elif character == "/":
+            self._filter = self._read_line("filter: ").lower()
+        elif key in (curses.KEY_ENTER, 10, 13):
+            self._show_job()
+        elif character in ("r", "s", "p"):
+            self._change(character)
+        return True
+
+    def _choose(self, step: int) -> None:
+        ids = [line.job_id for line in self._shown]
+        if not ids:
+            return
+        at = ids.index(self._chosen) if self._chosen in ids else (-1 if step > 0 else 0)
+        self._chosen = ids[min(max(at + step, 0), len(ids) - 1)]
+
+    def _read_line(self, prompt: str) -> str:
+        """Let the person write a line at the bottom."""
+        text = ""
+        while True:
+            self._put(self._height() - 1, f"{prompt}{text}_", curses.A_BOLD)
+            self._window.timeout(-1)
+            key = self._window.getch()
+            if key in (curses.KEY_ENTER, 10, 13):
+                return text
+            if key == _ESCAPE:
+                return ""
+            if key in (curses.KEY_BACKSPACE, 8, 127):
+                text = text[:-1]
+            elif 32 <= key < 127:
+                text += chr(key)
+
+    def _change(self, key: str) -> None:
+        line = next((line for line in self._shown if line.job_id == self._chosen), None)
+        if line is None:
+            self._message = "choose a job first, with the arrow keys"
+            return
+        queue = self._feed.queue
+        try:
+            if key == "r":
+                done = queue.requeue(line.job_id)
+                self._message = f"{line.job_id} " + (
+                    "was requeued" if done else "is neither failed nor cancelled"
+                )
+            elif key == "s":
+                done_as = queue.stop_job(line.job_id)
+                self._message = f"{line.job_id}: {done_as or 'it is finished'}"
+            elif line.job_type in queue.paused():
+                queue.resume(line.job_type)
+                self._message = f"jobs of type {line.job_type} run again"
+            else:
+                queue.pause(line.job_type)
+                self._message = f"jobs of type {line.job_type} are paused"
+            self._feed.read_status_soon()
+            self._feed.refresh()
+        except (QueueError, OSError) as e:
+            self._message = _short(e)
+
+    def _show_job(self) -> None:
+        """Show all about the chosen job, until a key is pressed."""
+        from dbbasic_queue.cli.job_screen import JobDetails, screen
+
+        queue = self._feed.queue
+        row = queue.store.find(self._chosen) if self._chosen else None
+        if row is None:
+            self._message = "choose a job first, with the arrow keys"
+            return
+        lines = list(screen(JobDetails(queue, row), self._terminal))
+        first = 0
+        self._window.timeout(-1)
+        while True:
+            height = self._height()
+            self._window.erase()
+            for number, line in enumerate(lines[first : first + height - 1]):
+                self._put(number, line)
+            self._put(height - 1, "arrows scroll, any other key returns", curses.A_DIM)
+            self._window.refresh()
+            key = self._window.getch()
+            if key == curses.KEY_DOWN:
+                first = min(first + 1, max(len(lines) - height + 1, 0))
+            elif key == curses.KEY_UP:
+                first = max(first - 1, 0)
+            elif key != curses.KEY_RESIZE:
+                return
+
+    # -- drawing --
+
+    def _height(self) -> int:
+        return max(self._window.getmaxyx()[0], 4)
+
+    def _put(self, number: int, text: str, style: int = 0) -> None:
+        """Write a line of the screen, cut to its width."""
+        height, width = self._window.getmaxyx()
+        if number >= height:
+            return
+        try:
+            self._window.move(number, 0)
+            self._window.clrtoeol()
+            self._window.addstr(number, 0, self._terminal.fit(printable(text), width - 1), style)
+        except curses.error:
+            return  # the window has just become smaller
+
+    def _draw(self) -> None:
+        self._terminal.width = max(self._window.getmaxyx()[1] - 1, 20)
+        height = self._height()
+        self._window.erase()
+        head = list(self._head())
+        for number, (text, style) in enumerate(head):
+            self._put(number, text, style)
+        lines = self._failed_lines() if self._only_failed else [*self._running(), *self._latest()]
+        self._shown = [line for line in lines if not self._filter or line.has(self._filter)]
+        self._draw_list(len(head), max(height - len(head) - 2, 1))
+        filtered = f"filter: {self._filter}  " if self._filter else ""
+        message = self._message or self._error or self._feed.error
+        self._put(height - 1, message or filtered + _KEYS, 0 if message else curses.A_DIM)
+        self._window.refresh()
+
+    def _head(self) -> Iterable[tuple[str, int]]:
+        """Yield the lines at the top, and their styles."""
+        summary, verdict = self._feed.status.summary, self._feed.verdict
+        style = self._styles.get(STATUS_STYLES[verdict.word], 0) | curses.A_BOLD
+        command = f"  ({verdict.command})" if verdict.command else ""
+        text = printable(f"{verdict.word}: {verdict.text}{command}")
+        yield from ((line, style) for line in wrapped(self._terminal, text, "  "))
+        counts = [f"{name}\xa0{n:,}" for name, n in summary.counts.items()]
+        text = "  ".join([*counts, f"due\xa0{summary.due:,}"])
+        yield from ((line.replace("\xa0", " "), 0) for line in wrapped(self._terminal, text))
+        paused = " ".join(sorted(summary.paused_types)).replace("*", "everything")
+        more = f"  paused: {paused}" if paused else ""
+        yield f"last minute: {self._feed.last_minute()}{more}", 0
+        yield "", 0
+
+    def _draw_list(self, top: int, height: int) -> None:
+        """Draw the titles of the list in the line `top`, and `height` lines of it below that."""
+        titles = ["ID", "TYPE", "WHAT", "WHEN", "PROGRESS OR ERROR"]
+        columns = [
+            Column(title, itemgetter(place), flexible=place == len(titles) - 1)
+            for place, title in enumerate(titles)
+        ]
+        ids = [line.job_id for line in self._shown]
+        chosen = ids.index(self._chosen) if self._chosen in ids else 0
+        self._first = min(max(self._first, chosen - height + 1), chosen)
+        shown = self._shown[self._first : self._first + height]
+        text = list(table(self._terminal, columns, [line.cells for line in shown]))
+        if not text:
+            self._put(top, "nothing to show", curses.A_DIM)
+            return
+        self._put(top, text[0], curses.A_DIM)
+        for number, (line, drawn) in enumerate(zip(shown, text[1:], strict=True)):
+            style = self._styles.get(line.style or "", 0)
+            if line.job_id == self._chosen:
+                style |= curses.A_REVERSE
+            self._put(top + 1 + number, drawn, style)
+
+    def _running(self) -> Iterable[Line]:
+        now = self._feed.now
+        for row in self._feed.running:
+            holder = holder_of(row, self._feed.live)
+            what = "lost" if holder is None else "running"
+            is_known = holder is not None and holder.parallel == 1
+            when = duration(now - holder.listed_at) if holder is not None and is_known else "-"
+            text = ""
+            if (found := self._feed.progress.get(row.id)) is not None:
+                bar = progress_bar.bar(found.done, found.total, found.seconds_left(now))
+                text = f"{bar}  {unescape(found.note)}".rstrip()
+            yield Line(row.id, row.type, [row.id, row.type, what, when, text], "blue")
+
+    def _latest(self) -> Iterable[Line]:
+        now = self._feed.now
+        running = {row.id for row in self._feed.running}
+        seen: set[str] = set()
+        for attempt in reversed(self._feed.latest):
+            if attempt.id in seen or attempt.id in running:
+                continue
+            seen.add(attempt.id)
+            job_type = unescape(attempt.type)
+            when = relative(attempt.ended_at, now)
+            cells = [attempt.id, job_type, attempt.outcome, when, attempt.error]
+            yield Line(attempt.id, job_type, cells, STATUS_STYLES.get(attempt.outcome))
+
+    def _failed_lines(self) -> list[Line]:
+        now = self._feed.now
+        return [
+            Line(
+                row.id,
+                row.type,
+                [row.id, row.type, FAILED, relative(row.state.run_at, now), row.state.error],
+                "red",
+            )
+            for row in self._feed.failed
+        ]
+
+
+def _short(error: Exception) -> str:
+    """Return what an error says, without the file's long name: it must fit one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return reason(error)
