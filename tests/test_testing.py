@@ -197,7 +197,9 @@ def entry_points() -> str:
     (call,) = [
         node.value
         for node in ast.parse((PROJECT / "setup.py").read_text("utf-8")).body
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Call)
+        and ast.unparse(node.value.func) == "setup"
     ]
     (groups,) = [ast.literal_eval(k.value) for k in call.keywords if k.arg == "entry_points"]
     assert groups["pytest11"] == ["dbbasic_queue = pytest_dbbasic_queue"]
