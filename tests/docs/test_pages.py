@@ -153,7 +153,7 @@ def test_the_purges_in_crontabs_archive_finished_jobs(tmp_path: Path) -> None:
                 encoding="utf-8",
                 check=False,
             )
-            assert (done.returncode, done.stdout, done.stderr) == (0, "purged\t1\n", "")
+            assert (done.returncode, done.stdout, done.stderr) == (0, "purged\t1\told=1\n", "")
             assert [job["id"] for job in queue.jobs()] == ["new"]
         archived = (page.directory / archive[1]).read_text("utf-8").splitlines()
         assert [line.split("\t")[0] for line in archived] == ["id", "old"]
@@ -219,6 +219,36 @@ def test_root_and_the_web_server_share_a_queue_in_the_directories_of_the_pages()
                     check=False,
                 )
                 assert done.returncode == 0, (user, command, done.stderr)
+
+
+# -- a full disk
+
+
+def fill_block(path: Path) -> None:
+    """Make a queue that needs another block of the disk for the next job."""
+    with Queue(path) as queue:
+        queue.enqueue("send_email", {"to": ""})
+        header, row = path.read_bytes().splitlines(keepends=True)
+        free = 4096 - len(header) - 2 * len(row)
+        queue.enqueue("send_email", {"to": "x" * free})
+    assert path.stat().st_size == 4096
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")
+def test_the_full_disk_of_the_operations_page_is_as_shown_there(tmp_path: Path) -> None:
+    blocks = blocks_of(PROJECT / "docs/operations.md")
+    worker = next(block for block in blocks if block.file == "worker.py")
+    disk = [b for b in blocks if b.language == "console" and "data/filler" in b.code]
+    assert len(disk) == 2 and all("norun" in block.words for block in disk)
+    page = Page(tmp_path / "app", [worker, *(block._replace(words=()) for block in disk)])
+    data = page.directory / "data"
+    data.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M,mode=755", "tmpfs", data], check=True)
+    try:
+        fill_block(data / "queue.tsv")
+        assert page.run() == 2
+    finally:
+        subprocess.run(["umount", data], check=True)
 
 
 # -- links

@@ -137,7 +137,7 @@ one
 ```console
 $ dbbasic-queue move --to redis://db.example.com:6379/0
 moved 1
-$ dbbasic-queue status | sed -n 2p
+$ dbbasic-queue status | grep ^moved
 moved redis://db.example.com:6379/0 0
 ```
 """
