@@ -54,6 +54,17 @@ MOVING = "tests/test_moving.py"
 MOVE_POWER = "tests/crash/test_move_power_loss.py"
 ANY_STEP = "test_a_move_that_stops_before_or_after_any_step_loses_and_doubles_nothing"
 KEEP = "tests/passes/test_keep.py"
+VERDICT = "tests/monitoring/test_verdict.py"
+FILTERS = "tests/cli/test_filters.py"
+DRY_RUN = FILTERS + "::test_filters_choose_what_is_changed_and_a_dry_run_changes_nothing"
+EDITOR = "tests/cli/test_edit_command.py"
+WATCH = "tests/cli/test_watch.py"
+EXCHANGE = "tests/cli/test_exchange.py"
+CRONTAB = "tests/cli/test_crontab.py"
+DOCTOR = "tests/cli/test_doctor.py"
+RUN_JOB = "tests/cli/test_run_job.py"
+QUESTIONS = "tests/cli/test_questions.py"
+HOSTILE = QUESTIONS + "::test_text_from_jobs_and_arguments_never_controls_the_terminal"
 LOOP = WORKERS + "::test_a_coroutine_that_disturbs_the_event_loop_does_not_affect_other_jobs"
 
 
@@ -318,9 +329,10 @@ MUTANTS = (
         "SIGTERM between two passes kills the worker",
         "worker.py",
         "            with Interrupts() as interrupts:  # also between the passes\n"
+        "                on_start()\n"
         "                self._run()\n"
         "            interrupts.forward_signals()\n",
-        "            self._run()\n",
+        "            on_start()\n            self._run()\n",
         (
             "tests/passes/test_long_running_worker.py::test_sigterm_between_two_passes_ends_the_worker_as_at_any_other_time",
         ),
@@ -470,8 +482,8 @@ MUTANTS = (
     Mutant(
         "slot lock not held",
         "store/claiming/slots.py",
-        "            return Slot(file, parallel)\n",
-        "            unlock(file)\n            return Slot(file, parallel)\n",
+        "            return Slot(file, parallel, types)\n",
+        "            unlock(file)\n            return Slot(file, parallel, types)\n",
         (kill("overlapping"),),
     ),
     Mutant(
@@ -1639,5 +1651,169 @@ MUTANTS = (
         'done, ending=".new", fsync=files.fsync',
         'done, ending=".new", fsync=False',
         (SCHEDULE_POWER,),
+    ),
+    Mutant(
+        "a queue counts as stalled after the mean pause",
+        "monitoring/verdict.py",
+        "    return max(0.0, *pauses)\n",
+        "    return max(0.0, sum(pauses) / len(pauses))\n",
+        (VERDICT + "::test_a_queue_whose_cron_line_works_is_never_stalled",),
+    ),
+    Mutant(
+        "a queue with a live pass counts as stalled",
+        "monitoring/verdict.py",
+        "    if live:\n        return _with_live_pass(",
+        "    if False:\n        return _with_live_pass(",
+        (VERDICT + "::test_a_worker_that_waits_for_jobs_is_idle",),
+    ),
+    Mutant(
+        "a job that has lost its pass does not count as waiting",
+        "monitoring/verdict.py",
+        "*filter(None, [summary.first_due]), *running]",
+        "*filter(None, [summary.first_due])]",
+        (VERDICT + "::test_a_job_whose_pass_died_counts_as_waiting",),
+    ),
+    Mutant(
+        "an idle pass is not logged",
+        "passes/base.py",
+        "            if exists:\n                self._note_end(started_at)\n",
+        "",
+        (VERDICT + "::test_idle_passes_and_working_passes_are_logged",),
+    ),
+    Mutant(
+        "a pass that raises is logged as ended",
+        "passes/base.py",
+        "            is_worker = self.linger == math.inf and not self._until_complete\n",
+        "            self._note_end(started_at)\n"
+        "            is_worker = self.linger == math.inf and not self._until_complete\n",
+        (VERDICT + "::test_a_pass_that_raises_is_not_logged_as_ended",),
+    ),
+    Mutant(
+        "an edit of the queue overwrites a payload that another has edited",
+        "cli/editing.py",
+        "            if present is not None and present.payload != old.payload:\n",
+        "            if False:\n",
+        (EDITOR + "::test_a_payload_that_another_has_edited_is_neither_overwritten_nor_removed",),
+    ),
+    Mutant(
+        "an edit of the queue removes a job that has changed",
+        "cli/editing.py",
+        "lines.get(row.id) == _line(row))",
+        "row.id in lines)",
+        (EDITOR + "::test_what_others_did_in_the_meantime_is_kept",),
+    ),
+    Mutant(
+        "an edit of the queue removes a job that was added in the meantime",
+        "cli/editing.py",
+        "lines.get(row.id) == _line(row)) if lines",
+        "lines.get(row.id, _line(row)) == _line(row)) if lines",
+        (EDITOR + "::test_what_others_did_in_the_meantime_is_kept",),
+    ),
+    Mutant(
+        "an import adds a job twice",
+        "store/writing/moves.py",
+        "    new = [row for row in rows if row.id.encode() not in view.index]\n",
+        "    new = list(rows)\n",
+        (EXCHANGE + "::test_a_queue_is_exported_to_a_file_and_imported_into_another",),
+    ),
+    Mutant(
+        "a short prefix of an id changes a job",
+        "cli/selecting.py",
+        "    if len(text) < least:\n",
+        "    if False:\n",
+        (FILTERS + "::test_a_change_needs_six_characters_of_an_id_or_all_of_it",),
+    ),
+    Mutant(
+        "the first job that an ambiguous prefix means is changed",
+        "cli/selecting.py",
+        "    if len(found) > 1:\n",
+        "    if False:\n",
+        (FILTERS + "::test_an_ambiguous_prefix_changes_no_job",),
+    ),
+    Mutant(
+        "a dry run changes jobs",
+        "cli/changing.py",
+        "        raise SystemExit(0)\n",
+        "        return True\n",
+        (DRY_RUN,),
+    ),
+    Mutant(
+        "a job that one of several filters chooses is chosen",
+        "cli/selecting.py",
+        "            and (self._since is None or due_at(row) >= self._since)\n",
+        "            or (self._since is not None and due_at(row) >= self._since)\n",
+        (FILTERS + "::test_options_choose_and_sort_jobs",),
+    ),
+    Mutant(
+        "removing a crontab line removes its neighbour",
+        "cli/crontab.py",
+        "text.rstrip().endswith(mark)]",
+        'mark.partition(":")[0] in text]',
+        (CRONTAB + "::test_the_lines_of_two_queues_do_not_disturb_each_other",),
+    ),
+    Mutant(
+        "doctor repairs without a copy",
+        "cli/doctor/run.py",
+        "    if to_repair and os.path.isabs(queue.store.path):\n",
+        "    if False:\n",
+        (DOCTOR + "::test_repair_makes_a_copy_first_and_loses_nothing",),
+    ),
+    Mutant(
+        "a job that another pass has claimed runs in the foreground",
+        "store/claiming/due.py",
+        "is not None else None\n        state = states.claim(row.state) if row else None\n",
+        "is not None else None\n        if row:\n            row.state.status = 'pending'\n"
+        "        state = states.claim(row.state) if row else None\n",
+        (RUN_JOB + "::test_a_job_that_another_pass_claims_first_is_not_run",),
+    ),
+    Mutant(
+        "a table on the screen shows control characters",
+        "cli/terminal.py",
+        "            text = _aligned(terminal, printable(column.text(row)), width, column)\n",
+        "            text = _aligned(terminal, column.text(row), width, column)\n",
+        (HOSTILE + "[list-80]",),
+    ),
+    Mutant(
+        "control characters of a job are shown as they are",
+        "cli/job_screen.py",
+        '        yield f"{name}\\t{printable(text)}{when}"\n',
+        '        yield f"{name}\\t{text}{when}"\n',
+        (CLI + "::test_no_command_prints_raw_control_characters_from_any_file",),
+    ),
+    Mutant(
+        "fields in a pipe show control characters",
+        "cli/report.py",
+        "printable(str(field)) for field in fields",
+        "str(field) for field in fields",
+        (WATCH + "::test_a_pipe_gets_no_control_characters",),
+    ),
+    Mutant(
+        "a cell of a CSV file is a formula",
+        "cli/exchange.py",
+        "map(neutralize, _fields(row))",
+        "_fields(row)",
+        (EXCHANGE + "::test_no_cell_of_a_csv_file_is_a_formula",),
+    ),
+    Mutant(
+        "an export loses the results",
+        "cli/exchange.py",
+        "*state, _safe(result)]",
+        '*state, ""]',
+        (EXCHANGE + "::test_an_export_to_stdout_is_tsv_unless_a_format_is_given",),
+    ),
+    Mutant(
+        "a stop by filters stops running jobs that they do not choose",
+        "cli/changing.py",
+        "    for row in chosen.rows(queue.store):  # running, or started in the meantime\n",
+        "    for row in queue.store.rows():\n",
+        (FILTERS + "::test_a_change_by_filters_leaves_the_running_jobs_that_they_do_not_choose",),
+    ),
+    Mutant(
+        "a job that is running is cancelled",
+        "model/states.py",
+        '    """Cancel a job that hasn\'t been started."""\n    if state.status != PENDING:\n',
+        '    """Cancel a job that hasn\'t been started."""\n'
+        "    if state.status not in (PENDING, PROCESSING):\n",
+        (FILTERS + "::test_a_change_by_filters_leaves_the_running_jobs_that_they_do_not_choose",),
     ),
 )
