@@ -55,6 +55,7 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-cov>=7",
+            "pytest-rerunfailures>=15",  # for .ci/run
             "pytest-xdist>=3.6",
             "aiosmtpd>=1.4",
             "argparse-manpage>=4.6",

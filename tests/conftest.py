@@ -37,7 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 _NOT_MEASURED = tuple(
-    Path(__file__).parent / folder for folder in ("crash", "docs", "engines", "rivals")
+    Path(__file__).parent / folder
+    for folder in ("crash", "deployments", "docs", "engines", "rivals", "system")
 )
 
 

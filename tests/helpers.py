@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import functools
+import io
 import os
 import random
 import signal
@@ -20,7 +21,7 @@ import tempfile
 import textwrap
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -183,8 +184,33 @@ def python(
     )
 
 
+_WITH_PROCESSES = frozenset(
+    [
+        "bench",
+        "crontab",
+        "demo",
+        "doctor",
+        "edit",
+        "init",
+        "move",
+        "output",
+        "run",
+        "wait",
+        "watch",
+        "worker",
+    ]
+)
+"""the commands that start programs or wait for signals"""
+
+
 def run_command(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run a `dbbasic-queue` command in a directory, with more environment variables."""
+    """Run a `dbbasic-queue` command in a directory, with more environment variables.
+
+    If it starts no programs, it runs in this process: a process of its own would take most of the
+    time to start, and there are thousands of commands.
+    """
+    if _WITH_PROCESSES.isdisjoint(arguments):
+        return _run_here(arguments, cwd, {**environment(), **more})
     return subprocess.run(
         [sys.executable, "-m", "dbbasic_queue", *arguments],
         cwd=cwd,
@@ -194,6 +220,42 @@ def run_command(*arguments: str, cwd: Path, **more: str) -> subprocess.Completed
         timeout=60,
         check=False,
     )
+
+
+def _run_here(
+    arguments: tuple[str, ...], cwd: Path, variables: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    from dbbasic_queue.cli.main import main
+
+    out, err, code = _Stream(), _Stream(), 0
+    before, place, stdin = dict(os.environ), os.getcwd(), sys.stdin
+    try:
+        os.chdir(cwd)
+        os.environ.clear()
+        os.environ.update(variables)
+        sys.stdin = _Stream()
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                code = main(list(arguments))
+            except SystemExit as e:
+                code = e.code if isinstance(e.code, int) else int(e.code is not None)
+    finally:
+        sys.stdin = stdin
+        os.environ.clear()
+        os.environ.update(before)
+        os.chdir(place)
+    return subprocess.CompletedProcess(arguments, code, out.text(), err.text())
+
+
+class _Stream(io.TextIOWrapper):
+    """A stream in memory, which can be reconfigured like that of a process."""
+
+    def __init__(self) -> None:
+        self._content = io.BytesIO()
+        super().__init__(self._content, encoding="utf-8", write_through=True)
+
+    def text(self) -> str:
+        return self._content.getvalue().decode("utf-8")
 
 
 # -- handlers and calls --

@@ -480,7 +480,7 @@ class TextFileStore:
         """Return the jobs, to be read without an index."""
         self._require_here()
         stream: Stream = load(_stream)(self.path)
-        self.files.was_seen |= stream.exists
+        self.view.was_seen |= stream.exists
         return stream
 
     def _needs_no_index(self) -> bool:

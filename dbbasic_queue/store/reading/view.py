@@ -52,6 +52,7 @@ class View(Index):
     `numbering`       grows when rows may have got other numbers
     `bad_records`     how many damaged records were skipped since a pass last reported them
     `reread_seconds`  how long `refresh` took when it last found a replaced file; 0 before that
+    `was_seen`        whether this process has found the file without a view, by a stream
     `moved_to`        the address that the queue was moved to, as of when the file was opened; "" if
                       it wasn't moved
     """
@@ -60,6 +61,7 @@ class View(Index):
         super().__init__()
         self.path = path
         self.moved_to = ""
+        self.was_seen = False
         self.generation = 0
         self.numbering = 0
         self.reread_seconds = 0.0

@@ -52,15 +52,13 @@ class QueueFiles:
         self.view = view = View(path)
         self.lock = QueueLock(
             path + ".lock",
-            lambda known: _check(path, known or self.was_seen or view.rows.file is not None),
+            lambda known: _check(path, known or view.was_seen or view.rows.file is not None),
         )
         self.rows = RowsFile(path, view, self.lock, fsync=fsync, even_if_moved=even_if_moved)
         self.journal = JournalFile(path + ".journal", view, self.lock, fsync=fsync)
         self.late_rows = LateRows(self.rows, self.lock)
         self.costs = FoldCosts()
         self.rejected = 0
-        self.was_seen = False
-        """whether this process has found the queue's file, without keeping it open"""
         # Not methods of this class, to save a call per claim and outcome.
         self.change = self.journal.append
         self.rescue = self.late_rows.rescue
@@ -90,7 +88,7 @@ class QueueFiles:
 
     def close(self) -> None:
         """Close every file. Needs no lock, but other threads must be kept out: see `lock.read`."""
-        self.was_seen = False
+        self.view.was_seen = False
         self.view.close()
         self.rows.close()
         self.journal.close()
