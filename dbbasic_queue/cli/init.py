@@ -18,8 +18,7 @@ _TOML = """\
 # The types of jobs, and the command that runs each of them. {name} stands for that member of the
 # payload. A command without such a placeholder gets the payload on stdin, as JSON. What it prints
 # is the job's result, and its exit code says how it went: 0 is good, 65 is bad for good, any other
-# one is tried again later.
-# https://github.com/askrobots/dbbasic-queue/blob/main/docs/commands.md
+# one is tried again later. docs/commands.md of dbbasic-queue has all keys.
 
 [hello]
 command = ["echo", "Hello, {name}!"]
