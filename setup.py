@@ -27,6 +27,7 @@ setup(
     packages=[
         "dbbasic_queue",
         "dbbasic_queue.cli",
+        "dbbasic_queue.cli.doctor",
         "dbbasic_queue.engines",
         "dbbasic_queue.model",
         "dbbasic_queue.monitoring",

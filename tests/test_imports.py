@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import HEADER, python
+from helpers import HEADER, PROJECT, python
 
 import dbbasic_queue
 import pytest_dbbasic_queue
@@ -68,6 +68,14 @@ def own_module(name: str) -> str | None:
 def folder_of(module: str) -> str:
     """Return the folder of a module, or its name if it isn't in a folder."""
     return module.partition(".")[0]
+
+
+def test_setup_py_names_every_folder_of_the_package() -> None:
+    folders = {
+        ".".join(file.parent.relative_to(PACKAGE.parent).parts) for file in PACKAGE.rglob("*.py")
+    }
+    source = (PROJECT / "setup.py").read_text("utf-8")
+    assert {name for name in folders if f'"{name}",' not in source} == set()
 
 
 def test_every_module_is_in_a_layer() -> None:
