@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 from dbbasic_queue.cli.terminal import Column, Terminal, table, wrapped
-from dbbasic_queue.model.escaping import printable, unescape
+from dbbasic_queue.model.escaping import printable
 from dbbasic_queue.model.jobdict import as_dict
 from dbbasic_queue.model.jsontext import decode_json
 from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.model.rows import HEADER
 from dbbasic_queue.monitoring import progress_bar
-from dbbasic_queue.monitoring.durations import duration, instant, relative
+from dbbasic_queue.monitoring.durations import instant, relative, took
 from dbbasic_queue.monitoring.why import why
 
 TYPE_CHECKING = False
@@ -93,8 +93,7 @@ def screen(details: JobDetails, terminal: Terminal) -> Iterator[str]:
             yield terminal.style(line, "red")
     if details.progress is not None:
         found = details.progress
-        bar = progress_bar.bar(found.done, found.total, found.seconds_left(now))
-        text = f"progress  {bar}  {printable(unescape(found.note))}".rstrip()
+        text = f"progress  {printable(progress_bar.line(found, now))}"
         yield from wrapped(terminal, text, " " * 10)
     yield from _json_block(terminal, "payload", row.payload)
     if state.result:
@@ -126,17 +125,11 @@ def _attempts(details: JobDetails, terminal: Terminal) -> Iterator[str]:
     yield ""
     yield terminal.style("attempts", "bold")
 
-    def took(attempt: Any) -> str:
-        seconds = attempt["seconds"]
-        if seconds is None:
-            return "-"
-        return f"{seconds:.2f} s" if seconds < 10 else duration(seconds)
-
     columns = [
         Column("TRY", lambda a: str(a["attempt"]), right=True),
         Column("OUTCOME", lambda a: a["outcome"]),
         Column("ENDED", lambda a: relative(a["ended_at"], details.now)),
-        Column("TOOK", took, right=True),
+        Column("TOOK", lambda a: took(a["seconds"]), right=True),
         Column("WORKER", lambda a: a["worker"] or "", optional=True),
         Column("ERROR", lambda a: a["error"] or "", flexible=True),
     ]

@@ -327,7 +327,7 @@ def run_running(arguments: Namespace) -> int:
     from dbbasic_queue.cli.terminal import Column
     from dbbasic_queue.monitoring import progress_bar
     from dbbasic_queue.monitoring.durations import duration, instant
-    from dbbasic_queue.monitoring.verdict import holder_of
+    from dbbasic_queue.monitoring.verdict import holder_of, running_since
 
     with existing_queue(arguments, even_if_moved=True) as queue:
         live, rows = queue.store.running()
@@ -336,15 +336,14 @@ def run_running(arguments: Namespace) -> int:
     jobs = []
     for row in rows:
         holder = holder_of(row, live)
-        since = holder.listed_at if holder is not None and holder.parallel == 1 else None
+        since = running_since(holder)
         jobs.append((row, holder, since, reported.get(row.id)))
 
     def progress_text(job: Any) -> str:
         found = job[3]
         if found is None:
             return "its pass died: the next one recovers it" if job[1] is None else ""
-        bar = progress_bar.bar(found.done, found.total, found.seconds_left(now))
-        return f"{bar}  {unescape(found.note)}".rstrip()
+        return progress_bar.line(found, now)
 
     print_rows(
         arguments,
@@ -385,7 +384,7 @@ def run_history(arguments: Namespace) -> int:
     from dbbasic_queue.cli.report import print_rows
     from dbbasic_queue.cli.selecting import find_id
     from dbbasic_queue.cli.terminal import STATUS_STYLES, Column
-    from dbbasic_queue.monitoring.durations import instant, relative
+    from dbbasic_queue.monitoring.durations import instant, relative, took
 
     with existing_queue(arguments) as queue:
         now = queue.now()
@@ -413,7 +412,7 @@ def run_history(arguments: Namespace) -> int:
                 Column(
                     "OUTCOME", lambda a: a.outcome, style=lambda a: STATUS_STYLES.get(a.outcome)
                 ),
-                Column("TOOK", _took, right=True),
+                Column("TOOK", lambda a: took(a.seconds), right=True),
                 Column("ERROR", lambda a: a.error, flexible=True),
             ],
             fields=lambda a: [
@@ -432,16 +431,6 @@ def run_history(arguments: Namespace) -> int:
             empty="The history has no such attempt.",
         )
     return 0
-
-
-def _took(attempt: Any) -> str:
-    from dbbasic_queue.monitoring.durations import duration
-
-    if attempt.seconds is None:
-        return "-"
-    if attempt.seconds < 10:
-        return f"{attempt.seconds:.2f} s"
-    return duration(attempt.seconds)
 
 
 def run_schedules(arguments: Namespace) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dbbasic_queue.cli.terminal import STATUS_STYLES, Column, Terminal, table, wrapped
-from dbbasic_queue.model.escaping import printable, unescape
+from dbbasic_queue.model.escaping import printable
 from dbbasic_queue.model.states import FINISHED
 from dbbasic_queue.monitoring import progress_bar
 from dbbasic_queue.monitoring.durations import duration, number_of, relative
@@ -112,8 +112,7 @@ def _running(status: Status, terminal: Terminal) -> Iterator[str]:
         found = status.progress.get(job[0].id)
         if found is None:
             return "" if job[1] else "its pass died: the next one recovers it"
-        bar = progress_bar.bar(found.done, found.total, found.seconds_left(status.now))
-        return f"{bar}  {unescape(found.note)}".rstrip()
+        return progress_bar.line(found, status.now)
 
     yield ""
     yield terminal.style("running", "bold")

@@ -15,7 +15,7 @@ from dbbasic_queue.model.escaping import printable, unescape
 from dbbasic_queue.model.states import FAILED
 from dbbasic_queue.monitoring import progress_bar
 from dbbasic_queue.monitoring.durations import duration, relative
-from dbbasic_queue.monitoring.verdict import holder_of
+from dbbasic_queue.monitoring.verdict import holder_of, running_since
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -282,12 +282,11 @@ class _Screen:
         for row in self._feed.running:
             holder = holder_of(row, self._feed.live)
             what = "lost" if holder is None else "running"
-            is_known = holder is not None and holder.parallel == 1
-            when = duration(now - holder.listed_at) if holder is not None and is_known else "-"
+            since = running_since(holder)
+            when = "-" if since is None else duration(now - since)
             text = ""
             if (found := self._feed.progress.get(row.id)) is not None:
-                bar = progress_bar.bar(found.done, found.total, found.seconds_left(now))
-                text = f"{bar}  {unescape(found.note)}".rstrip()
+                text = progress_bar.line(found, now)
             yield Line(row.id, row.type, [row.id, row.type, what, when, text], "blue")
 
     def _latest(self) -> Iterable[Line]:

@@ -29,6 +29,17 @@ def duration(seconds: float) -> str:
     return "0 s"
 
 
+def took(seconds: float | None) -> str:
+    """Return how long an attempt ran as text, a dash if that is unknown.
+
+    >>> took(0.25), took(75), took(None)
+    ('0.25 s', '1 min 15 s', '-')
+    """
+    if seconds is None:
+        return "-"
+    return f"{seconds:.2f} s" if seconds < 10 else duration(seconds)
+
+
 def ago(seconds: float) -> str:
     """Return how long ago something was, or in how long it will be if `seconds` is below 0.
 

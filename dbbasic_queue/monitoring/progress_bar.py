@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from dbbasic_queue.model.escaping import unescape
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from dbbasic_queue.store.progress import Progress
@@ -43,6 +45,12 @@ def duration(seconds: float) -> str:
     first = next((place for place, (count, _) in enumerate(counts) if count), len(counts) - 1)
     two = counts[first : first + 2]
     return " ".join(f"{count}{unit}" for count, unit in two if count) or "0s"
+
+
+def line(progress: Progress, now: float) -> str:
+    """Return the bar at the instant `now`, and the note; control characters aren't escaped."""
+    text = bar(progress.done, progress.total, progress.seconds_left(now))
+    return f"{text}  {unescape(progress.note)}".rstrip()
 
 
 def fields(progress: Progress, now: float) -> tuple[str, str, str, str, str]:

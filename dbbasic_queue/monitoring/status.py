@@ -40,7 +40,7 @@ from dbbasic_queue.model.states import DELAYED, FAILED, FINISHED, PENDING
 from dbbasic_queue.monitoring import progress_bar
 from dbbasic_queue.monitoring.durations import instant
 from dbbasic_queue.monitoring.summary import Summary, waited_seconds
-from dbbasic_queue.monitoring.verdict import holder_of, judge, longest_pause
+from dbbasic_queue.monitoring.verdict import holder_of, judge, longest_pause, running_since
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -151,8 +151,7 @@ class Status:
         """
         for row in self.running:
             holder = holder_of(row, self.live)
-            is_known = holder is not None and holder.parallel == 1
-            yield row, holder, holder.listed_at if holder is not None and is_known else None
+            yield row, holder, running_since(holder)
 
 
 def _if_readable(read: Callable[[], T], otherwise: T) -> T:

@@ -176,10 +176,9 @@ def _longest_running(live: Sequence[LivePass], running: Sequence[Row]) -> tuple[
     """Return the job that has been running for the longest time, and when it started."""
     found: tuple[Row | None, float] = None, 0.0
     for row in running:
-        holder = holder_of(row, live)
-        is_known = holder is not None and holder.parallel == 1
-        if holder and is_known and (found[0] is None or holder.listed_at < found[1]):
-            found = row, holder.listed_at
+        since = running_since(holder_of(row, live))
+        if since is not None and (found[0] is None or since < found[1]):
+            found = row, since
     return found
 
 
@@ -187,6 +186,14 @@ def holder_of(row: Row, live: Sequence[LivePass]) -> LivePass | None:
     """Return the live pass that has claimed a running job; None if that pass is dead."""
     claim = row.id, row.state.attempts
     return next((found for found in live if claim in found.claims), None)
+
+
+def running_since(holder: LivePass | None) -> float | None:
+    """Return when a live pass started its job, in Unix seconds; None if that is unknown.
+
+    That is so for a pass that runs several coroutines, and for one that is dead.
+    """
+    return holder.listed_at if holder is not None and holder.parallel == 1 else None
 
 
 def _nothing_due(summary: Summary, now: float) -> Verdict:

@@ -7,7 +7,7 @@ from dbbasic_queue.model.escaping import printable
 from dbbasic_queue.model.states import DELAYED, DIED, PENDING, PROCESSING, is_to_stop
 from dbbasic_queue.monitoring.durations import ago, duration, number_of
 from dbbasic_queue.monitoring.summary import due_at
-from dbbasic_queue.monitoring.verdict import command, holder_of, quiet_seconds
+from dbbasic_queue.monitoring.verdict import command, holder_of, quiet_seconds, running_since
 from dbbasic_queue.store.pass_log import parse_types
 
 TYPE_CHECKING = False
@@ -182,8 +182,8 @@ def _waits_for_live_pass(
 
 
 def _started_at(row: Row, live: Sequence[LivePass], now: float) -> float:
-    holder = holder_of(row, live)
-    return holder.listed_at if holder is not None and holder.parallel == 1 else now
+    since = running_since(holder_of(row, live))
+    return now if since is None else since
 
 
 def _no_handler(
