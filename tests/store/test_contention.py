@@ -357,7 +357,7 @@ def test_a_pass_in_a_forked_child_and_one_in_its_parent_share_the_jobs(
         OPEN_QUEUE
         + """
 use("parent", 300)
-queue.counts()
+queue.store.is_complete()  # builds the index
 child = os.fork()
 queue.process_jobs({"work": lambda payload: note("effects", payload)})
 if child == 0:
