@@ -31,6 +31,7 @@ setup(
         "dbbasic_queue.engines",
         "dbbasic_queue.model",
         "dbbasic_queue.monitoring",
+        "dbbasic_queue.operating",
         "dbbasic_queue.passes",
         "dbbasic_queue.store",
         "dbbasic_queue.store.claiming",

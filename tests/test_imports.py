@@ -22,6 +22,7 @@ LAYERS = [
     "handlers schedules moving",
     "passes monitoring",
     "jobqueue",
+    "operating",
     "engines",
     "opening",
     "queue",

@@ -184,12 +184,12 @@ def _enqueue_lines(arguments: Namespace, queue: Queue, run_at: float | None) -> 
 
 def run_export(arguments: Namespace) -> int:
     from dbbasic_queue.cli import exchange
-    from dbbasic_queue.cli.selecting import Filter
+    from dbbasic_queue.cli.selecting import filter_of
     from dbbasic_queue.cli.terminal import Counter
 
     chosen = exchange.format_of(arguments)
     with existing_queue(arguments, even_if_moved=True) as queue:
-        rows = Filter(arguments).rows(queue.store)
+        rows = filter_of(arguments).rows(queue.store)
         if arguments.path in (None, "-"):
             exchange.export(rows, sys.stdout, chosen)
             return 0

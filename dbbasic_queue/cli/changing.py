@@ -8,8 +8,6 @@ job that changes in the meantime is not changed again.
 from __future__ import annotations
 
 import json
-from contextlib import suppress
-from itertools import islice
 
 from dbbasic_queue.cli.arguments import (
     CHANGED_ID,
@@ -25,84 +23,39 @@ from dbbasic_queue.errors import InvalidArgument, JobNotFound, QueueError
 from dbbasic_queue.model import states
 from dbbasic_queue.model.checks import check_type, is_id
 from dbbasic_queue.model.escaping import printable
-from dbbasic_queue.model.states import CANCELLED, FAILED, FINISHED, PENDING, PROCESSING
+from dbbasic_queue.model.states import FAILED, FINISHED, PENDING, PROCESSING
+from dbbasic_queue.operating import changes
+from dbbasic_queue.operating.changes import CANCEL, REQUEUE, RUN_NOW, Verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable, Iterable, Iterator
 
-    from dbbasic_queue.cli.selecting import Filter
     from dbbasic_queue.jobqueue import Queue
     from dbbasic_queue.model.rows import Row
-    from dbbasic_queue.model.states import State
-
-_BATCH = 500
+    from dbbasic_queue.monitoring.selecting import Filter
 
 
-class Verb:
-    """A change of jobs.
-
-    `done`      what has happened to a changed job
-    `which`     the jobs that can be changed
-    `statuses`  their statuses
-    `one`       makes the change for one job, given by its id; returns False if it can't be changed
-    `change`    returns a job's new state, at an instant; None if it can't be changed
-    """
-
-    def __init__(
-        self,
-        done: str,
-        which: str,
-        statuses: tuple[str, ...],
-        one: Callable[[Queue, str], bool],
-        change: Callable[[State, float], State | None],
-    ) -> None:
-        self.done = done
-        self.which = which
-        self.statuses = statuses
-        self.one = one
-        self.change = change
-
-
-_CANCEL = Verb(
-    "cancelled",
-    "a pending job",
-    (PENDING,),
-    lambda queue, job_id: queue.cancel_job(job_id),
-    lambda state, now: states.cancel(state),
-)
-_RUN_NOW = Verb(
-    "made due",
-    "a pending job",
-    (PENDING,),
-    lambda queue, job_id: queue.get_job(job_id) is not None and queue.run_now(job_id),
-    states.run_now,
-)
-_REQUEUE = Verb(
-    "requeued",
-    "a failed or cancelled job",
-    (FAILED, CANCELLED),
-    lambda queue, job_id: queue.requeue(job_id),
-    states.requeue,
-)
+_SHOWN_EACH = 500
+"""The progress is shown after each so many jobs."""
 
 
 def add_commands(commands: Commands) -> None:
     """Add the commands of this module."""
     for name, verb, text in (
-        ("cancel", _CANCEL, "cancel pending jobs"),
-        ("run-now", _RUN_NOW, "make pending jobs due now: the next pass runs them"),
+        ("cancel", CANCEL, "cancel pending jobs"),
+        ("run-now", RUN_NOW, "make pending jobs due now: the next pass runs them"),
     ):
         parser = commands.add(name, _changer(verb), text)
         add_many(parser, verb.statuses)
     requeue = commands.add(
         "requeue",
-        _changer(_REQUEUE),
+        _changer(REQUEUE),
         "make failed or cancelled jobs pending again, with no attempts used",
         more="A failed job is due now; a cancelled one keeps the time at which it was due.",
     )
-    add_many(requeue, _REQUEUE.statuses)
+    add_many(requeue, REQUEUE.statuses)
     requeue.add_argument("--failed", action="store_true", help="all failed jobs")
     stop = commands.add(
         "stop",
@@ -176,23 +129,23 @@ def _filter(arguments: Namespace, statuses: tuple[str, ...]) -> Filter | None:
 
     Ends with wrong usage if neither is given, or both.
     """
-    from dbbasic_queue.cli.selecting import Filter
+    from dbbasic_queue.cli.selecting import filter_of, has_options
 
     if getattr(arguments, "failed", False):
         if arguments.status:
             arguments.wrong_usage("give --failed or --status, not both")
         arguments.status = [FAILED]
-    chosen = Filter(arguments, statuses)
-    if arguments.ids and (arguments.all or not chosen.is_open):
+    has_filter = has_options(arguments)
+    if arguments.ids and (arguments.all or has_filter):
         arguments.wrong_usage("give IDs or options that choose jobs, not both")
-    if not arguments.ids and chosen.is_open and not arguments.all:
+    if not (arguments.ids or has_filter or arguments.all):
         arguments.wrong_usage("give IDs, or options that choose jobs, such as --type, or --all")
-    return None if arguments.ids else chosen
+    return None if arguments.ids else filter_of(arguments, statuses)
 
 
 def _ids(arguments: Namespace, queue: Queue) -> Iterator[str | None]:
     """Yield the id that each argument means; None, after an error was printed, if it means none."""
-    from dbbasic_queue.cli.selecting import LEAST_PREFIX, find_id
+    from dbbasic_queue.monitoring.selecting import LEAST_PREFIX, find_id
 
     for text in arguments.ids:
         try:
@@ -237,16 +190,8 @@ def _why_not_changed(queue: Queue, job_id: str, verb: Verb) -> int:
 def _change_chosen(arguments: Namespace, queue: Queue, chosen: Filter, verb: Verb) -> int:
     if not _is_wanted(arguments, chosen.rows(queue.store), verb.done):
         return 1
-    now = queue.now()
-    _report(verb.done, _change_in_batches(queue, chosen.rows(queue.store), verb, now), arguments)
+    _report(verb.done, verb.many(queue, chosen.rows(queue.store)), arguments)
     return 0
-
-
-def _change_in_batches(queue: Queue, rows: Iterator[Row], verb: Verb, now: float) -> Iterator[Row]:
-    """Change jobs; yield those that were changed. Each batch is on the disk when it is yielded."""
-    while batch := list(islice(rows, _BATCH)):
-        changes = [(row, new) for row in batch if (new := verb.change(row.state, now)) is not None]
-        yield from (row for row in queue.store.exchange(changes) if row is not None)
 
 
 def _is_wanted(arguments: Namespace, rows: Iterable[Row], done: str) -> bool:
@@ -280,7 +225,7 @@ def _report(done: str, rows: Iterable[Row], arguments: Namespace) -> None:
         for row in rows:
             _count(types, row.type)
             count += 1
-            if count % _BATCH == 0:
+            if count % _SHOWN_EACH == 0:
                 counter.show(count)
     except BaseException:
         counter.end()
@@ -328,14 +273,9 @@ def _stop_chosen(arguments: Namespace, queue: Queue, chosen: Filter) -> int:
     """Cancel the pending jobs, and stop the running ones. Print how many had each outcome."""
     if not _is_wanted(arguments, chosen.rows(queue.store), "stopped"):
         return 1
-    pending = (row for row in chosen.rows(queue.store) if row.state.status == PENDING)
     types: dict[str, dict[str, int]] = {}
-    for row in _change_in_batches(queue, pending, _CANCEL, queue.now()):
-        _count(types.setdefault("cancelled", {}), row.type)
-    for row in chosen.rows(queue.store):  # running, or started in the meantime
-        with suppress(JobNotFound):
-            if (done := queue.stop_job(row.id)) is not None:
-                _count(types.setdefault(done, {}), row.type)
+    for done, row in changes.stop(queue, chosen):
+        _count(types.setdefault(done, {}), row.type)
     for outcome, found in (types or {"stopped": {}}).items():
         _print_counts(outcome, _most_first(found))
     return 0
@@ -367,17 +307,13 @@ def _stop(queue: Queue, job_id: str, dry_run: bool) -> int:
 
 
 def run_purge(arguments: Namespace) -> int:
-    from dbbasic_queue.cli.selecting import Filter
+    from dbbasic_queue.cli.selecting import filter_of
 
     with existing_queue(arguments) as queue:
-        chosen = Filter(arguments, FINISHED)
+        chosen = filter_of(arguments, FINISHED)
         before = queue.now() - arguments.older_than
         return _remove(
-            arguments,
-            queue,
-            lambda row: chosen.matches(row) and states.is_old(row.state, before),
-            chosen,
-            "purged",
+            arguments, queue, lambda row: states.is_old(row.state, before), chosen, "purged"
         )
 
 
@@ -386,16 +322,13 @@ def run_clear(arguments: Namespace) -> int:
     chosen = _filter(arguments, statuses)
     with existing_queue(arguments) as queue:
         if chosen is not None:
-            can_go = _can_go
-            return _remove(
-                arguments, queue, lambda r: chosen.matches(r) and can_go(r), chosen, "removed"
-            )
-        from dbbasic_queue.cli.selecting import Filter
+            return _remove(arguments, queue, changes.can_be_removed, chosen, "removed")
+        from dbbasic_queue.monitoring.selecting import Filter
 
         wanted, code = set(), 0
         for job_id in _ids(arguments, queue):
             row = queue.store.find(job_id) if job_id is not None and is_id(job_id) else None
-            if row is not None and row.state.status in statuses and _can_go(row):
+            if row is not None and row.state.status in statuses and changes.can_be_removed(row):
                 wanted.add(row.id)
             elif job_id is None:
                 code = 1
@@ -403,16 +336,16 @@ def run_clear(arguments: Namespace) -> int:
                 why = "it is running" if row else "there is no such job"
                 code = complain(f"{job_id} was not removed: {why}")
         if wanted:
-            everything = Filter(arguments, statuses)
+            everything = Filter(statuses)
             done = _remove(
-                arguments, queue, lambda r: r.id in wanted and _can_go(r), everything, "removed"
+                arguments,
+                queue,
+                lambda r: r.id in wanted and changes.can_be_removed(r),
+                everything,
+                "removed",
             )
             code = done or code
         return code
-
-
-def _can_go(row: Row) -> bool:
-    return row.state.status != PROCESSING and not states.is_moving(row.state)
 
 
 def _remove(
@@ -428,18 +361,10 @@ def _remove(
 
         path = archive.path_of(arguments.archive, queue.path)
         archive.check(path)
-    rows = chosen.rows(queue.store)
-    if not _is_wanted(arguments, filter(unwanted, rows), done):
+    rows = (row for row in chosen.rows(queue.store) if unwanted(row))
+    if not _is_wanted(arguments, rows, done):
         return 1
-    removed: dict[str, int] = {}
-
-    def count(row: Row) -> bool:
-        if not unwanted(row):
-            return False
-        _count(removed, row.type)
-        return True
-
-    queue.store.remove(count, archive=path, statuses=chosen.statuses)
+    removed = changes.remove(queue, chosen, unwanted, path)
     _print_counts(done, _most_first(removed))
     return 0
 
@@ -449,7 +374,7 @@ def _remove(
 
 def run_edit(arguments: Namespace) -> int:
     from dbbasic_queue.cli import editing
-    from dbbasic_queue.cli.selecting import LEAST_PREFIX, find_id
+    from dbbasic_queue.monitoring.selecting import LEAST_PREFIX, find_id
 
     with existing_queue(arguments) as queue:
         if arguments.id is None:

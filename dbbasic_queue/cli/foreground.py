@@ -13,13 +13,13 @@ A handler with a `timeout` runs without it, in this process: so what it prints a
 from __future__ import annotations
 
 from dbbasic_queue.cli.messages import DONE, INTERRUPTED, JOB_FAILED, NOT_DONE, complain
-from dbbasic_queue.cli.selecting import LEAST_PREFIX, find_id
 from dbbasic_queue.errors import InvalidHandlers
 from dbbasic_queue.handlers import Handler
 from dbbasic_queue.model.checks import is_id
 from dbbasic_queue.model.escaping import printable, unescape
 from dbbasic_queue.model.rows import has_json
 from dbbasic_queue.model.states import FINISHED, PENDING, State
+from dbbasic_queue.monitoring.selecting import LEAST_PREFIX, find_id
 from dbbasic_queue.monitoring.why import why
 from dbbasic_queue.passes import log_lines
 from dbbasic_queue.passes.base import COUNTS, Pass

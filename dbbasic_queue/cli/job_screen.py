@@ -12,32 +12,15 @@ from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.model.rows import HEADER
 from dbbasic_queue.monitoring import progress_bar
 from dbbasic_queue.monitoring.durations import instant, relative, took
-from dbbasic_queue.monitoring.why import why
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from dbbasic_queue.jobqueue import Queue
-    from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.operating.details import JobDetails
 
 _OUTPUT_LINES = 20
-
-
-class JobDetails:
-    """All about one job at the instant `now`, in Unix seconds."""
-
-    def __init__(self, queue: Queue, row: Row) -> None:
-        self.row = row
-        self.now = queue.now()
-        self.why = why(queue.store, row, self.now)
-        self.progress = queue.store.progress([row]).get(row.id)
-        self.attempts = queue.history(row.id)
-        self.output = queue.output(row.id)
-        self.traceback = next(
-            (a["traceback"] for a in reversed(self.attempts) if a["traceback"]), None
-        )
 
 
 def lines(details: JobDetails) -> Iterator[str]:

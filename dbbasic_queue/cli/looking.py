@@ -252,35 +252,35 @@ def columns(row: Row) -> list[str]:
 
 
 def run_list(arguments: Namespace) -> int:
-    from dbbasic_queue.cli.selecting import Filter, ordered
+    from dbbasic_queue.cli.selecting import filter_of, ordered
 
     with existing_queue(arguments) as queue:
-        rows = Filter(arguments).rows(queue.store)
+        rows = filter_of(arguments).rows(queue.store)
         _print_jobs(arguments, queue, ordered(arguments, rows), "There is no such job.")
     return 0
 
 
 def run_failed(arguments: Namespace) -> int:
-    from dbbasic_queue.cli.selecting import Filter, ordered
+    from dbbasic_queue.cli.selecting import filter_of, ordered
     from dbbasic_queue.monitoring.summary import due_at
 
     if arguments.sort is None:
         arguments.reverse = not arguments.reverse
     with existing_queue(arguments) as queue:
-        rows = Filter(arguments, (FAILED,)).rows(queue.store)
+        rows = filter_of(arguments, (FAILED,)).rows(queue.store)
         _print_jobs(arguments, queue, ordered(arguments, rows, due_at), "No job has failed.")
     return 0
 
 
 def run_due(arguments: Namespace) -> int:
-    from dbbasic_queue.cli.selecting import Filter, ordered
+    from dbbasic_queue.cli.selecting import filter_of, ordered
     from dbbasic_queue.model.checks import ALL
 
     with existing_queue(arguments) as queue:
         paused, now = queue.paused(), time.time()
         due = (
             row
-            for row in Filter(arguments, (PENDING,)).rows(queue.store)
+            for row in filter_of(arguments, (PENDING,)).rows(queue.store)
             if row.state.run_at <= now and paused.isdisjoint((row.type, ALL))
         )
         first = ordered(arguments, due, lambda row: row.state.run_at)
@@ -382,9 +382,9 @@ def run_history(arguments: Namespace) -> int:
     from collections import deque
 
     from dbbasic_queue.cli.report import print_rows
-    from dbbasic_queue.cli.selecting import find_id
     from dbbasic_queue.cli.terminal import STATUS_STYLES, Column
     from dbbasic_queue.monitoring.durations import instant, relative, took
+    from dbbasic_queue.monitoring.selecting import find_id
 
     with existing_queue(arguments) as queue:
         now = queue.now()
@@ -533,10 +533,11 @@ def run_unreadable(arguments: Namespace) -> int:
 
 
 def run_show(arguments: Namespace) -> int:
-    from dbbasic_queue.cli.job_screen import JobDetails, as_json, lines, screen
+    from dbbasic_queue.cli.job_screen import as_json, lines, screen
     from dbbasic_queue.cli.report import print_json
-    from dbbasic_queue.cli.selecting import find_id
     from dbbasic_queue.cli.terminal import Terminal
+    from dbbasic_queue.monitoring.selecting import find_id
+    from dbbasic_queue.operating.details import JobDetails
 
     terminal = Terminal()
     with existing_queue(arguments, even_if_moved=True) as queue:
@@ -556,7 +557,7 @@ def run_show(arguments: Namespace) -> int:
 
 def run_output(arguments: Namespace) -> int:
     from dbbasic_queue.cli.output import follow, safe, why_not
-    from dbbasic_queue.cli.selecting import find_id
+    from dbbasic_queue.monitoring.selecting import find_id
 
     if arguments.follow and arguments.attempt is not None:
         arguments.wrong_usage("give --follow or --attempt, not both")

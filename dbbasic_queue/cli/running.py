@@ -155,9 +155,9 @@ def run_worker(arguments: Namespace) -> int:
 def run_wait(arguments: Namespace) -> int:
     import time
 
-    from dbbasic_queue.cli.selecting import find_id
     from dbbasic_queue.cli.terminal import Terminal
     from dbbasic_queue.monitoring import progress_bar
+    from dbbasic_queue.monitoring.selecting import find_id
 
     shows = sys.stderr.isatty()
     with existing_queue(arguments) as queue:

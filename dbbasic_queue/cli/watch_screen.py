@@ -183,7 +183,8 @@ class _Screen:
 
     def _show_job(self) -> None:
         """Show all about the chosen job, until a key is pressed."""
-        from dbbasic_queue.cli.job_screen import JobDetails, screen
+        from dbbasic_queue.cli.job_screen import screen
+        from dbbasic_queue.operating.details import JobDetails
 
         queue = self._feed.queue
         row = queue.store.find(self._chosen) if self._chosen else None

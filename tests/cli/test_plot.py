@@ -11,7 +11,7 @@ from helpers import NOW, Clock, add_lines, line, run_command, sibling
 from screen import shown
 
 from dbbasic_queue import Queue
-from dbbasic_queue.cli.plot import Figures, svg
+from dbbasic_queue.monitoring.figures import Figures, svg
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +50,7 @@ def figures(
 ) -> Iterator[list[float]]:
     sibling(path, "history").write_text(HISTORY + "".join(attempts))
     with Queue(path, clock=Clock()) as queue:
-        found = Figures(queue, window, count, job_type)
+        found = Figures(queue.store, queue.now(), window, count, job_type)
     return (series.values for series in found.series())
 
 
@@ -165,7 +165,9 @@ def test_the_image_has_a_bar_per_value_and_labels(path: Path) -> None:
         HISTORY + attempt(34, waited=40, seconds=2) + attempt(5, outcome="failed")
     )
     with Queue(path, clock=Clock()) as queue:
-        root = ElementTree.fromstring(svg(Figures(queue, 100, 10, None), "title"))
+        root = ElementTree.fromstring(
+            svg(Figures(queue.store, queue.now(), 100, 10, None), "title")
+        )
     place = "{http://www.w3.org/2000/svg}"
     bars = [e for e in root.iter(f"{place}rect") if e.get("fill") != "white"]
     colours = [bar.get("fill") for bar in bars]

@@ -1718,14 +1718,14 @@ MUTANTS = (
     ),
     Mutant(
         "a short prefix of an id changes a job",
-        "cli/selecting.py",
+        "monitoring/selecting.py",
         "    if len(text) < least:\n",
         "    if False:\n",
         (FILTERS + "::test_a_change_needs_six_characters_of_an_id_or_all_of_it",),
     ),
     Mutant(
         "the first job that an ambiguous prefix means is changed",
-        "cli/selecting.py",
+        "monitoring/selecting.py",
         "    if len(found) > 1:\n",
         "    if False:\n",
         (FILTERS + "::test_an_ambiguous_prefix_changes_no_job",),
@@ -1739,7 +1739,7 @@ MUTANTS = (
     ),
     Mutant(
         "a job that one of several filters chooses is chosen",
-        "cli/selecting.py",
+        "monitoring/selecting.py",
         "            and (self._since is None or due_at(row) >= self._since)\n",
         "            or (self._since is not None and due_at(row) >= self._since)\n",
         (FILTERS + "::test_options_choose_and_sort_jobs",),
@@ -1803,7 +1803,7 @@ MUTANTS = (
     ),
     Mutant(
         "a stop by filters stops running jobs that they do not choose",
-        "cli/changing.py",
+        "operating/changes.py",
         "    for row in chosen.rows(queue.store):  # running, or started in the meantime\n",
         "    for row in queue.store.rows():\n",
         (FILTERS + "::test_a_change_by_filters_leaves_the_running_jobs_that_they_do_not_choose",),

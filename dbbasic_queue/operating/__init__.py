@@ -1,0 +1,1 @@
+"""What the command line and the web page both do with a queue."""
