@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import importlib
 import itertools
 import json
 import os
 import re
 import shutil
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -30,6 +32,7 @@ from workloads import Workload
 
 import dbbasic_queue.passes.executor
 import dbbasic_queue.passes.ticker
+from dbbasic_queue import lazy
 
 HANGS_AFTER = 20
 """seconds after which a child is killed by SIGALRM"""
@@ -82,6 +85,11 @@ class Attack:
         self.bench = Bench(self.path, self.log)
         self.trace: list[Call] = []
         """the file calls of the last attacked process that wasn't killed"""
+        self.imported: list[str] = []
+        """the modules that this process had imported at its end"""
+        self.loaded: list[list[str]] = []
+        """the functions that it had called for `lazy.load`: module and name"""
+        self._promises = Promises([])
         self.wrong: list[str] = []
         """the mistakes that were found, as in `checks`"""
         self.kills = 0
@@ -148,8 +156,9 @@ class Attack:
                 self._after_error(shim)
             shim.on = False
             calls = [[call.name, call.file, call.site, call.locked] for call in shim.trace]
+            loaded = [[function.__module__, function.__name__] for function in lazy._loaded]
             with open(self.trace_file, "w", encoding="utf-8") as file:
-                json.dump(calls, file)
+                file.write(json.dumps([calls, list(sys.modules), loaded]))
 
         if os.path.exists(self.trace_file):
             os.unlink(self.trace_file)
@@ -157,7 +166,8 @@ class Attack:
             self.kills += 1
         else:
             with open(self.trace_file, encoding="utf-8") as file:
-                self.trace = [Call(*call) for call in json.load(file)]
+                calls, self.imported, self.loaded = json.load(file)
+            self.trace = [Call(*call) for call in calls]
 
     def _after_error(self, shim: Shim) -> None:
         bench = self.bench
@@ -182,7 +192,11 @@ class Attack:
         return False
 
     def promises(self) -> Promises:
-        return Promises(self.log.events())
+        """Return what the log promises by now. Don't change it."""
+        events = self.log.events()
+        if len(events) != len(self._promises.events):
+            self._promises = Promises(events)
+        return self._promises
 
     def check(self, events: int = 1) -> Disk:
         """Check the files as they are, after `events` kills and errors; log the final jobs."""
@@ -297,12 +311,20 @@ def scratch() -> Iterator[str]:
 
 
 def trace_of(base: str, workload: Workload) -> list[Call]:
-    """Run the workload without an attack; return its calls. Raises AssertionError if it fails."""
+    """Run the workload without an attack; return its calls. Raises AssertionError if it fails.
+
+    Imports what the attacked process has imported, so that none of thousands has to.
+    """
     attack = Attack(base, workload)
     attack.prepare()
     attack.attack(workload.script, None)
     attack.check(0)
     attack.settle(0)
+    for name in attack.imported:
+        importlib.import_module(name)
+    for module, name in attack.loaded:
+        lazy.load(getattr(sys.modules[module], name))
+    gc.freeze()  # so that children don't copy the parent's memory
     raised = [text for _, _, (*_, text) in attack.promises().raised]
     assert not attack.wrong + raised, attack.wrong + raised
     return attack.trace

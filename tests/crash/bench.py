@@ -66,14 +66,21 @@ class Log:
     def __init__(self, path: str) -> None:
         self.path = path
         self.fd = REAL["open"](path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._events: list[list[Any]] = []
+        self._read = 0
 
     def add(self, what: str, *rest: Any, process: int | None = None) -> None:
         line = json.dumps([process or os.getpid(), what, *rest]) + "\n"
         REAL["write"](self.fd, line.encode())
 
     def events(self) -> list[list[Any]]:
-        with open(self.path, encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+        """Return what was added, by all processes."""
+        with open(self.path, "rb") as file:
+            file.seek(self._read)
+            new = file.read()
+        self._read += len(new)
+        self._events += [json.loads(line) for line in new.splitlines()]
+        return list(self._events)
 
 
 class _Outcomes(logging.Handler):

@@ -10,10 +10,10 @@ suite, and with --no-bug. Prints which test has caught which bug; exits with 1 i
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -27,6 +27,8 @@ PROJECT = Path(__file__).resolve().parent.parent.parent
 AT_A_TIME = 2
 TIMEOUT = 150
 """seconds for one call of pytest"""
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["hypothesis", "pytest"])  # half of a short test's time
 _COPIED = (
     "dbbasic_queue",
     "pytest_dbbasic_queue",
@@ -56,23 +58,34 @@ def run_tests(place: Path, tests: tuple[str, ...]) -> tuple[int, str]:
 
     The code is -1 if the tests took too long.
     """
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    command += ["-p", "pytest_dbbasic_queue"]
-    command += [f"--basetemp={place / 'tmp'}", *tests]
-    environment = {
-        **os.environ,
+    output = place / "output"
+    process = _PROCESSES.Process(target=_pytest, args=(place, tests, output))
+    process.start()
+    process.join(TIMEOUT)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        return -1, f"it took over {TIMEOUT} s"  # the machine may just be slow: it proves nothing
+    return process.exitcode, output.read_text("utf-8", "replace")
+
+
+def _pytest(place: Path, tests: tuple[str, ...], output: Path) -> None:
+    """Run pytest in this process, which was forked from one that has imported it already."""
+    with output.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(place)
+    os.environ |= {
         "PYTHONPATH": str(place),
         "DBBASIC_QUEUE_STOP": "1",
         "DBBASIC_QUEUE_LONG": "",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # other packages' plugins take over a second to load
     }
-    try:
-        process = subprocess.run(
-            command, cwd=place, env=environment, capture_output=True, text=True, timeout=TIMEOUT
-        )
-    except subprocess.TimeoutExpired:
-        return -1, f"it took over {TIMEOUT} s"  # the machine may just be slow: it proves nothing
-    return process.returncode, process.stdout
+    sys.path.insert(0, str(place))
+    import pytest
+
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "pytest_dbbasic_queue"]
+    sys.exit(pytest.main([*options, f"--basetemp={place / 'tmp'}", *tests]))
 
 
 def judge(base: Path, mutant: Mutant) -> tuple[Mutant, str, float]:

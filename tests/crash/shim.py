@@ -106,6 +106,11 @@ class Call:
         return ("before",)  # a call that only reads changes nothing
 
 
+_EARLIER = Call("", "", "")
+NEVER = 1 << 30
+"""the number of a call that no process makes, for a plan that only counts them"""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What happens to call `number`, counted from 0; the module describes the phases."""
@@ -135,6 +140,7 @@ class Shim:
         self.root = root
         self.plan = plan
         self.trace: list[Call] = []
+        """the calls so far; `_EARLIER` for those before the planned one"""
         self.on = False
         """whether calls are counted and attacked; not those of processes that it forks"""
         self._process = 0
@@ -203,13 +209,14 @@ class Shim:
     ) -> Any:
         if name == "open" and args[1] & os.O_CREAT:
             name = "create"
-        call = Call(name, os.path.basename(file), _site(), self.locked)
+        plan = self.plan
         with self._counting:  # two threads must not both make the planned call
             number = len(self.trace)
-            self.trace.append(call)
+            self.trace.append(_EARLIER)
+        if plan is None or number >= plan.number or plan.number >= NEVER:
+            self.trace[number] = Call(name, os.path.basename(file), _site(), self.locked)
         if name in ("lock", "unlock") and file.endswith(".lock"):
             self.locked = name == "lock"
-        plan = self.plan
         if plan is None or number < plan.number:
             return function(*args, **options)
         if plan.phase in REFUSALS:

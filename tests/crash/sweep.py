@@ -17,7 +17,6 @@ DBBASIC_QUEUE_STOP=1 the sweep ends at the first mistake.
 from __future__ import annotations
 
 import errno
-import gc
 import importlib
 import itertools
 import json
@@ -34,7 +33,7 @@ from typing import Any
 from attack import Attack, patch_constant, scratch, trace_of
 from bench import Bench
 from checks import check_errors
-from shim import CALLS_WITH, Call, Plan, changes
+from shim import CALLS_WITH, NEVER, Call, Plan, changes
 from workloads import ACTS, WORKLOADS, Workload, tear, tidy
 
 import dbbasic_queue.store.claiming.slots
@@ -199,7 +198,7 @@ def sweep_double_kills(base: str, workload: Workload, every: int) -> Result:
     plans = list(_kill_plans(trace))[::every]
     for n, (call, plan) in enumerate(plans):
         attack = _killed(base, workload, plan)
-        attack.recover(Plan(1 << 30, "before"))  # counts the calls of this state's recovery
+        attack.recover(Plan(NEVER, "before"))  # counts the calls of this state's recovery
         attack.end_partner()
         recovery = list(_kill_plans(attack.trace))
         result.points += len(attack.trace)
@@ -357,7 +356,6 @@ def main(kind: str, workload: str, every: str = "1") -> int:
     # 64 slots would mean 64 calls for missing files.
     patch_constant(dbbasic_queue.store.claiming.slots, "SLOTS", 6)
     load_package()
-    gc.freeze()  # so that children don't copy the parent's memory
     with scratch() as base:
         try:
             result = SWEEPS[kind](base, WORKLOADS[workload], int(every))
