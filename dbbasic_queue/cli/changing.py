@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 _SHOWN_EACH = 500
-"""The progress is shown after each so many jobs."""
+"""Progress is shown each time this many jobs more were changed."""
 
 
 def add_commands(commands: Commands) -> None:

@@ -5,10 +5,11 @@ Invariants: see `writing.queue_files` for changes, `reading.view` for readers.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 
-from dbbasic_queue.errors import DuplicateJob, no_transaction
+from dbbasic_queue.errors import DuplicateJob, StoreError, no_transaction
 from dbbasic_queue.lazy import load
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.records import encode_state
@@ -24,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from types import ModuleType
+    from typing import TypeVar
 
     from dbbasic_queue.model.rows import Row
     from dbbasic_queue.model.states import State
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.reading.unreadable import Unreadable
     from dbbasic_queue.store.schedule_file import Change
     from dbbasic_queue.store.writing.once import AddOnce
+
+    T = TypeVar("T")
 
 _LOOKUPS_WITHOUT_INDEX = 2
 _TRIES = 100
@@ -301,7 +305,7 @@ class TextFileStore:
             found.clear()
         yield from found
         torn = self.lock.read(self._torn_row)
-        if torn and self.exists() and (torn := self.lock.run(self._torn_row)):
+        if torn and self.exists() and (torn := self._look(self._torn_row)):
             reason = "it has no line end yet: the next pass ends it"
             yield lines.Unreadable(torn[0] + 2, reason, torn[1])
 
@@ -499,7 +503,20 @@ class TextFileStore:
 
         The job of a dead pass is `processing`, too, until it is recovered.
         """
-        return self.lock.run(self._running)
+        return self._look(self._running)
+
+    def _look(self, function: Callable[[], T]) -> T:
+        """Call a function that only reads while this thread holds the lock.
+
+        If there is no lock file, and this user can't create one, as on a disk that is mounted
+        read-only, no other process has the lock either.
+        """
+        try:
+            return self.lock.run(function)
+        except StoreError as e:
+            if e.errno not in (errno.EACCES, errno.EROFS) or os.path.lexists(self.lock.path):
+                raise
+        return self.lock.read(function)
 
     def _running(self) -> tuple[list[LivePass], list[Row]]:
         view = self.view

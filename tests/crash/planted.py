@@ -541,6 +541,13 @@ MUTANTS = (
         (STORE + "::test_a_directory_deleted_and_created_by_hand_is_used", STORE),
     ),
     Mutant(
+        "a user with read permission only can't see what is running",
+        "store/disk/lock.py",
+        "        return os.O_RDONLY if may_only_read else os.O_RDWR\n",
+        "        return os.O_RDWR\n",
+        ("tests/system/test_only_reading.py",),
+    ),
+    Mutant(
         "a deleted lock file stays in use while it is open",
         "store/disk/openfile.py",
         "            status[_NAMES] == self._names\n"

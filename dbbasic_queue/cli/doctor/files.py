@@ -46,7 +46,7 @@ def check_files(path: str, users: list[str]) -> Iterator[Finding]:
             "is this the right path? The first enqueue creates it",
         )
         return
-    yield from _check_directory(directory)
+    yield from _check_directory(path, directory)
     if not os.path.lexists(path):
         yield Finding(
             "wrong",
@@ -81,7 +81,7 @@ def _is_queue(path: str) -> bool:
     return not first or is_header(first.removesuffix(b"\n"))
 
 
-def _check_directory(directory: str) -> Iterator[Finding]:
+def _check_directory(path: str, directory: str) -> Iterator[Finding]:
     status = os.stat(directory)
     if status.st_mode & stat.S_IWOTH:
 
@@ -96,7 +96,7 @@ def _check_directory(directory: str) -> Iterator[Finding]:
             f"chmod o-w {shlex.quote(directory)}",
             repair if status.st_uid == os.geteuid() or os.geteuid() == 0 else None,
         )
-    if not os.access(directory, os.W_OK | os.X_OK):
+    if not os.access(directory, os.W_OK | os.X_OK) and not may_only_read(path):
         yield Finding(
             "wrong",
             "directory-access",
@@ -160,7 +160,24 @@ def _check_access(path: str, users: list[str]) -> Iterator[Finding]:
         yield from _check_group(path, names, directory)
 
 
+def may_only_read(path: str) -> bool:
+    """Return whether this user can read every file of a queue, and change none of them."""
+    places = [os.path.dirname(path), *files_of(path)]
+    return not any(os.access(place, os.W_OK) for place in places) and all(
+        os.access(place, os.R_OK) for place in places
+    )
+
+
 def _check_own_access(path: str, names: list[str]) -> Iterator[Finding]:
+    if may_only_read(path):
+        owner = _name(os.stat(path).st_uid)
+        yield Finding(
+            "warning",
+            "read-only",
+            "this user can look at the queue, but can't add, run or change jobs",
+            f"if that isn't intended, run the command as {owner} (docs/deployment.md, Permissions)",
+        )
+        return
     closed = [name for name in names if not os.access(name, os.R_OK | os.W_OK)]
     if closed:
         status = os.stat(closed[0])
@@ -355,9 +372,10 @@ def _group(gid: int) -> str:
 def _check_lock(path: str) -> Iterator[Finding]:
     """Check that the lock can be acquired, and that it keeps others out."""
     lock = f"{path}.lock"
+    access = os.O_RDONLY if may_only_read(path) else os.O_RDWR
     try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        other = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(lock, access | os.O_CLOEXEC | os.O_NOFOLLOW)
+        other = os.open(lock, access | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return  # the next call creates it
     except OSError as e:

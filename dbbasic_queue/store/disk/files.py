@@ -222,7 +222,8 @@ def replace_file(
         if fsync:
             sync_directory(os.path.dirname(path))
     except OSError as e:
-        raise store_error(e, path, consequence) from e
+        system = e.__cause__ if isinstance(e.__cause__, OSError) else e
+        raise store_error(system, path, consequence) from e
 
 
 # -- appending -------------------------------------------------------------------------------------

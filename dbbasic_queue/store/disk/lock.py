@@ -309,7 +309,7 @@ class QueueLock:
         for _ in range(_TRIES):
             prepare_directory(os.path.dirname(self.path))
             try:
-                file = open_or_create(self.path, os.O_RDWR, to_lock=True)
+                file = open_or_create(self.path, self._flags(), to_lock=True)
             except StoreError as e:
                 if e.errno != errno.ENOENT:
                     raise
@@ -319,6 +319,15 @@ class QueueLock:
                 self.directory = self._directory_now()
                 return file
         raise unstable_inodes(self.path)
+
+    def _flags(self) -> int:
+        """Return how to open the lock file.
+
+        Nothing is ever written to it. So a user with read permission only opens it for reading: on
+        a local file system, flock works with that, too. On NFS it would not.
+        """
+        may_only_read = not os.access(self.path, os.W_OK) and os.access(self.path, os.R_OK)
+        return os.O_RDONLY if may_only_read else os.O_RDWR
 
     def _wait(self, fd: int) -> None:
         """Try to lock the file until that succeeds; raise QueueBusy after a minute."""
