@@ -7,8 +7,8 @@ from dbbasic_queue.model.escaping import printable
 from dbbasic_queue.model.states import FINISHED
 from dbbasic_queue.monitoring import progress_bar
 from dbbasic_queue.monitoring.durations import duration, number_of, relative
+from dbbasic_queue.monitoring.pauses import longest_pause
 from dbbasic_queue.monitoring.summary import waited_seconds
-from dbbasic_queue.monitoring.verdict import longest_pause
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

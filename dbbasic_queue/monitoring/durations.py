@@ -44,10 +44,10 @@ def ago(seconds: float) -> str:
     """Return how long ago something was, or in how long it will be if `seconds` is below 0.
 
     >>> ago(200), ago(-200), ago(0.4)
-    ('3 min 20 s ago', 'in 3 min 20 s', 'now')
+    ('3 min 20 s ago', 'in 3 min 20 s', 'just now')
     """
-    if abs(seconds) < 1:
-        return "now"
+    if 0 <= seconds < 1:
+        return "just now"
     if seconds < 0:
         return f"in {duration(math.ceil(-seconds))}"
     return f"{duration(seconds)} ago"

@@ -39,8 +39,9 @@ from dbbasic_queue.model.escaping import escape, printable
 from dbbasic_queue.model.states import DELAYED, FAILED, FINISHED, PENDING
 from dbbasic_queue.monitoring import progress_bar
 from dbbasic_queue.monitoring.durations import instant
+from dbbasic_queue.monitoring.pauses import longest_pause
 from dbbasic_queue.monitoring.summary import Summary, waited_seconds
-from dbbasic_queue.monitoring.verdict import holder_of, judge, longest_pause, running_since
+from dbbasic_queue.monitoring.verdict import holder_of, judge, running_since
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

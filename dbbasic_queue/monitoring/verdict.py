@@ -3,20 +3,21 @@
 **Stalled** means: a job is due or has lost its pass, no pass is alive, and the last pass ended
 longer ago than twice the longest pause between two of the last ten passes, and at least two
 minutes. So a queue whose cron line runs every hour isn't stalled between two passes, and one whose
-line runs every minute is stalled two minutes after the last one. A pause is the time from the end
-of a pass to the start of the next one. The longest is taken, not the mean: with two programs in the
-crontab, every other pause is short. If fewer than three passes have ended, an hour is assumed; if
-none has, two minutes are counted from when the first job was due.
+line runs every minute is stalled two minutes after the last one. `pauses` has the details. If no
+pass has ended, two minutes are counted from when the first job was due.
+
+A queue whose due jobs no pass has a handler for isn't stalled: the verdict's text says what is
+wrong.
 """
 
 from __future__ import annotations
-
-from itertools import pairwise
 
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.escaping import printable
 from dbbasic_queue.model.states import PENDING
 from dbbasic_queue.monitoring.durations import ago, duration, number_of
+from dbbasic_queue.monitoring.known_types import KnownTypes
+from dbbasic_queue.monitoring.pauses import patience
 from dbbasic_queue.monitoring.summary import due_at
 
 TYPE_CHECKING = False
@@ -31,13 +32,6 @@ if TYPE_CHECKING:
 
     Word = Literal["running", "idle", "stalled", "moved"]
 
-LEAST_SECONDS = 120.0
-"""A queue isn't stalled before its last pass ended this long ago."""
-UNKNOWN_PAUSE_SECONDS = 3600.0
-"""the pause between passes that is assumed if too few have ended so far"""
-_PASSES = 10
-_FEW = 3
-"""Fewer passes than this don't show how long a pause is: they may be of two programs."""
 _LONG_SECONDS = 600.0
 """A job that runs longer than this, while others are due, is mentioned."""
 
@@ -75,21 +69,6 @@ def command(*words: str) -> str:
     return " ".join(["dbbasic-queue", verb, *map(quote, rest)])
 
 
-def longest_pause(ended: Sequence[EndedPass]) -> float | None:
-    """Return the longest pause between the last ten passes, in seconds; None for too few."""
-    last = ended[-_PASSES:]
-    if len(last) < _FEW:
-        return None
-    pauses = [after.ended_at - after.seconds - before.ended_at for before, after in pairwise(last)]
-    return max(0.0, *pauses)
-
-
-def patience(ended: Sequence[EndedPass]) -> float:
-    """Return how many seconds after the last pass a queue with due jobs counts as stalled."""
-    pause = longest_pause(ended) if ended else 0.0
-    return max(2 * (UNKNOWN_PAUSE_SECONDS if pause is None else pause), LEAST_SECONDS)
-
-
 def quiet_seconds(ended: Sequence[EndedPass], first: Row | None, now: float) -> tuple[float, bool]:
     """Return for how long no pass has worked on the queue, and whether that is too long.
 
@@ -119,8 +98,9 @@ def judge(
     if moved_to:
         return _moved(summary, moved_to)
     due = number_of(summary.due, "job is due", "jobs are due")
+    left = _LeftAlone(summary, KnownTypes(live, ended, now), now)
     if live:
-        return _with_live_pass(summary, live, running, now, due)
+        return _with_live_pass(summary, live, running, now, due, left)
     waiting = [due] if summary.due or not running else []
     if running:
         waiting.append(number_of(len(running), "job has lost its pass", "jobs have lost theirs"))
@@ -140,12 +120,36 @@ def judge(
             "yet: is there a crontab line?",
             "dbbasic-queue crontab --help",
         )
+    if left.is_all and not running:
+        return Verdict("idle", f"{due}, but {left.text}", left.command)
     if first is not None:
         last = f"the last one ended {ago(now - ended[-1].ended_at)}" if ended else "none has ended"
         does = "runs" if summary.due else "recovers"
         them = "it" if summary.due + len(running) == 1 else "them"
-        return Verdict("idle", f"{' and '.join(waiting)}: the next pass {does} {them} ({last})")
+        text = f"{' and '.join(waiting)}: the next pass {does} {them} ({last})"
+        more = f"; but {left.text}" if left.text else ""
+        return Verdict("idle", text + more, left.command)
     return _nothing_due(summary, now)
+
+
+class _LeftAlone:
+    """The types of due jobs that a whole pass has left alone, because it has no handler for them.
+
+    `text` is a sentence about the one that has waited for the longest time, "" if there is none,
+    and `command` shows its jobs. `is_all` is True if no due job has another type.
+    """
+
+    def __init__(self, summary: Summary, known: KnownTypes, now: float) -> None:
+        waiting = {} if ALL in summary.paused_types else summary.waiting
+        due = {t: s for t, s in waiting.items() if s > 0 and t not in summary.paused_types}
+        types = [t for t, s in due.items() if known.was_left_alone(now - s)]
+        types = sorted((t for t in types if not known.has_handler(t)), key=lambda t: -due[t])
+        self.is_all = bool(types) and len(types) == len(due)
+        self.text = self.command = ""
+        if types:
+            others = number_of(len(types) - 1, "other type", "other types")
+            self.text = known.complaint(types[0]) + (f"; nor for {others}" if types[1:] else "")
+            self.command = command("list", "--type", types[0])
 
 
 def _moved(summary: Summary, moved_to: str) -> Verdict:
@@ -157,19 +161,32 @@ def _moved(summary: Summary, moved_to: str) -> Verdict:
 
 
 def _with_live_pass(
-    summary: Summary, live: Sequence[LivePass], running: Sequence[Row], now: float, due: str
+    summary: Summary,
+    live: Sequence[LivePass],
+    running: Sequence[Row],
+    now: float,
+    due: str,
+    left: _LeftAlone,
 ) -> Verdict:
+    passes = number_of(len(live), "worker waits", "workers wait")
     if not running and not summary.due:
-        passes = number_of(len(live), "worker waits", "workers wait")
         verdict = _nothing_due(summary, now)
         return Verdict("idle", f"{passes}; {verdict.text}", verdict.command)
-    text = f"{number_of(len(running), 'job is running', 'jobs are running')}, {due}"
-    if summary.due:
-        oldest, since = _longest_running(live, running)
-        if oldest is not None and now - since > _LONG_SECONDS:
-            text += f"; {oldest.id} has been running for {duration(now - since)}"
-            return Verdict("running", text, command("show", oldest.id))
-    return Verdict("running", text)
+    if not running and left.is_all:
+        return Verdict("idle", f"{passes}; {due}, but {left.text}", left.command)
+    if not running:
+        them = "it" if summary.due == 1 else "them"
+        return Verdict("running", f"{due}, and a pass is about to start {them}", left.command)
+    text = number_of(len(running), "job is running", "jobs are running")
+    if not summary.due:
+        return Verdict("running", f"{text}; no other is due")
+    oldest, since = _longest_running(live, running)
+    if oldest is not None and now - since > _LONG_SECONDS:
+        text += f", {due}; {oldest.id} has been running for {duration(now - since)}"
+        return Verdict("running", text, command("show", oldest.id))
+    if left.text:
+        return Verdict("running", f"{text}, {due}; but {left.text}", left.command)
+    return Verdict("running", f"{text}, {due}")
 
 
 def _longest_running(live: Sequence[LivePass], running: Sequence[Row]) -> tuple[Row | None, float]:

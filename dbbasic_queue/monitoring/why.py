@@ -6,6 +6,7 @@ from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.escaping import printable
 from dbbasic_queue.model.states import DELAYED, DIED, PENDING, PROCESSING, is_to_stop
 from dbbasic_queue.monitoring.durations import ago, duration, number_of
+from dbbasic_queue.monitoring.known_types import KnownTypes
 from dbbasic_queue.monitoring.summary import due_at
 from dbbasic_queue.monitoring.verdict import command, holder_of, quiet_seconds, running_since
 from dbbasic_queue.store.pass_log import parse_types
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.protocol import Store
 
 _SHOWN = 3
-_RECENT_SECONDS = 3600.0
-"""Passes that ended at most this long before the last one are asked for their handlers."""
 
 
 class Reason:
@@ -125,8 +124,9 @@ def _due(store: Store, row: Row, now: float) -> Reason:
     able = [found for found in live if _runs(found.types, row.type)]
     if able:
         return _waits_for_live_pass(row, able, live, processing, now)
-    if (reason := _no_handler(row, live, ended, now)) is not None:
-        return reason
+    known = KnownTypes(live, ended, now)
+    if not known.has_handler(row.type):
+        return Reason("handler", known.complaint(row.type), command("list", "--type", row.type))
     quiet, is_stalled = quiet_seconds(ended, row, now)
     if is_stalled:
         return Reason(
@@ -184,27 +184,3 @@ def _waits_for_live_pass(
 def _started_at(row: Row, live: Sequence[LivePass], now: float) -> float:
     since = running_since(holder_of(row, live))
     return now if since is None else since
-
-
-def _no_handler(
-    row: Row, live: Sequence[LivePass], ended: Sequence[EndedPass], now: float
-) -> Reason | None:
-    """Return that no program has a handler for the type, if none of the latest passes has one."""
-    recent = [e for e in ended if e.ended_at >= ended[-1].ended_at - _RECENT_SECONDS]
-    known = {found.types for found in recent} | {found.types for found in live}
-    if not known or "" in {found.types for found in live}:
-        return None
-    if any(_has_handler(types, row.type) for types in known):
-        return None
-    names = sorted({name for types in known for name in parse_types(types)})
-    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    have = f"they have handlers for {shown}" if names else "they have no handlers"
-    text = f"the passes have no handler for {printable(row.type)} ({have})"
-    last = next((e for e in reversed(ended) if _has_handler(e.types, row.type)), None)
-    if last is not None:  # a program that runs once a day, or one that is gone
-        text += f"; the last pass that had one ended {ago(now - last.ended_at)}"
-    return Reason("handler", text, command("list", "--type", row.type))
-
-
-def _has_handler(types: str, job_type: str) -> bool:
-    return bool(types) and _runs(types, job_type)

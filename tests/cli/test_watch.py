@@ -52,7 +52,9 @@ def test_it_shows_the_verdict_the_counts_the_rates_and_what_ended(
         titles, *rows = (line for line in lines if re.match("ID|first|second", line))
         assert titles.split() == ["ID", "TYPE", "WHAT", "WHEN", "PROGRESS", "OR", "ERROR"]
         shown = {row.split()[0]: row for row in rows}
-        assert re.search(r"first +print +failed +(now|\d s ago) +ValueError: the", shown["first"])
+        assert re.search(
+            r"first +print +failed +(just now|\d s ago) +ValueError: the", shown["first"]
+        )
         assert re.search(r"second +mail +completed", shown["second"])
         screen.press("q")
         assert screen.wait() == 0

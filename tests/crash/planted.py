@@ -1661,7 +1661,7 @@ MUTANTS = (
     ),
     Mutant(
         "a queue counts as stalled after the mean pause",
-        "monitoring/verdict.py",
+        "monitoring/pauses.py",
         "    return max(0.0, *pauses)\n",
         "    return max(0.0, sum(pauses) / len(pauses))\n",
         (VERDICT + "::test_a_queue_whose_cron_line_works_is_never_stalled",),
@@ -1672,6 +1672,20 @@ MUTANTS = (
         "    if live:\n        return _with_live_pass(",
         "    if False:\n        return _with_live_pass(",
         (VERDICT + "::test_a_worker_that_waits_for_jobs_is_idle",),
+    ),
+    Mutant(
+        "a program that runs once an hour has no handlers between its passes",
+        "monitoring/known_types.py",
+        "        return until - ended[-1].ended_at <= patience(ended)\n",
+        "        return ended[-1] is self._last\n",
+        (VERDICT + "::test_a_program_that_runs_once_an_hour_has_handlers_between_its_passes",),
+    ),
+    Mutant(
+        "the verdict promises that the next pass runs a job that no pass has a handler for",
+        "monitoring/verdict.py",
+        "    if left.is_all and not running:\n",
+        "    if False:\n",
+        (VERDICT + "::test_a_job_that_no_pass_has_a_handler_for_is_not_said_to_be_run_next",),
     ),
     Mutant(
         "a job that has lost its pass does not count as waiting",

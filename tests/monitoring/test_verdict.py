@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import NONE, NOW, Clock, Programs, add_lines, line, wait_for_notes
+from helpers import NONE, NOW, Clock, Programs, add_lines, line, wait_for, wait_for_notes
 
 from dbbasic_queue import Queue
 from dbbasic_queue.monitoring.status import Status
@@ -33,10 +33,10 @@ class Cron:
         self.clock = clock
         queue.enqueue("due", {}, job_id="due", run_at=NOW - 10)
 
-    def run(self, passes: Iterable[Pass]) -> None:
+    def run(self, passes: Iterable[Pass], types: str = "other") -> None:
         for started_at, ended_at in passes:
             self.clock.now = ended_at
-            row = encode_row(ended_at, ended_at - started_at, "other", NONE)
+            row = encode_row(ended_at, ended_at - started_at, types, NONE)
             self.queue.store.note_pass(row)
 
     def verdict(self, now: float) -> Verdict:
@@ -268,6 +268,66 @@ def test_damaged_rows_of_the_log_are_left_out(
     log.write_text(change(log.read_text("utf-8")), "utf-8")
     assert len(cron.queue.store.passes()) == 10
     assert cron.verdict(passes[-1][1] + 60).word == "idle"
+
+
+# -- types that no pass has a handler for --
+
+
+def test_a_job_that_no_pass_has_a_handler_for_is_not_said_to_be_run_next(cron: Cron) -> None:
+    passes = every(MINUTE, 3)
+    cron.run(passes[:2])
+    cron.queue.enqueue("fax", {}, run_at=NOW + 70)
+    found = cron.verdict(NOW + 80)
+    assert found.text.startswith("2 jobs are due: the next pass runs them (the last one ended ")
+    assert found.text.endswith("but no pass has a handler for due (they have handlers for other)")
+    cron.run(passes[2:])
+    found = cron.verdict(passes[-1][1] + 30)
+    assert (found.word, found.command) == ("idle", "dbbasic-queue list --type due")
+    assert found.text == (
+        "2 jobs are due, but no pass has a handler for due (they have handlers for other); "
+        "nor for 1 other type"
+    )
+    cron.queue.pause("due")
+    assert cron.verdict(passes[-1][1] + 30).text.startswith("1 job is due, but no pass has a ")
+    cron.run([(NOW + 160, NOW + 161)], "fax other=2")
+    found = cron.verdict(NOW + 170)
+    assert found.text == "1 job is due: the next pass runs it (the last one ended 9 s ago)"
+
+
+def test_a_program_that_runs_once_an_hour_has_handlers_between_its_passes(cron: Cron) -> None:
+    hourly = [(at + 1, end + 1) for at, end in every(HOUR, 5)]
+    minutely = every(MINUTE, 241)
+    for number, found in enumerate(minutely):
+        cron.run([found])
+        if number % 60 == 0:
+            cron.run([hourly[number // 60]], "due")
+        if number >= 180:
+            assert "handler" not in cron.verdict(cron.clock.now + 20).text
+    for number in range(241, 361):
+        cron.run([(NOW + number * MINUTE, NOW + number * MINUTE + 0.2)])
+    found_text = cron.verdict(cron.clock.now).text
+    assert "but no pass has had a handler for due for 2 h (" not in found_text
+    cron.run([(NOW + 362 * MINUTE, NOW + 362 * MINUTE)])
+    found_text = cron.verdict(cron.clock.now).text
+    assert "but no pass has had a handler for due for 2 h 1 min (they have handlers" in found_text
+
+
+def test_passes_that_also_try_other_types_run_every_job(cron: Cron) -> None:
+    cron.run(every(MINUTE, 3), "other *")
+    assert "the next pass runs it" in cron.verdict(NOW + 130).text
+
+
+def test_a_worker_without_a_handler_for_the_due_job(now_queue: Queue, programs: Programs) -> None:
+    now_queue.enqueue("due", {})
+    worker = programs.start("""queue.process_jobs({"other": str}, linger=600, skip_unknown=True)""")
+    store, now = now_queue.store, now_queue.now()
+    wait_for(lambda: store.running()[0], "the pass")
+    found = Status(store, now + 30).verdict
+    assert found.text == "1 job is due, and a pass is about to start it"
+    found = Status(store, now + 70).verdict
+    assert found.word == "idle"
+    assert found.text.startswith("1 worker waits; 1 job is due, but no pass has a handler for due")
+    assert worker.is_running()
 
 
 def test_a_queue_that_was_moved_says_so(path: Path) -> None:

@@ -10,22 +10,21 @@ from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.escaping import printable
 from dbbasic_queue.model.states import FAILED, PENDING
 from dbbasic_queue.monitoring.durations import duration, number_of, relative
-from dbbasic_queue.monitoring.verdict import patience
-from dbbasic_queue.store.pass_log import parse_types
+from dbbasic_queue.monitoring.known_types import KnownTypes
+from dbbasic_queue.monitoring.pauses import patience
+from dbbasic_queue.monitoring.summary import due_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from dbbasic_queue.jobqueue import Queue
-    from dbbasic_queue.model.rows import Row
     from dbbasic_queue.monitoring.status import Status
     from dbbasic_queue.store.claiming.slots import LivePass
     from dbbasic_queue.store.pass_log import EndedPass
 
 _LONG_SECONDS = 6 * 3600.0
 _AHEAD_SECONDS = 60.0
-_RECENT_PASSES = 20
 _WRITE_SECONDS = 60.0
 """A line without an end may be removed after this long."""
 _MANY_FINISHED = 100_000
@@ -120,41 +119,33 @@ def _check_paused(status: Status) -> Iterator[Finding]:
 
 def _check_types(queue: Queue, status: Status) -> Iterator[Finding]:
     """Find due jobs whose type no program runs."""
-    recent = status.ended[-_RECENT_PASSES:]
-    types = [found.types for found in recent] + [found.types for found in status.live]
-    if not types or "" in types:
+    known = KnownTypes(status.live, status.ended, status.now)
+    if not known.is_known:
         return
-    known = {name for text in types for name in parse_types(text)}
+    names = frozenset(known.names())
     due: dict[str, int] = {}
     failed: dict[str, int] = {}
     for row in queue.store.rows(statuses=(PENDING, FAILED)):
         state = row.state
-        if row.type in known:
+        if row.type in names:
             continue
         if state.error.startswith(_NO_HANDLER):
             found = due if state.status == PENDING else failed
             found[row.type] = found.get(row.type, 0) + 1
-        elif state.status == PENDING and _was_left_alone(row, status):
+        elif state.status == PENDING and known.was_left_alone(due_at(row)):
             due[row.type] = due.get(row.type, 0) + 1
     for name in due | failed:
         count = due.get(name, 0) + failed.get(name, 0)
+        seconds = known.last_seconds(name)
+        last = "" if seconds is None else f": the last one with one ended {duration(seconds)} ago"
         again = "; dbbasic-queue requeue --type " + printable(name) if name in failed else ""
         yield Finding(
-            "wrong" if name in due else "warning",
+            "wrong" if name in due and seconds is None else "warning",
             "no-handler",
             f"{number_of(count, 'job has', 'jobs have')} the type {printable(name)}, for which no "
-            "pass has a handler",
+            f"pass has a handler{last}",
             f"add a handler to the worker{again}",
         )
-
-
-def _was_left_alone(row: Row, status: Status) -> bool:
-    """Return whether a whole pass has run since a job became due."""
-    due_at = max(row.state.run_at, row.state.created_at) + 1  # in whole seconds
-    if status.ended:
-        last = status.ended[-1]
-        return due_at < last.ended_at - last.seconds
-    return due_at < status.now - _AHEAD_SECONDS
 
 
 def _was_just_written(queue: Queue) -> bool:
