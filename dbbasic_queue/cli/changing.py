@@ -7,8 +7,6 @@ job that changes in the meantime is not changed again.
 
 from __future__ import annotations
 
-import json
-
 from dbbasic_queue.cli.arguments import (
     CHANGED_ID,
     Commands,
@@ -23,6 +21,7 @@ from dbbasic_queue.errors import InvalidArgument, JobNotFound, QueueError
 from dbbasic_queue.model import states
 from dbbasic_queue.model.checks import check_type, is_id
 from dbbasic_queue.model.escaping import printable
+from dbbasic_queue.model.rows import has_json
 from dbbasic_queue.model.states import FAILED, FINISHED, PENDING, PROCESSING
 from dbbasic_queue.operating import changes
 from dbbasic_queue.operating.changes import CANCEL, REQUEUE, RUN_NOW, Verb
@@ -380,23 +379,15 @@ def run_edit(arguments: Namespace) -> int:
         if arguments.id is None:
             return editing.edit_queue(queue)
         job_id = find_id(queue.store, arguments.id, LEAST_PREFIX)
-        job = queue.get_job(job_id)
-        if job is None or job["status"] != PENDING:
+        row = queue.store.find(job_id) if is_id(job_id) else None
+        if row is None or not has_json(row) or row.state.status != PENDING:
             return _why_not_changed(queue, job_id, _EDIT)
-        if arguments.payload is None:
-            payload = editing.edit_payload(job["payload"], job_id)
-            now = queue.get_job(job_id)
-            if now is not None and now["payload"] != job["payload"]:
-                where = editing.keep(json.dumps(payload).encode(), ".json")
-                return complain(
-                    f"{job_id} was not edited: it has changed in the meantime; your text is in "
-                    f"{where}"
-                )
-        else:
-            payload = editing.json_value(arguments)
-        if not queue.edit_job(job_id, payload):
-            return _why_not_changed(queue, job_id, _EDIT)
-        print(f"edited\t{job_id}")
+        if arguments.payload is not None:
+            if not queue.edit_job(job_id, editing.json_value(arguments)):
+                return _why_not_changed(queue, job_id, _EDIT)
+            print(f"edited\t{job_id}")
+        elif why := editing.edit_payload(queue, row):
+            return complain(why)
     return 0
 
 

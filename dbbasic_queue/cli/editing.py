@@ -19,10 +19,10 @@ from dbbasic_queue.cli.terminal import ask, can_ask
 from dbbasic_queue.errors import InvalidArgument, QueueError
 from dbbasic_queue.model.checks import check_id, check_type
 from dbbasic_queue.model.escaping import printable
-from dbbasic_queue.model.jsontext import decode_json
+from dbbasic_queue.model.jsontext import decode_json, encode_json
 from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.model.rows import HEADER, Row, has_json, is_header, parse_row
-from dbbasic_queue.model.states import PROCESSING, STATUSES
+from dbbasic_queue.model.states import PENDING, PROCESSING, STATUSES
 from dbbasic_queue.monitoring.durations import number_of
 
 TYPE_CHECKING = False
@@ -106,19 +106,35 @@ def keep(text: bytes, suffix: str) -> str:
     return path
 
 
-def edit_payload(payload: object, job_id: str) -> Any:
-    """Return the payload that the person writes.
+def edit_payload(queue: Queue, row: Row) -> str:
+    """Give a pending job the payload that the person writes; return "" or why that wasn't possible.
 
-    Raises InvalidArgument if it isn't JSON; the text is kept then.
+    What they have written is kept in a file then, also if InvalidArgument is raised because it
+    can't be a payload.
     """
-    text = edit_text(json.dumps(payload, indent=2, ensure_ascii=False) + "\n", ".json")
+    old = json.dumps(decode_json(row.payload or "{}"), indent=2, ensure_ascii=False)
+    text = edit_text(f"{old}\n", ".json")
     try:
-        return decode_json(text)
+        value = decode_json(text)
+        payload = encode_json({} if value is None else value, queue.max_payload)
     except ValueError as e:
         raise InvalidArgument(
-            f"invalid payload: {e}: {job_id} was not changed; your text is in "
+            f"invalid payload: {e}: {row.id} was not changed; your text is in "
             f"{keep(text.encode(), '.json')}"
         ) from None
+    if queue.store.edit(row.id, payload, row.payload):
+        print(f"edited\t{row.id}")
+        return ""
+    now = queue.store.find(row.id)
+    why = "it is gone"
+    if now is not None:
+        is_pending = now.state.status == PENDING
+        why = (
+            "its payload has changed in the meantime"
+            if is_pending
+            else f"it is {now.state.status} now"
+        )
+    return f"{row.id} was not edited: {why}; your text is in {keep(text.encode(), '.json')}"
 
 
 def edit_queue(queue: Queue) -> int:
@@ -205,11 +221,10 @@ class Changes:
         changed: set[str] = set()
         left: list[str] = []
         for old, new in self.payloads:
-            present = store.find(old.id)
-            if present is not None and present.payload != old.payload:
-                left.append(old.id)
-            elif store.edit(new.id, new.payload):
+            if store.edit(new.id, new.payload, old.payload):
                 changed.add(new.id)
+            elif (present := store.find(old.id)) is not None and present.payload != old.payload:
+                left.append(old.id)
             else:
                 code = complain(
                     f"{new.id}: its payload was not changed: only a pending job's can be"

@@ -152,11 +152,20 @@ class EngineStore:
         return found
 
     def _change(
-        self, job_id: str, new_state: Callable[[State], State | None], payload: str | None = None
+        self,
+        job_id: str,
+        new_state: Callable[[State], State | None],
+        payload: str | None = None,
+        before: str | None = None,
     ) -> State | None:
-        """Give a job the state that `new_state` returns; return it, or None if that is None."""
+        """Give a job the state that `new_state` returns; return it, or None if that is None.
+
+        Also returns None if the job's payload isn't `before`.
+        """
         self.require_here()
         while row := self.backend.find(job_id):
+            if before is not None and row.payload != before:
+                return None
             state = new_state(row.state)
             if state is None:
                 return None
@@ -181,13 +190,16 @@ class EngineStore:
         """Make a job due if it is pending; return whether it was."""
         return self._change(job_id, lambda state: states.run_now(state, now)) is not None
 
-    def edit(self, job_id: str, payload: str) -> bool:
-        """Replace the payload of a job if it is pending; return whether it was."""
+    def edit(self, job_id: str, payload: str, before: str | None = None) -> bool:
+        """Replace the payload of a job if it is pending; return whether it was.
+
+        With `before`, it must also still have that payload.
+        """
 
         def if_pending(state: State) -> State | None:
             return state if state.status == states.PENDING else None
 
-        return self._change(job_id, if_pending, payload) is not None
+        return self._change(job_id, if_pending, payload, before) is not None
 
     def requeue(
         self,

@@ -214,11 +214,16 @@ class MemoryStore:
                     requeued += 1
         return requeued
 
-    def edit(self, job_id: str, payload: str) -> bool:
-        """Replace the payload of a job if it is pending; return whether it was."""
+    def edit(self, job_id: str, payload: str, before: str | None = None) -> bool:
+        """Replace the payload of a job if it is pending; return whether it was.
+
+        With `before`, it must also still have that payload.
+        """
         with self.lock:
             job = self.jobs.get(job_id)
             if job is None or job.state.status != states.PENDING:
+                return False
+            if before is not None and job.payload != before:
                 return False
             job.payload = payload
             return True

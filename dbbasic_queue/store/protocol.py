@@ -132,10 +132,11 @@ if TYPE_CHECKING:
             a cancelled one keeps its `run_at`.
             """
 
-        def edit(self, job_id: str, payload: str) -> bool:
+        def edit(self, job_id: str, payload: str, before: str | None = None) -> bool:
             """Replace the payload, JSON text, of a pending job.
 
-            Returns False if it isn't pending, or if there is no such job. A pass that has chosen
+            Returns False if it isn't pending, or if there is no such job. With `before`, also if
+            its payload isn't that text, as `find` has returned it, any more. A pass that has chosen
             the job, but hasn't claimed it yet, runs it with the new payload or not at all.
             """
 

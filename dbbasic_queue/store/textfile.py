@@ -224,14 +224,15 @@ class TextFileStore:
         count: int = load(_rewrites).requeue_failed(self.files, now, wanted)
         return count
 
-    def edit(self, job_id: str, payload: str) -> bool:
+    def edit(self, job_id: str, payload: str, before: str | None = None) -> bool:
         """Replace the payload of a pending job; return False if it isn't pending.
 
-        On the disk, and in the queue file, on return.
+        With `before`, also if that isn't its payload any more. On the disk, and in the queue file,
+        on return.
         """
         key = job_id.encode()
         return self.lock.read(self._has, key) and self.lock.run(
-            load(_edit), self.files, key, payload.encode()
+            load(_edit), self.files, key, payload.encode(), before
         )
 
     def _change_one(self, job_id: str, new_state: Callable[[State], State | None]) -> State | None:
@@ -642,7 +643,7 @@ def _rewrites() -> ModuleType:
     return rewrites
 
 
-def _edit() -> Callable[[QueueFiles, bytes, bytes], bool]:
+def _edit() -> Callable[[QueueFiles, bytes, bytes, str | None], bool]:
     from dbbasic_queue.store.writing.edit import edit
 
     return edit

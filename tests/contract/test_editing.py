@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from dbbasic_queue.engines.protocol import Engine
 
 
+def _payload(queue: Engine, job_id: str) -> str:
+    row = queue.store.find(job_id)
+    assert row is not None
+    return row.payload
+
+
 class TestEditing:
     """What `edit_job` promises, `requeue_failed` with an `error`, and `purge` with `dry_run`."""
 
@@ -95,6 +101,28 @@ class TestEditing:
         at_once(edit, lambda: queue.process_jobs({"mail": handler}))
         assert ran == {job_id: "new" if job_id in edited else "old" for job_id in ids}
         assert {found["id"] for found in queue.jobs() if found["payload"] == "new"} == set(edited)
+
+    def test_an_edit_of_an_older_payload_changes_nothing(self, queue: Engine) -> None:
+        job_id = queue.enqueue("mail", {"to": "ada"})
+        seen = _payload(queue, job_id)
+        assert queue.edit_job(job_id, {"to": "bob"}) is True
+        assert queue.store.edit(job_id, '{"to": "eve"}', seen) is False
+        assert job(queue, job_id)["payload"] == {"to": "bob"}
+        assert queue.store.edit(job_id, '{"to": "eve"}', _payload(queue, job_id)) is True
+        assert job(queue, job_id)["payload"] == {"to": "eve"}
+        queue.cancel_job(job_id)
+        assert queue.store.edit(job_id, "{}", _payload(queue, job_id)) is False
+
+    def test_one_of_two_edits_at_once_is_made(self, queue: Engine) -> None:
+        ids = queue.enqueue_many("mail", [""] * 20)
+        seen = {job_id: _payload(queue, job_id) for job_id in ids}
+        edited: list[str] = []
+
+        def edit(number: int) -> None:
+            edited.extend(i for i in ids if queue.store.edit(i, str(number), seen[i]))
+
+        at_once(lambda: edit(1), lambda: edit(2))
+        assert sorted(edited) == sorted(ids)
 
     def test_an_edited_job_is_unique_by_its_new_payload(self, queue: Engine) -> None:
         job_id, *same = (queue.enqueue("mail", "old", unique="pending") for _ in range(3))

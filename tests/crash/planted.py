@@ -1538,6 +1538,13 @@ MUTANTS = (
         ("tests/contract/test_editing.py",),
     ),
     Mutant(
+        "an edit overwrites a payload that has changed since it was read",
+        "store/writing/edit.py",
+        "    if before is not None and row.payload != before:\n",
+        "    if False:\n",
+        ("tests/contract/test_editing.py", "tests/cli/test_edit_command.py"),
+    ),
+    Mutant(
         "another process's edit counts as a change of state",
         "store/reading/replaced.py",
         "        return line == with_state(was, record)\n",
@@ -1712,8 +1719,8 @@ MUTANTS = (
     Mutant(
         "an edit of the queue overwrites a payload that another has edited",
         "cli/editing.py",
-        "            if present is not None and present.payload != old.payload:\n",
-        "            if False:\n",
+        "            if store.edit(new.id, new.payload, old.payload):\n",
+        "            if store.edit(new.id, new.payload):\n",
         (EDITOR + "::test_a_payload_that_another_has_edited_is_neither_overwritten_nor_removed",),
     ),
     Mutant(

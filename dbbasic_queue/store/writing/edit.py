@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.writing.queue_files import QueueFiles
 
 
-def edit(files: QueueFiles, key: bytes, payload: bytes) -> bool:
+def edit(files: QueueFiles, key: bytes, payload: bytes, before: str | None = None) -> bool:
     """Give the job with the id `key` this payload, if it is pending; return whether it was.
 
-    On the disk on return. Call it under the lock. Raises StoreError if the system refuses; the
+    With `before`, it must also still have that payload. On the disk on return. Call it under the lock. Raises StoreError if the system refuses; the
     error says whether the change was made.
     """
     files.read_new()
@@ -28,6 +28,8 @@ def edit(files: QueueFiles, key: bytes, payload: bytes) -> bool:
     view = files.view
     row = view.find(key)
     if row is None or row.state.status != PENDING:
+        return False
+    if before is not None and row.payload != before:
         return False
     number = view.index[key]
     journal = files.journal.current() if view.journal.file else None
