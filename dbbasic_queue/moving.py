@@ -99,6 +99,33 @@ def move(
     return mover.outcome
 
 
+class Preview:
+    """What a move would do, if nothing changed until then.
+
+    `counts`     status -> how many jobs would be moved; running ones when they have ended
+    `schedules`  how many schedules
+    `conflicts`  the ids of jobs that would stay, because the target has jobs with these ids
+    """
+
+    def __init__(self, source: Store, target: Store, *, finished: bool = False) -> None:
+        """Changes nothing. Raises what `move` would raise before it changes anything."""
+        _Mover(source, target, time.time, lambda *_: None).check()
+        self.counts: dict[str, int] = {}
+        self.conflicts: list[str] = []
+        there = {row.id for row in target.rows()}
+        for row in source.rows():
+            is_begun = _is_on_its_way(row.state)
+            if _is_finished(row.state) and not finished:
+                continue
+            if row.id in there and not is_begun:
+                self.conflicts.append(row.id)
+                continue
+            status = states.PENDING if is_begun else row.state.status
+            self.counts[status] = self.counts.get(status, 0) + 1
+        rows = source.read_schedules() if source.has_schedules() else b""
+        self.schedules = len(schedule_file.parse(rows, source.path))
+
+
 class _Mover:
     def __init__(
         self,
@@ -116,7 +143,7 @@ class _Mover:
         self._conflicts: set[str] = set()
 
     def run(self, *, finished: bool, history: bool) -> None:
-        self._check()
+        self.check()
         if self._target.moved_to():
             self._target.set_moved("")  # it was moved to the source: now it is moved back
         self._move_pauses()
@@ -138,7 +165,8 @@ class _Mover:
             self._verify()
         self.outcome.conflicts = sorted(self._conflicts)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise InvalidArgument if the queues can't be used for this move; changes nothing."""
         source, target = self._source, self._target
         if source.path == target.path or _are_same_file(source.path, target.path):
             raise InvalidArgument(f"{source.path} can't be moved to itself")

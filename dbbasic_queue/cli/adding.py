@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import sys
 
-from dbbasic_queue.cli.arguments import Commands, add_filters, coming_instant, seconds
+from dbbasic_queue.cli.arguments import (
+    Commands,
+    add_caution,
+    add_filters,
+    coming_instant,
+    seconds,
+)
 from dbbasic_queue.cli.messages import complain
 from dbbasic_queue.cli.queues import existing_queue, named_queue
 from dbbasic_queue.errors import InvalidArgument
 from dbbasic_queue.model.escaping import printable
+from dbbasic_queue.model.states import STATUSES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from dbbasic_queue.jobqueue import Queue
-    from dbbasic_queue.moving import Outcome
+    from dbbasic_queue.moving import Outcome, Preview
 
 _BATCH = 1000
 
@@ -92,6 +99,7 @@ def add_commands(commands: Commands) -> None:
     move.add_argument("--to", metavar="URL", required=True, help="the other queue's path or URL")
     move.add_argument("--finished", action="store_true", help="move finished jobs, too")
     move.add_argument("--history", action="store_true", help="copy the history of attempts, too")
+    add_caution(move, "how many jobs of which status would be moved")
 
 
 # -- enqueue -----------------------------------------------------------------------------------
@@ -236,7 +244,9 @@ def run_import(arguments: Namespace) -> int:
 
 
 def run_move(arguments: Namespace) -> int:
-    from dbbasic_queue.moving import move
+    from dbbasic_queue.cli.terminal import ask, can_ask
+    from dbbasic_queue.monitoring.durations import number_of
+    from dbbasic_queue.moving import Preview, move
     from dbbasic_queue.opening import open_queue
 
     is_shown = sys.stderr.isatty()
@@ -251,6 +261,13 @@ def run_move(arguments: Namespace) -> int:
     ):
         if not target.store.is_shared:
             arguments.wrong_usage("invalid --to: a queue in memory would end with this command")
+        if arguments.dry_run or (can_ask() and not arguments.yes):
+            preview = Preview(source.store, target.store, finished=arguments.finished)
+            if arguments.dry_run:
+                return _print_preview(preview)
+            jobs = number_of(sum(preview.counts.values()), "job", "jobs")
+            if not ask(f"{jobs} will be moved to {printable(target.path)}. Go on?"):
+                return complain("nothing was moved")
         try:
             done = move(
                 source.store,
@@ -274,6 +291,19 @@ def run_move(arguments: Namespace) -> int:
             for job_id in ids:
                 print(f"{name}\t{printable(job_id)}")
         return why_incomplete(done, source.path, target.path)
+
+
+def _print_preview(preview: Preview) -> int:
+    for status in STATUSES:
+        if count := preview.counts.get(status):
+            print(f"would be moved\t{status}\t{count}")
+    if preview.schedules:
+        print(f"would be moved\tschedules\t{preview.schedules}")
+    if not preview.counts and not preview.schedules:
+        print("would be moved\t-\t0")
+    for job_id in preview.conflicts:
+        print(f"conflict\t{printable(job_id)}")
+    return 1 if preview.conflicts else 0
 
 
 def why_incomplete(done: Outcome, source: str, target: str) -> int:

@@ -126,14 +126,12 @@ def edit_payload(queue: Queue, row: Row) -> str:
         print(f"edited\t{row.id}")
         return ""
     now = queue.store.find(row.id)
-    why = "it is gone"
-    if now is not None:
-        is_pending = now.state.status == PENDING
-        why = (
-            "its payload has changed in the meantime"
-            if is_pending
-            else f"it is {now.state.status} now"
-        )
+    if now is None:
+        why = "it is gone"
+    elif now.state.status == PENDING:
+        why = "its payload has changed in the meantime"
+    else:
+        why = f"it is {now.state.status} now"
     return f"{row.id} was not edited: {why}; your text is in {keep(text.encode(), '.json')}"
 
 

@@ -217,8 +217,8 @@ def test_of_two_edits_of_a_payload_at_once_the_second_changes_nothing(
     assert (done.returncode, done.stdout) == (1, "")
     (kept,) = (tmp_path / "kept").iterdir()
     assert done.stderr == (
-        "dbbasic-queue: job-1 was not edited: its payload has changed in the meantime; your text is "
-        f"in {kept}\n"
+        "dbbasic-queue: job-1 was not edited: its payload has changed in the meantime; your text "
+        f"is in {kept}\n"
     )
     assert kept.read_text() == '"mine"\n'
     assert rows(jobs)["job-1"] == ("once more", "pending")

@@ -62,6 +62,35 @@ def test_what_a_move_leaves_is_printed_and_the_exit_code_is_1(tmp_path: Path) ->
     )
 
 
+def test_a_dry_run_says_what_would_be_moved_and_changes_nothing(tmp_path: Path) -> None:
+    old, new = tmp_path / "data" / "queue.tsv", tmp_path / "new" / "queue.tsv"
+    jobs = Handlers(name="program")
+    jobs.every(3600, "work")
+    with Queue(old) as queue:
+        queue.process_jobs(jobs)
+        queue.enqueue("work", 1, job_id="done")
+        queue.process_jobs({"work": lambda _: None})
+        queue.enqueue_many("work", [2, 3])
+    add_lines(old, line("taken", created_at=5), line("lost", status="processing", attempts=1))
+    add_lines(new, line("taken", created_at=6))
+
+    def content() -> dict[str, bytes]:
+        return {str(file): file.read_bytes() for file in tmp_path.glob("*/*")}
+
+    before = content()
+    plan = "would be moved\tpending\t2\nwould be moved\tprocessing\t1\n"
+    rest = "would be moved\tschedules\t1\nconflict\ttaken\n"
+    assert move(tmp_path, "--to", str(new), "--dry-run") == (1, plan + rest, "")
+    finished = "would be moved\tcompleted\t1\n"
+    assert move(tmp_path, "--to", str(new), "-n", "--finished") == (1, plan + finished + rest, "")
+    assert content() == before
+    empty = move(tmp_path, "--to", str(tmp_path / "x.tsv"), "-n", "--file", str(new))
+    assert empty == (0, "would be moved\tpending\t1\n", "")
+    code, _, error = move(tmp_path, "--to", str(old), "-n")
+    assert (code, "can't be moved to itself" in error) == (1, True)
+    assert content() == before
+
+
 def test_a_queue_that_is_not_there_or_in_memory_is_refused(tmp_path: Path) -> None:
     code, _, error = move(tmp_path, "--to", "new.tsv")
     assert (code, "there is no queue" in error) == (1, True)

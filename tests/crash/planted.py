@@ -1738,6 +1738,13 @@ MUTANTS = (
         (EDITOR + "::test_what_others_did_in_the_meantime_is_kept",),
     ),
     Mutant(
+        "a dry run moves the jobs",
+        "cli/adding.py",
+        "            if arguments.dry_run:\n                return _print_preview(preview)\n",
+        "            if arguments.dry_run:\n                _print_preview(preview)\n",
+        ("tests/cli/test_move.py",),
+    ),
+    Mutant(
         "an import adds a job twice",
         "store/writing/moves.py",
         "    new = [row for row in rows if row.id.encode() not in view.index]\n",

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def edit(files: QueueFiles, key: bytes, payload: bytes, before: str | None = None) -> bool:
     """Give the job with the id `key` this payload, if it is pending; return whether it was.
 
-    With `before`, it must also still have that payload. On the disk on return. Call it under the lock. Raises StoreError if the system refuses; the
-    error says whether the change was made.
+    With `before`, it must also still have that payload. On the disk on return. Call it under the
+    lock. Raises StoreError if the system refuses; the error says whether the change was made.
     """
     files.read_new()
     files.require_here()
