@@ -41,6 +41,7 @@ setup(
         "dbbasic_queue.workers",
         "pytest_dbbasic_queue",
     ],
+    py_modules=["dbbasic_queue_program"],
     package_dir={"dbbasic_queue.workers": "workers"},
     package_data={
         "dbbasic_queue": ["py.typed"],
@@ -86,7 +87,7 @@ setup(
         "lint": ["ruff>=0.12", "mypy>=1.16"],
     },
     entry_points={
-        "console_scripts": ["dbbasic-queue = dbbasic_queue.cli.main:main"],
+        "console_scripts": ["dbbasic-queue = dbbasic_queue_program:run"],
         "pytest11": ["dbbasic_queue = pytest_dbbasic_queue"],
     },
     classifiers=[

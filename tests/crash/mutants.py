@@ -32,6 +32,7 @@ _PROCESSES.set_forkserver_preload(["hypothesis", "pytest"])  # half of a short t
 _COPIED = (
     "dbbasic_queue",
     "pytest_dbbasic_queue",
+    "dbbasic_queue_program.py",
     "docs",
     "tests",
     "workers",

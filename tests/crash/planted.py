@@ -1738,6 +1738,13 @@ MUTANTS = (
         (EDITOR + "::test_what_others_did_in_the_meantime_is_kept",),
     ),
     Mutant(
+        "Ctrl-C while the program is loaded prints a traceback",
+        "__main__.py",
+        "    signal.signal(signal.SIGINT, signal.SIG_DFL)\n",
+        "    pass\n",
+        ("tests/cli/test_interrupts.py",),
+    ),
+    Mutant(
         "a dry run moves the jobs",
         "cli/adding.py",
         "            if arguments.dry_run:\n                return _print_preview(preview)\n",
