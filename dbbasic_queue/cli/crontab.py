@@ -82,7 +82,7 @@ def find_worker(arguments: Namespace, queue: Queue) -> Worker:
     directory = os.getcwd()
     handlers = arguments.handlers
     if handlers is None:
-        handlers = next((name for name in _CANDIDATES if os.path.isfile(name)), None)
+        handlers = default_worker()
         if handlers is None:
             raise InvalidArgument(
                 f"there is no worker in {directory}: name a handlers.toml, MODULE:NAME, or a "
@@ -91,6 +91,11 @@ def find_worker(arguments: Namespace, queue: Queue) -> Worker:
     if ":" not in handlers and not os.path.isfile(handlers):
         raise InvalidArgument(f"there is no file {handlers!r} in {directory}")
     return worker_in(directory, handlers, queue)
+
+
+def default_worker() -> str | None:
+    """Return the worker in the current directory that is meant without a name; None without one."""
+    return next((name for name in _CANDIDATES if os.path.isfile(name)), None)
 
 
 def worker_in(directory: str, handlers: str, queue: Queue) -> Worker:

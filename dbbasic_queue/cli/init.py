@@ -66,7 +66,8 @@ def run(arguments: Namespace, queue: Queue) -> int:
     program = "python3 worker.py" if arguments.python else f"dbbasic-queue run {name}"
     print(f"wrote\t{os.path.join(directory, name)}")
     print(f'Try it:   {where}dbbasic-queue enqueue hello \'{{"name": "Ada"}}\' && {program}')
-    print("Cron:     dbbasic-queue crontab --install   (this line)")
+    its_name = "" if crontab.default_worker() == name else f"{name} "  # there is another worker
+    print(f"Cron:     dbbasic-queue crontab {its_name}--install   (this line)")
     print(f"          {line}")
     return 0
 

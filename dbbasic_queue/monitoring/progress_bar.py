@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 from dbbasic_queue.model.escaping import unescape
+from dbbasic_queue.monitoring.durations import duration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from dbbasic_queue.store.progress import Progress
-
-_UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 
 def bar(done: float, total: float | None, seconds_left: float | None, *, width: int = 20) -> str:
@@ -19,7 +18,7 @@ def bar(done: float, total: float | None, seconds_left: float | None, *, width: 
     Without a `total`, there is only the number. More than the total counts as 100 %.
 
     >>> bar(40, 100, 200)
-    '[########............] 40 %, 3m 20s left'
+    '[########............] 40 %, 3 min 20 s left'
     >>> bar(2, 3, None, width=6), bar(40, None, None)
     ('[####..] 66 %', '40 done')
     """
@@ -27,24 +26,8 @@ def bar(done: float, total: float | None, seconds_left: float | None, *, width: 
         return f"{_rounded(done)} done"
     share = min(done / total, 1)
     filled = int(share * width)
-    left = "" if seconds_left is None else f", {duration(seconds_left)} left"
+    left = "" if seconds_left is None else f", {duration(math.ceil(seconds_left))} left"
     return f"[{'#' * filled}{'.' * (width - filled)}] {int(share * 100)} %{left}"
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as text in its two largest units, rounded up to a second.
-
-    >>> duration(0), duration(59.2), duration(3600), duration(200_000)
-    ('0s', '1m', '1h', '2d 7h')
-    """
-    left = math.ceil(seconds)
-    counts = []
-    for unit, size in _UNITS:
-        counts.append((left // size, unit))
-        left %= size
-    first = next((place for place, (count, _) in enumerate(counts) if count), len(counts) - 1)
-    two = counts[first : first + 2]
-    return " ".join(f"{count}{unit}" for count, unit in two if count) or "0s"
 
 
 def line(progress: Progress, now: float) -> str:

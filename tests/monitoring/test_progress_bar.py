@@ -8,7 +8,7 @@ import pytest
 from helpers import Clock, Programs, run_command, sibling, wait_for_notes
 
 from dbbasic_queue import Job, Queue
-from dbbasic_queue.monitoring.progress_bar import bar, duration
+from dbbasic_queue.monitoring.progress_bar import bar
 from dbbasic_queue.monitoring.status import lines
 
 if TYPE_CHECKING:
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     ("done", "total", "left", "text"),
     [
         (0, 10, None, "[..........] 0 %"),
-        (1, 10, 9.0, "[#.........] 10 %, 9s left"),
-        (9.99, 10, 0.001, "[#########.] 99 %, 1s left"),
-        (10, 10, 0.0, "[##########] 100 %, 0s left"),
-        (1000, 10, 0.0, "[##########] 100 %, 0s left"),
+        (1, 10, 9.0, "[#.........] 10 %, 9 s left"),
+        (9.99, 10, 0.001, "[#########.] 99 %, 1 s left"),
+        (10, 10, 0.0, "[##########] 100 %, 0 s left"),
+        (1000, 10, 0.0, "[##########] 100 %, 0 s left"),
         (0.5, None, None, "0.5 done"),
         (10**15, None, None, "1000000000000000 done"),
-        (1, 10**15, 1e18, "[..........] 0 %, 11574074074074d 1h left"),
+        (1, 10**15, 1e18, "[..........] 0 %, 11574074074074 d left"),
     ],
 )
 def test_a_bar_is_full_only_when_everything_is_done(
@@ -33,14 +33,6 @@ def test_a_bar_is_full_only_when_everything_is_done(
 ) -> None:
     assert bar(done, total, left, width=10) == text
     assert text.isascii()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.1, "1s"), (60, "1m"), (61, "1m 1s"), (3599.5, "1h"), (3661, "1h 1m"), (90000, "1d 1h")],
-)
-def test_a_duration_has_at_most_two_units(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_status_shows_a_bar_after_the_line_of_a_running_job(
@@ -63,7 +55,7 @@ def test_status_shows_a_bar_after_the_line_of_a_running_job(
     assert kinds.count("running") == 2
     at = kinds.index("progress")
     assert found[at - 1].startswith("running\ta\twork\t1\t")
-    text = "[#####...............] 25 %, 1m 15s left"
+    text = "[#####...............] 25 %, 1 min 15 s left"
     assert found[at].split("\t") == [
         "progress",
         "a",
@@ -101,7 +93,7 @@ def test_the_commands_status_and_show_print_the_progress_of_a_running_job(
         queue.process_jobs({"work": work})
         """)
     wait_for_notes(tmp_path / "began", 1)
-    fields = f"100\t100\t0\t[{'#' * 20}] 100 %, 0s left\talmost done"
+    fields = f"100\t100\t0\t[{'#' * 20}] 100 %, 0 s left\talmost done"
     for command, line in (
         (["show", "a"], f"progress\t{fields}"),
         (["status"], f"progress\ta\t{fields}"),
