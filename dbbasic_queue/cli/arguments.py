@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from dbbasic_queue.cli.messages import PROGRAM, WRONG_USAGE
+from dbbasic_queue.cli.messages import PROGRAM, WRONG_USAGE, for_stderr
 from dbbasic_queue.model.checks import parse_seconds
 from dbbasic_queue.model.escaping import printable
 from dbbasic_queue.model.states import LATEST, STATUSES
@@ -30,7 +30,8 @@ class Parser(argparse.ArgumentParser):
         what, is_choice, choices = message.partition(" (choose from ")
         if is_choice and what.startswith("argument COMMAND: invalid choice: "):
             message = f"there is no command {what.rpartition(': ')[2]}{_close_to(what, choices)}"
-        self.exit(WRONG_USAGE, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
+        text = for_stderr(f"{self.prog}: {printable(message)} (see {self.prog} --help)")
+        self.exit(WRONG_USAGE, f"{text}\n")
 
 
 def _close_to(what: str, choices: str) -> str:

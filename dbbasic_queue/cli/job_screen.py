@@ -111,7 +111,7 @@ def _attempts(details: JobDetails, terminal: Terminal) -> Iterator[str]:
     columns = [
         Column("TRY", lambda a: str(a["attempt"]), right=True),
         Column("OUTCOME", lambda a: a["outcome"]),
-        Column("ENDED", lambda a: relative(a["ended_at"], details.now)),
+        Column("ENDED", lambda a: relative(a["ended_at"], details.now, units=1)),
         Column("TOOK", lambda a: took(a["seconds"]), right=True),
         Column("WORKER", lambda a: a["worker"] or "", optional=True),
         Column("ERROR", lambda a: a["error"] or "", flexible=True),

@@ -24,7 +24,7 @@ from dbbasic_queue.model.checks import is_id
 from dbbasic_queue.model.escaping import escape, printable, unescape
 from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.model.rows import HEADER, Row, has_json
-from dbbasic_queue.model.states import FAILED, PENDING
+from dbbasic_queue.model.states import FAILED, PENDING, STATUSES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -256,7 +256,9 @@ def run_list(arguments: Namespace) -> int:
 
     with existing_queue(arguments) as queue:
         rows = filter_of(arguments).rows(queue.store)
-        _print_jobs(arguments, queue, ordered(arguments, rows), "There is no such job.")
+        with_status = len(arguments.status or STATUSES) > 1
+        found = ordered(arguments, rows)
+        _print_jobs(arguments, queue, found, "There is no such job.", with_status=with_status)
     return 0
 
 
@@ -288,7 +290,14 @@ def run_due(arguments: Namespace) -> int:
     return 0
 
 
-def _print_jobs(arguments: Namespace, queue: Queue, rows: Iterable[Row], empty: str) -> None:
+def _print_jobs(
+    arguments: Namespace,
+    queue: Queue,
+    rows: Iterable[Row],
+    empty: str,
+    *,
+    with_status: bool = False,
+) -> None:
     from dbbasic_queue.cli.report import print_rows
     from dbbasic_queue.cli.terminal import STATUS_STYLES, Column
     from dbbasic_queue.model.jobdict import as_dict
@@ -297,25 +306,30 @@ def _print_jobs(arguments: Namespace, queue: Queue, rows: Iterable[Row], empty: 
     now = queue.now()
     if arguments.json:  # other rows aren't jobs
         rows = (row for row in rows if has_json(row))
+    status = Column(
+        "STATUS",
+        lambda row: row.state.status,
+        style=lambda row: STATUS_STYLES.get(row.state.status),
+    )
     print_rows(
         arguments,
         rows,
         screen=[
             Column("ID", lambda row: row.id),
             Column("TYPE", lambda row: row.type),
-            Column(
-                "STATUS",
-                lambda row: row.state.status,
-                style=lambda row: STATUS_STYLES.get(row.state.status),
-            ),
-            Column("DUE", lambda row: relative(row.state.run_at, now)),
+            *([status] if with_status else []),
+            Column("DUE", lambda row: relative(row.state.run_at, now, units=1)),
             Column("TRIES", lambda row: str(row.state.attempts), right=True, optional=True),
-            Column("ERROR OR PAYLOAD", _error_or_payload, flexible=True),
+            Column("ERROR OR PAYLOAD", _error_or_payload, flexible=True, style=_error_style),
         ],
         fields=lambda row: columns(row),
         as_json=lambda row: as_dict(row),
         empty=empty,
     )
+
+
+def _error_style(row: Row) -> str | None:
+    return "red" if row.state.error and row.state.status == FAILED else None
 
 
 def _error_or_payload(row: Row) -> str:
@@ -324,7 +338,7 @@ def _error_or_payload(row: Row) -> str:
 
 def run_running(arguments: Namespace) -> int:
     from dbbasic_queue.cli.report import print_rows
-    from dbbasic_queue.cli.terminal import Column
+    from dbbasic_queue.cli.terminal import Column, Terminal
     from dbbasic_queue.monitoring import progress_bar
     from dbbasic_queue.monitoring.durations import duration, instant
     from dbbasic_queue.monitoring.verdict import holder_of, running_since
@@ -333,6 +347,7 @@ def run_running(arguments: Namespace) -> int:
         live, rows = queue.store.running()
         reported = queue.store.progress(rows)
         now = queue.now()
+    bar_width = Terminal().bar_width
     jobs = []
     for row in rows:
         holder = holder_of(row, live)
@@ -343,7 +358,7 @@ def run_running(arguments: Namespace) -> int:
         found = job[3]
         if found is None:
             return "its pass died: the next one recovers it" if job[1] is None else ""
-        return progress_bar.line(found, now)
+        return progress_bar.line(found, now, width=bar_width)
 
     print_rows(
         arguments,
@@ -405,14 +420,14 @@ def run_history(arguments: Namespace) -> int:
             arguments,
             attempts,
             screen=[
-                Column("ENDED", lambda a: relative(a.ended_at, now)),
+                Column("ENDED", lambda a: relative(a.ended_at, now, units=1)),
                 Column("ID", lambda a: a.id),
-                Column("TYPE", lambda a: a.type, optional=True),
-                Column("TRY", lambda a: str(a.attempt), right=True),
+                Column("TYPE", lambda a: a.type),
+                Column("TRY", lambda a: str(a.attempt), right=True, optional=True),
                 Column(
                     "OUTCOME", lambda a: a.outcome, style=lambda a: STATUS_STYLES.get(a.outcome)
                 ),
-                Column("TOOK", lambda a: took(a.seconds), right=True),
+                Column("TOOK", lambda a: took(a.seconds), right=True, optional=True),
                 Column("ERROR", lambda a: a.error, flexible=True),
             ],
             fields=lambda a: [
@@ -451,7 +466,10 @@ def run_schedules(arguments: Namespace) -> int:
                 Column("NAME", lambda s: s["name"]),
                 Column("TYPE", lambda s: s["type"]),
                 Column("WHEN", lambda s: f"{s['expression']} {s['timezone']}".strip()),
-                Column("LAST", lambda s: "-" if s["last"] is None else relative(s["last"], now)),
+                Column(
+                    "LAST",
+                    lambda s: "-" if s["last"] is None else relative(s["last"], now, units=1),
+                ),
                 Column("NEXT", lambda s: relative(s["next"], now)),
                 Column("PROGRAM", lambda s: s["program"], optional=True),
             ],

@@ -43,5 +43,14 @@ def reason(error: Exception) -> str:
 
 def complain(why: str) -> int:
     """Print on stderr why something was not done; return the exit code 1."""
-    print(f"{PROGRAM}: {printable(why)}", file=sys.stderr)
+    print(for_stderr(f"{PROGRAM}: {printable(why)}"), file=sys.stderr)
     return NOT_DONE
+
+
+def for_stderr(text: str) -> str:
+    """Return a line for stderr: if that is a terminal, it is broken between words to fit."""
+    if not sys.stderr.isatty():
+        return text
+    from dbbasic_queue.cli.terminal import Terminal, wrapped
+
+    return "\n".join(wrapped(Terminal(sys.stderr), text))

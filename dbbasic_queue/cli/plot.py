@@ -61,7 +61,7 @@ def run(arguments: Namespace) -> int:
 def lines(figures: Figures, terminal: Terminal) -> Iterator[str]:
     """Yield the lines for a terminal."""
     marks = _BLOCKS if terminal.dots == "…" else _DIGITS
-    styles = {"failed": "red", "ended": "blue"}
+    styles = {"failed": "red"}
     for series in figures.series():
         largest = series.largest()
         bars = "".join(_bar(value, largest, marks) for value in series.values)

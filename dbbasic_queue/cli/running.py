@@ -172,8 +172,7 @@ def run_wait(arguments: Namespace) -> int:
                 if row.state.status in _EXIT_CODES:
                     break
                 if end is not None and time.monotonic() >= end:
-                    complain(f"{job_id} is still {row.state.status}")
-                    return TIMED_OUT
+                    break
                 if shows:
                     found = queue.store.progress([row]).get(job_id)
                     text = row.state.status
@@ -187,5 +186,8 @@ def run_wait(arguments: Namespace) -> int:
         finally:
             if shows:
                 print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        if row.state.status not in _EXIT_CODES:
+            complain(f"{job_id} is still {row.state.status}")
+            return TIMED_OUT
         print(row.state.status)
         return _EXIT_CODES[row.state.status]

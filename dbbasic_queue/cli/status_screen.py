@@ -41,7 +41,7 @@ def verdict_lines(status: Status, terminal: Terminal) -> Iterator[str]:
     verdict = status.verdict
     first, *rest = wrapped(terminal, f"{verdict.word}: {printable(verdict.text)}")
     word, _, text = first.partition(":")
-    yield f"{terminal.style(word, STATUS_STYLES[verdict.word])}:{text}"
+    yield f"{terminal.style(word, STATUS_STYLES.get(verdict.word, 'bold'))}:{text}"
     yield from rest
     if verdict.command:
         yield f"  {terminal.style(printable(verdict.command), 'bold')}"
@@ -88,9 +88,14 @@ def _counts(counts: dict[Any, int], terminal: Terminal) -> Iterator[str]:
 
 
 def _last_pass(status: Status) -> Iterator[str]:
-    for live in status.live:
-        since = relative(live.started_at, status.now)
-        yield f"pass      process {live.pid}, started {since}"
+    if status.live:
+        since = relative(status.live[0].started_at, status.now)
+        names = ", ".join(str(live.pid) for live in status.live[:_SHOWN])
+        if len(status.live) == 1:
+            yield f"pass      process {names}, started {since}"
+        else:
+            more = f" and {len(status.live) - _SHOWN} more" if len(status.live) > _SHOWN else ""
+            yield f"passes    processes {names}{more}; the oldest started {since}"
     if not status.ended:
         if not status.live:
             yield "pass      none has ended yet"
@@ -112,7 +117,7 @@ def _running(status: Status, terminal: Terminal) -> Iterator[str]:
         found = status.progress.get(job[0].id)
         if found is None:
             return "" if job[1] else "its pass died: the next one recovers it"
-        return progress_bar.line(found, status.now)
+        return progress_bar.line(found, status.now, width=terminal.bar_width)
 
     yield ""
     yield terminal.style("running", "bold")
@@ -136,7 +141,7 @@ def _failures(status: Status, terminal: Terminal) -> Iterator[str]:
     columns = [
         Column("TIMES", lambda found: f"{found.count:,}", right=True),
         Column("TYPE", lambda found: found.type),
-        Column("LAST", lambda found: relative(found.last_at, status.now)),
+        Column("LAST", lambda found: relative(found.last_at, status.now, units=1)),
         Column("ERROR", lambda found: found.error or "-", flexible=True, style=lambda _: "red"),
     ]
     yield from table(terminal, columns, status.failures[:_SHOWN], indent="  ")

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any, TextIO
 
-_STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "36"}
+_STYLES = {"bold": "1", "dim": "2", "red": "31", "magenta": "35"}
+# Green, yellow and cyan are hardly readable on white, and blue on black.
 _MEASURED_ROWS = 1000
 """The widths of columns come from that many rows: the rest of a long list isn't kept waiting."""
 _GAP = "  "
@@ -26,23 +27,22 @@ _LEAST_WIDTH = 12
 """how narrow a column may become before others are left out"""
 _MUCH = 24
 """Columns that are wider are cut before others are left out: the beginning of an id is enough."""
+_WIDE = 120
 _FEW = 8
 """how narrow a column may become on a very small screen, where the last ones are left out"""
 
 STATUS_STYLES = {
     "failed": "red",
-    "processing": "blue",
-    "completed": "green",
+    "processing": "bold",
     "cancelled": "dim",
-    "running": "blue",
-    "idle": "green",
+    "running": "bold",
     "stalled": "red",
-    "moved": "yellow",
-    "retried": "yellow",
+    "moved": "magenta",
+    "retried": "magenta",
     "died": "red",
-    "stopped": "yellow",
+    "stopped": "magenta",
 }
-"""status, outcome or verdict -> style"""
+"""status, outcome or verdict -> style, if it has one"""
 
 
 class Terminal:
@@ -62,8 +62,13 @@ class Terminal:
         self.colours = self.is_screen and not dull
         self.dots = "…" if _is_utf8() else "~"
 
+    @property
+    def bar_width(self) -> int:
+        """How many columns a progress bar in a table gets."""
+        return 20 if self.width >= _WIDE else 8
+
     def style(self, text: str, name: str | None) -> str:
-        """Return text in a style: bold, dim, red, green, yellow or blue."""
+        """Return text in a style: bold, dim, red or magenta."""
         if not self.colours or not name:
             return text
         return f"\x1b[{_STYLES[name]}m{text}\x1b[0m"
@@ -237,8 +242,8 @@ def _shares(width: int, columns: list[Column], wanted: dict[int, int], least: in
 def wrapped(terminal: Terminal, text: str, indent: str = "") -> Iterator[str]:
     """Yield text in lines that fit the screen, all but the first one with an indent."""
     room = max(terminal.width, 20)
-    line = ""
-    for word in text.split(" "):
+    line = " " * (len(text) - len(text.lstrip(" ")))
+    for word in text.lstrip(" ").split(" "):
         longer = f"{line} {word}" if line.strip() else line + word
         if text_width(longer) > room and line.strip():
             yield line

@@ -22,14 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from dbbasic_queue.cli.watch import Feed
+    from dbbasic_queue.model.rows import Row
 
 _KEYS = "q quit  Enter show  / filter  r requeue  s stop  p pause  f failed  a all"
-_COLOURS = {
-    "red": curses.COLOR_RED,
-    "green": curses.COLOR_GREEN,
-    "yellow": curses.COLOR_YELLOW,
-    "blue": curses.COLOR_CYAN,
-}
+_COLOURS = {"red": curses.COLOR_RED, "magenta": curses.COLOR_MAGENTA}
 _ESCAPE = 27
 
 
@@ -244,7 +240,7 @@ class _Screen:
     def _head(self) -> Iterable[tuple[str, int]]:
         """Yield the lines at the top, and their styles."""
         summary, verdict = self._feed.status.summary, self._feed.verdict
-        style = self._styles.get(STATUS_STYLES[verdict.word], 0) | curses.A_BOLD
+        style = self._styles.get(STATUS_STYLES.get(verdict.word, ""), 0) | curses.A_BOLD
         command = f"  ({verdict.command})" if verdict.command else ""
         text = printable(f"{verdict.word}: {verdict.text}{command}")
         yield from ((line, style) for line in wrapped(self._terminal, text, "  "))
@@ -287,8 +283,8 @@ class _Screen:
             when = "-" if since is None else duration(now - since)
             text = ""
             if (found := self._feed.progress.get(row.id)) is not None:
-                text = progress_bar.line(found, now)
-            yield Line(row.id, row.type, [row.id, row.type, what, when, text], "blue")
+                text = progress_bar.line(found, now, width=self._terminal.bar_width)
+            yield Line(row.id, row.type, [row.id, row.type, what, when, text], "bold")
 
     def _latest(self) -> Iterable[Line]:
         now = self._feed.now
@@ -299,17 +295,25 @@ class _Screen:
                 continue
             seen.add(attempt.id)
             job_type = unescape(attempt.type)
-            when = relative(attempt.ended_at, now)
+            when = relative(attempt.ended_at, now, units=1)
             cells = [attempt.id, job_type, attempt.outcome, when, attempt.error]
             yield Line(attempt.id, job_type, cells, STATUS_STYLES.get(attempt.outcome))
 
     def _failed_lines(self) -> list[Line]:
-        now = self._feed.now
+        def when(row: Row) -> str:
+            return relative(row.state.run_at, self._feed.now, units=1)
+
         return [
             Line(
                 row.id,
                 row.type,
-                [row.id, row.type, FAILED, relative(row.state.run_at, now), row.state.error],
+                [
+                    row.id,
+                    row.type,
+                    FAILED,
+                    when(row),
+                    row.state.error,
+                ],
                 "red",
             )
             for row in self._feed.failed

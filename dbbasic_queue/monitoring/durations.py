@@ -9,8 +9,10 @@ _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 _DAYS_AS_DATE = 30
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float, *, units: int = 2) -> str:
     """Return a duration as text in its largest unit, or two below a factor of ten.
+
+    With 1 as `units`, in its largest unit only.
 
     >>> [duration(s) for s in (0.2, 59, 60, 3700, 90_000, 864_000)]
     ['0 s', '59 s', '1 min', '1 h 1 min', '1 d 1 h', '10 d']
@@ -21,7 +23,7 @@ def duration(seconds: float) -> str:
         if not count:
             continue
         text = f"{count} {unit}"
-        if count < 10 and place + 1 < len(_UNITS):
+        if units > 1 and count < 10 and place + 1 < len(_UNITS):
             smaller, smaller_size = _UNITS[place + 1]
             rest = left % size // smaller_size
             return f"{text} {rest} {smaller}" if rest else text
@@ -40,8 +42,10 @@ def took(seconds: float | None) -> str:
     return f"{seconds:.2f} s" if seconds < 10 else duration(seconds)
 
 
-def ago(seconds: float) -> str:
+def ago(seconds: float, *, units: int = 2) -> str:
     """Return how long ago something was, or in how long it will be if `seconds` is below 0.
+
+    `units` is as in `duration`.
 
     >>> ago(200), ago(-200), ago(0.4)
     ('3 min 20 s ago', 'in 3 min 20 s', 'just now')
@@ -49,19 +53,21 @@ def ago(seconds: float) -> str:
     if 0 <= seconds < 1:
         return "just now"
     if seconds < 0:
-        return f"in {duration(math.ceil(-seconds))}"
-    return f"{duration(seconds)} ago"
+        return f"in {duration(math.ceil(-seconds), units=units)}"
+    return f"{duration(seconds, units=units)} ago"
 
 
-def relative(at: float, now: float) -> str:
+def relative(at: float, now: float, *, units: int = 2) -> str:
     """Return an instant as text for people: relative to now, or a date if that is far away.
 
-    >>> relative(1_800_000_000, 1_800_000_090)
-    '1 min 30 s ago'
+    `units` is as in `duration`: 1 for the rows of a table.
+
+    >>> relative(1_800_000_000, 1_800_000_090), relative(1_800_000_000, 1_800_000_090, units=1)
+    ('1 min 30 s ago', '1 min ago')
     """
     if abs(now - at) > _DAYS_AS_DATE * 86400:
         return time.strftime("%Y-%m-%d", time.localtime(at))
-    return ago(now - at)
+    return ago(now - at, units=units)
 
 
 def instant(at: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.escaping import printable
-from dbbasic_queue.monitoring.durations import duration
+from dbbasic_queue.monitoring.durations import duration, number_of
 from dbbasic_queue.monitoring.pauses import patience
 from dbbasic_queue.store.pass_log import parse_types
 
@@ -72,10 +72,14 @@ class KnownTypes:
             return True
         return self._has_live and due_at < self._now - _LONG_ENOUGH_SECONDS
 
-    def complaint(self, job_type: str) -> str:
-        """Return that no pass has a handler for the type, since when, and for which they have."""
-        text = f"no pass has a handler for {printable(job_type)}"
-        if (seconds := self.last_seconds(job_type)) is not None:
+    def complaint(self, job_type: str, others: int = 0) -> str:
+        """Return that no pass has a handler for the type, since when, and for which they have.
+
+        That it has none for `others`, that many types, is mentioned, too.
+        """
+        more = f" and {number_of(others, 'other type', 'other types')}" if others else ""
+        text = f"no pass has a handler for {printable(job_type)}{more}"
+        if not others and (seconds := self.last_seconds(job_type)) is not None:
             text = f"no pass has had a handler for {printable(job_type)} for {duration(seconds)}"
         names = self.names()
         shown = ", ".join(map(printable, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")

@@ -30,9 +30,9 @@ def bar(done: float, total: float | None, seconds_left: float | None, *, width: 
     return f"[{'#' * filled}{'.' * (width - filled)}] {int(share * 100)} %{left}"
 
 
-def line(progress: Progress, now: float) -> str:
+def line(progress: Progress, now: float, *, width: int = 20) -> str:
     """Return the bar at the instant `now`, and the note; control characters aren't escaped."""
-    text = bar(progress.done, progress.total, progress.seconds_left(now))
+    text = bar(progress.done, progress.total, progress.seconds_left(now), width=width)
     return f"{text}  {unescape(progress.note)}".rstrip()
 
 

@@ -147,8 +147,7 @@ class _LeftAlone:
         self.is_all = bool(types) and len(types) == len(due)
         self.text = self.command = ""
         if types:
-            others = number_of(len(types) - 1, "other type", "other types")
-            self.text = known.complaint(types[0]) + (f"; nor for {others}" if types[1:] else "")
+            self.text = known.complaint(types[0], len(types) - 1)
             self.command = command("list", "--type", types[0])
 
 

@@ -160,12 +160,10 @@ def _waits_for_live_pass(
     of_type = [other for other in running if other.type == row.type]
     known = [limit for limit in limits if limit is not None]
     if known and len(of_type) >= min(known):
-        names = ", ".join(other.id for other in of_type[:_SHOWN])
-        more = f" and {len(of_type) - _SHOWN} others" if len(of_type) > _SHOWN else ""
         limit = number_of(min(known), "job", "jobs")
         return Reason(
             "limit",
-            f"its type runs at most {limit} at a time, and {names}{more} "
+            f"its type runs at most {limit} at a time, and {_names(of_type)} "
             f"{'is' if len(of_type) == 1 else 'are'} running",
             command("show", of_type[0].id),
         )
@@ -179,6 +177,14 @@ def _waits_for_live_pass(
             command("show", first.id),
         )
     return Reason("next", "a pass is running, and starts it now")
+
+
+def _names(rows: Sequence[Row]) -> str:
+    """Return the ids of the first jobs, and how many others there are."""
+    names = [row.id for row in rows[:_SHOWN]]
+    others = len(rows) - len(names)
+    last = number_of(others, "other", "others") if others else names.pop()
+    return f"{', '.join(names)} and {last}" if names else last
 
 
 def _started_at(row: Row, live: Sequence[LivePass], now: float) -> float:

@@ -162,7 +162,7 @@ def test_colours_and_marks(
 ) -> None:
     with Screen(command("failed"), place, more=variables) as screen:
         screen.wait()
-        assert (b"\x1b[31mfailed" in screen.raw) == has_colour
+        assert (b"\x1b[31mConnectionError" in screen.raw) == has_colour
         assert (b"\x1b" in screen.raw) == has_colour
         assert ("…" in screen.text()) == has_unicode
         assert "failed" in screen.text()  # never only by colour
@@ -251,3 +251,5 @@ def test_lines_are_wrapped_between_words_if_possible() -> None:
     assert list(wrapped(Wide(20), "x" * 45, "  ")) == ["x" * 20, "  " + "x" * 18, "  " + "x" * 7]
     assert all(text_width(line) <= 20 for line in wrapped(Wide(20), "渡辺 " * 30))
     assert list(wrapped(Wide(20), "")) == [""]
+    indented = list(wrapped(Wide(20), "        one two three four", "        "))
+    assert indented == ["        one two", "        three four"]

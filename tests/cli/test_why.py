@@ -106,7 +106,7 @@ def test_its_types_limit_is_used_up_by_others(
     wait_for_notes(tmp_path / "running", 2)
     word, text, command = why(tmp_path, "third")
     assert (word, command) == ("limit", "dbbasic-queue show first")
-    assert text == "its type runs at most 2 jobs at a time, and first, second are running"
+    assert text == "its type runs at most 2 jobs at a time, and first and second are running"
     assert why(tmp_path, "first")[0] == "running"
 
 

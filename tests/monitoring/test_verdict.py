@@ -284,8 +284,8 @@ def test_a_job_that_no_pass_has_a_handler_for_is_not_said_to_be_run_next(cron: C
     found = cron.verdict(passes[-1][1] + 30)
     assert (found.word, found.command) == ("idle", "dbbasic-queue list --type due")
     assert found.text == (
-        "2 jobs are due, but no pass has a handler for due (they have handlers for other); "
-        "nor for 1 other type"
+        "2 jobs are due, but no pass has a handler for due and 1 other type "
+        "(they have handlers for other)"
     )
     cron.queue.pause("due")
     assert cron.verdict(passes[-1][1] + 30).text.startswith("1 job is due, but no pass has a ")

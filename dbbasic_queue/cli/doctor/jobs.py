@@ -9,7 +9,7 @@ from dbbasic_queue.cli.doctor.findings import Finding
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.escaping import printable
 from dbbasic_queue.model.states import FAILED, PENDING
-from dbbasic_queue.monitoring.durations import duration, number_of, relative
+from dbbasic_queue.monitoring.durations import ago, duration, number_of, relative
 from dbbasic_queue.monitoring.known_types import KnownTypes
 from dbbasic_queue.monitoring.pauses import patience
 from dbbasic_queue.monitoring.summary import due_at
@@ -137,13 +137,15 @@ def _check_types(queue: Queue, status: Status) -> Iterator[Finding]:
     for name in due | failed:
         count = due.get(name, 0) + failed.get(name, 0)
         seconds = known.last_seconds(name)
-        last = "" if seconds is None else f": the last one with one ended {duration(seconds)} ago"
+        last = (
+            "" if seconds is None else f"; the last one that had one ended {duration(seconds)} ago"
+        )
         again = "; dbbasic-queue requeue --type " + printable(name) if name in failed else ""
         yield Finding(
             "wrong" if name in due and seconds is None else "warning",
             "no-handler",
             f"{number_of(count, 'job has', 'jobs have')} the type {printable(name)}, for which no "
-            f"pass has a handler{last}",
+            f"pass has a handler{ended}",
             f"add a handler to the worker{again}",
         )
 

@@ -33,7 +33,7 @@ _HOPELESS = ("no-directory", "no-queue", "no-header", "lock-held", "lock-access"
 """With one of these, the jobs can't be read."""
 _MOST_SHARE = 0.5
 """how much of the free space a copy may need"""
-_STYLES = {"ok": "green", "note": "dim", "warning": "yellow", "wrong": "red"}
+_STYLES = {"ok": None, "note": "dim", "warning": "magenta", "wrong": "red"}
 
 
 def run(arguments: Namespace) -> int:
