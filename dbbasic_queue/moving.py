@@ -114,13 +114,13 @@ class Preview:
         self.conflicts: list[str] = []
         there = {row.id for row in target.rows()}
         for row in source.rows():
-            is_begun = _is_on_its_way(row.state)
+            is_withdrawn = _is_on_its_way(row.state)
             if _is_finished(row.state) and not finished:
                 continue
-            if row.id in there and not is_begun:
+            if row.id in there and not is_withdrawn:
                 self.conflicts.append(row.id)
                 continue
-            status = states.PENDING if is_begun else row.state.status
+            status = states.PENDING if is_withdrawn else row.state.status
             self.counts[status] = self.counts.get(status, 0) + 1
         rows = source.read_schedules() if source.has_schedules() else b""
         self.schedules = len(schedule_file.parse(rows, source.path))

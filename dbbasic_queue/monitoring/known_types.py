@@ -73,7 +73,7 @@ class KnownTypes:
         return self._has_live and due_at < self._now - _LONG_ENOUGH_SECONDS
 
     def complaint(self, job_type: str, others: int = 0) -> str:
-        """Return that no pass has a handler for the type, since when, and for which they have.
+        """Return that no pass has a handler for the type, for how long, and for which they have.
 
         That it has none for `others`, that many types, is mentioned, too.
         """

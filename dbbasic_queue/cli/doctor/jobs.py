@@ -137,9 +137,7 @@ def _check_types(queue: Queue, status: Status) -> Iterator[Finding]:
     for name in due | failed:
         count = due.get(name, 0) + failed.get(name, 0)
         seconds = known.last_seconds(name)
-        last = (
-            "" if seconds is None else f"; the last one that had one ended {duration(seconds)} ago"
-        )
+        ended = "" if seconds is None else f"; the last one that had one ended {ago(seconds)}"
         again = "; dbbasic-queue requeue --type " + printable(name) if name in failed else ""
         yield Finding(
             "wrong" if name in due and seconds is None else "warning",
