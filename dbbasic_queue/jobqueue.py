@@ -393,8 +393,8 @@ class Queue:
         Raises QueueDamaged if a line of the file isn't valid, NotAQueue or StoreError if it can't
         be used.
         """
-        rows = load(_schedule_file).parse(self.store.read_schedules(), self.path)
-        return [row.as_dict() for row in rows.values()]
+        found: list[ScheduleDict] = load(_schedule_file).read_all(self.store)
+        return found
 
     def remove_schedule(self, name: str) -> bool:
         """Forget a schedule; return whether there was one. On the disk on return.

@@ -349,10 +349,16 @@ class FindsRunningJobs(Planted):
 
 class EditsRunningJobs(Planted):
     class memory(MemoryStore):
-        def edit(self, job_id: str, payload: str) -> bool:
+        def edit(self, job_id: str, payload: str, before: str | None = None) -> bool:
             if job_id in self.jobs:
                 self.jobs[job_id].payload = payload
             return job_id in self.jobs
+
+
+class EditsWhatHasChanged(Planted):
+    class memory(MemoryStore):
+        def edit(self, job_id: str, payload: str, before: str | None = None) -> bool:
+            return super().edit(job_id, payload)
 
 
 class IgnoresTheError(Planted):
@@ -423,6 +429,7 @@ CAUGHT: dict[type[Planted], str] = {
     ComparesPayloadsAsText: ("a_pending_job_of_the_same_type_and_payload_is_found_and_left_alone"),
     FindsRunningJobs: "a_running_job_does_not_count",
     EditsRunningJobs: "a_running_or_finished_job_keeps_its_payload",
+    EditsWhatHasChanged: "an_edit_of_an_older_payload_changes_nothing",
     IgnoresTheError: "failed_jobs_are_requeued_by_a_part_of_their_error",
     PurgesInADryRun: "a_dry_run_counts_what_a_purge_would_remove_and_changes_nothing",
     ListsJobsAddedDuringTheIteration: "changes_during_an_iteration_do_not_affect_it",

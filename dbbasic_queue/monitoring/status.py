@@ -142,8 +142,7 @@ class Status:
             return []
         from dbbasic_queue.store import schedule_file
 
-        rows = schedule_file.parse(self.store.read_schedules(), self.store.path)
-        return [row.as_dict() for row in rows.values()]
+        return schedule_file.read_all(self.store)
 
     def running_jobs(self) -> Iterator[tuple[Row, Any, float | None]]:
         """Yield each job that is processing, its live pass, and when it started.

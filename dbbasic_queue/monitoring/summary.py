@@ -85,10 +85,9 @@ class Summary:
             self.due += of_type.due
             if of_type.next_at is not None:
                 self._add_next(of_type.next_at)
-            if first is None or first.state.run_at > now:
-                if first is not None:
-                    self._add_next(first.state.run_at)
-            elif self.first_due is None or waited > waited_seconds(self.first_due, now):
+            if first is not None and (
+                self.first_due is None or waited > waited_seconds(self.first_due, now)
+            ):
                 self.first_due = first
 
     def _add_pending(self, row: Row, now: float) -> None:

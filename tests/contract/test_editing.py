@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from helpers import DAY, NONE, NOW, at_once, job, raises
@@ -12,11 +12,17 @@ from dbbasic_queue import Fail, InvalidArgument, InvalidJob, JobNotFound
 from dbbasic_queue.testing import Clock
 
 if TYPE_CHECKING:
+    from dbbasic_queue import Queue
     from dbbasic_queue.engines.protocol import Engine
+    from dbbasic_queue.store.protocol import Store
+
+
+def _store(queue: Engine) -> Store:
+    return cast("Queue", queue).store
 
 
 def _payload(queue: Engine, job_id: str) -> str:
-    row = queue.store.find(job_id)
+    row = _store(queue).find(job_id)
     assert row is not None
     return row.payload
 
@@ -106,12 +112,12 @@ class TestEditing:
         job_id = queue.enqueue("mail", {"to": "ada"})
         seen = _payload(queue, job_id)
         assert queue.edit_job(job_id, {"to": "bob"}) is True
-        assert queue.store.edit(job_id, '{"to": "eve"}', seen) is False
+        assert _store(queue).edit(job_id, '{"to": "eve"}', seen) is False
         assert job(queue, job_id)["payload"] == {"to": "bob"}
-        assert queue.store.edit(job_id, '{"to": "eve"}', _payload(queue, job_id)) is True
+        assert _store(queue).edit(job_id, '{"to": "eve"}', _payload(queue, job_id)) is True
         assert job(queue, job_id)["payload"] == {"to": "eve"}
         queue.cancel_job(job_id)
-        assert queue.store.edit(job_id, "{}", _payload(queue, job_id)) is False
+        assert _store(queue).edit(job_id, "{}", _payload(queue, job_id)) is False
 
     def test_one_of_two_edits_at_once_is_made(self, queue: Engine) -> None:
         ids = queue.enqueue_many("mail", [""] * 20)
@@ -119,7 +125,7 @@ class TestEditing:
         edited: list[str] = []
 
         def edit(number: int) -> None:
-            edited.extend(i for i in ids if queue.store.edit(i, str(number), seen[i]))
+            edited.extend(i for i in ids if _store(queue).edit(i, str(number), seen[i]))
 
         at_once(lambda: edit(1), lambda: edit(2))
         assert sorted(edited) == sorted(ids)
