@@ -9,9 +9,10 @@ import time
 from contextlib import nullcontext
 from itertools import count
 
-from dbbasic_queue.cli.doctor import cron, files, jobs, machine
+from dbbasic_queue.cli.doctor import cron, files, jobs, lock, machine
 from dbbasic_queue.cli.doctor.findings import LEVELS, Finding
 from dbbasic_queue.cli.doctor.lines import Line, find_lines
+from dbbasic_queue.cli.doctor.names import files_of
 from dbbasic_queue.cli.messages import complain, with_file
 from dbbasic_queue.cli.queues import named_queue
 from dbbasic_queue.cli.report import print_fields, print_json
@@ -145,11 +146,11 @@ def copy_files(path: str) -> str:
 
     Raises OSError, and leaves no copy, if that isn't possible.
     """
-    names = [name for name in files.files_of(path) if os.path.isfile(name)]
+    names = [name for name in files_of(path) if os.path.isfile(name)]
     space = os.statvfs(os.path.dirname(path))
     if sum(map(os.path.getsize, names)) > space.f_bavail * space.f_frsize * _MOST_SHARE:
         raise OSError(errno.ENOSPC, "it would fill the disk", path)
-    with files.locked(path) if os.path.lexists(f"{path}.lock") else nullcontext():
+    with lock.locked(path) if os.path.lexists(f"{path}.lock") else nullcontext():
         target = _new_directory(f"{path}.copy-{time.strftime('%Y%m%d-%H%M%S')}")
         # Others may be able to write to the directory around it: so no path is followed again.
         directory = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
