@@ -393,7 +393,9 @@ class Queue:
         Raises QueueDamaged if a line of the file isn't valid, NotAQueue or StoreError if it can't
         be used.
         """
-        found: list[ScheduleDict] = load(_schedule_file).read_all(self.store)
+        found: list[ScheduleDict] = load(_schedule_file).as_dicts(
+            self.store.read_schedules(), self.path
+        )
         return found
 
     def remove_schedule(self, name: str) -> bool:

@@ -142,7 +142,7 @@ class Status:
             return []
         from dbbasic_queue.store import schedule_file
 
-        return schedule_file.read_all(self.store)
+        return schedule_file.as_dicts(self.store.read_schedules(), self.store.path)
 
     def running_jobs(self) -> Iterator[tuple[Row, Any, float | None]]:
         """Yield each job that is processing, its live pass, and when it started.

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from dbbasic_queue.model.jobdict import ScheduleDict
     from dbbasic_queue.model.rows import Row
-    from dbbasic_queue.store.protocol import Store
     from dbbasic_queue.store.writing.queue_files import QueueFiles
 
 ENDING = ".schedule"
@@ -118,10 +117,9 @@ def job_id(name: str, instant: int) -> str:
 # -- the file's content ----------------------------------------------------------------------------
 
 
-def read_all(store: Store) -> list[ScheduleDict]:
-    """Return the recorded schedules of a store, in the file's order; raises what `parse` does."""
-    rows = parse(store.read_schedules(), store.path)
-    return [row.as_dict() for row in rows.values()]
+def as_dicts(content: bytes, path: str) -> list[ScheduleDict]:
+    """Return the schedules in the file's order; raises what `parse` does."""
+    return [row.as_dict() for row in parse(content, path).values()]
 
 
 def parse(content: bytes, path: str) -> dict[str, ScheduleRow]:
