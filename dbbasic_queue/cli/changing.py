@@ -1,4 +1,4 @@
-"""Commands that change jobs: cancel, stop, requeue, run-now, edit, purge, clear, pause, resume.
+"""Commands that change jobs: cancel, stop, requeue, run-now, edit, pause, resume.
 
 A command changes the jobs that are named by id or chosen by filters, and leaves alone those whose
 status doesn't allow the change. Filters choose jobs as they are when the command reaches them: a
@@ -10,26 +10,30 @@ from __future__ import annotations
 from dbbasic_queue.cli.arguments import (
     CHANGED_ID,
     Commands,
-    add_caution,
-    add_filters,
     add_many,
-    seconds,
+)
+from dbbasic_queue.cli.many import (
+    count_one,
+    filter_or_ids,
+    ids,
+    is_wanted,
+    most_first,
+    print_counts,
 )
 from dbbasic_queue.cli.messages import complain
 from dbbasic_queue.cli.queues import existing_queue
-from dbbasic_queue.errors import InvalidArgument, JobNotFound, QueueError
-from dbbasic_queue.model import states
+from dbbasic_queue.errors import JobNotFound, QueueError
 from dbbasic_queue.model.checks import check_type, is_id
 from dbbasic_queue.model.escaping import printable
 from dbbasic_queue.model.rows import has_json
-from dbbasic_queue.model.states import FAILED, FINISHED, PENDING, PROCESSING
+from dbbasic_queue.model.states import PENDING, PROCESSING
 from dbbasic_queue.operating import changes
 from dbbasic_queue.operating.changes import CANCEL, REQUEUE, RUN_NOW, Verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from dbbasic_queue.jobqueue import Queue
     from dbbasic_queue.model.rows import Row
@@ -75,31 +79,6 @@ def add_commands(commands: Commands) -> None:
     edit.add_argument(
         "payload", metavar="PAYLOAD", nargs="?", help="JSON (default: edit it in $EDITOR)"
     )
-    purge = commands.add("purge", run_purge, "remove old finished jobs from the queue")
-    purge.add_argument(
-        "--older-than",
-        type=seconds,
-        metavar="DURATION",
-        required=True,
-        help="only jobs that were due longer ago than this, such as 30d or 12h",
-    )
-    purge.add_argument(
-        "--archive", metavar="FILE", help="append the jobs to this TSV file before removing them"
-    )
-    add_filters(purge, FINISHED)
-    add_caution(purge)
-    clear = commands.add(
-        "clear",
-        run_clear,
-        "remove jobs from the queue, whatever their status; running ones stay",
-    )
-    clear.add_argument("ids", metavar="ID", nargs="*", help=CHANGED_ID)
-    clear.add_argument(
-        "--archive", metavar="FILE", help="append the jobs to this TSV file before removing them"
-    )
-    add_filters(clear, (PENDING, *FINISHED))
-    clear.add_argument("--all", action="store_true", help="all jobs that aren't running")
-    add_caution(clear)
     pause = commands.add("pause", run_pause, "stop starting jobs of TYPE, or of all types")
     pause.add_argument("type", metavar="TYPE", nargs="?", help="(default: all types)")
     pause.add_argument(
@@ -114,7 +93,7 @@ def add_commands(commands: Commands) -> None:
 
 def _changer(verb: Verb) -> Callable[[Namespace], int]:
     def run(arguments: Namespace) -> int:
-        chosen = _filter(arguments, verb.statuses)
+        chosen = filter_or_ids(arguments, verb.statuses)
         with existing_queue(arguments) as queue:
             if chosen is None:
                 return _change_ids(arguments, queue, verb)
@@ -123,41 +102,10 @@ def _changer(verb: Verb) -> Callable[[Namespace], int]:
     return run
 
 
-def _filter(arguments: Namespace, statuses: tuple[str, ...]) -> Filter | None:
-    """Return the jobs that the filters choose; None if ids were given.
-
-    Ends with wrong usage if neither is given, or both.
-    """
-    from dbbasic_queue.cli.selecting import filter_of, has_options
-
-    if getattr(arguments, "failed", False):
-        if arguments.status:
-            arguments.wrong_usage("give --failed or --status, not both")
-        arguments.status = [FAILED]
-    has_filter = has_options(arguments)
-    if arguments.ids and (arguments.all or has_filter):
-        arguments.wrong_usage("give IDs or options that choose jobs, not both")
-    if not (arguments.ids or has_filter or arguments.all):
-        arguments.wrong_usage("give IDs, or options that choose jobs, such as --type, or --all")
-    return None if arguments.ids else filter_of(arguments, statuses)
-
-
-def _ids(arguments: Namespace, queue: Queue) -> Iterator[str | None]:
-    """Yield the id that each argument means; None, after an error was printed, if it means none."""
-    from dbbasic_queue.monitoring.selecting import LEAST_PREFIX, find_id
-
-    for text in arguments.ids:
-        try:
-            yield find_id(queue.store, text, LEAST_PREFIX)
-        except InvalidArgument as e:
-            complain(str(e))
-            yield None
-
-
 def _change_ids(arguments: Namespace, queue: Queue, verb: Verb) -> int:
     """Change each job. Print the changed ones, and on stderr the others, each with the reason."""
     code = 0
-    for job_id in _ids(arguments, queue):
+    for job_id in ids(arguments, queue):
         if job_id is None:
             code = 1
         elif arguments.dry_run:
@@ -187,30 +135,10 @@ def _why_not_changed(queue: Queue, job_id: str, verb: Verb) -> int:
 
 
 def _change_chosen(arguments: Namespace, queue: Queue, chosen: Filter, verb: Verb) -> int:
-    if not _is_wanted(arguments, chosen.rows(queue.store), verb.done):
+    if not is_wanted(arguments, chosen.rows(queue.store), verb.done):
         return 1
     _report(verb.done, verb.many(queue, chosen.rows(queue.store)), arguments)
     return 0
-
-
-def _is_wanted(arguments: Namespace, rows: Iterable[Row], done: str) -> bool:
-    """Return whether to change the chosen jobs. Reports a --dry-run, and a no."""
-    from dbbasic_queue.cli.selecting import count_types
-    from dbbasic_queue.cli.terminal import ask, can_ask
-
-    if not arguments.dry_run and (arguments.yes or not can_ask()):
-        return True
-    types = count_types(rows)
-    if arguments.dry_run:
-        _print_counts(f"would be {done}", types)
-        raise SystemExit(0)
-    count = sum(types.values())
-    if not count:
-        return True
-    if ask(f"{_sentence(types)} will be {done}. Go on?"):
-        return True
-    complain("nothing was changed")
-    return False
 
 
 def _report(done: str, rows: Iterable[Row], arguments: Namespace) -> None:
@@ -222,66 +150,40 @@ def _report(done: str, rows: Iterable[Row], arguments: Namespace) -> None:
     count = 0
     try:
         for row in rows:
-            _count(types, row.type)
+            count_one(types, row.type)
             count += 1
             if count % _SHOWN_EACH == 0:
                 counter.show(count)
     except BaseException:
         counter.end()
         if count:  # the error, which is printed next, has ended the rest
-            _print_counts(done, _most_first(types))
+            print_counts(done, most_first(types))
         raise
     counter.end()
-    _print_counts(done, _most_first(types))
-
-
-def _most_first(types: dict[str, int]) -> dict[str, int]:
-    return dict(sorted(types.items(), key=lambda of: -of[1]))
-
-
-def _print_counts(done: str, types: dict[str, int]) -> None:
-    from dbbasic_queue.cli.terminal import Terminal
-
-    if Terminal().is_screen:
-        was = "was " if sum(types.values()) == 1 else "were "
-        print(f"{_sentence(types)} {'' if done.startswith('would') else was}{done}")
-        return
-    names = " ".join(f"{printable(name)}={count}" for name, count in types.items())
-    print(f"{done}\t{sum(types.values())}\t{names or '-'}")
-
-
-def _sentence(types: dict[str, int]) -> str:
-    count = sum(types.values())
-    each = ", ".join(f"{count:,} {printable(name)}" for name, count in list(types.items())[:5])
-    more = ", ..." if len(types) > 5 else ""
-    return f"{count:,} {'job' if count == 1 else 'jobs'}" + (f" ({each}{more})" if each else "")
+    print_counts(done, most_first(types))
 
 
 def run_stop(arguments: Namespace) -> int:
-    chosen = _filter(arguments, (PENDING, PROCESSING))
+    chosen = filter_or_ids(arguments, (PENDING, PROCESSING))
     with existing_queue(arguments) as queue:
         if chosen is not None:
             return _stop_chosen(arguments, queue, chosen)
         code = 0
-        for job_id in _ids(arguments, queue):
+        for job_id in ids(arguments, queue):
             code = (1 if job_id is None else _stop(queue, job_id, arguments.dry_run)) or code
     return code
 
 
 def _stop_chosen(arguments: Namespace, queue: Queue, chosen: Filter) -> int:
     """Cancel the pending jobs, and stop the running ones. Print how many had each outcome."""
-    if not _is_wanted(arguments, chosen.rows(queue.store), "stopped"):
+    if not is_wanted(arguments, chosen.rows(queue.store), "stopped"):
         return 1
     types: dict[str, dict[str, int]] = {}
     for done, row in changes.stop(queue, chosen):
-        _count(types.setdefault(done, {}), row.type)
+        count_one(types.setdefault(done, {}), row.type)
     for outcome, found in (types or {"stopped": {}}).items():
-        _print_counts(outcome, _most_first(found))
+        print_counts(outcome, most_first(found))
     return 0
-
-
-def _count(types: dict[str, int], job_type: str) -> None:
-    types[job_type] = types.get(job_type, 0) + 1
 
 
 def _stop(queue: Queue, job_id: str, dry_run: bool) -> int:
@@ -299,72 +201,6 @@ def _stop(queue: Queue, job_id: str, dry_run: bool) -> int:
     if done is None:
         return complain(f"{job_id} was not stopped: it is finished")
     print(f"{done}\t{job_id}")
-    return 0
-
-
-# -- removing ----------------------------------------------------------------------------------
-
-
-def run_purge(arguments: Namespace) -> int:
-    from dbbasic_queue.cli.selecting import filter_of
-
-    with existing_queue(arguments) as queue:
-        chosen = filter_of(arguments, FINISHED)
-        before = queue.now() - arguments.older_than
-        return _remove(
-            arguments, queue, lambda row: states.is_old(row.state, before), chosen, "purged"
-        )
-
-
-def run_clear(arguments: Namespace) -> int:
-    statuses = (PENDING, *FINISHED)
-    chosen = _filter(arguments, statuses)
-    with existing_queue(arguments) as queue:
-        if chosen is not None:
-            return _remove(arguments, queue, changes.can_be_removed, chosen, "removed")
-        from dbbasic_queue.monitoring.selecting import Filter
-
-        wanted, code = set(), 0
-        for job_id in _ids(arguments, queue):
-            row = queue.store.find(job_id) if job_id is not None and is_id(job_id) else None
-            if row is not None and row.state.status in statuses and changes.can_be_removed(row):
-                wanted.add(row.id)
-            elif job_id is None:
-                code = 1
-            else:
-                why = "it is running" if row else "there is no such job"
-                code = complain(f"{job_id} was not removed: {why}")
-        if wanted:
-            everything = Filter(statuses)
-            done = _remove(
-                arguments,
-                queue,
-                lambda r: r.id in wanted and changes.can_be_removed(r),
-                everything,
-                "removed",
-            )
-            code = done or code
-        return code
-
-
-def _remove(
-    arguments: Namespace,
-    queue: Queue,
-    unwanted: Callable[[Row], bool],
-    chosen: Filter,
-    done: str,
-) -> int:
-    path = None
-    if arguments.archive is not None:
-        from dbbasic_queue.store.writing import archive
-
-        path = archive.path_of(arguments.archive, queue.path)
-        archive.check(path)
-    rows = (row for row in chosen.rows(queue.store) if unwanted(row))
-    if not _is_wanted(arguments, rows, done):
-        return 1
-    removed = changes.remove(queue, chosen, unwanted, path)
-    _print_counts(done, _most_first(removed))
     return 0
 
 

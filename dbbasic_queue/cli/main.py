@@ -11,7 +11,16 @@ import os
 import sys
 
 from dbbasic_queue import __version__
-from dbbasic_queue.cli import adding, changing, checking, looking, records, running, setup
+from dbbasic_queue.cli import (
+    adding,
+    changing,
+    checking,
+    looking,
+    records,
+    removing,
+    running,
+    setup,
+)
 from dbbasic_queue.cli.arguments import Commands, Parser, program_parser
 from dbbasic_queue.cli.messages import INTERRUPTED, NOT_DONE, complain, reason
 from dbbasic_queue.errors import QueueError
@@ -20,7 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_GROUPS = (looking, records, adding, changing, running, checking, setup)
+_GROUPS = (looking, records, adding, changing, removing, running, checking, setup)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1774,7 +1774,7 @@ MUTANTS = (
     ),
     Mutant(
         "a dry run changes jobs",
-        "cli/changing.py",
+        "cli/many.py",
         "        raise SystemExit(0)\n",
         "        return True\n",
         (DRY_RUN,),
