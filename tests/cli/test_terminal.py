@@ -69,7 +69,7 @@ def same(text: str, wanted: str) -> None:
 
     def form(screen: str) -> list[list[str]]:
         return [
-            [re.sub(r"\d s( ago)?|now|AGO|/\S+|…|0\.\d\d s", "*", cell) for cell in cells]
+            [re.sub(r"\d s( ago)?|(just )?now|AGO|/\S+|…|0\.\d\d s", "*", cell) for cell in cells]
             for cells in fields_of(screen)
         ]
 
