@@ -23,6 +23,7 @@ from dbbasic_queue.model.states import FAILED
 from dbbasic_queue.monitoring.durations import instant
 from dbbasic_queue.monitoring.status import Status
 from dbbasic_queue.monitoring.verdict import judge
+from dbbasic_queue.store.history import FAILED_OUTCOMES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ _PAUSE_AFTER_ERROR = 5.0
 _LATEST = 1000
 _MOST_FAILED = 200
 _RATE_SECONDS = 60.0
-_FAILED_OUTCOMES = ("failed", "retried", "died")
 
 
 class Feed:
@@ -137,7 +137,7 @@ class Feed:
             self.ended, self._is_first = [], False
 
     def _note_ended(self) -> None:
-        self._recent.extend((a.ended_at, a.outcome in _FAILED_OUTCOMES) for a in self.ended)
+        self._recent.extend((a.ended_at, a.outcome in FAILED_OUTCOMES) for a in self.ended)
         if len(self.ended) == _LATEST and not self._is_first:
             self._saturated_at = self.now
         while self._recent and self._recent[0][0] < self.now - _RATE_SECONDS:

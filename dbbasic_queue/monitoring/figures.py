@@ -7,20 +7,22 @@ the queue. So the backlog is right as far back as the history goes.
 
 from __future__ import annotations
 
+import math
 import time
+from bisect import bisect_left
 
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.escaping import printable, unescape
 from dbbasic_queue.model.states import PENDING
 from dbbasic_queue.monitoring.durations import duration
+from dbbasic_queue.store.attempts import UNKNOWN, Columns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from dbbasic_queue.store.protocol import Store
 
-_FAILED = ("failed", "retried", "died")
 _SVG_WIDTH, _SVG_HEIGHT, _SVG_GAP = 720, 120, 64
 _TICKS = 4
 
@@ -53,8 +55,15 @@ class Figures:
     """The figures of a queue over the `window` seconds that end at `now`, in `count` intervals."""
 
     def __init__(
-        self, store: Store, now: float, window: float, count: int, job_type: str | None = None
+        self,
+        store: Store,
+        now: float,
+        window: float,
+        count: int,
+        job_type: str | None = None,
+        source: Source | None = None,
     ) -> None:
+        """Without `source`, read the history and the pending jobs."""
         self.now = now
         self.window = window
         every = duration(window / count) if window >= count else f"{window / count:.2g} s"
@@ -63,51 +72,65 @@ class Figures:
         self.backlog = Series("waiting", "due jobs that waited", "#7f8c8d", count)
         self.waited = Series("longest wait", "longest wait of a job", "#d68910", count, "s")
         self.begins_at = self.now - window
-        self._step = window / count
-        self._count = count
-        self._waits: list[tuple[float, int]] = []
-        """when a job began or ceased to wait, and 1 or -1"""
-        for attempt in store.history(since=self.begins_at):
-            if attempt.ended_at >= self.begins_at and job_type in (None, unescape(attempt.type)):
-                self._add(attempt.due_at, attempt.ended_at, attempt.seconds, attempt.outcome)
-        paused = store.paused()
-        for row in store.rows(statuses=(PENDING,), job_type=job_type):
-            state = row.state
-            if state.status != PENDING or job_type not in (None, row.type):
-                continue
-            if state.run_at <= self.now and paused.isdisjoint((row.type, ALL)):
-                self._waits.append((max(state.run_at, state.created_at), 1))
-        self._sum_up_waits()
+        step = window / count
+        ends = [self.begins_at + (place + 1) * step for place in range(count)]
+        source = source or Source(store)
+        attempts = source.attempts(self.begins_at, job_type).timeline()
+        waiting = source.due_before(now, ends, job_type)
+        first = attempts.ended_before(self.begins_at)
+        failed = attempts.failed_before(self.begins_at)
+        for place, end in enumerate(ends):
+            is_last = place == count - 1  # whatever ended after `now`, by another clock, is in it
+            after = attempts.ended_before(math.inf if is_last else end)
+            failed_after = attempts.failed_before(math.inf if is_last else end)
+            self.ended.values[place] = after - first
+            self.failed.values[place] = failed_after - failed
+            self.waited.values[place] = attempts.longest_wait(first, after)
+            self.backlog.values[place] = max(attempts.waiting_at(end) + waiting[place], 0)
+            first, failed = after, failed_after
 
     def series(self) -> list[Series]:
         """Return the figures."""
         return [self.ended, self.failed, self.backlog, self.waited]
 
-    def _place(self, at: float) -> int:
-        return min(max(int((at - self.begins_at) / self._step), 0), self._count - 1)
 
-    def _add(self, due_at: float, ended_at: float, seconds: float | None, outcome: str) -> None:
-        place = self._place(ended_at)
-        self.ended.values[place] += 1
-        if outcome in _FAILED:
-            self.failed.values[place] += 1
-        if seconds is not None:
-            started_at = ended_at - seconds
-            waited = max(started_at - due_at, 0.0)
-            self.waited.values[place] = max(self.waited.values[place], waited)
-            self._waits.append((due_at, 1))
-            self._waits.append((max(started_at, due_at), -1))
+class Source:
+    """Where the figures come from: read once from the history and the queue."""
 
-    def _sum_up_waits(self) -> None:
-        """Set, for each interval, how many jobs waited at its end."""
-        self._waits.sort()
-        waiting, at = 0, 0
-        for place in range(self._count):
-            end = self.begins_at + (place + 1) * self._step
-            while at < len(self._waits) and self._waits[at][0] < end:
-                waiting += self._waits[at][1]
-                at += 1
-            self.backlog.values[place] = max(waiting, 0)
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def attempts(self, since: float, job_type: str | None) -> Columns:
+        """Return the attempts of a type, or of all, that ended at `since` or later.
+
+        Others may be among them, if their jobs waited no longer than until `since`.
+        """
+        return Columns(
+            (
+                attempt.ended_at,
+                attempt.due_at,
+                UNKNOWN if attempt.seconds is None else attempt.seconds,
+                attempt.outcome,
+            )
+            for attempt in self._store.history(since=since)
+            if attempt.ended_at >= since and job_type in (None, unescape(attempt.type))
+        )
+
+    def due_before(self, now: float, ends: Sequence[float], job_type: str | None) -> list[int]:
+        """Return, for each instant, how many of the jobs that are due now were due before it.
+
+        Jobs of paused types aren't counted.
+        """
+        paused = self._store.paused()
+        found = []
+        for row in self._store.rows(statuses=(PENDING,), job_type=job_type):
+            state = row.state
+            if state.status != PENDING or job_type not in (None, row.type):
+                continue
+            if state.run_at <= now and paused.isdisjoint((row.type, ALL)):
+                found.append(max(state.run_at, state.created_at))
+        found.sort()
+        return [bisect_left(found, end) for end in ends]
 
 
 def svg(figures: Figures, title: str) -> str:

@@ -6,27 +6,40 @@ from dbbasic_queue.model.escaping import escape, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     from dbbasic_queue.monitoring.summary import Summary
     from dbbasic_queue.store.history import Attempt
+    from dbbasic_queue.store.reading.ordered import Ordered
+
+    Ascending = Sequence[float] | Ordered
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 
-class _Type:
-    """The figures of one job type, while they are collected. Durations are in seconds."""
+class OfType:
+    """The attempts of one job type that ended in a window of time.
 
-    def __init__(self) -> None:
-        self.outcomes: dict[str, int] = {}
-        """outcome -> how many attempts ended so"""
-        self.waiting: list[float] = []
-        """how long each attempt waited, see `measure`"""
-        self.running: list[float] = []
-        """how long each handler ran"""
-        self.oldest_pending = 0.0
-        """for how long the first due job has been due"""
+    `outcomes`  outcome -> how many attempts ended so
+    `waiting`   how many seconds each attempt waited, see `measure`
+    `running`   how many seconds each handler ran; both in ascending order
+    """
+
+    __slots__ = ("outcomes", "running", "waiting")
+
+    def __init__(self, outcomes: dict[str, int], waiting: Ascending, running: Ascending) -> None:
+        self.outcomes = outcomes
+        self.waiting = waiting
+        self.running = running
+
+    def __add__(self, other: OfType) -> OfType:
+        """Return the attempts of both."""
+        outcomes = dict(self.outcomes)
+        for outcome, count in other.outcomes.items():
+            outcomes[outcome] = outcomes.get(outcome, 0) + count
+        waiting = sorted([*self.waiting, *other.waiting])
+        return OfType(outcomes, waiting, sorted([*self.running, *other.running]))
 
 
 def measure(
@@ -39,49 +52,66 @@ def measure(
     least a second. All durations are in seconds. A job waits from when it is due, a whole second,
     until its handler starts; it runs until the handler returns. `Queue.metrics` describes the dict.
     """
-    types: dict[str, _Type] = {}
-    for job_type, waited in summary.waiting.items():
-        types.setdefault(escape(job_type), _Type()).oldest_pending = waited
-    begins_at = now - 1
+    types: dict[str, tuple[dict[str, int], list[float], list[float]]] = {}
+    begins_at = now
     for attempt in attempts:
         ended_at = attempt.ended_at
         begins_at = min(begins_at, ended_at)
         if not now - window <= ended_at <= now:
             continue
-        of_type = types.setdefault(printable(attempt.type), _Type())
-        outcome = printable(attempt.outcome)
-        of_type.outcomes[outcome] = of_type.outcomes.get(outcome, 0) + 1
+        outcomes, waiting, running = types.setdefault(printable(attempt.type), ({}, [], []))
+        outcomes[attempt.outcome] = outcomes.get(attempt.outcome, 0) + 1
         if attempt.seconds is not None:
-            of_type.running.append(attempt.seconds)
-            of_type.waiting.append(max(ended_at - attempt.seconds - attempt.due_at, 0.0))
-    window = min(window, now - begins_at)
+            running.append(attempt.seconds)
+            waiting.append(max(ended_at - attempt.seconds - attempt.due_at, 0.0))
+    found = {
+        name: OfType(outcomes, sorted(waiting), sorted(running))
+        for name, (outcomes, waiting, running) in types.items()
+    }
+    return as_dict(summary, found, begins_at, now, window)
+
+
+def as_dict(
+    summary: Summary, ended: Mapping[str, OfType], begins_at: float, now: float, window: float
+) -> dict[str, Any]:
+    """Return the figures as `measure` does, of attempts by the printable names of their types.
+
+    `begins_at` is how far back the history goes, if it doesn't go back to the window's start.
+    """
+    oldest = {escape(job_type): waited for job_type, waited in summary.waiting.items()}
+    window = min(window, max(now - begins_at, 1.0))
+    nothing = OfType({}, [], [])
+    types = {}
+    for name in sorted({*oldest, *ended}):
+        found = ended.get(name, nothing)
+        outcomes: dict[str, int] = {}
+        for outcome, count in found.outcomes.items():
+            outcomes[printable(outcome)] = outcomes.get(printable(outcome), 0) + count
+        types[name] = {
+            "attempts": dict(sorted(outcomes.items())),
+            "rate": sum(outcomes.values()) / window,
+            "waiting": _summary(found.waiting),
+            "running": _summary(found.running),
+            "oldest_pending": oldest.get(name, 0.0),
+        }
     return {
         "jobs": summary.counts,
         "paused": summary.paused,
-        "oldest_pending": max((found.oldest_pending for found in types.values()), default=0.0),
+        "oldest_pending": max(oldest.values(), default=0.0),
         "window": window,
-        "types": {
-            name: {
-                "attempts": dict(sorted(found.outcomes.items())),
-                "rate": sum(found.outcomes.values()) / window,
-                "waiting": _summary(found.waiting),
-                "running": _summary(found.running),
-                "oldest_pending": found.oldest_pending,
-            }
-            for name, found in sorted(types.items())
-        },
+        "types": types,
     }
 
 
-def _summary(seconds: list[float]) -> dict[str, float | None]:
-    seconds.sort()
+def _summary(seconds: Ascending) -> dict[str, float | None]:
     found: dict[str, float | None] = {
-        name: percentile(seconds, share) if seconds else None for name, share in QUANTILES.items()
+        name: percentile(seconds, share) if len(seconds) else None
+        for name, share in QUANTILES.items()
     }
     return found | {"sum": sum(seconds), "count": len(seconds)}
 
 
-def percentile(ordered: list[float], share: float) -> float:
+def percentile(ordered: Ascending, share: float) -> float:
     """Return the value below which this share of the values lies, interpolated between neighbours.
 
     `ordered` is sorted and not empty; `share` is between 0 and 1. The rule is that of

@@ -42,30 +42,26 @@ from dbbasic_queue.monitoring.durations import instant
 from dbbasic_queue.monitoring.pauses import longest_pause
 from dbbasic_queue.monitoring.summary import Summary, waited_seconds
 from dbbasic_queue.monitoring.verdict import holder_of, judge, running_since
+from dbbasic_queue.store.history import FAILED_OUTCOMES, LONGEST_ERROR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, TypeVar
 
     from dbbasic_queue.model.rows import Row
-    from dbbasic_queue.store.history import Attempt
     from dbbasic_queue.store.pass_log import EndedPass
     from dbbasic_queue.store.progress import Progress
     from dbbasic_queue.store.protocol import Store
 
     T = TypeVar("T")
 
-_SHOWN_ERRORS = 5
+SHOWN_ERRORS = 5
 _SHOWN_FAILURES = 5
 _SHOWN_LINES = 10
 _KEPT_ERRORS = 1000
 """how many rows are collected before all but the last errors are dropped"""
-_WITH_ERRORS = ("failed", "retried", "died")
-"""the outcomes of attempts that failed"""
-_DAY_SECONDS = 86400.0
-_LONGEST_ERROR = 100
-"""Errors are the same if they begin with the same characters, that many."""
+DAY_SECONDS = 86400.0
 
 
 class Failures:
@@ -73,11 +69,11 @@ class Failures:
 
     __slots__ = ("count", "error", "last_at", "type")
 
-    def __init__(self, job_type: str, error: str) -> None:
+    def __init__(self, job_type: str, error: str, count: int, last_at: float) -> None:
         self.type = job_type
         self.error = error
-        self.count = 0
-        self.last_at = 0.0
+        self.count = count
+        self.last_at = last_at
 
 
 class Status:
@@ -97,52 +93,31 @@ class Status:
     `verdict`    all that in one line
     """
 
-    def __init__(self, store: Store, now: float, *, with_errors: bool = False) -> None:
+    def __init__(
+        self,
+        store: Store,
+        now: float,
+        *,
+        with_errors: bool = False,
+        source: Source | None = None,
+    ) -> None:
+        """Without `source`, read all of the store's jobs, and the history."""
         self.store = store
         self.now = now
-        self._ended_at: dict[str, float] = {}
-        self.failures = self._read_history()
-        errors = _LastErrors(self._ended_at)
-        self.summary = Summary(store, now, errors.add if with_errors else None, with_oldest=True)
-        self.errors = [(row, self._ended_at.get(row.id)) for row in errors.latest()]
+        source = source or Source(store)
+        no_failures: list[Failures] = []
+        self.failures = _if_readable(lambda: source.failures(now), no_failures)
+        self.summary, self.errors = source.summary(now, with_errors=with_errors)
         self.moved_to = store.moved_to()
         self.live, self.running = store.running()
         self.live.sort(key=lambda live: live.started_at)
         no_progress: dict[str, Progress] = {}
         self.progress = _if_readable(lambda: store.progress(self.running), no_progress)
         no_passes: list[EndedPass] = []
-        self.ended = _if_readable(store.passes, no_passes)
-        no_schedules: list[dict[str, Any]] = []
-        self.schedules = _if_readable(self._read_schedules, no_schedules)
+        self.ended = _if_readable(source.passes, no_passes)
+        no_schedules: list[Any] = []
+        self.schedules = _if_readable(source.schedules, no_schedules)
         self.verdict = judge(self.summary, self.live, self.running, self.ended, now, self.moved_to)
-
-    def _read_history(self) -> list[Failures]:
-        """Note when the last failed attempt of each job ended; return the failures of a day."""
-        found: dict[tuple[str, str], Failures] = {}
-
-        def read() -> None:
-            for attempt in self.store.history(only_errors=True):
-                if attempt.outcome in _WITH_ERRORS:
-                    self._ended_at[attempt.id] = attempt.ended_at
-                    if attempt.ended_at > self.now - _DAY_SECONDS:
-                        self._add_failure(found, attempt)
-
-        _if_readable(read, None)
-        return sorted(found.values(), key=lambda f: (-f.count, -f.last_at))
-
-    def _add_failure(self, found: dict[tuple[str, str], Failures], attempt: Attempt) -> None:
-        key = (attempt.type, attempt.error[:_LONGEST_ERROR])
-        if key not in found:
-            found[key] = Failures(*key)
-        found[key].count += 1
-        found[key].last_at = max(found[key].last_at, attempt.ended_at)
-
-    def _read_schedules(self) -> list[Any]:
-        if not self.store.has_schedules():
-            return []
-        from dbbasic_queue.store import schedule_file
-
-        return schedule_file.as_dicts(self.store.read_schedules(), self.store.path)
 
     def running_jobs(self) -> Iterator[tuple[Row, Any, float | None]]:
         """Yield each job that is processing, its live pass, and when it started.
@@ -152,6 +127,59 @@ class Status:
         for row in self.running:
             holder = holder_of(row, self.live)
             yield row, holder, running_since(holder)
+
+
+class Source:
+    """Where the parts of a status come from: read once from a store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._ended_at: dict[str, float] = {}
+        """job id -> when its last attempt that failed has ended, as far as the history was read"""
+
+    def failures(self, now: float) -> list[Failures]:
+        """Return the failures of the day before `now`, the most frequent first."""
+        ended_at: dict[tuple[str, str], list[float]] = {}
+        try:
+            for attempt in self._store.history(only_errors=True):
+                if attempt.outcome in FAILED_OUTCOMES:
+                    self._ended_at[attempt.id] = attempt.ended_at
+                    if attempt.ended_at > now - DAY_SECONDS:
+                        key = (attempt.type, attempt.error[:LONGEST_ERROR])
+                        ended_at.setdefault(key, []).append(attempt.ended_at)
+        except OSError:
+            pass  # what was read is better than nothing
+        return in_order(Failures(*key, len(found), max(found)) for key, found in ended_at.items())
+
+    def summary(
+        self, now: float, *, with_errors: bool
+    ) -> tuple[Summary, list[tuple[Row, float | None]]]:
+        """Return the counts and, if they are wanted, the last jobs with errors.
+
+        With each of these, when its attempt ended, as far as `failures` has found that.
+        """
+        errors = _LastErrors(self._ended_at)
+        each = errors.add if with_errors else None
+        summary = Summary(self._store, now, each, with_oldest=True)
+        return summary, [(row, self._ended_at.get(row.id)) for row in errors.latest()]
+
+    def passes(self) -> list[EndedPass]:
+        """Return the passes that have ended, the last one last."""
+        return self._store.passes()
+
+    def schedules(self) -> list[Any]:
+        """Return the recorded schedules."""
+        if not self._store.has_schedules():
+            return []
+        from dbbasic_queue.store import schedule_file
+
+        rows = schedule_file.parse(self._store.read_schedules(), self._store.path)
+        return [row.as_dict() for row in rows.values()]
+
+
+def in_order(failures: Iterable[Failures]) -> list[Failures]:
+    """Return the most frequent failures first; of two, the one that happened last."""
+    return sorted(failures, key=lambda f: (-f.count, -f.last_at, f.type, f.error))
 
 
 def _if_readable(read: Callable[[], T], otherwise: T) -> T:
@@ -224,7 +252,7 @@ class _LastErrors:
             self._rows = self.latest()
 
     def latest(self) -> list[Row]:
-        return nlargest(_SHOWN_ERRORS, self._rows, key=self._when)
+        return nlargest(SHOWN_ERRORS, self._rows, key=self._when)
 
     def _when(self, row: Row) -> tuple[bool, float]:
         ended_at = self._ended_at.get(row.id)

@@ -41,8 +41,12 @@ class Summary:
         each: Callable[[Row], object] | None = None,
         *,
         with_oldest: bool = False,
+        overview: Overview | None = None,
     ) -> None:
-        """`each` is called with every open job that has an error, in the order of enqueueing."""
+        """`each` is called with every open job that has an error, in the order of enqueueing.
+
+        With `overview`, nothing but what is paused is read.
+        """
         self.counts: dict[Any, int] = dict.fromkeys(STATUSES, 0)
         self.paused_types = store.paused()
         self.paused = self.due = 0
@@ -51,7 +55,8 @@ class Summary:
         self.next_at: int | None = None
         self.waiting: dict[str, float] = {}
         self.unreadable: list[int] = []
-        overview = store.overview(now, each)
+        if overview is None:
+            overview = store.overview(now, each)
         if overview is None:
             self._read(store, now, each or (lambda _: None))
         else:

@@ -35,9 +35,15 @@ HEADER = _FIRST_COLUMNS + b"\tworker\texception\toutput_offset\n"
 _HEADERS = (HEADER, _FIRST_COLUMNS + b"\n")
 _COLUMNS_BEFORE = 9
 _NO_ERROR = b"\t\t\t"
-"""only a row with neither error nor traceback has it: finding it is quicker than parsing the row"""
+"""A row with neither error nor traceback has it in the place of the error: finding that is quicker
+than parsing the row."""
+_ERROR_COLUMN = 7
 LARGEST_BYTES = 16 << 20
 """A larger file is rotated. With the one before it, up to twice as much is kept."""
+
+FAILED_OUTCOMES = ("failed", "retried", "died")
+LONGEST_ERROR = 100
+"""Errors are taken for the same if they begin with the same characters, that many."""
 
 _MOST_ROWS = 512
 _TAIL_BYTES = 1 << 16
@@ -175,6 +181,12 @@ def _take_over(path: str) -> None:
                 os.rename(old + end, path + end)
 
 
+def paths(queue: str) -> tuple[str, str]:
+    """Return the path of the history, and the one that it had in an earlier version."""
+    path = _path(queue)
+    return path, _old(path)
+
+
 def _old(path: str) -> str:
     return path.removesuffix("history") + "attempts"
 
@@ -295,8 +307,10 @@ def read(
         for line in rotated.lines(file):
             if not line.startswith(prefix) or line in _HEADERS:
                 continue
-            if only_errors and _NO_ERROR in line:
-                continue
+            if only_errors:
+                at = line.find(_NO_ERROR)
+                if at >= 0 and line.count(b"\t", 0, at) < _ERROR_COLUMN:
+                    continue
             try:
                 if first or float(line.split(b"\t", 6)[5]) >= since:
                     attempt = Attempt(line.decode())

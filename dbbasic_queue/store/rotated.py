@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from dbbasic_queue.store.disk.lock import QueueLock
 
-_LONGEST_ROW_BYTES = 1 << 20
+LONGEST_ROW_BYTES = 1 << 20
+"""A longer line isn't a row; this includes its end."""
 _RETRY_SECONDS = 60.0  # after an error: a write that fails may take a while each time
 _TRIES = 100
 
@@ -157,13 +158,13 @@ def lines(file: OpenFile) -> Iterator[bytes]:
         is_inside_line = False
         while True:
             try:
-                line = stream.readline(_LONGEST_ROW_BYTES)
+                line = stream.readline(LONGEST_ROW_BYTES)
             except OSError as e:
                 raise store_error(e, file.path, "nothing was changed") from e
             if not line:
                 return
             is_complete = line.endswith(b"\n")
-            is_row = is_complete or len(line) == _LONGEST_ROW_BYTES
+            is_row = is_complete or len(line) == LONGEST_ROW_BYTES
             if is_row and not is_inside_line and line != b"\n":
                 yield line
             is_inside_line = not is_complete

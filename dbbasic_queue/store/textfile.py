@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.claiming.claims import Claims
     from dbbasic_queue.store.claiming.slots import LivePass
     from dbbasic_queue.store.disk.openfile import OpenFile
+    from dbbasic_queue.store.followed import Followed
     from dbbasic_queue.store.history import Attempt
     from dbbasic_queue.store.output import Output
     from dbbasic_queue.store.pass_log import EndedPass
@@ -481,6 +482,14 @@ class TextFileStore:
         """Count the jobs; see `protocol.Store.overview`. Needs no lock, and no index."""
         return self._stream().overview(now, each)
 
+    def followed(self) -> Followed:
+        """Return what counts the jobs and reads the history again and again; see `Live`.
+
+        It keeps an index.
+        """
+        found: Followed = load(_followed)(self.path, self.lock, self.view, self._refresh)
+        return found
+
     def _stream(self) -> Stream:
         """Return the jobs, to be read without an index."""
         self._require_here()
@@ -671,6 +680,12 @@ def _stream() -> type[Stream]:
     from dbbasic_queue.store.reading.stream import Stream
 
     return Stream
+
+
+def _followed() -> type[Followed]:
+    from dbbasic_queue.store.followed import Followed
+
+    return Followed
 
 
 def _slots() -> ModuleType:

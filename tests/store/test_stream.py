@@ -49,7 +49,7 @@ def figures(store: Any) -> dict[str, Any]:
 
 
 def agree(path: Path) -> None:
-    """Compare the two ways of reading."""
+    """Compare the three ways of reading."""
     indexed = ReadsAllRows(path)
 
     def fresh() -> TextFileStore:
@@ -62,6 +62,13 @@ def agree(path: Path) -> None:
     assert streamed == numbers
     assert fields(list(fresh().rows())) == all_rows
     assert figures(fresh()) == figures(indexed)
+    overview = fresh().followed().overview(NOW)
+    followed = Summary(fresh(), NOW, with_oldest=True, overview=overview)
+    assert figures(indexed) == {
+        **vars(followed),
+        "first_due": followed.first_due and followed.first_due.id,
+        "errors": figures(indexed)["errors"],
+    }
     for status in STATUSES:
         wanted = [row for row in all_rows if row[3].startswith(status.encode())]
         assert fields(list(fresh().rows(statuses=(status,)))) == wanted

@@ -29,7 +29,7 @@ NEVER = 1 << 62
 _BLOCK_BITS = 10
 _BLOCK_ROWS = 1 << _BLOCK_BITS
 _MOST_LISTED = 1 << 16
-"""of how many jobs the index remembers that they became pending"""
+"""of how many jobs the index remembers that they became pending, or have changed"""
 
 
 class Index:
@@ -48,6 +48,8 @@ class Index:
     `latest_created`  the latest `created_at`; `clocks` lowers it after checking the jobs above it
     `unreadable`      numbers of the lines that are known not to be jobs, in any order, perhaps
                       twice. A payload that isn't JSON is noticed only when its job is due
+    `changed`         numbers of the rows that may have changed since `counts` has set this to an
+                      empty list, in any order, perhaps twice; None if they aren't known
     `binary`          whether one of those makes grep treat the file as binary; lines that are too
                       long for a row aren't checked
     """
@@ -69,6 +71,7 @@ class Index:
         """the numbers of the last of those jobs"""
         self.latest_created = 0
         self.unreadable: list[int] = []
+        self.changed: list[int] | None = None
         self.binary = False
 
     # -- adding rows, in the order of their numbers --
@@ -142,6 +145,8 @@ class Index:
         number = self.index.get(job_id)
         if number is None:
             return
+        if self.changed is not None:
+            self._note_change(number)
         self.when[number] = NEVER
         if self.retrying:
             self.retrying.discard(number)
@@ -155,6 +160,8 @@ class Index:
 
     def replace(self, number: int, state: State) -> None:
         """Give a job the state that its row has in a new file."""
+        if self.changed is not None:
+            self._note_change(number)
         self.when[number] = NEVER
         self.processing.discard(number)
         self.retrying.discard(number)
@@ -178,10 +185,18 @@ class Index:
 
     def note_pending(self, number: int) -> None:
         """Remember a job that became pending, or whose payload was replaced."""
+        if self.changed is not None:
+            self._note_change(number)
         self.pending_count += 1
         self._became_pending.append(number)
         if len(self._became_pending) > _MOST_LISTED:
             self._became_pending.clear()
+
+    def _note_change(self, number: int) -> None:
+        if self.changed is not None:
+            self.changed.append(number)
+            if len(self.changed) > _MOST_LISTED:
+                self.changed = None
 
     def pending_since(self, count: int) -> list[int] | None:
         """Return the numbers of the jobs that have become pending since `pending_count` was this.

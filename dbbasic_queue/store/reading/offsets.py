@@ -94,6 +94,17 @@ class Offsets:
                 yield range(first, after), start, end
             first = after
 
+    def blocks(self, rows: range) -> Iterator[tuple[range, int]]:
+        """Yield adjacent rows of a piece, at most 16 at a time, and their bytes with line ends."""
+        first, start = rows.start, self.start(rows.start)
+        block = first // _BLOCK_ROWS + 1
+        for end in self._starts[block : (rows.stop - 1) // _BLOCK_ROWS + 1]:
+            yield range(first, block * _BLOCK_ROWS), end - start
+            first, start = block * _BLOCK_ROWS, end
+            block += 1
+        if first < rows.stop:
+            yield range(first, rows.stop), self.start(rows.stop) - start
+
     def update(self, start: int, numbers: list[int], lengths: list[int]) -> None:
         """Give the rows with these `numbers` these `lengths`; row 0 now begins at `start`."""
         shifts = [0] * (len(self._starts) + 1)

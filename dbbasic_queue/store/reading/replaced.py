@@ -98,11 +98,20 @@ def _differing_lines(
         if before == after and not touched_here:
             at += len(after)
             continue
-        lines = _read_lines(new, at, after, len(numbers))
-        at += sum(map(len, lines)) + len(lines)
-        for number, was, line in zip(numbers, before.split(b"\n"), lines, strict=False):
-            if line != was or number in touched_here:
-                found.append((number, was, line))
+        content, place, was_at = after, 0, 0
+        for rows_here, size in offsets.blocks(numbers):
+            was = before[was_at : was_at + size]
+            was_at += size
+            touched_rows = within(rows_here, touched_here)
+            if not touched_rows and content.startswith(was, place):
+                place += size
+                continue
+            content, lines = _read_lines(new, at, content, place, len(rows_here))
+            place += sum(map(len, lines)) + len(lines)
+            for number, old_line, line in zip(rows_here, was.split(b"\n"), lines, strict=False):
+                if line != old_line or number in touched_rows:
+                    found.append((number, old_line, line))
+        at += place
     return at, found
 
 
@@ -115,14 +124,23 @@ def _require_same(old: OpenFile, old_at: int, new: OpenFile, new_at: int, size: 
             raise Rewritten
 
 
-def _read_lines(file: OpenFile, at: int, content: bytes, count: int) -> list[bytes]:
-    """Return the `count` lines that begin at `at`, without their ends.
+def _read_lines(
+    file: OpenFile, at: int, content: bytes, place: int, count: int
+) -> tuple[bytes, list[bytes]]:
+    """Return the `count` lines that begin at `place` in the content, without their ends.
 
-    `content` is what was read there so far. Raises Rewritten if the file has fewer lines.
+    `content` is what was read at `at` so far; it is returned first, with what was added to it.
+    Raises Rewritten if the file has fewer lines.
     """
-    while content.count(b"\n") < count:
+    lines: list[bytes] = []
+    while len(lines) < count:
+        end = content.find(b"\n", place)
+        if end >= 0:
+            lines.append(content[place:end])
+            place = end + 1
+            continue
         more = os.pread(file.fd, _READ_BYTES, at + len(content))
         if not more:
             raise Rewritten
         content += more
-    return content.split(b"\n", count)[:count]
+    return content, lines

@@ -245,6 +245,8 @@ class _Tally:
         self._counts = dict.fromkeys(STATUSES, 0)
         self._types: dict[bytes, _OfType] = {}
         self._oldest: int | None = None
+        self._firsts = 0
+        """how many times a job was the `first` of its type so far"""
 
     def add(self, cells: list[bytes]) -> None:
         """Add the jobs of plain rows with JSON payloads."""
@@ -258,7 +260,7 @@ class _Tally:
         for place, job_type, created_at, run_at in zip(places, *columns, strict=True):
             of_type = self._types.get(job_type) or self._of_type(job_type)
             if of_type.add(int(created_at), int(run_at), self._now):
-                of_type.first = _row(cells, place)
+                self._set_first(of_type, _row(cells, place))
 
     def _add_finished_cells(self, statuses: list[bytes], cells: list[bytes]) -> None:
         created = cells[4::9]
@@ -281,7 +283,11 @@ class _Tally:
         elif state.status == PENDING:
             of_type = self._of_type(row.type.encode())
             if of_type.add(state.created_at, state.run_at, self._now):
-                of_type.first = row
+                self._set_first(of_type, row)
+
+    def _set_first(self, of_type: _OfType, row: Row) -> None:
+        self._firsts += 1
+        of_type.first, of_type.number = row, self._firsts
 
     def _add_finished(self, due_at: int) -> None:
         self._oldest = due_at if self._oldest is None else min(self._oldest, due_at)
@@ -293,10 +299,11 @@ class _Tally:
         return found
 
     def overview(self, unreadable: list[int]) -> Overview:
-        """Return what was counted."""
+        """Return what was counted: the types in the order in which their first jobs became due."""
+        order = sorted(self._types.items(), key=lambda item: item[1].place())
         types = [
             Waiting(name.decode(), found.count, found.due, found.first, found.next_at)
-            for name, found in self._types.items()
+            for name, found in order
         ]
         return Overview(self._counts, types, lambda: self._oldest, unreadable)
 
@@ -304,13 +311,19 @@ class _Tally:
 class _OfType:
     """The pending jobs of one type; see `Waiting`."""
 
-    __slots__ = ("_first_at", "count", "due", "first", "next_at")
+    __slots__ = ("_first_at", "count", "due", "first", "next_at", "number")
 
     def __init__(self) -> None:
         self.count = self.due = 0
+        self.number = 0
+        """in the order of the file's rows: that of `first`"""
         self.first: Row | None = None
         self.next_at: int | None = None
         self._first_at: int | None = None
+
+    def place(self) -> tuple[int, int]:
+        """Return what orders the types: when `first` became due, then its place in the file."""
+        return self._first_at or 0, self.number
 
     def add(self, created_at: int, run_at: int, now: float) -> bool:
         """Add a job; return whether it is the new `first`."""

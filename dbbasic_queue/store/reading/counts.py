@@ -1,0 +1,368 @@
+"""How many jobs of each status and type there are, which are due first, and which have errors.
+
+That is for a process that looks at the queue again and again: a look costs what has changed since
+the last one, whatever the queue's length. The first look reads all rows. Later ones read the rows
+that were added, and those that the view knows to have changed. If rows may have got other numbers,
+everything is read again.
+
+What is counted is what `stream` counts: a test compares them after any sequence of changes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from array import array
+from collections import defaultdict
+from itertools import compress
+from operator import add, itemgetter
+
+from dbbasic_queue.model.rows import LONGEST_ROW_BYTES, has_json
+from dbbasic_queue.model.states import DELAYED, FAILED, PENDING, PROCESSING, STATUSES
+from dbbasic_queue.model.strict_json import all_json
+from dbbasic_queue.store.protocol import Overview, Waiting
+from dbbasic_queue.store.reading.bulk import scan_cells
+from dbbasic_queue.store.reading.index import job_on
+from dbbasic_queue.store.reading.ordered import Ordered
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.store.reading.view import View
+
+_READ_BYTES = 1 << 18
+_READ_AHEAD_BYTES = 1 << 16
+_FEW_SHARE = 16
+"""Rows are read one by one if they are fewer than one in that many."""
+
+_NO_JOB, _LATER, _DUE = range(3)
+_CODES = {status: code for code, status in enumerate(STATUSES, _DUE) if status != PENDING}
+"""status -> what a row with it is, if it isn't pending: then it is `_LATER` or `_DUE`"""
+_ENCODED = {status.encode(): code for status, code in _CODES.items()} | {PENDING.encode(): _LATER}
+_PROCESSING = _CODES[PROCESSING]
+"""larger codes are those of finished jobs"""
+_FAILED = _CODES[FAILED]
+_DELAYED = DELAYED.encode()
+_OPEN = frozenset((PENDING, FAILED))
+
+_NUMBER_BITS = 32
+_NUMBERS = (1 << _NUMBER_BITS) - 1
+"""An instant and a row's number are one int: a sort orders by both."""
+
+
+class _OfType:
+    """The pending jobs of one type: as instant and number in one int, see `_NUMBER_BITS`.
+
+    `later`  those that aren't due yet, by `run_at`
+    `due`    the others, by the instant since when they are due; see `Waiting`
+    `first`  the first of them, if it was read since it last changed
+    """
+
+    __slots__ = ("due", "first", "later")
+
+    def __init__(self) -> None:
+        self.later = Ordered()
+        self.due = Ordered()
+        self.first: Row | None = None
+
+
+class Counts:
+    """The jobs of a view, counted. Call its methods while `QueueLock.read` keeps threads out.
+
+    `rebuilt`  grows when everything was read again
+    `errors`   number -> id and `run_at` of each pending or failed job whose last attempt failed
+    """
+
+    def __init__(self, view: View) -> None:
+        self.rebuilt = 0
+        self._view = view
+        self._forget()
+
+    def _forget(self) -> None:
+        self._numbering = -1
+        """that of the view when all rows were read"""
+        self._now = -math.inf
+        self._codes = bytearray()
+        """number -> `_NO_JOB`, or what the job is"""
+        self._types = array("q")
+        """number -> number of the type, of a pending job"""
+        self._run_at = array("q")
+        self._due_at = array("q")
+        self._numbers_of_types: dict[bytes, int] = {}
+        self._names: list[str] = []
+        self._of_type: list[_OfType] = []
+        self._counts = [0] * (_DUE + len(STATUSES))
+        """what a job is -> how many there are"""
+        self._finished = Ordered()
+        self._not_json: set[int] = set()
+        self._unreadable: tuple[int, list[int]] | None = None
+        """how many numbers the view's list had, and those of all unreadable lines"""
+        self.errors: dict[int, tuple[str, int]] = {}
+        self._changed_errors: list[int] = []
+
+    # -- keeping up to date --
+
+    def update(self, now: float) -> None:
+        """Count what is new. Call it after `refresh` of the view, or after `follow_edits`.
+
+        If an exception ends this, the next call reads everything again.
+        """
+        view = self._view
+        changed = view.changed
+        if changed is None or self._numbering != view.numbering:
+            self._forget()
+            self.rebuilt += 1
+        numbering, self._numbering = view.numbering, -1
+        if changed:
+            known = len(self._codes)
+            self._read_again(sorted(number for number in set(changed) if number < known))
+        self._read_new()
+        self._set_now(now)
+        view.changed = []
+        self._numbering = numbering
+
+    def _read_again(self, numbers: list[int]) -> None:
+        ahead = _READ_AHEAD_BYTES if len(numbers) * _FEW_SHARE > len(self._codes) else 0
+        view = self._view
+        for number in numbers:
+            self._remove(number)
+            if view.offsets.length(number) <= LONGEST_ROW_BYTES:
+                self._add_line(number, view.line(number, ahead))
+
+    def _remove(self, number: int) -> None:
+        """Forget what a row was."""
+        code = self._codes[number]
+        self._counts[code] -= 1
+        self._codes[number] = _NO_JOB
+        if code in (_LATER, _DUE):
+            of_type = self._of_type[self._types[number]]
+            if code == _LATER:
+                of_type.later.remove(self._run_at[number] << _NUMBER_BITS | number)
+            else:
+                of_type.due.remove(self._due_at[number] << _NUMBER_BITS | number)
+                of_type.first = None
+        elif code > _PROCESSING:
+            self._finished.remove(self._due_at[number] << _NUMBER_BITS | number)
+        if number in self._not_json:
+            self._not_json.discard(number)
+            self._unreadable = None
+        if self.errors.pop(number, None) is not None:
+            self._changed_errors.append(number)
+
+    def _add_line(self, number: int, line: bytes) -> None:
+        """Count a row that was `_NO_JOB` so far."""
+        self._counts[_NO_JOB] -= 1
+        row = job_on(number, line, self._view.index, self._view.records)
+        if row is None or not has_json(row):
+            self._counts[_NO_JOB] += 1
+            if row is not None:
+                self._not_json.add(number)
+                self._unreadable = None
+            return
+        state = row.state
+        code = _CODES.get(state.status, _LATER)
+        due_at = max(state.run_at, state.created_at)
+        self._run_at[number], self._due_at[number] = state.run_at, due_at
+        if code == _LATER:
+            self._types[number] = place = self._type(row.type.encode())
+            of_type = self._of_type[place]
+            if state.run_at <= self._now:
+                code = _DUE
+                of_type.due.add(due_at << _NUMBER_BITS | number)
+                of_type.first = None
+            else:
+                of_type.later.add(state.run_at << _NUMBER_BITS | number)
+        elif code > _PROCESSING:
+            self._finished.add(due_at << _NUMBER_BITS | number)
+        self._codes[number] = code
+        self._counts[code] += 1
+        if state.error and state.status in _OPEN and not state.error.startswith(DELAYED):
+            self.errors[number] = (row.id, state.run_at)
+            self._changed_errors.append(number)
+
+    def _type(self, name: bytes) -> int:
+        found = self._numbers_of_types.get(name)
+        if found is None:
+            found = self._numbers_of_types[name] = len(self._names)
+            self._names.append(name.decode())
+            self._of_type.append(_OfType())
+        return found
+
+    # -- rows that are new --
+
+    def _read_new(self) -> None:
+        """Count the rows that the view has read since the last call."""
+        view, first = self._view, len(self._codes)
+        count = len(view.when) - first
+        self._codes.extend(bytes(count))
+        self._counts[_NO_JOB] += count
+        for column in (self._types, self._run_at, self._due_at):
+            column.frombytes(bytes(8 * count))
+        later: defaultdict[int, list[int]] = defaultdict(list)
+        finished: list[int] = []
+        number = first
+        while number < len(view.when):
+            lengths = view.offsets.lengths(number, _READ_BYTES)
+            if lengths[0] <= LONGEST_ROW_BYTES:
+                self._read_rows(number, lengths, later, finished)
+            number += len(lengths)
+        for place, codes in later.items():
+            self._of_type[place].later.add_all(codes)
+        self._finished.add_all(finished)
+
+    def _read_rows(
+        self,
+        first: int,
+        lengths: list[int],
+        later: defaultdict[int, list[int]],
+        finished: list[int],
+    ) -> None:
+        view = self._view
+        assert view.rows.file is not None
+        size = sum(lengths) + len(lengths)
+        content = os.pread(view.rows.file.fd, size, view.offsets.start(first))
+        number = first
+        for piece, cells in scan_cells(content):
+            if cells is None or not self._add_cells(number, cells, later, finished):
+                for at, line in enumerate(piece.split(b"\n")[:-1], number):
+                    self._add_line(at, line)
+            number += piece.count(b"\n")
+
+    def _add_cells(
+        self,
+        first: int,
+        cells: list[bytes],
+        later: defaultdict[int, list[int]],
+        finished: list[int],
+    ) -> bool:
+        """Count plain rows; return False, and count nothing, if one of them may not be a job."""
+        ids = cells[::9]
+        numbers = range(first, first + len(ids))
+        view = self._view
+        if list(map(view.index.get, ids)) != list(numbers) or not all_json(cells[2::9]):
+            return False
+        for place in compress(range(len(ids)), map(view.records.__contains__, ids)):
+            at = 9 * place
+            cells[at + 3 : at + 9] = view.records[ids[place]].split(b"\t")
+        codes = bytes(map(_ENCODED.__getitem__, cells[3::9]))
+        run_at = list(map(int, cells[5::9]))
+        created_at = map(int, cells[4::9])
+        due_at = [a if a > b else b for a, b in zip(run_at, created_at, strict=True)]
+        after = first + len(ids)
+        self._codes[first:after] = codes
+        self._run_at[first:after], self._due_at[first:after] = (
+            array("q", run_at),
+            array("q", due_at),
+        )
+        self._counts[_NO_JOB] -= len(ids)
+        for code in set(codes):
+            self._counts[code] += codes.count(code)
+        is_pending = list(map(_LATER.__eq__, codes))
+        columns = (compress(column, is_pending) for column in (cells[1::9], run_at, numbers))
+        types, places = self._types, self._numbers_of_types
+        for name, at, number in zip(*columns, strict=True):
+            types[number] = place = places[name] if name in places else self._type(name)
+            later[place].append(at << _NUMBER_BITS | number)
+        finished += [
+            at << _NUMBER_BITS | number
+            for at, number, code in zip(due_at, numbers, codes, strict=True)
+            if code > _PROCESSING
+        ]
+        errors = cells[7::9]
+        if any(errors):
+            for place in compress(range(len(ids)), errors):
+                if codes[place] in (_LATER, _FAILED) and not errors[place].startswith(_DELAYED):
+                    self.errors[first + place] = (ids[place].decode(), run_at[place])
+                    self._changed_errors.append(first + place)
+        return True
+
+    # -- the time --
+
+    def _set_now(self, now: float) -> None:
+        """Count jobs as due that have become due; or not any more, if the clock was set back."""
+        if now < self._now:
+            for of_type in self._of_type:
+                self._undo_due(of_type, now)
+        self._now = now
+        for place in range(len(self._of_type)):
+            self._make_due(place)
+
+    def _make_due(self, place: int) -> None:
+        of_type = self._of_type[place]
+        end = math.floor(self._now) + 1 << _NUMBER_BITS
+        first = of_type.later.first()
+        if first is None or first >= end:
+            return
+        due = of_type.later.take_below(end)
+        numbers = [code & _NUMBERS for code in due]
+        for number in numbers:
+            self._codes[number] = _DUE
+        self._counts[_LATER] -= len(due)
+        self._counts[_DUE] += len(due)
+        of_type.due.add_all([self._due_at[n] << _NUMBER_BITS | n for n in numbers])
+        of_type.first = None
+
+    def _undo_due(self, of_type: _OfType, now: float) -> None:
+        codes = list(of_type.due)
+        later = [n for n in map(_NUMBERS.__and__, codes) if self._run_at[n] > now]
+        if not later:
+            return
+        for number in later:
+            self._codes[number] = _LATER
+        self._counts[_DUE] -= len(later)
+        self._counts[_LATER] += len(later)
+        of_type.later.add_all([self._run_at[n] << _NUMBER_BITS | n for n in later])
+        of_type.due = Ordered(code for code in codes if self._run_at[code & _NUMBERS] <= now)
+        of_type.first = None
+
+    # -- what was counted --
+
+    def overview(self) -> Overview:
+        """Return the numbers as of the last `update`, as `protocol.Store.overview` does."""
+        counts = {status: self._counts[code] for status, code in _CODES.items()}
+        counts[PENDING] = self._counts[_LATER] + self._counts[_DUE]
+        oldest = self._finished.first()
+        at = None if oldest is None else oldest >> _NUMBER_BITS
+        return Overview(counts, self._waiting(), lambda: at, self._numbers_of_unreadable())
+
+    def _waiting(self) -> list[Waiting]:
+        found = []
+        for name, of_type in zip(self._names, self._of_type, strict=True):
+            later, due = len(of_type.later), len(of_type.due)
+            if later or due:
+                next_at = of_type.later.first() >> _NUMBER_BITS if later else None
+                first = of_type.due.first()
+                if due and of_type.first is None:
+                    of_type.first = self._view.row(first & _NUMBERS)
+                row = of_type.first if due else None
+                found.append((first or 0, Waiting(name, later + due, due, row, next_at)))
+        found.sort(key=itemgetter(0))
+        return [waiting for _, waiting in found]
+
+    def _numbers_of_unreadable(self) -> Sequence[int]:
+        count = len(self._view.unreadable)
+        if self._unreadable is None or self._unreadable[0] != count:
+            numbers = {*self._view.unreadable, *self._not_json}
+            self._unreadable = count, [number + 2 for number in sorted(numbers)]
+        return self._unreadable[1]
+
+    def due_before(
+        self, ends: Sequence[float], job_type: str | None, paused: Collection[str]
+    ) -> list[int]:
+        """Return, for each of the instants, how many of the due jobs were due before it.
+
+        Jobs of the `paused` types are left out, and those of other types than `job_type`.
+        """
+        codes = [math.ceil(end) << _NUMBER_BITS for end in ends]
+        found = [0] * len(codes)
+        for name, of_type in zip(self._names, self._of_type, strict=True):
+            if len(of_type.due) and name not in paused and job_type in (None, name):
+                found = list(map(add, found, of_type.due.below_each(codes)))
+        return found
+
+    def take_changed_errors(self) -> Iterable[int]:
+        """Return the numbers of rows that have come into `errors`, or left it, since last time."""
+        changed, self._changed_errors = self._changed_errors, []
+        return changed

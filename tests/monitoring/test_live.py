@@ -1,0 +1,278 @@
+"""`Live` says the same as a process that reads everything, after any sequence of changes."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from helpers import NOW, Clock, add_lines, held, line, sibling, store_of
+
+from dbbasic_queue import Delay, Fail, Queue
+from dbbasic_queue.model.records import encode_state
+from dbbasic_queue.monitoring.figures import Figures
+from dbbasic_queue.monitoring.live import Live
+from dbbasic_queue.monitoring.metrics import measure
+from dbbasic_queue.monitoring.status import Status
+from dbbasic_queue.monitoring.summary import Summary
+from dbbasic_queue.store import history
+from dbbasic_queue.store.reading import index
+from dbbasic_queue.store.textfile import TextFileStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.store.protocol import Store
+
+TYPES = ["greet", "mail", "report", "wait"]
+WINDOWS = [(3600.0, 20, None), (86400.0, 24, None), (3600.0, 7, "mail")]
+
+
+class Once:
+    """Reads everything at each call."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def status(self, now: float) -> Status:
+        return Status(self.store, now, with_errors=True)
+
+    def figures(self, now: float, window: float, count: int, job_type: str | None) -> Figures:
+        return Figures(self.store, now, window, count, job_type)
+
+    def metrics(self, now: float) -> dict[str, Any]:
+        attempts = self.store.history(since=now - 3600)
+        return measure(Summary(self.store, now), attempts, now, 3600)
+
+
+def row_of(row: Row | None) -> object:
+    return row and (row.id, row.type, row.payload, encode_state(row.state))
+
+
+def all_said(reader: Live | Once, now: float) -> dict[str, Any]:
+    """Return all that can be seen, in values that can be compared."""
+    status = reader.status(now)
+    summary = vars(status.summary)
+    figures = [reader.figures(now, *window) for window in WINDOWS]
+    return {
+        **summary,
+        "first_due": row_of(summary["first_due"]),
+        "failures": [(f.type, f.error, f.count, f.last_at) for f in status.failures],
+        "errors": [(row_of(row), ended_at) for row, ended_at in status.errors],
+        "running": list(map(row_of, status.running)),
+        "ended": [ended.as_dict() for ended in status.ended],
+        "schedules": status.schedules,
+        "verdict": str(status.verdict),
+        "figures": [[(s.name, s.title, s.values) for s in f.series()] for f in figures],
+        "metrics": reader.metrics(now),
+    }
+
+
+def agree(path: Path, now: float, *live: Live) -> None:
+    """Compare what the readers say with what a new process would say."""
+    store = TextFileStore(str(path), fsync=False)
+    expected = all_said(Once(store), now)
+    for reader in live:
+        assert all_said(reader, now) == expected
+    store.close()
+
+
+class Changes:
+    """Changes of all kinds, made by two programs and by hand."""
+
+    def __init__(self, path: Path, seed: int) -> None:
+        self.path = path
+        self.look: Callable[[], object] = lambda: None
+        """what reads the queue before and after an edit that would be missed otherwise"""
+        self.chance = random.Random(seed)
+        self.clock = Clock()
+        self.queue, self.other = (Queue(path, clock=self.clock, fsync=False) for _ in range(2))
+        self.handlers = dict.fromkeys(TYPES[:3], self.handle)
+        self.added = 0
+        self.edited = time.time_ns()
+
+    def handle(self, payload: Any) -> None:
+        self.clock.now += self.chance.choice([0, 0.25, 3])
+        kind = self.chance.random()
+        if kind < 0.15:
+            raise ValueError(self.chance.choice(["bad", "worse\tand worse", "x" * 300]))
+        if kind < 0.3:
+            raise Fail(f"no hope for {self.chance.randrange(3)}")
+        if kind < 0.35:
+            raise Delay(30)
+
+    def make_one(self) -> str:
+        """Make a change; return its name."""
+        names = [name for name in dir(self) if name.startswith("change_")]
+        name = self.chance.choice(names)
+        with suppress(FileNotFoundError):
+            getattr(self, name)()
+        return name
+
+    def one_queue(self) -> Queue:
+        return self.chance.choice([self.queue, self.other])
+
+    def an_id(self) -> str:
+        return f"j{self.chance.randrange(self.added + 1)}"
+
+    def change_by_adding(self) -> None:
+        for _ in range(self.chance.choice([1, 3, 40])):
+            self.added += 1
+            at = self.chance.choice([None, None, int(self.clock.now) + 20, NOW + 9000])
+            job_type = self.chance.choice(TYPES)
+            self.one_queue().enqueue(job_type, {"n": 1}, run_at=at, job_id=f"j{self.added}")
+
+    def change_by_a_pass(self) -> None:
+        self.one_queue().process_jobs(self.handlers, 2, skip_unknown=True)
+
+    def change_by_commands(self) -> None:
+        queue, job_id = self.one_queue(), self.an_id()
+        kind = self.chance.randrange(7)
+        if kind == 0:
+            queue.cancel_job(job_id)
+        elif kind == 1:
+            queue.requeue(job_id)
+        elif kind == 2:
+            queue.requeue_failed()
+        elif kind == 3:
+            queue.purge(self.chance.choice([0, 100, 10_000]))
+        elif kind == 4 and queue.get_job(job_id):
+            queue.edit_job(job_id, {"edited": self.chance.random()})
+        elif kind == 5:
+            queue.pause(self.chance.choice([None, *TYPES]))
+        else:
+            queue.resume(self.chance.choice([None, *TYPES]))
+
+    def change_in_the_journal(self) -> None:
+        """Claim jobs and fail jobs, as a pass does that is killed afterwards."""
+        store = store_of(self.one_queue())
+        if not self.path.exists():
+            return
+        with held(store.lock):
+            store.files.read_new()
+            ids = sorted(store.view.index)
+            now = int(self.clock.now)
+            store.files.change(
+                [
+                    (job_id, b"%b\t%d\t%d\t1\t%b\t" % (status, NOW, now - 5, error))
+                    for job_id in self.chance.sample(ids, min(len(ids), 3))
+                    for status, error in [
+                        self.chance.choice(
+                            [(b"processing", b""), (b"failed", b"Boom"), (b"pending", b"")]
+                        )
+                    ]
+                ]
+            )
+
+    def change_by_a_fold(self) -> None:
+        store = store_of(self.one_queue())
+        with held(store.lock):
+            store.files.read_new()
+            store.files.fold()
+
+    def change_of_the_time(self) -> None:
+        self.clock.now += self.chance.choice([1, 20, 500, 5000, 90_000, -30, -4000])
+
+    def change_by_an_editor(self) -> None:
+        """Write a new file with other lines, as most editors do."""
+        self.fold_all()
+        lines = self.path.read_bytes().split(b"\n")
+        for _ in range(self.chance.choice([1, 2])):
+            at = self.chance.randrange(1, len(lines)) if len(lines) > 1 else 1
+            lines[at : at + self.chance.randrange(2)] = self.chance.choice(
+                [
+                    [],
+                    [b"garbage"],
+                    [b"odd\tgreet\t{\tpending\t5\t6\t0\t\t"],
+                    [b"old\tgreet\t{}\tpending\t5\t6\t0"],
+                    [line(self.an_id(), type="mail", status="failed", error="x").encode()[:-1]],
+                    [b"", b"x\0y"],
+                ]
+            )
+        edited = self.path.with_name("edited")
+        edited.write_bytes(b"\n".join(lines if len(lines) > 1 else [*lines, b""]))
+        edited.rename(self.path)
+
+    def change_in_place(self) -> None:
+        """Edit the file itself, without a change of its length.
+
+        If a row was appended between the edit and the look before or after it, a view can't notice.
+        """
+        self.fold_all()
+        self.look()
+        content = self.path.read_bytes()
+        old, new = self.chance.choice(
+            [
+                (b"\tgreet\t", b"\treply\t"),
+                (b"\tpending\t", b"\tfailed\t\t"),
+                (b'"n": 1', b'"n": !'),
+            ]
+        )
+        with self.path.open("r+b") as file:
+            file.write(content.replace(old, new, 3))
+        self.edited += 10**9  # as an edit that isn't made within a millisecond of a change
+        os.utime(self.path, ns=(self.edited, self.edited))
+        self.look()
+
+    def change_by_a_torn_row(self) -> None:
+        add_lines(self.path, self.chance.choice([b"torn\tgreet\t{}\tpen", b"\n", b"\xff\n"]))
+
+    def change_by_removing_unreadable_lines(self) -> None:
+        self.one_queue().remove_unreadable()
+
+    def change_of_the_history(self) -> None:
+        """Edit the history, rotate it, or delete it."""
+        file = sibling(self.path, "history")
+        kind = self.chance.randrange(5)
+        if kind == 0:
+            file.unlink()
+        elif kind == 1:
+            file.rename(sibling(self.path, "history.1"))
+        elif kind == 2:
+            lines = file.read_bytes().split(b"\n")
+            del lines[self.chance.randrange(len(lines)) :][:1]
+            file.write_bytes(b"\n".join(lines[: self.chance.randrange(len(lines)) + 1]))
+        elif kind == 3:
+            with file.open("ab") as opened:
+                opened.write(
+                    b"torn\tgr\n"
+                    b"nan\tmail\t1\tfailed\t5\tnan\t\tx\t\t\t\t\n"
+                    b"nine\tmail\t1\tfailed\t%d\t%d.5\t\tBoom\t\n"
+                    b"ten\tma\\x0ail\t1\tdied\t%d\t%d.5\t1.5\tBoom\t\t\t\t\n"
+                    % (NOW, self.clock.now, NOW, self.clock.now - 9)
+                )
+        else:
+            content = file.read_bytes()
+            file.write_bytes(content.replace(b"bad", b"odd"))
+            self.edited += 10**9
+            os.utime(file, ns=(self.edited, self.edited))
+
+    def fold_all(self) -> None:
+        """Empty the journal, so that an edit by hand isn't overruled by it."""
+        self.change_by_a_fold()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_followed_is_what_a_new_process_reads(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "LARGEST_BYTES", 5000)
+    monkeypatch.setattr(index, "_MOST_LISTED", 60 if seed % 2 else 1 << 16)
+    path = tmp_path / "data" / "queue.tsv"
+    changes = Changes(path, seed)
+    live = Live(TextFileStore(str(path), fsync=False))
+    same_process = Live(changes.queue.store)
+    changes.look = lambda: agree(path, changes.clock.now, live, same_process)
+    made: list[str] = []
+    for step in range(60):
+        made.append(changes.make_one())
+        if changes.chance.random() < 0.8:
+            try:
+                changes.look()
+            except AssertionError as e:
+                raise AssertionError(f"after {made[-5:]}, step {step}") from e
