@@ -30,6 +30,7 @@ from dbbasic_queue import Queue
 from dbbasic_queue.model.states import STATUSES
 from dbbasic_queue.passes.base import COUNTS
 from dbbasic_queue.passes.policies import Policies
+from dbbasic_queue.store.history import HEADER as HISTORY_HEADER
 from dbbasic_queue.store.textfile import TextFileStore
 
 if TYPE_CHECKING:
@@ -139,6 +140,20 @@ def add_lines(path: Path, *lines: str | bytes) -> None:
         if not file.tell():
             file.write(HEADER.encode())
         file.writelines(text if isinstance(text, bytes) else text.encode() for text in lines)
+
+
+def add_attempts(path: Path, *attempts: dict[str, Any]) -> None:
+    """Append rows to the history, as passes do."""
+    path.parent.mkdir(exist_ok=True)
+    history = sibling(path, "history")
+    with history.open("ab") as file:
+        if not file.tell():
+            file.write(HISTORY_HEADER)
+        for given in attempts:
+            values: dict[str, Any] = {"id": "x", "type": "greet", "attempt": 1}
+            values |= {"outcome": "completed", "due_at": NOW - 10, "ended_at": f"{NOW - 5}.000"}
+            values |= {"seconds": "1.000000", "error": "", "traceback": "", **given}
+            file.write("\t".join(map(str, values.values())).encode() + b"\n")
 
 
 def raising(error: BaseException) -> Callable[[Any], None]:

@@ -19,7 +19,7 @@ from dbbasic_queue.store.reading.ordered import Ordered
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
-    from typing import Any
+    from typing import Any, ParamSpec, TypeVar
 
     from dbbasic_queue.model.rows import Row
     from dbbasic_queue.store.disk.lock import QueueLock
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.protocol import Overview
     from dbbasic_queue.store.reading.view import View
 
+    P = ParamSpec("P")
+    R = TypeVar("R")
     Key = tuple[bool, float, int]
 
 
@@ -56,21 +58,16 @@ class Followed:
 
     def overview(self, now: float) -> Overview:
         """Count the jobs; see `protocol.Store.overview`."""
-        return self._lock.read(self._overview, now)
-
-    def _overview(self, now: float) -> Overview:
-        self._refresh(now)
-        return self._counts.overview()
+        return self._read(now, self._counts.overview)
 
     def latest_errors(self, now: float, most: int) -> list[tuple[Row, float | None]]:
         """Return the jobs whose attempts failed last, and when these ended; see `Status`.
 
         As of the same reading of the history as the last call of `attempts`.
         """
-        return self._lock.read(self._latest_errors, now, most)
+        return self._read(now, self._latest_errors, most)
 
-    def _latest_errors(self, now: float, most: int) -> list[tuple[Row, float | None]]:
-        self._refresh(now)
+    def _latest_errors(self, most: int) -> list[tuple[Row, float | None]]:
         index = self._view.index
         found = []
         for number in self._errors.latest(most, lambda job_id: index.get(job_id.encode())):
@@ -85,22 +82,27 @@ class Followed:
 
         Jobs of the `paused` types are left out, and those of other types than `job_type`.
         """
-        return self._lock.read(self._due_before, now, ends, job_type, paused)
+        return self._read(now, self._counts.due_before, ends, job_type, paused)
 
-    def _due_before(
-        self, now: float, ends: Sequence[float], job_type: str | None, paused: Collection[str]
-    ) -> list[int]:
-        self._refresh(now)
-        return self._counts.due_before(ends, job_type, paused)
+    def _read(self, now: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Return what a function returns that is called when all that is new was counted."""
 
-    def _refresh(self, now: float) -> None:
+        def read() -> tuple[R] | None:
+            return (function(*args, **kwargs),) if self._refresh(now) else None
+
+        while True:
+            if (found := self._lock.read(read)) is not None:
+                return found[0]
+
+    def _refresh(self, now: float) -> bool:
+        """Read what is new. Returns False if there is more to count: call it again."""
         seen, was = self._look(), self._seen
         if seen is not None and was is not None and seen[:2] == was[:2] and seen != was:
             self._view.close()
             seen = None
         self._refresh_view()
-        self._counts.update(now)
         self._seen = seen or self._look()
+        return self._counts.update(now)
 
     def _look(self) -> tuple[tuple[int, int], int, int] | None:
         """Return identity, size and mtime of the queue file that is open, if one is."""

@@ -61,6 +61,7 @@ EDITOR = "tests/cli/test_edit_command.py"
 WATCH = "tests/cli/test_watch.py"
 EXCHANGE = "tests/cli/test_exchange.py"
 CRONTAB = "tests/cli/test_crontab.py"
+LIVE = "tests/monitoring/test_live.py"
 DOCTOR = "tests/cli/test_doctor.py"
 RUN_JOB = "tests/cli/test_run_job.py"
 QUESTIONS = "tests/cli/test_questions.py"
@@ -1828,6 +1829,74 @@ MUTANTS = (
         "printable(str(field)) for field in fields",
         "str(field) for field in fields",
         (WATCH + "::test_a_pipe_gets_no_control_characters",),
+    ),
+    Mutant(
+        "a change in the journal isn't counted by a process that looks again and again",
+        "store/reading/index.py",
+        """            return
+        if self.changed is not None:
+            self._note_change(number)
+        self.when[number] = NEVER
+        if self.retrying:
+""",
+        """            return
+        self.when[number] = NEVER
+        if self.retrying:
+""",
+        (LIVE + "::test_a_change_in_the_journal_is_counted",),
+    ),
+    Mutant(
+        "a change that another process has folded isn't counted by one that looks again and again",
+        "store/reading/index.py",
+        """its row has in a new file.\"\"\"
+        if self.changed is not None:
+            self._note_change(number)
+""",
+        """its row has in a new file.\"\"\"
+""",
+        (LIVE + "::test_a_change_that_was_folded_is_counted",),
+    ),
+    Mutant(
+        "a process that looks again and again forgets the history when it is rotated",
+        "store/attempts.py",
+        "self._tails = [Tail(file) for file in files]",
+        "self._tails = [Tail(file) for file in files[-1:]]",
+        (LIVE + "::test_a_history_that_is_rotated_is_read_on",),
+    ),
+    Mutant(
+        "jobs stay due when the clock is set back",
+        "store/reading/counts.py",
+        "        if now < self._now:\n",
+        "        if False:\n",
+        (LIVE + "::test_a_clock_that_is_set_back_makes_jobs_wait_again",),
+    ),
+    Mutant(
+        "a process that looks again and again misses an edit in place",
+        "store/followed.py",
+        "            self._view.close()\n",
+        "            pass\n",
+        (LIVE + "::test_an_edit_in_place_that_keeps_the_length_is_noticed",),
+    ),
+    Mutant(
+        "the last errors are ordered by earlier failures of their jobs",
+        "store/followed.py",
+        "            for job_id in self._attempts.take_failed()\n",
+        "            for job_id in ()\n",
+        (LIVE + "::test_a_failure_of_a_job_that_was_known_already_is_the_last_error",),
+    ),
+    Mutant(
+        "each look reads everything again",
+        "store/reading/counts.py",
+        "        if view.changed is None or self._numbering != view.numbering:\n",
+        "        if True:\n",
+        (LIVE + "::test_a_look_reads_only_what_is_new",),
+    ),
+    Mutant(
+        "an interrupted look is taken for a complete one",
+        "store/reading/counts.py",
+        "        numbering, self._numbering = self._numbering, -1\n",
+        "        numbering = self._numbering\n",
+        (LIVE + "::test_an_exception_in_the_middle_of_a_look_loses_nothing",),
     ),
     Mutant(
         "a cell of a CSV file is a formula",

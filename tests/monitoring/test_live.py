@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import NOW, Clock, add_lines, held, line, sibling, store_of
+from helpers import NOW, Clock, add_attempts, add_lines, held, line, sibling, store_of
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dbbasic_queue import Delay, Fail, Queue
 from dbbasic_queue.model.records import encode_state
@@ -19,8 +21,9 @@ from dbbasic_queue.monitoring.live import Live
 from dbbasic_queue.monitoring.metrics import measure
 from dbbasic_queue.monitoring.status import Status
 from dbbasic_queue.monitoring.summary import Summary
-from dbbasic_queue.store import history
-from dbbasic_queue.store.reading import index
+from dbbasic_queue.store import attempts, history
+from dbbasic_queue.store.memory import MemoryStore
+from dbbasic_queue.store.reading import counts, index, ordered
 from dbbasic_queue.store.textfile import TextFileStore
 
 if TYPE_CHECKING:
@@ -46,8 +49,8 @@ class Once:
         return Figures(self.store, now, window, count, job_type)
 
     def metrics(self, now: float) -> dict[str, Any]:
-        attempts = self.store.history(since=now - 3600)
-        return measure(Summary(self.store, now), attempts, now, 3600)
+        ended = self.store.history(since=now - 3600)
+        return measure(Summary(self.store, now), ended, now, 3600)
 
 
 def row_of(row: Row | None) -> object:
@@ -263,6 +266,7 @@ def test_what_is_followed_is_what_a_new_process_reads(
 ) -> None:
     monkeypatch.setattr(history, "LARGEST_BYTES", 5000)
     monkeypatch.setattr(index, "_MOST_LISTED", 60 if seed % 2 else 1 << 16)
+    monkeypatch.setattr(counts, "_ROWS_AT_ONCE", 7 if seed % 3 else 20_000)
     path = tmp_path / "data" / "queue.tsv"
     changes = Changes(path, seed)
     live = Live(TextFileStore(str(path), fsync=False))
@@ -276,3 +280,221 @@ def test_what_is_followed_is_what_a_new_process_reads(
                 changes.look()
             except AssertionError as e:
                 raise AssertionError(f"after {made[-5:]}, step {step}") from e
+
+
+# -- one change at a time: what each part of it is for --
+
+
+@pytest.fixture
+def live(path: Path) -> Live:
+    """A queue that another process changes, of 1,000 jobs; it was looked at already."""
+    statuses = ("pending", "pending", "completed", "failed", "cancelled")
+    rows = (line(f"j{n}", status=statuses[n % 5], type=TYPES[n % 4]) for n in range(1000))
+    add_lines(path, line("runs", status="processing"), *rows)
+    add_attempts(path, *({"id": f"j{n}", "ended_at": f"{NOW - n}.5"} for n in range(100)))
+    live = Live(TextFileStore(str(path), fsync=False))
+    all_said(live, NOW)
+    return live
+
+
+def change(queue: Queue, *records: tuple[str, bytes], fold: bool = False) -> None:
+    """Give jobs new states by another process."""
+    store = store_of(queue)
+    with held(store.lock):
+        store.files.read_new()
+        if records:
+            store.files.change([(job_id.encode(), state) for job_id, state in records])
+        if fold:
+            store.files.fold()
+
+
+FAILED_STATE = b"failed\t%d\t%d\t1\tBoom\t" % (NOW, NOW)
+
+
+def test_a_change_in_the_journal_is_counted(live: Live, queue: Queue, path: Path) -> None:
+    change(queue, ("j0", FAILED_STATE), ("j1", FAILED_STATE), ("j7", FAILED_STATE))
+    assert sibling(path, "journal").stat().st_size
+    assert live.status(NOW).summary.counts["failed"] == 203
+    agree(path, NOW, live)
+
+
+def test_a_change_that_was_folded_is_counted(live: Live, queue: Queue, path: Path) -> None:
+    change(queue, ("j0", FAILED_STATE), ("j999", FAILED_STATE), fold=True)
+    assert not sibling(path, "journal").stat().st_size
+    assert live.status(NOW).summary.counts["failed"] == 202
+    agree(path, NOW, live)
+
+
+def test_a_payload_that_was_edited_is_a_job_again(queue: Queue, path: Path) -> None:
+    """The process that edits it writes no record: the payload is only in the row."""
+    add_lines(path, line("a"))
+    live = Live(queue.store)
+    edited = path.read_bytes().replace(b"{}", b"{!")
+    path.write_bytes(edited + b"\n")
+    assert live.status(NOW).summary.unreadable == [2]
+    path.write_bytes(edited.replace(b"{!", b"{}"))
+    assert live.status(NOW).summary.unreadable == []
+    queue.edit_job("a", {"n": 1})
+    agree(path, NOW, live)
+
+
+def test_a_clock_that_is_set_back_makes_jobs_wait_again(live: Live, path: Path) -> None:
+    add_lines(path, line("soon", type="mail", run_at=NOW + 10))
+    agree(path, NOW + 20, live)
+    agree(path, NOW, live)
+    assert live.status(NOW).summary.next_at is None  # others are due
+    agree(path, NOW - 5000, live)
+    agree(path, NOW + 20, live)
+
+
+def test_an_edit_in_place_that_keeps_the_length_is_noticed(live: Live, path: Path) -> None:
+    edited = path.read_bytes().replace(b"\tcompleted\t", b"\tcancelled\t", 7)
+    path.write_bytes(edited)
+    os.utime(path, ns=(1, 1))
+    assert live.status(NOW).summary.counts["cancelled"] == 207
+    agree(path, NOW, live)
+
+
+def test_a_history_that_is_rotated_is_read_on(live: Live, path: Path) -> None:
+    for n in range(3):
+        sibling(path, "history").rename(sibling(path, "history.1"))
+        add_attempts(path, {"id": f"new{n}", "outcome": "failed", "error": "Boom"})
+        agree(path, NOW, live)
+        add_attempts(path, {"id": f"newer{n}", "ended_at": f"{NOW - 4}.000"})
+        agree(path, NOW, live)
+
+
+def test_a_failure_of_a_job_that_was_known_already_is_the_last_error(
+    live: Live, queue: Queue, path: Path
+) -> None:
+    change(queue, ("j3", FAILED_STATE), ("j8", FAILED_STATE))
+    for at, n in enumerate((3, 8, 3)):
+        add_attempts(
+            path, {"id": f"j{n}", "outcome": "failed", "error": "Boom", "ended_at": f"{NOW + at}.5"}
+        )
+        assert live.status(NOW).errors[0][0].id == f"j{n}"
+        agree(path, NOW, live)
+
+
+def test_an_attempt_that_is_written_late_takes_its_place(live: Live, path: Path) -> None:
+    """Passes write their attempts up to a second later, each for itself."""
+    for at in (5.5, 5.25, 60.0, 3000.0, 3599.5, 3600.5, 90_000.0):
+        add_attempts(path, {"ended_at": f"{NOW - at:.3f}", "seconds": "2.000000"})
+        agree(path, NOW, live)
+        agree(path, NOW - 1, live)
+    agree(path, NOW + 3000, live)
+    agree(path, NOW - 3000, live)
+
+
+def test_a_look_reads_only_what_is_new(
+    live: Live, queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = 0
+    pread = os.pread
+
+    def counted(fd: int, size: int, at: int) -> bytes:
+        nonlocal read
+        content = pread(fd, size, at)
+        read += len(content)
+        return content
+
+    def look() -> int:
+        nonlocal read
+        read = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pread", counted)
+            all_said(live, NOW)
+        return read
+
+    size = path.stat().st_size
+    assert look() < size / 16
+    change(queue, ("j0", FAILED_STATE), ("j9", FAILED_STATE))
+    add_attempts(path, {"id": "j0", "outcome": "failed", "error": "Boom"})
+    queue.enqueue("greet", {})
+    assert look() < size / 8
+    agree(path, NOW, live)
+
+
+def test_an_exception_in_the_middle_of_a_look_loses_nothing(
+    live: Live, queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the one that a signal handler raises."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    change(queue, *((f"j{n}", FAILED_STATE) for n in range(20)))
+    add_attempts(path, {"id": "j3", "outcome": "failed", "error": "Boom"})
+    for place in (counts.Counts, "_add_line"), (attempts.Columns, "add"):
+        with monkeypatch.context() as patch:
+            patch.setattr(*place, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                live.status(NOW)
+    agree(path, NOW, live)
+
+
+def test_other_threads_get_a_chance_while_many_rows_are_counted(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counts, "_ROWS_AT_ONCE", 100)
+    add_lines(path, *(line(f"j{n}") for n in range(1000)))
+    store = TextFileStore(str(path), fsync=False)
+    called = 0
+    read = store.lock.read
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal called
+        called += 1
+        found = read(*arguments)
+        if called == 3:  # a job that was counted already
+            change(Queue(path), ("j5", FAILED_STATE), fold=True)
+        return found
+
+    monkeypatch.setattr(store.lock, "read", counted)
+    assert Live(store).status(NOW).summary.counts["failed"] == 1
+    assert called >= 10
+
+
+def test_jobs_in_memory_are_read_again() -> None:
+    store = MemoryStore("memory:")
+    live = Live(store)
+    for n in range(3):
+        store.add(line(f"j{n}"))
+        assert live.status(NOW).summary.due == n + 1
+        assert all_said(live, NOW) == all_said(Once(store), NOW)
+
+
+# -- the parts --
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40)), max_size=80), st.data())
+def test_ordered_values_are_what_a_sorted_list_has(
+    steps: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ordered, "_PIECE", 2)
+        patch.setattr(ordered, "_LONGEST_PIECE", 4)
+        start = data.draw(st.lists(st.integers(0, 40)))
+        values, expected = ordered.Ordered(start), sorted(start)
+        for step, value in steps:
+            if step == 0:
+                values.add(value)
+                expected = sorted([*expected, value])
+            elif step == 1 and value in expected:
+                values.remove(value)
+                expected.remove(value)
+            elif step == 1:
+                with pytest.raises(ValueError, match="not among"):
+                    values.remove(value)
+            elif step == 2:
+                taken = values.take_below(value)
+                assert taken == [n for n in expected if n < value]
+                expected = expected[len(taken) :]
+            else:
+                values.add_all([value, value + 1])
+                expected = sorted([*expected, value, value + 1])
+            assert list(values) == expected
+            assert len(values) == len(expected)
+            assert values.first() == (expected[0] if expected else None)
+            assert [values[n] for n in range(len(expected))] == expected
+            assert values.below_each(range(43)) == [sum(v < n for v in expected) for n in range(43)]

@@ -11,33 +11,18 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import NOW, Clock, add_lines, line, sibling
+from helpers import NOW, Clock, add_attempts, add_lines, line, sibling
 from prometheus_client.parser import text_string_to_metric_families
 
 from dbbasic_queue import Fail, InvalidArgument, NotAQueue, Queue, StoreError
 from dbbasic_queue.model.states import STATUSES
 from dbbasic_queue.monitoring.metrics import percentile
 from dbbasic_queue.monitoring.prometheus import to_text
-from dbbasic_queue.store.history import HEADER
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 NOTHING = {"p50": None, "p95": None, "p99": None, "sum": 0, "count": 0}
-
-
-def add_attempts(path: Path, *attempts: dict[str, Any]) -> None:
-    """Append rows to the history, as passes do."""
-    path.parent.mkdir(exist_ok=True)
-    history = sibling(path, "history")
-    with history.open("ab") as file:
-        if not file.tell():
-            file.write(HEADER)
-        for given in attempts:
-            values: dict[str, Any] = {"id": "x", "type": "greet", "attempt": 1}
-            values |= {"outcome": "completed", "due_at": NOW - 10, "ended_at": f"{NOW - 5}.000"}
-            values |= {"seconds": "1.000000", "error": "", "traceback": "", **given}
-            file.write("\t".join(map(str, values.values())).encode() + b"\n")
 
 
 # --- percentiles

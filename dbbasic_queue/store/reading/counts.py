@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 1 << 18
 _READ_AHEAD_BYTES = 1 << 16
+_ROWS_AT_ONCE = 20_000
 _FEW_SHARE = 16
 """Rows are read one by one if they are fewer than one in that many."""
 
@@ -96,6 +97,9 @@ class Counts:
         self._counts = [0] * (_DUE + len(STATUSES))
         """what a job is -> how many there are"""
         self._finished = Ordered()
+        self._new_later: defaultdict[int, list[int]] = defaultdict(list)
+        self._new_finished: list[int] = []
+        """codes of rows that were read, but aren't in order yet"""
         self._not_json: set[int] = set()
         self._unreadable: tuple[int, list[int]] | None = None
         """how many numbers the view's list had, and those of all unreadable lines"""
@@ -104,24 +108,26 @@ class Counts:
 
     # -- keeping up to date --
 
-    def update(self, now: float) -> None:
-        """Count what is new. Call it after `refresh` of the view, or after `follow_edits`.
+    def update(self, now: float) -> bool:
+        """Count what is new. Returns False if there is more, so that other threads get a chance.
 
-        If an exception ends this, the next call reads everything again.
+        Call it after `refresh` of the view. Until it has returned True, call nothing else here. If
+        an exception ends this, the next call reads everything again.
         """
         view = self._view
-        changed = view.changed
-        if changed is None or self._numbering != view.numbering:
+        if view.changed is None or self._numbering != view.numbering:
             self._forget()
             self.rebuilt += 1
-        numbering, self._numbering = view.numbering, -1
-        if changed:
-            known = len(self._codes)
-            self._read_again(sorted(number for number in set(changed) if number < known))
-        self._read_new()
-        self._set_now(now)
-        view.changed = []
+            view.changed = []
+            self._numbering = view.numbering
+        numbering, self._numbering = self._numbering, -1
+        if self._read_new():
+            self._add_new()
+            changed, view.changed = view.changed, []
+            self._read_again(sorted(set(changed)))
+            self._set_now(now)
         self._numbering = numbering
+        return len(self._codes) == len(view.when)
 
     def _read_again(self, numbers: list[int]) -> None:
         ahead = _READ_AHEAD_BYTES if len(numbers) * _FEW_SHARE > len(self._codes) else 0
@@ -192,51 +198,43 @@ class Counts:
 
     # -- rows that are new --
 
-    def _read_new(self) -> None:
-        """Count the rows that the view has read since the last call."""
+    def _read_new(self) -> bool:
+        """Read rows that the view has read since the last call; return whether these were all."""
         view, first = self._view, len(self._codes)
-        count = len(view.when) - first
+        count = min(len(view.when) - first, _ROWS_AT_ONCE)
         self._codes.extend(bytes(count))
         self._counts[_NO_JOB] += count
         for column in (self._types, self._run_at, self._due_at):
             column.frombytes(bytes(8 * count))
-        later: defaultdict[int, list[int]] = defaultdict(list)
-        finished: list[int] = []
-        number = first
-        while number < len(view.when):
-            lengths = view.offsets.lengths(number, _READ_BYTES)
+        number, after = first, first + count
+        while number < after:
+            lengths = view.offsets.lengths(number, _READ_BYTES)[: after - number]
             if lengths[0] <= LONGEST_ROW_BYTES:
-                self._read_rows(number, lengths, later, finished)
+                self._read_rows(number, lengths)
             number += len(lengths)
-        for place, codes in later.items():
-            self._of_type[place].later.add_all(codes)
-        self._finished.add_all(finished)
+        return after == len(view.when)
 
-    def _read_rows(
-        self,
-        first: int,
-        lengths: list[int],
-        later: defaultdict[int, list[int]],
-        finished: list[int],
-    ) -> None:
+    def _add_new(self) -> None:
+        """Put in order what `_read_new` has found."""
+        for place, codes in self._new_later.items():
+            self._of_type[place].later.add_all(codes)
+        self._finished.add_all(self._new_finished)
+        self._new_later.clear()
+        self._new_finished.clear()
+
+    def _read_rows(self, first: int, lengths: list[int]) -> None:
         view = self._view
         assert view.rows.file is not None
         size = sum(lengths) + len(lengths)
         content = os.pread(view.rows.file.fd, size, view.offsets.start(first))
         number = first
         for piece, cells in scan_cells(content):
-            if cells is None or not self._add_cells(number, cells, later, finished):
+            if cells is None or not self._add_cells(number, cells):
                 for at, line in enumerate(piece.split(b"\n")[:-1], number):
                     self._add_line(at, line)
             number += piece.count(b"\n")
 
-    def _add_cells(
-        self,
-        first: int,
-        cells: list[bytes],
-        later: defaultdict[int, list[int]],
-        finished: list[int],
-    ) -> bool:
+    def _add_cells(self, first: int, cells: list[bytes]) -> bool:
         """Count plain rows; return False, and count nothing, if one of them may not be a job."""
         ids = cells[::9]
         numbers = range(first, first + len(ids))
@@ -264,8 +262,8 @@ class Counts:
         types, places = self._types, self._numbers_of_types
         for name, at, number in zip(*columns, strict=True):
             types[number] = place = places[name] if name in places else self._type(name)
-            later[place].append(at << _NUMBER_BITS | number)
-        finished += [
+            self._new_later[place].append(at << _NUMBER_BITS | number)
+        self._new_finished += [
             at << _NUMBER_BITS | number
             for at, number, code in zip(due_at, numbers, codes, strict=True)
             if code > _PROCESSING
