@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -40,63 +41,64 @@ DAY = 86_400
 TYPES = 20
 
 
-class Filled:
-    """A queue with that many rows, and what other processes do to it."""
+def fill(path: Path, rows: int) -> None:
+    """Write a queue with that many rows, and its history."""
+    chance = random.Random(1)
+    now = int(time.time())
+    statuses = chance.choices(list(MIXED), list(MIXED.values()), k=rows)
+    with path.open("w", encoding="utf-8") as file:
+        file.write(HEADER)
+        for n, status in enumerate(statuses):
+            created_at = now - DAY + n * DAY // rows
+            run_at = created_at + (2 * DAY if status == "pending" and n % 2 else 0)
+            error = "SMTPServerDisconnected: unexpectedly closed" if status == "failed" else ""
+            attempts = int(status in ("completed", "failed"))
+            result = "true" if status == "completed" else ""
+            file.write(
+                f'job-{n:012}\ttype{n % TYPES}\t{{"to": "user{n}@example.com", "n": {n}}}'
+                f"\t{status}\t{created_at}\t{run_at}\t{attempts}\t{error}\t{result}\n"
+            )
+    Path(f"{path}.history").write_bytes(HISTORY_HEADER)
+    add_attempts(path, rows, [now - DAY + n * DAY / ATTEMPTS for n in range(ATTEMPTS)])
 
-    def __init__(self, path: Path, rows: int) -> None:
-        self.path = path
-        self.rows = rows
-        self.chance = random.Random(1)
-        now = int(time.time())
-        statuses = self.chance.choices(list(MIXED), list(MIXED.values()), k=rows)
-        with path.open("w", encoding="utf-8") as file:
-            file.write(HEADER)
-            for n, status in enumerate(statuses):
-                created_at = now - DAY + n * DAY // rows
-                run_at = created_at + (2 * DAY if status == "pending" and n % 2 else 0)
-                error = "SMTPServerDisconnected: unexpectedly closed" if status == "failed" else ""
-                ran = status in ("completed", "failed")
-                file.write(
-                    f'job-{n:012}\ttype{n % TYPES}\t{{"to": "user{n}@example.com", "n": {n}}}'
-                    f"\t{status}\t{created_at}\t{run_at}\t{int(ran)}\t{error}"
-                    f"\t{'true' if status == 'completed' else ''}\n"
-                )
-        ends = [now - DAY + n * DAY / ATTEMPTS for n in range(ATTEMPTS)]
-        self._write_attempts(ends, HISTORY_HEADER)
 
-    def _write_attempts(self, ends: list[float], header: bytes = b"") -> None:
-        with open(f"{self.path}.history", "ab") as file:
-            file.write(header)
-            for n, at in enumerate(ends):
-                error = f"Boom: number {n % 50}\tTraceback" if n % 10 == 0 else "\t"
-                outcome = "failed" if n % 10 == 0 else "completed"
-                file.write(
-                    f"job-{self.chance.randrange(self.rows):012}\ttype{n % TYPES}\t1\t{outcome}"
-                    f"\t{int(at) - self.chance.randrange(60)}\t{at:.3f}"
-                    f"\t{self.chance.expovariate(1):.6f}\t{error}\thost:1\t\t\n".encode()
-                )
+def add_attempts(path: Path, rows: int, ends: list[float]) -> None:
+    """Write attempts that ended at these instants; every tenth one failed."""
+    chance = random.Random(ends[0])
+    with open(f"{path}.history", "a", encoding="utf-8") as file:
+        for n, at in enumerate(ends):
+            outcome, error, traceback = "completed", "", ""
+            if n % 10 == 0:
+                outcome, error, traceback = "failed", f"Boom: number {n % 50}", "Traceback"
+            file.write(
+                f"job-{chance.randrange(rows):012}\ttype{n % TYPES}\t1\t{outcome}"
+                f"\t{int(at) - chance.randrange(60)}\t{at:.3f}\t{chance.expovariate(1):.6f}"
+                f"\t{error}\t{traceback}\thost:1\t\t\n"
+            )
 
-    def change(self, *, fold: bool) -> None:
-        """Do what passes and programs do in two seconds."""
-        store = TextFileStore(str(self.path), fsync=False)
-        now = int(time.time())
 
-        def record() -> None:
-            store.files.read_new()
-            changes = []
-            for _ in range(300):
-                status = self.chance.choice(["completed", "pending", "failed"])
-                state = encode_state(State(status, now - 100, now - 50, 1, "", ""))
-                changes.append((f"job-{self.chance.randrange(self.rows):012}".encode(), state))
-            store.files.change(changes)
-            if fold:
-                store.files.fold()
+def change(path: Path, rows: int, *, fold: bool) -> None:
+    """Do what passes and programs do in two seconds."""
+    chance = random.Random()
+    store = TextFileStore(str(path), fsync=False)
+    now = int(time.time())
 
-        store.lock.run(record)
-        row = f"\ttype1\t{{}}\tpending\t{now}\t{now}\t0\t\t\n"
-        store.add("".join(f"new-{self.chance.getrandbits(64)}{row}" for _ in range(100)))
-        self._write_attempts([time.time() - self.chance.random() for _ in range(300)])
-        store.close()
+    def record() -> None:
+        store.files.read_new()
+        changes = []
+        for _ in range(300):
+            status = chance.choice(["completed", "pending", "failed"])
+            state = encode_state(State(status, now - 100, now - 50, 1, "", ""))
+            changes.append((f"job-{chance.randrange(rows):012}".encode(), state))
+        store.files.change(changes)
+        if fold:
+            store.files.fold()
+
+    store.lock.run(record)
+    row = f"\ttype1\t{{}}\tpending\t{now}\t{now}\t0\t\t\n"
+    store.add("".join(f"new-{chance.getrandbits(64)}{row}" for _ in range(100)))
+    store.close()
+    add_attempts(path, rows, [time.time() - chance.random() for _ in range(300)])
 
 
 def all_shown(live: Live, now: float) -> None:
@@ -118,10 +120,8 @@ def all_read(path: Path, now: float) -> None:
 
 def stat_all(path: Path) -> None:
     for ending in ("", ".journal", ".history", ".history.1", ".passes", ".paused", ".schedule"):
-        try:
+        with suppress(FileNotFoundError):
             os.stat(f"{path}{ending}")
-        except FileNotFoundError:
-            pass
 
 
 def cpu(call: object, *arguments: object) -> float:
@@ -143,7 +143,7 @@ def median(values: list[float]) -> float:
 def table(rows: int, looks: int, place: Path) -> None:
     """Print the figures of a queue with that many rows."""
     path = place / "queue.tsv"
-    Filled(path, rows)
+    fill(path, rows)
     live = Live(TextFileStore(str(path), fsync=False))
     figures = {
         "all read once, without `Live`": cpu(all_read, path, time.time()),
@@ -173,9 +173,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.change:
         path, rows, fold = arguments.change
-        changes = Filled.__new__(Filled)
-        changes.path, changes.rows, changes.chance = Path(path), int(rows), random.Random()
-        changes.change(fold=bool(fold))
+        change(Path(path), int(rows), fold=bool(fold))
         return
     for rows in arguments.rows or [100_000, 1_000_000]:
         with tempfile.TemporaryDirectory(dir=arguments.dir) as place:

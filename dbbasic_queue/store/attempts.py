@@ -1,8 +1,8 @@
 """The attempts in the history, kept up to date by reading only what is new.
 
-That is for a process that looks again and again. Of each attempt, a few numbers are kept, as long
-as it is in the history's files: together at most some 300,000 attempts, and 50 MB. If a file was
-rotated, deleted or edited in place, all is read again: that takes about 0.2 s, once per 16 MiB.
+That is for a process that looks again and again. It keeps a few numbers for each attempt in the
+history's files: those are at most about 300,000 attempts, which take 50 MB. If a file was rotated,
+deleted or edited in place, all is read again: that takes about half a second, once per 16 MiB.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Columns:
         yield from zip(*(column[at:] for column in columns), strict=True)
 
     def waited(self, number: int) -> float:
-        """Return for how many seconds a job was due before its attempt; see `metrics.measure`."""
+        """Return how long a job was due before its attempt, in seconds; see `metrics.measure`."""
         return max(self.ended[number] - self.seconds[number] - self.due[number], 0.0)
 
     def window(self, now: float, seconds: float) -> Window:
@@ -154,7 +154,7 @@ class Timeline:
         self._failed = array("d")
         """when each attempt ended that failed, in order"""
         self._due = array("d")
-        """since when the job of each attempt was due, in order"""
+        """when the job of each attempt became due, in order"""
         self._started = array("d")
         """when each job ceased to wait, in order"""
         self._waits = array("d")

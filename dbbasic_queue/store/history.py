@@ -35,7 +35,7 @@ HEADER = _FIRST_COLUMNS + b"\tworker\texception\toutput_offset\n"
 _HEADERS = (HEADER, _FIRST_COLUMNS + b"\n")
 _COLUMNS_BEFORE = 9
 _NO_ERROR = b"\t\t\t"
-"""A row with neither error nor traceback has it in the place of the error: finding that is quicker
+"""A row with neither error nor traceback has it where the error belongs: finding that is quicker
 than parsing the row."""
 _ERROR_COLUMN = 7
 LARGEST_BYTES = 16 << 20

@@ -425,9 +425,10 @@ def test_an_exception_in_the_middle_of_a_look_loses_nothing(
 
     change(queue, *((f"j{n}", FAILED_STATE) for n in range(20)))
     add_attempts(path, {"id": "j3", "outcome": "failed", "error": "Boom"})
-    for place in (counts.Counts, "_add_line"), (attempts.Columns, "add"):
+    kinds: list[tuple[object, str]] = [(counts.Counts, "_add_line"), (attempts.Columns, "add")]
+    for kind, name in kinds:
         with monkeypatch.context() as patch:
-            patch.setattr(*place, interrupted)
+            patch.setattr(kind, name, interrupted)
             with pytest.raises(KeyboardInterrupt):
                 live.status(NOW)
     agree(path, NOW, live)

@@ -18,6 +18,7 @@ from helpers import (
     NOW,
     Clock,
     Programs,
+    add_attempts,
     add_lines,
     fill,
     history,
@@ -858,6 +859,15 @@ def test_only_attempts_with_an_error_are_found_in_rows_of_both_kinds(
         sibling(path, "history").write_bytes(content)
         found = {attempt.id for attempt in queue.store.history(only_errors=True)}
         assert found == {"bad", "slow", "nobody"}
+
+
+def test_an_error_of_an_attempt_without_a_worker_is_found(queue: Queue, path: Path) -> None:
+    """Such as one that was moved here, and was recorded before rows named a worker."""
+    for error in ("Boom", ""):
+        add_attempts(path, {"id": f"x{error}", "outcome": "died", "error": error, "worker": ""})
+    content = sibling(path, "history").read_bytes().replace(b"\tBoom\t", b"\tBoom\t\t\t")
+    sibling(path, "history").write_bytes(content)
+    assert [found.id for found in queue.store.history(only_errors=True)] == ["xBoom"]
 
 
 # --- `queue.tsv.attempts`, its name in earlier versions

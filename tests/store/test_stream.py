@@ -142,6 +142,16 @@ def test_the_states_in_the_journal_count(tmp_path: Path) -> None:
     assert len(TextFileStore(str(path), fsync=False).running()[1]) > 100
 
 
+def test_of_jobs_that_became_due_together_the_first_in_the_file_is_the_first_due(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "queue.tsv"
+    rows = (("a", "greet", 5), ("b", "mail", 50), ("c", "greet", 50), ("d", "work", 50))
+    add_lines(path, *(line(i, type=kind, run_at=NOW - ago) for i, kind, ago in rows))
+    assert figures(TextFileStore(str(path), fsync=False))["first_due"] == "b"
+    agree(path)
+
+
 def test_jobs_that_are_added_later_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "queue.tsv"
     add_lines(path, line("a"), line("b"))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 from array import array
+from bisect import bisect_left
 from collections import defaultdict
 from itertools import compress
 from operator import add, itemgetter
@@ -57,7 +58,7 @@ class _OfType:
     """The pending jobs of one type: as instant and number in one int, see `_NUMBER_BITS`.
 
     `later`  those that aren't due yet, by `run_at`
-    `due`    the others, by the instant since when they are due; see `Waiting`
+    `due`    the others, by the instant when they became due; see `Waiting`
     `first`  the first of them, if it was read since it last changed
     """
 
@@ -238,12 +239,13 @@ class Counts:
         """Count plain rows; return False, and count nothing, if one of them may not be a job."""
         ids = cells[::9]
         numbers = range(first, first + len(ids))
-        view = self._view
-        if list(map(view.index.get, ids)) != list(numbers) or not all_json(cells[2::9]):
+        records = self._view.records
+        if self._may_be_unreadable(numbers) or not all_json(cells[2::9]):
             return False
-        for place in compress(range(len(ids)), map(view.records.__contains__, ids)):
-            at = 9 * place
-            cells[at + 3 : at + 9] = view.records[ids[place]].split(b"\t")
+        if records:
+            for place in compress(range(len(ids)), map(records.__contains__, ids)):
+                at = 9 * place
+                cells[at + 3 : at + 9] = records[ids[place]].split(b"\t")
         codes = bytes(map(_ENCODED.__getitem__, cells[3::9]))
         run_at = list(map(int, cells[5::9]))
         created_at = map(int, cells[4::9])
@@ -338,6 +340,12 @@ class Counts:
                 found.append((first or 0, Waiting(name, later + due, due, row, next_at)))
         found.sort(key=itemgetter(0))
         return [waiting for _, waiting in found]
+
+    def _may_be_unreadable(self, numbers: range) -> bool:
+        """Return whether the view knows one of the lines not to be a job, such as a repeated id."""
+        unreadable = self._numbers_of_unreadable()
+        at = bisect_left(unreadable, numbers.start + 2)
+        return at < len(unreadable) and unreadable[at] < numbers.stop + 2
 
     def _numbers_of_unreadable(self) -> Sequence[int]:
         count = len(self._view.unreadable)
