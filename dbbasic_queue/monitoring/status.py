@@ -173,8 +173,7 @@ class Source:
             return []
         from dbbasic_queue.store import schedule_file
 
-        rows = schedule_file.parse(self._store.read_schedules(), self._store.path)
-        return [row.as_dict() for row in rows.values()]
+        return schedule_file.as_dicts(self._store.read_schedules(), self._store.path)
 
 
 def in_order(failures: Iterable[Failures]) -> list[Failures]:
