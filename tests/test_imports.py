@@ -29,6 +29,7 @@ LAYERS = [
     "commands",
     "toml_file notify",
     "registry pickles testing worker",
+    "web",
     "__init__",
     "cli pytest_dbbasic_queue",
     "__main__",

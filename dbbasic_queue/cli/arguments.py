@@ -169,6 +169,13 @@ def natural(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """Parse the number of a port; 0 is any free one. Raises ArgumentTypeError for other text."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"invalid port {text[:30]!r}: must be 0 to 65535")
+    return int(text)
+
+
 def add_filters(parser: ArgumentParser, statuses: tuple[str, ...] = STATUSES) -> None:
     """Add the options that choose jobs; `selecting.Filter` applies them."""
     group = parser.add_argument_group("which jobs (all that are given must apply)")

@@ -1,8 +1,8 @@
-"""Commands for monitoring: check, metrics, plot, watch."""
+"""Commands for monitoring: check, metrics, plot, watch, web."""
 
 from __future__ import annotations
 
-from dbbasic_queue.cli.arguments import Commands, natural, seconds
+from dbbasic_queue.cli.arguments import Commands, natural, port, seconds
 from dbbasic_queue.cli.messages import INTERRUPTED
 from dbbasic_queue.cli.queues import existing_queue
 from dbbasic_queue.cli.terminal import Terminal
@@ -78,6 +78,22 @@ def add_commands(commands: Commands) -> None:
         "--interval", type=seconds, metavar="DURATION", default="1s", help="(default: 1s)"
     )
     watch.add_argument("--count", type=natural, metavar="N", help="end after N refreshes")
+    web = commands.add(
+        "web",
+        run_web,
+        "show the queue in the browser: print an address on this machine that works once",
+        more="Only this machine can reach it. Ctrl-C ends it.",
+    )
+    web.add_argument(
+        "--port",
+        type=port,
+        metavar="N",
+        default=0,
+        help="listen on this port (default: a free one)",
+    )
+    web.add_argument(
+        "--write", action="store_true", help="jobs can be changed, too (default: only looked at)"
+    )
 
 
 def run_check(arguments: Namespace) -> int:
@@ -118,3 +134,9 @@ def run_metrics(arguments: Namespace) -> int:
         else:
             queue.write_metrics(arguments.path, arguments.window)
     return 0
+
+
+def run_web(arguments: Namespace) -> int:
+    from dbbasic_queue.cli.web import run
+
+    return run(arguments)

@@ -1,0 +1,124 @@
+"""Which jobs the screen Jobs shows: a filter from the address, and one page of its jobs.
+
+The newest job comes first. A page begins after a cursor, which names a job by the instant at which
+it was enqueued and its id: jobs that are added or removed in the meantime move no page.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from dbbasic_queue.model.escaping import unescape
+from dbbasic_queue.model.states import STATUSES
+from dbbasic_queue.monitoring.selecting import Filter
+from dbbasic_queue.web.requests import Refused
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.store.protocol import Store
+    from dbbasic_queue.web.hiding import Hiding
+
+PAGE_ROWS = 50
+
+
+class Shown(Filter):
+    """The jobs that the screen shows: of a status, of a type, with a text; "" for all.
+
+    The text is looked for in the id, the error, and what is shown of payload and result.
+    """
+
+    def __init__(self, fields: Mapping[str, str], hiding: Hiding) -> None:
+        self.status = fields.get("status", "")
+        self.type = fields.get("type", "").strip()
+        self.text = fields.get("text", "").strip()
+        self._hiding = hiding
+        if self.status and self.status not in STATUSES:
+            raise Refused(400, f"There is no such status. It must be one of {', '.join(STATUSES)}.")
+        statuses = (self.status,) if self.status else STATUSES
+        super().__init__(statuses, {self.type} if self.type else None)
+
+    def fields(self) -> dict[str, str]:
+        """Return the fields of the address."""
+        found = {"status": self.status, "type": self.type, "text": self.text}
+        return {name: text for name, text in found.items() if text}
+
+    def matches(self, row: Row) -> bool:
+        """Return whether a job is among them."""
+        return super().matches(row) and (not self.text or self._has_text(row))
+
+    def _has_text(self, row: Row) -> bool:
+        state = row.state
+        return (
+            self.text in row.id
+            or self.text in unescape(state.error)
+            or self._hiding.has(row.payload, self.text)
+            or bool(state.result and self._hiding.has(state.result, self.text))
+        )
+
+    def only(self, statuses: tuple[str, ...]) -> Shown:
+        """Return the same filter for those of its jobs that have one of these statuses."""
+        found = Shown(self.fields(), self._hiding)
+        found.statuses = tuple(status for status in self.statuses if status in statuses)
+        return found
+
+
+class Cursor:
+    """A place in the list of jobs: just before a job, in the order of enqueueing."""
+
+    def __init__(self, created_at: int, job_id: str) -> None:
+        self.created_at = created_at
+        self.job_id = job_id
+
+    @classmethod
+    def parse(cls, text: str) -> Cursor | None:
+        """Return the cursor that a text is, None for "". Raises Refused for other texts."""
+        if not text:
+            return None
+        at, _, job_id = text.partition(".")
+        if not (at.isascii() and at.isdecimal() and len(at) <= 12 and 0 < len(job_id) <= 64):
+            raise Refused(400, "The page in the address isn't valid.")
+        return cls(int(at), job_id)
+
+    def __str__(self) -> str:
+        return f"{self.created_at}.{self.job_id}"
+
+
+class Listing:
+    """One page of the jobs of a filter, the newest first. `following` is the next page's cursor."""
+
+    def __init__(self, store: Store, chosen: Shown, cursor: Cursor | None) -> None:
+        found: deque[Row] = deque(maxlen=PAGE_ROWS + 1)
+        found.extend(_before(chosen.rows(store), cursor))
+        rows = list(found)[::-1]
+        self.rows = rows[:PAGE_ROWS]
+        self.following: Cursor | None = None
+        if len(rows) > PAGE_ROWS:
+            last = self.rows[-1]
+            self.following = Cursor(last.state.created_at, last.id)
+
+
+def _before(rows: Iterable[Row], cursor: Cursor | None) -> Iterator[Row]:
+    """Yield the jobs before a cursor.
+
+    If its job is gone, or isn't in the filter any more, those that were enqueued no later.
+    """
+    if cursor is None:
+        yield from rows
+        return
+    for row in rows:
+        if row.id == cursor.job_id:
+            return
+        if row.state.created_at > cursor.created_at:
+            return
+        yield row
+
+
+def count_types(rows: Iterable[Row]) -> dict[str, int]:
+    """Return type -> how many of the jobs have it, the most frequent first."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row.type] = counts.get(row.type, 0) + 1
+    return dict(sorted(counts.items(), key=lambda found: (-found[1], found[0])))
