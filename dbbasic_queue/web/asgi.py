@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import Any
 
-    from dbbasic_queue.web.application import Page
+    from dbbasic_queue.web.requests import Responder
 
     Receive = Callable[[], Awaitable[Any]]
     Send = Callable[[Any], Awaitable[None]]
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Asgi:
     """The page as an ASGI application."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: Responder) -> None:
         self._page = page
 
     def __repr__(self) -> str:

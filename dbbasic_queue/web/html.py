@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Value: TypeAlias = "str | int | float | bool | None"
     """An attribute's value: True is one without a value, False and None leave it out."""
 
-_VOID = frozenset(("input", "meta", "link", "br", "hr", "line", "rect"))
+_VOID = frozenset(("input", "meta", "link", "br", "hr"))
 _ADDRESSES = frozenset(("href", "action", "src"))
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"})
 

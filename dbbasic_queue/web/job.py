@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 _REFRESH_SECONDS = 3
 _MOST_SHOWN = 20_000
 _MOST_ATTEMPTS = 50
+_FINISHED = {
+    "completed": "it is done",
+    "failed": "it has failed, and won't run again by itself",
+    "cancelled": "it was cancelled, and won't run by itself",
+}
 
 
 def find(visit: Visit) -> Row:
@@ -65,12 +70,13 @@ def respond(visit: Visit) -> Response:
 
 def _state(visit: Visit, details: JobDetails) -> Markup:
     row, state, reason = details.row, details.row.state, details.why
-    text = printable(reason.text)
+    text = _FINISHED.get(state.status) or printable(reason.text)
+    command = "" if state.status in _FINISHED else reason.command
     return section(
         "What it is doing",
         "state",
         tag("p", badge(state.status), " ", f"{text[:1].upper()}{text[1:]}.", class_="why"),
-        tag("p", "Run ", tag("code", reason.command), class_="remedy") if reason.command else None,
+        tag("p", "Run ", tag("code", command), class_="remedy") if command else None,
         facts(
             ("Type", tag("a", row.type, href=visit.address("/jobs", type=row.type))),
             ("Added", visit.time(state.created_at)),
@@ -141,7 +147,9 @@ def _block(label: str, text: str) -> Markup:
 
 def _attempts(visit: Visit, details: JobDetails) -> Markup:
     if not details.attempts:
-        return section("Attempts", "attempts", empty("It hasn't been tried yet."))
+        running = details.row.state.status == PROCESSING
+        text = "Its first attempt is running." if running else "It hasn't been tried yet."
+        return section("Attempts", "attempts", empty(text))
     shown = details.attempts[-_MOST_ATTEMPTS:][::-1]
     more = len(details.attempts) - len(shown)
     return section(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.escaping import printable, unescape
 from dbbasic_queue.monitoring.durations import duration, number_of, took
-from dbbasic_queue.monitoring.progress_bar import line
 from dbbasic_queue.web import charts, layout
 from dbbasic_queue.web.html import join, tag
 from dbbasic_queue.web.visit import WORDS, badge, empty, section, table
@@ -38,10 +37,10 @@ def respond(visit: Visit) -> Response:
         tag("h1", "Now", class_="visually-hidden"),
         _verdict(visit, reading),
         _counts(visit, reading),
+        _charts(reading),
         _running(visit, reading),
         _errors(visit, reading),
         _types(visit, reading),
-        _charts(reading),
         _schedules(visit, reading),
         refresh=_REFRESH_SECONDS,
     )
@@ -166,12 +165,18 @@ def _running(visit: Visit, reading: Reading) -> Markup:
 
 def progress_of(found: Progress, now: float) -> Markup:
     """Return how far a job is: a bar if its total is known, and words."""
-    _, _, text = line(found, now).rpartition("] ")
+    left = found.seconds_left(now)
+    words = [unescape(found.note)] if found.note else []
+    if left is not None and left >= 1:
+        words.append(f"about {duration(left)} left")
+    if found.total is None:
+        words.insert(0, f"{found.done:,} done")
     bar = None
     if found.total is not None:
+        words.insert(0, f"{min(found.done / found.total, 1):.0%}".replace("%", " %"))
         share = f"{min(found.done / found.total, 1):.3f}"
         bar = tag("progress", value=share, max=1, aria_label="Progress")
-    return join(bar, " ", tag("span", text))
+    return join(bar, " ", tag("span", ", ".join(words)))
 
 
 def _errors(visit: Visit, reading: Reading) -> Markup:

@@ -7,7 +7,17 @@ from urllib.parse import parse_qsl, unquote
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Any
+    from typing import Any, Protocol
+
+    class Responder(Protocol):
+        """What a web server's adapter needs of the page."""
+
+        largest_body: int
+        """how many bytes of a request are read"""
+
+        def respond(self, request: Request) -> Response:
+            """Return the answer to a request. Raises nothing."""
+
 
 LONGEST_QUERY = 4096
 """A longer query string is refused. In characters."""

@@ -40,7 +40,7 @@ def respond(visit: Visit) -> Response:
             schedule["name"],
             tag("a", schedule["type"], href=visit.address("/jobs", type=schedule["type"])),
             _rule(schedule),
-            "-" if schedule["last"] is None else _last(visit, schedule),
+            "-" if schedule["last"] is None else visit.time(schedule["last"]),
             visit.time(schedule["next"]),
             *([_run_link(visit, schedule)] if may else []),
         ]
@@ -72,14 +72,6 @@ def _schedules(visit: Visit) -> list[ScheduleDict]:
 def _rule(schedule: ScheduleDict) -> Markup:
     zone = f" ({schedule['timezone']})" if schedule["timezone"] else ""
     return tag("code", f"{schedule['expression']}{zone}")
-
-
-def _last(visit: Visit, schedule: ScheduleDict) -> Content:
-    last = schedule["last"]
-    assert last is not None
-    return tag(
-        "a", visit.time(last), href=visit.job_address(job_id(schedule["name"], last)), class_="id"
-    )
 
 
 def _run_link(visit: Visit, schedule: ScheduleDict) -> Markup:

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-    from dbbasic_queue.web.application import Page
+    from dbbasic_queue.web.requests import Responder
 
 _PIECE_BYTES = 1 << 16
 
 
-def answer(page: Page, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+def answer(page: Responder, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
     """Answer a request."""
     try:
         request = _request(environ, page.largest_body)
