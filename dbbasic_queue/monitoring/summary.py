@@ -29,6 +29,8 @@ class Summary:
                     or if one is due. Without jobs of paused types
     `waiting`       type -> for how many seconds its first pending job has been due, 0 if none is;
                     includes paused types
+    `pending`       type -> how many of its pending jobs are due, and how many aren't; includes
+                    paused types
     `oldest`        for how many seconds the first finished job has been due, 0 if there is none, or
                     if the server wasn't asked: that is only done with `each` or `with_oldest`
     `unreadable`    the numbers of the lines that aren't jobs
@@ -54,6 +56,7 @@ class Summary:
         self.first_due: Row | None = None
         self.next_at: int | None = None
         self.waiting: dict[str, float] = {}
+        self.pending: dict[str, tuple[int, int]] = {}
         self.unreadable: list[int] = []
         if overview is None:
             overview = store.overview(now, each)
@@ -84,6 +87,7 @@ class Summary:
             first = of_type.first
             waited = waited_seconds(first, now) if first else 0.0
             self.waiting[of_type.type] = waited
+            self.pending[of_type.type] = of_type.due, of_type.count - of_type.due
             if ALL in self.paused_types or of_type.type in self.paused_types:
                 self.paused += of_type.count
                 continue
@@ -98,6 +102,9 @@ class Summary:
     def _add_pending(self, row: Row, now: float) -> None:
         waited = waited_seconds(row, now)
         self.waiting[row.type] = max(self.waiting.get(row.type, 0.0), waited)
+        due, later = self.pending.get(row.type, (0, 0))
+        is_due = row.state.run_at <= now
+        self.pending[row.type] = due + is_due, later + (not is_due)
         if ALL in self.paused_types or row.type in self.paused_types:
             self.paused += 1
         elif row.state.run_at <= now:

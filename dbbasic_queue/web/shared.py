@@ -11,10 +11,10 @@ import time
 
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.escaping import printable
-from dbbasic_queue.model.states import PENDING
 from dbbasic_queue.monitoring.figures import Figures
 from dbbasic_queue.monitoring.metrics import measure
 from dbbasic_queue.monitoring.status import Status
+from dbbasic_queue.monitoring.summary import Summary
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,31 +62,30 @@ class Reading:
     `last`     the attempt that ended last, or None
     """
 
-    def __init__(self, queue: Queue) -> None:
-        store, now = queue.store, queue.now()
+    def __init__(self, live: _Live, store: Store, now: float) -> None:
         self.now = now
-        self.status = Status(store, now)
-        self.hour = Figures(store, now, HOUR, _BARS[HOUR])
-        self.day = Figures(store, now, DAY, _BARS[DAY])
-        self.types = self._read_types(store)
+        self.status = live.status(now)
+        self.hour = live.figures(now, HOUR, _BARS[HOUR])
+        self.day = live.figures(now, DAY, _BARS[DAY])
+        self.types = self._types(live.metrics(now, HOUR))
         self.done = sum(found.done for found in self.types)
         self.failed = sum(found.failed for found in self.types)
         self.last = _last(store)
         self.warnings = store.warnings()
 
-    def _read_types(self, store: Store) -> list[TypeNow]:
-        now, summary = self.now, self.status.summary
+    def _types(self, figures: dict[str, Any]) -> list[TypeNow]:
+        summary = self.status.summary
         found: dict[str, TypeNow] = {}
 
         def of(name: str) -> TypeNow:
             return found.setdefault(name, TypeNow(name))
 
-        figures = measure(summary, store.history(since=now - HOUR), now, HOUR)
         for name, numbers in figures["types"].items():
             _add_figures(of(name), numbers)
-        _count_pending(store, now, of)
-        for name, waited in summary.waiting.items():
-            of(printable(name)).waited = waited if of(printable(name)).due else None
+        for name, (due, later) in summary.pending.items():
+            of_type = of(printable(name))
+            of_type.due, of_type.later = due, later
+            of_type.waited = summary.waiting[name] if due else None
         for row in self.status.running:
             of(printable(row.type)).running += 1
         paused = summary.paused_types
@@ -107,27 +106,29 @@ def _add_figures(of_type: TypeNow, numbers: dict[str, Any]) -> None:
         of_type.took = running["p50"], running["p95"]
 
 
-def _count_pending(store: Store, now: float, of: Any) -> None:
-    """Count the due and the later jobs of each type."""
-    overview = store.overview(now)
-    if overview is None:
-        for row in store.rows(statuses=(PENDING,)):
-            if row.state.status == PENDING:
-                of_type = of(printable(row.type))
-                if row.state.run_at <= now:
-                    of_type.due += 1
-                else:
-                    of_type.later += 1
-        return
-    for waiting in overview.types:
-        of_type = of(printable(waiting.type))
-        of_type.due = waiting.due
-        of_type.later = waiting.count - waiting.due
-
-
 def _last(store: Store) -> Attempt | None:
     latest = store.latest(1)
     return latest[-1] if latest else None
+
+
+class _Live:
+    """What looks at the queue again and again."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def status(self, now: float) -> Status:
+        """Return everything at a glance."""
+        return Status(self._store, now)
+
+    def figures(self, now: float, window: float, count: int) -> Figures:
+        """Return the figures of the last `window` seconds, in `count` intervals."""
+        return Figures(self._store, now, window, count)
+
+    def metrics(self, now: float, window: float) -> dict[str, Any]:
+        """Return what `Queue.metrics` returns."""
+        attempts = self._store.history(since=now - window)
+        return measure(Summary(self._store, now), attempts, now, window)
 
 
 class Shared:
@@ -135,6 +136,7 @@ class Shared:
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
+        self._live = _Live(queue.store)
         self._lock = threading.Lock()
         self._reading: Reading | None = None
         self._read_at = 0.0
@@ -147,7 +149,7 @@ class Shared:
             age = time.monotonic() - self._read_at
             if self._reading is None or age >= _KEPT_SECONDS:
                 self._reading = None
-                self._reading = Reading(self._queue)
+                self._reading = Reading(self._live, self._queue.store, self._queue.now())
                 self._read_at = time.monotonic()
                 self.count += 1
             return self._reading
