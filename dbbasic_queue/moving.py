@@ -168,6 +168,11 @@ class _Mover:
     def check(self) -> None:
         """Raise InvalidArgument if the queues can't be used for this move; changes nothing."""
         source, target = self._source, self._target
+        if not source.is_shared:
+            raise InvalidArgument(
+                f"the jobs of {source.path} can't be moved: they are in the memory of a process, "
+                "and end with it"
+            )
         if source.path == target.path or _are_same_file(source.path, target.path):
             raise InvalidArgument(f"{source.path} can't be moved to itself")
         if (address := source.moved_to()) not in ("", target.path):

@@ -353,11 +353,17 @@ class MemoryStore:
     # -- moving the jobs of another queue here --
 
     def exchange(self, changes: Sequence[tuple[Row, State]]) -> list[Row | None]:
-        """Give each job a new state if it still has that of the row; return it as it was, or None.
-
-        Nothing is moved from a queue in memory: only its process has its jobs.
-        """
-        raise _not_movable(self.path)
+        """Give each job a new state if it still has that of the row; return it as it was, or None."""
+        found: list[Row | None] = []
+        with self.lock:
+            for row, state in changes:
+                job = self.jobs.get(row.id)
+                if job is None or encode_state(job.state) != encode_state(row.state):
+                    found.append(None)
+                    continue
+                found.append(job.copy())
+                job.state = state
+        return found
 
     def add_missing(self, rows: Sequence[Row]) -> list[str]:
         """Add the jobs whose ids no job has; return the other ids."""

@@ -15,7 +15,7 @@ from dbbasic_queue.web.requests import Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from dbbasic_queue.model.rows import Row
     from dbbasic_queue.store.protocol import Store
@@ -90,9 +90,7 @@ class Listing:
     """One page of the jobs of a filter, the newest first. `following` is the next page's cursor."""
 
     def __init__(self, store: Store, chosen: Shown, cursor: Cursor | None) -> None:
-        found: deque[Row] = deque(maxlen=PAGE_ROWS + 1)
-        found.extend(_before(chosen.rows(store), cursor))
-        rows = list(found)[::-1]
+        rows = _last(chosen.rows(store), cursor)[::-1]
         self.rows = rows[:PAGE_ROWS]
         self.following: Cursor | None = None
         if len(rows) > PAGE_ROWS:
@@ -100,20 +98,24 @@ class Listing:
             self.following = Cursor(last.state.created_at, last.id)
 
 
-def _before(rows: Iterable[Row], cursor: Cursor | None) -> Iterator[Row]:
-    """Yield the jobs before a cursor.
+def _last(rows: Iterable[Row], cursor: Cursor | None) -> list[Row]:
+    """Return the last jobs before a cursor: one more than a page has, if there are as many.
 
-    If its job is gone, or isn't in the filter any more, those that were enqueued no later.
+    If the cursor's job is gone, or isn't in the filter any more: of those that were enqueued no
+    later.
     """
+    found: deque[Row] = deque(maxlen=PAGE_ROWS + 1)
     if cursor is None:
-        yield from rows
-        return
+        found.extend(rows)
+        return list(found)
+    older: deque[Row] = deque(maxlen=PAGE_ROWS + 1)
     for row in rows:
         if row.id == cursor.job_id:
-            return
-        if row.state.created_at > cursor.created_at:
-            return
-        yield row
+            return list(found)
+        found.append(row)
+        if row.state.created_at <= cursor.created_at:
+            older.append(row)
+    return list(older)
 
 
 def count_types(rows: Iterable[Row]) -> dict[str, int]:
