@@ -353,7 +353,7 @@ class MemoryStore:
     # -- moving the jobs of another queue here --
 
     def exchange(self, changes: Sequence[tuple[Row, State]]) -> list[Row | None]:
-        """Give each job a new state if it still has that of the row; return it as it was, or None."""
+        """Give each job a new state, if it still has that of the row; see `protocol.Store`."""
         found: list[Row | None] = []
         with self.lock:
             for row, state in changes:

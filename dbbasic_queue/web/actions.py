@@ -9,7 +9,6 @@ from dbbasic_queue.errors import InvalidJob, JobNotFound
 from dbbasic_queue.model.checks import check_type
 from dbbasic_queue.model.escaping import escape
 from dbbasic_queue.model.jsontext import decode_json
-from dbbasic_queue.model.rows import has_json
 from dbbasic_queue.model.states import PENDING
 from dbbasic_queue.operating import changes
 from dbbasic_queue.operating.changes import CANCEL, REQUEUE, RUN_NOW, can_be_removed
@@ -114,7 +113,7 @@ def _remove(visit: Visit, _: str) -> Response:
 def _edit(visit: Visit, _: str) -> Response:
     row = job.find(visit)
     text = visit.field("payload").replace("\r\n", "\n")
-    if row.state.status != PENDING or not has_json(row):
+    if row.state.status != PENDING:
         return job.edit(visit, text, "It is no longer waiting, so its payload can't be edited.")
     if job.seen(visit, row) != visit.field("before"):
         return job.edit(

@@ -134,7 +134,7 @@ class Page:
             return self._change(request, access)
         fields = request.fields()
         if request.path == "":
-            return redirect(f"{request.prefix or ''}/")
+            return redirect(f"{request.prefix}/")
         if (found := static_files.respond(request.path)) is not None:
             return found
         screen = _SCREENS.get(request.path)

@@ -42,7 +42,7 @@ def find(visit: Visit) -> Row:
     """Return the job that the request names. Raises Refused if there is none."""
     job_id = visit.field("id")
     row = visit.queue.store.find(job_id) if is_id(job_id) else None
-    if row is None:
+    if row is None or not has_json(row):
         raise Refused(
             404, "There is no such job. It may have been removed, or moved to an archive."
         )
@@ -210,7 +210,7 @@ def edit(visit: Visit, text: str | None = None, problem: str = "") -> Response:
         raise Refused(403, "You may not do that.")
     back = tag("a", "Back to the job", href=visit.job_address(row.id))
     title = f"Edit the payload of job {row.id}"
-    if row.state.status != PENDING or not has_json(row):
+    if row.state.status != PENDING:
         return layout.sorry(
             visit, title, "Only the payload of a waiting job can be edited.", 409, tag("p", back)
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, quote, unquote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Request:
     `query`    what follows the "?", as sent
     `headers`  name in lower case -> value
     `body`     the content; None if it was too large to be read
-    `prefix`   where the page is mounted, such as "/queue"; "" at the root
+    `prefix`   where the page is mounted, as in an address, such as "/queue"; "" at the root
     `scheme`   http or https
     `peer`     the client's address, "" if unknown
     `source`   the WSGI environ or ASGI scope, for `allow`
@@ -66,7 +66,8 @@ class Request:
         self.query = query
         self.headers = dict(headers or {})
         self.body = body
-        self.prefix = prefix.rstrip("/")
+        # Only one slash at its start: two would lead to another server.
+        self.prefix = quote(f"/{prefix.strip('/')}") if prefix.strip("/") else ""
         self.scheme = scheme
         self.peer = peer
         self.source = source

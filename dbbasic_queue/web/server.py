@@ -35,6 +35,7 @@ class Server(ThreadingHTTPServer):
     """Answers requests, each in a thread, until `shutdown`."""
 
     daemon_threads = True
+    request_queue_size = 128
     # Python's default is to share the port with a server that is there already on some systems.
     allow_reuse_address = True
 

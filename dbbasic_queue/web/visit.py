@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from dbbasic_queue.model.escaping import unescape
 from dbbasic_queue.monitoring.durations import ago, instant, relative
@@ -55,7 +55,7 @@ class Visit:
         """Return the address of another screen: below the prefix, with these fields."""
         given = {name: value for name, value in fields.items() if value != ""}
         query = f"?{urlencode(given)}" if given else ""
-        return f"{quote(self.request.prefix)}{path}{query}"
+        return f"{self.request.prefix}{path}{query}"
 
     def job_address(self, job_id: str) -> str:
         """Return the address of a job's screen."""

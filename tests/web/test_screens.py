@@ -255,11 +255,14 @@ def test_an_unknown_job_is_said_to_be_unknown(queue: Queue) -> None:
         assert "There is no such job." in text_of(response.body.decode())
 
 
-def test_a_payload_that_is_not_json_is_not_shown(queue: Queue, path: Path) -> None:
-    add_lines(path, line("bad", payload="{password: s3cret"))
+def test_a_line_whose_payload_is_not_json_is_no_job_and_is_not_shown(
+    queue: Queue, path: Path
+) -> None:
+    add_lines(path, line("bad", payload="{password: s3cret"), line("odd", result="{token: s3cret"))
     visitor = Visitor(queue)
-    assert "its payload isn't JSON" in text_of(visitor.get("/jobs"))
-    page = visitor.get("/job", id="bad")
+    assert "s3cret" not in visitor.get("/jobs")
+    assert visitor.send("GET", "/job", "id=bad").status == 404
+    page = visitor.get("/job", id="odd")
     assert "This isn't JSON" in text_of(page) and "s3cret" not in page
 
 
