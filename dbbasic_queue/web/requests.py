@@ -147,4 +147,4 @@ def text_response(status: int, text: str, *headers: tuple[str, str]) -> Response
 
 def redirect(address: str) -> Response:
     """Return an answer that leads to another screen with a GET."""
-    return Response(303, b"", [("Location", address)])
+    return text_response(303, "See the other page.", ("Location", address))
