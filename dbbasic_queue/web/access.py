@@ -1,4 +1,4 @@
-"""Who may look, and who may change what: closed unless `allow` opens it.
+"""The rights of each request: none, unless `allow` gives some.
 
 Each check raises `Refused`, and a check that fails in an unexpected way refuses, too. A change
 needs all of these: a right, a token that only this page's forms have, and an `Origin` that is this
@@ -37,7 +37,7 @@ ACTIONS = (
 """What a user can be allowed to do, besides looking."""
 
 CLOSED = """\
-This page is closed, because nobody has said who may see it.
+This page is closed, because it was made without a rule for access.
 
 Say so where it is made, with a function that looks at the request:
 

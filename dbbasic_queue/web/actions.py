@@ -56,7 +56,7 @@ def respond(visit: Visit, path: str, log: Logger) -> Response:
 
 
 def _log(log: Logger, visit: Visit, action: str, outcome: str) -> None:
-    """Log one line: who, from where, what, and what became of it."""
+    """Log one line: the user, the address, the action, its jobs, and the outcome."""
     names = ("id", "name", "status", "type", "text")
     what = " ".join(
         f"{name}={escape(visit.field(name))[:200]!r}" for name in names if visit.field(name)

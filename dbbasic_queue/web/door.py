@@ -1,7 +1,7 @@
 """The door of the page on this machine: a token that works once, and then a cookie.
 
-Whoever can read the terminal has the token. The program's address may end up in a browser's history
-or a log, so it opens nothing a second time.
+The person at the terminal has the token. An address may end up in a browser's history or in a log,
+so it opens nothing a second time.
 """
 
 from __future__ import annotations

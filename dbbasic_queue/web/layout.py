@@ -43,7 +43,7 @@ DONE_MANY = {
 def screen(
     visit: Visit, title: str, current: str, *content: Content, status: int = 200, refresh: int = 0
 ) -> Response:
-    """Return a screen as an answer. With `refresh`, the script reloads it every so many seconds."""
+    """Return a screen. With `refresh`, the script updates it that often, in seconds."""
     name = queue_name(visit)
     root = tag(
         "html",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
-
 from dbbasic_queue.web.requests import Request, Response, text_response
 
 TYPE_CHECKING = False
@@ -14,6 +12,15 @@ if TYPE_CHECKING:
     from dbbasic_queue.web.requests import Responder
 
 _PIECE_BYTES = 1 << 16
+_PHRASES = {
+    200: "OK",
+    303: "See Other",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    409: "Conflict",
+}
 
 
 def answer(page: Responder, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -29,7 +36,7 @@ def answer(page: Responder, environ: dict[str, Any], start_response: Any) -> Ite
 
 
 def _status(response: Response) -> str:
-    return f"{response.status} {HTTPStatus(response.status).phrase}"
+    return f"{response.status} {_PHRASES.get(response.status, 'Error')}"
 
 
 def _request(environ: dict[str, Any], largest_body: int) -> Request:

@@ -70,7 +70,7 @@ def victim(queue: Queue) -> Queue:
     return queue
 
 
-# 1. Nobody has said who may see the page.
+# 1. The page was made without `allow`.
 
 
 def test_without_allow_everything_is_refused_with_a_text_that_says_what_to_write(
@@ -400,7 +400,7 @@ def test_no_nasty_text_breaks_a_screen(queue: Queue) -> None:
         "/ö",
     ],
 )
-def test_a_path_that_is_no_screen_is_not_found(victim: Queue, trick: str) -> None:
+def test_an_unknown_path_is_not_found(victim: Queue, trick: str) -> None:
     visitor = Visitor(victim)
     response = visitor.send("GET", trick)
     assert response.status == 404 and response.header("location") is None

@@ -347,9 +347,7 @@ def test_the_script_keeps_open_what_is_open_and_adds_and_removes_parts(
         assert tab.get_by_text("Edit the payload").is_visible()
 
 
-def test_the_script_rests_in_a_hidden_tab_and_when_it_is_told_to(
-    browser: Browser, queue: Queue
-) -> None:
+def test_the_script_rests_in_a_hidden_tab_and_after_a_click(browser: Browser, queue: Queue) -> None:
     hide = """(hidden) => {
         Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
         document.dispatchEvent(new Event("visibilitychange"));

@@ -26,7 +26,7 @@ def any_queue(request: pytest.FixtureRequest, path: Path, clock: Clock) -> Queue
 # -- Now --
 
 
-def test_an_empty_queue_says_in_words_that_all_is_well(any_queue: Queue) -> None:
+def test_an_empty_queue_says_in_words_that_this_is_good(any_queue: Queue) -> None:
     visitor = Visitor(any_queue)
     now = text_of(visitor.get("/"))
     assert "Nothing to do" in now
@@ -99,7 +99,7 @@ def test_now_names_paused_types_and_lets_them_be_resumed(any_queue: Queue) -> No
     assert "Everything is paused: no more jobs are started." in text_of(visitor.get("/"))
 
 
-def test_now_mentions_lines_that_are_no_jobs(queue: Queue, path: Path) -> None:
+def test_now_mentions_invalid_lines(queue: Queue, path: Path) -> None:
     add_lines(path, "rubbish\n")
     assert "1 line of the file isn't a job" in text_of(Visitor(queue).get("/"))
 
@@ -212,7 +212,7 @@ def test_an_unknown_status_is_not_taken_for_any(full: Queue) -> None:
     assert "There is no such status" in text_of(response.body.decode())
 
 
-def test_a_user_who_may_only_look_sees_no_button(full: Queue) -> None:
+def test_a_user_with_the_right_to_read_sees_no_button(full: Queue) -> None:
     visitor = Visitor(full, "read")
     for path, fields in [("/", {}), ("/jobs", {}), ("/job", {"id": "job-003"})]:
         page = visitor.get(path, **fields)
@@ -248,16 +248,14 @@ def test_a_job_is_shown_with_its_output(now_queue: Queue) -> None:
     assert "What it printed" in page and "said" in page
 
 
-def test_an_unknown_job_is_said_to_be_unknown(queue: Queue) -> None:
+def test_the_screen_of_an_unknown_job_says_so(queue: Queue) -> None:
     for job_id in ("nothing", "", "../etc/passwd", "a b", "x" * 100):
         response = Visitor(queue).send("GET", "/job", f"id={job_id.replace(' ', '+')}")
         assert response.status == 404
         assert "There is no such job." in text_of(response.body.decode())
 
 
-def test_a_line_whose_payload_is_not_json_is_no_job_and_is_not_shown(
-    queue: Queue, path: Path
-) -> None:
+def test_text_that_is_not_json_is_not_shown(queue: Queue, path: Path) -> None:
     add_lines(path, line("bad", payload="{password: s3cret"), line("odd", result="{token: s3cret"))
     visitor = Visitor(queue)
     assert "s3cret" not in visitor.get("/jobs")
@@ -355,7 +353,7 @@ def test_the_screen_of_an_unreadable_queue_says_why(tmp_path: Path) -> None:
     assert b"The queue can't be used" in response.body
 
 
-def test_a_queue_that_was_moved_is_said_to_be_moved(queue: Queue, path: Path) -> None:
+def test_the_screen_of_a_queue_that_was_moved_says_so(queue: Queue, path: Path) -> None:
     queue.enqueue("greet", {})
     queue.store.set_moved("file:/srv/new.tsv")
     with Queue(path, even_if_moved=True) as moved:
