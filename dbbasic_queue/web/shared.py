@@ -11,10 +11,7 @@ import time
 
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.escaping import printable
-from dbbasic_queue.monitoring.figures import Figures
-from dbbasic_queue.monitoring.metrics import measure
-from dbbasic_queue.monitoring.status import Status
-from dbbasic_queue.monitoring.summary import Summary
+from dbbasic_queue.monitoring.live import Live
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,7 +59,7 @@ class Reading:
     `last`     the attempt that ended last, or None
     """
 
-    def __init__(self, live: _Live, store: Store, now: float) -> None:
+    def __init__(self, live: Live, store: Store, now: float) -> None:
         self.now = now
         self.status = live.status(now)
         self.hour = live.figures(now, HOUR, _BARS[HOUR])
@@ -111,32 +108,12 @@ def _last(store: Store) -> Attempt | None:
     return latest[-1] if latest else None
 
 
-class _Live:
-    """What looks at the queue again and again."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def status(self, now: float) -> Status:
-        """Return everything at a glance."""
-        return Status(self._store, now)
-
-    def figures(self, now: float, window: float, count: int) -> Figures:
-        """Return the figures of the last `window` seconds, in `count` intervals."""
-        return Figures(self._store, now, window, count)
-
-    def metrics(self, now: float, window: float) -> dict[str, Any]:
-        """Return what `Queue.metrics` returns."""
-        attempts = self._store.history(since=now - window)
-        return measure(Summary(self._store, now), attempts, now, window)
-
-
 class Shared:
     """The last reading of a queue."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
-        self._live = _Live(queue.store)
+        self._live = Live(queue.store)
         self._lock = threading.Lock()
         self._reading: Reading | None = None
         self._read_at = 0.0
