@@ -426,6 +426,9 @@ class EngineStore:
 
     # -- what attempts have left behind --
 
+    def newest(self, statuses: Collection[str] = states.STATUSES) -> None:
+        """Return None: the servers keep the jobs in the order of enqueueing."""
+
     def history(
         self, job_id: str = "", since: float = -math.inf, *, only_errors: bool = False
     ) -> Iterator[Attempt]:

@@ -162,6 +162,12 @@ class MemoryStore:
             rows = [job.copy() for job in self.jobs.values()]
         yield from rows
 
+    def newest(self, statuses: Collection[str] = states.STATUSES) -> Iterator[Row]:
+        """Return the jobs with one of the statuses, in reverse order of enqueueing."""
+        with self.lock:
+            found = [job.copy() for job in self.jobs.values() if job.state.status in statuses]
+        return reversed(found)
+
     def overview(self, now: float, each: object = None) -> None:
         """Return None: the rows are here."""
 

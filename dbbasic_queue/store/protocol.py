@@ -93,6 +93,12 @@ if TYPE_CHECKING:
             `only_errors` no error, or whose id doesn't have this `beginning`.
             """
 
+        def newest(self, statuses: Collection[str] = STATUSES) -> Iterator[Row] | None:
+            """Return the jobs with one of the statuses, in reverse order of enqueueing.
+
+            Returns None if that isn't quicker than `rows`.
+            """
+
         def overview(
             self, now: float, each: Callable[[Row], object] | None = None
         ) -> Overview | None:

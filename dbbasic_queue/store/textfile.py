@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.pass_log import EndedPass
     from dbbasic_queue.store.progress import Progress
     from dbbasic_queue.store.protocol import Overview, Terms
+    from dbbasic_queue.store.reading.newest import Ends
     from dbbasic_queue.store.reading.snapshot import Snapshot
     from dbbasic_queue.store.reading.stream import Stream
     from dbbasic_queue.store.reading.unreadable import Unreadable
@@ -478,6 +479,26 @@ class TextFileStore:
         for _, _, row in view.jobs(lambda number, *_: numbers.append(number + 2)):
             yield row
 
+    def newest(self, statuses: Collection[str] = STATUSES) -> Iterator[Row]:
+        """Return the jobs, the last one in the file first. Keeps an index."""
+        ends: Ends | None = self.lock.read(self._ends)
+        return iter(()) if ends is None else ends.jobs(statuses)
+
+    def _ends(self) -> Ends | None:
+        self._refresh()
+        view = self.view
+        if view.rows.file is None or not view.when:
+            return None
+        found: Ends = load(_newest)(
+            view.rows.file,
+            view.offsets.extent(0)[0],
+            view.rows.end,
+            len(view.when),
+            view.index,
+            dict(view.records),
+        )
+        return found
+
     def overview(self, now: float, each: Callable[[Row], object] | None = None) -> Overview:
         """Count the jobs; see `protocol.Store.overview`. Needs no lock, and no index."""
         return self._stream().overview(now, each)
@@ -686,6 +707,12 @@ def _followed() -> type[Followed]:
     from dbbasic_queue.store.followed import Followed
 
     return Followed
+
+
+def _newest() -> type[Ends]:
+    from dbbasic_queue.store.reading.newest import Ends
+
+    return Ends
 
 
 def _slots() -> ModuleType:

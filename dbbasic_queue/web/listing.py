@@ -7,7 +7,9 @@ it was enqueued and its id: jobs that are added or removed in the meantime move 
 from __future__ import annotations
 
 from collections import deque
+from itertools import dropwhile, islice
 
+from dbbasic_queue.model.checks import is_id
 from dbbasic_queue.model.escaping import unescape
 from dbbasic_queue.model.states import STATUSES
 from dbbasic_queue.monitoring.selecting import Filter
@@ -90,7 +92,11 @@ class Listing:
     """One page of the jobs of a filter, the newest first. `following` is the next page's cursor."""
 
     def __init__(self, store: Store, chosen: Shown, cursor: Cursor | None) -> None:
-        rows = _last(chosen.rows(store), cursor)[::-1]
+        newest = store.newest(chosen.statuses)
+        if newest is None:
+            rows = _last(chosen.rows(store), cursor)
+        else:
+            rows = _first(filter(chosen.matches, newest), cursor, _is_there(store, chosen, cursor))
         self.rows = rows[:PAGE_ROWS]
         self.following: Cursor | None = None
         if len(rows) > PAGE_ROWS:
@@ -98,24 +104,35 @@ class Listing:
             self.following = Cursor(last.state.created_at, last.id)
 
 
-def _last(rows: Iterable[Row], cursor: Cursor | None) -> list[Row]:
-    """Return the last jobs before a cursor: one more than a page has, if there are as many.
+def _is_there(store: Store, chosen: Shown, cursor: Cursor | None) -> bool:
+    """Return whether a cursor's job is among those of the filter."""
+    row = store.find(cursor.job_id) if cursor is not None and is_id(cursor.job_id) else None
+    return row is not None and chosen.matches(row)
 
-    If the cursor's job is gone, or isn't in the filter any more: of those that were enqueued no
-    later.
+
+def _first(rows: Iterable[Row], cursor: Cursor | None, is_there: bool) -> list[Row]:
+    """Return a page, and one job more, of the jobs from the newest to the oldest.
+
+    If the cursor's job isn't there any more: of those that were enqueued no later.
     """
+    if cursor is not None and is_there:
+        rows = islice(dropwhile(lambda row: row.id != cursor.job_id, rows), 1, None)
+    elif cursor is not None:
+        rows = (row for row in rows if row.state.created_at <= cursor.created_at)
+    return list(islice(rows, PAGE_ROWS + 1))
+
+
+def _last(rows: Iterable[Row], cursor: Cursor | None) -> list[Row]:
+    """Return the same, given the jobs from the oldest to the newest: all are read."""
     found: deque[Row] = deque(maxlen=PAGE_ROWS + 1)
-    if cursor is None:
-        found.extend(rows)
-        return list(found)
     older: deque[Row] = deque(maxlen=PAGE_ROWS + 1)
     for row in rows:
-        if row.id == cursor.job_id:
-            return list(found)
+        if cursor is not None and row.id == cursor.job_id:
+            return list(found)[::-1]
         found.append(row)
-        if row.state.created_at <= cursor.created_at:
+        if cursor is None or row.state.created_at <= cursor.created_at:
             older.append(row)
-    return list(older)
+    return list(older)[::-1]
 
 
 def count_types(rows: Iterable[Row]) -> dict[str, int]:
