@@ -3,9 +3,9 @@
     python benchmarks/web.py                  # 100,000 and 1,000,000 rows
     python benchmarks/web.py 10000 50000
 
-Between two refreshes, one job is added and one is cancelled. "first" is the first look of a process, which
-reads everything; "then" is the median of the later ones. The floor is the answer 403, for which nothing is
-read.
+Between two refreshes, one job is added and one is cancelled. "first" is the first look of a
+process, which reads everything; "then" is the median of the later ones. The floor is the answer
+403, for which nothing is read.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def respond(visit: Visit) -> Response:
     may = visit.access.may("run_schedule")
     if may:
         heads.append("By hand")
-    rows = [
+    rows: list[list[Content]] = [
         [
             schedule["name"],
             tag("a", schedule["type"], href=visit.address("/jobs", type=schedule["type"])),

@@ -66,11 +66,12 @@ def opened(browser: Browser, **options: Any) -> Iterator[Tab]:
     context.set_default_timeout(15_000)
     tab = context.new_page()
     problems: list[str] = []
-    # A status such as 409 is a "failed" one for the browser, too.
-    tab.on(
-        "console",
-        lambda message: message.text.startswith("Failed to load") or problems.append(message.text),
-    )
+
+    def noted(text: str) -> None:
+        if not text.startswith("Failed to load"):  # so the browser calls a status such as 409
+            problems.append(text)
+
+    tab.on("console", lambda message: noted(message.text))
     tab.on("pageerror", lambda error: problems.append(str(error)))
     yield tab
     context.close()
