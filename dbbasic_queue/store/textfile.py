@@ -13,7 +13,8 @@ from dbbasic_queue.errors import DuplicateJob, StoreError, no_transaction
 from dbbasic_queue.lazy import load
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.records import encode_state
-from dbbasic_queue.model.states import STATUSES, cancel, request_stop, requeue, run_now
+from dbbasic_queue.model.rows import has_json
+from dbbasic_queue.model.states import PROCESSING, STATUSES, cancel, request_stop, requeue, run_now
 from dbbasic_queue.store import clocks, moved, paused
 from dbbasic_queue.store.disk.lock import even_if_moved, locked, reading
 from dbbasic_queue.store.reading.index import NEVER
@@ -481,6 +482,8 @@ class TextFileStore:
 
     def newest(self, statuses: Collection[str] = STATUSES) -> Iterator[Row]:
         """Return the jobs, the last one in the file first. Keeps an index."""
+        if tuple(statuses) == (PROCESSING,):
+            return filter(has_json, reversed(self.lock.read(self._processing)))
         ends: Ends | None = self.lock.read(self._ends)
         return iter(()) if ends is None else ends.jobs(statuses)
 
@@ -550,12 +553,15 @@ class TextFileStore:
         return self.lock.read(function)
 
     def _running(self) -> tuple[list[LivePass], list[Row]]:
-        view = self.view
         if self._needs_no_index():
             return load(_slots).live_passes(self.path), self._stream().running()
-        self._refresh()
-        rows = [row for n in sorted(view.processing) if (row := view.row(n))]
+        rows = self._processing()
         return load(_slots).live_passes(self.path), rows
+
+    def _processing(self) -> list[Row]:
+        self._refresh()
+        view = self.view
+        return [row for n in sorted(view.processing) if (row := view.row(n))]
 
     def note_pass(self, line: str) -> None:
         """Add a pass that has ended to `queue.tsv.passes`, unsynced."""

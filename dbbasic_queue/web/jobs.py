@@ -57,9 +57,15 @@ def respond(visit: Visit) -> Response:
 
 
 def _title(chosen: Shown, cursor: Cursor | None) -> str:
-    status = f" that are {WORDS.get(chosen.status, chosen.status)}" if chosen.status else ""
-    older = "Older jobs" if cursor else "The newest jobs"
-    return f"{older}{status}"
+    which = {
+        "": "",
+        "pending": " that are waiting",
+        "processing": " that are running",
+        "completed": " that are done",
+        "failed": " that have failed",
+        "cancelled": " that were cancelled",
+    }[chosen.status]
+    return f"{'Older jobs' if cursor else 'The newest jobs'}{which}"
 
 
 def _nothing(chosen: Shown, cursor: Cursor | None) -> str:
@@ -139,8 +145,8 @@ def _table(visit: Visit, listing: Listing) -> Markup:
         "Jobs",
         [
             "Job",
-            "Type",
             "Status",
+            "Type",
             "Added",
             "Due",
             ("Tries", "number"),
@@ -154,8 +160,8 @@ def _row(visit: Visit, row: Row) -> list[Content]:
     state = row.state
     return [
         visit.job_link(row.id),
-        row.type,
         badge(state.status),
+        row.type,
         visit.time(state.created_at),
         visit.time(state.run_at),
         state.attempts,

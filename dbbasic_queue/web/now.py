@@ -281,9 +281,12 @@ def _everything(visit: Visit, everything: bool) -> Markup | None:
 
 
 def _charts(reading: Reading) -> Markup:
+    title, name = "The last hour and day", "charts"
+    if not reading.day.ended.largest():
+        return section(title, name, empty("No job has run in the last day."))
     return section(
-        "The last hour and day",
-        "charts",
+        title,
+        name,
         tag(
             "div",
             tag(

@@ -58,6 +58,9 @@ VERDICT = "tests/monitoring/test_verdict.py"
 FILTERS = "tests/cli/test_filters.py"
 DRY_RUN = FILTERS + "::test_filters_choose_what_is_changed_and_a_dry_run_changes_nothing"
 EDITOR = "tests/cli/test_edit_command.py"
+ATTACKS = "tests/web/test_attacks.py"
+ACTIONS = "tests/web/test_actions.py"
+NEWEST = "tests/store/test_newest.py"
 WATCH = "tests/cli/test_watch.py"
 EXCHANGE = "tests/cli/test_exchange.py"
 CRONTAB = "tests/cli/test_crontab.py"
@@ -1926,5 +1929,92 @@ MUTANTS = (
         '    """Cancel a job that hasn\'t been started."""\n'
         "    if state.status not in (PENDING, PROCESSING):\n",
         (FILTERS + "::test_a_change_by_filters_leaves_the_running_jobs_that_they_do_not_choose",),
+    ),
+    Mutant(
+        "an error in allow opens the page",
+        "web/access.py",
+        '        raise Refused(403, "You may not see this page.") from None\n',
+        '        found = Access("all")\n',
+        (ATTACKS + "::test_an_error_in_allow_opens_nothing",),
+    ),
+    Mutant(
+        "the page without allow can be read",
+        "web/access.py",
+        "        raise Refused(403, CLOSED)\n",
+        '        return Access("read")\n',
+        (
+            ATTACKS
+            + "::test_without_allow_everything_is_refused_with_a_text_that_says_what_to_write",
+        ),
+    ),
+    Mutant(
+        "a form of another site is accepted",
+        "web/application.py",
+        "        check_origin(request)\n",
+        "",
+        (ATTACKS + "::test_a_form_that_another_site_has_sent_is_refused",),
+    ),
+    Mutant(
+        "a form without a token is accepted",
+        "web/application.py",
+        "        check_token(request, token)\n",
+        "",
+        (ATTACKS + "::test_a_form_without_the_right_token_is_refused",),
+    ),
+    Mutant(
+        "a request under any name is answered",
+        "web/application.py",
+        "        check_host(request, self._hosts)\n",
+        "",
+        (ATTACKS + "::test_a_request_under_another_name_is_refused",),
+    ),
+    Mutant(
+        "text in the page is HTML",
+        "web/html.py",
+        "    return text.translate(_ENTITIES)\n",
+        "    return text\n",
+        (ATTACKS + "::test_script_in_a_queue_is_only_text_on_every_screen",),
+    ),
+    Mutant(
+        "a search finds what is hidden",
+        "web/hiding.py",
+        '        return text in (self.text(encoded) or "")\n',
+        "        return True\n",
+        (ATTACKS + "::test_a_search_does_not_find_what_is_hidden",),
+    ),
+    Mutant(
+        "a right is not asked for",
+        "web/actions.py",
+        "    if not visit.access.may(action):\n",
+        "    if not visit.access.rights:\n",
+        (ACTIONS + "::test_each_right_allows_its_action_and_no_other",),
+    ),
+    Mutant(
+        "the address of the page works twice",
+        "web/door.py",
+        "            self._is_used = True\n",
+        "            pass\n",
+        (ATTACKS + "::test_the_address_opens_the_page_once_and_for_one_browser_only",),
+    ),
+    Mutant(
+        "a slow client keeps its connection",
+        "web/server.py",
+        "        self._connection.settimeout(left)\n",
+        "        self._deadline += 60\n",
+        (ATTACKS + "::test_a_slow_client_is_dropped_and_others_are_served",),
+    ),
+    Mutant(
+        "an edit overwrites that of another user",
+        "web/actions.py",
+        '    if job.seen(visit, row) != visit.field("before"):\n',
+        "    if False:\n",
+        (ACTIONS + "::test_two_users_who_edit_at_once_do_not_overwrite_each_other",),
+    ),
+    Mutant(
+        "the newest jobs of a status are those whose lines have it",
+        "store/reading/newest.py",
+        "        by_journal = set() if wanted is None else self._in_journal(statuses)\n",
+        "        by_journal: set[int] = set()\n",
+        (NEWEST + "::test_a_status_in_the_journal_counts_and_the_one_in_the_line_does_not",),
     ),
 )
