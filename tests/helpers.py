@@ -221,6 +221,7 @@ _WITH_PROCESSES = frozenset(
         "run",
         "wait",
         "watch",
+        "web",
         "worker",
     ]
 )
