@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from dbbasic_queue.errors import QueueError
+from dbbasic_queue.model.escaping import escape
 from dbbasic_queue.web import actions, attempts, job, jobs, layout, now, schedules, static_files
 from dbbasic_queue.web.access import access_of, check_host, check_origin, check_token, token_of
 from dbbasic_queue.web.asgi import Asgi
@@ -108,7 +109,7 @@ class Page:
         except Refused as refused:
             response = text_response(refused.status, refused.text, *refused.headers)
         except (QueueError, OSError) as error:
-            self._log.warning("the queue can't be used: %s", error)
+            self._log.warning("the queue can't be used: %s", escape(str(error)))
             response = text_response(503, f"The queue can't be used: {error}.")
         except Exception:  # noqa: BLE001 - the log has it, and the server goes on
             self._log.exception("an error in the page")
