@@ -8,7 +8,7 @@ from __future__ import annotations
 from dbbasic_queue.errors import InvalidJob, JobNotFound
 from dbbasic_queue.model.checks import check_type
 from dbbasic_queue.model.escaping import escape
-from dbbasic_queue.model.jsontext import decode_json
+from dbbasic_queue.model.jsontext import decode_json, encode_json
 from dbbasic_queue.model.states import PENDING
 from dbbasic_queue.operating import changes
 from dbbasic_queue.operating.changes import CANCEL, REQUEUE, RUN_NOW, can_be_removed
@@ -114,23 +114,23 @@ def _edit(visit: Visit, _: str) -> Response:
     row = job.find(visit)
     text = visit.field("payload").replace("\r\n", "\n")
     if row.state.status != PENDING:
-        return job.edit(visit, text, "It is no longer waiting, so its payload can't be edited.")
+        return job.edit(visit)
     if job.seen(visit, row) != visit.field("before"):
-        return job.edit(
-            visit,
-            text,
-            "Nothing was saved: someone else has changed the payload in the meantime. Compare, and "
-            "save again to replace it.",
-        )
+        return job.edit(visit, text, _EDITED)
     try:
         value = visit.hiding.edited(decode_json(text), decode_json(row.payload or "{}"))
+        payload = encode_json(value, visit.queue.max_payload)
     except ValueError as error:
-        return job.edit(visit, text, f"Nothing was saved: this isn't valid JSON: {error}.")
-    # Between the comparison above and this call, another process could still edit the payload: here
-    # is the place to pass on what it was.
-    if not visit.queue.edit_job(row.id, value):
-        return job.edit(visit, text, "It is no longer waiting, so its payload can't be edited.")
+        return job.edit(visit, text, f"Nothing was saved: this isn't a valid payload: {error}.")
+    if not visit.queue.store.edit(row.id, payload, before=row.payload):
+        return job.edit(visit, text, _EDITED)
     return redirect(visit.address("/job", id=row.id, done="edited"))
+
+
+_EDITED = (
+    "Nothing was saved: someone else has changed the job in the meantime. Compare, and save again "
+    "to replace it."
+)
 
 
 def _many(visit: Visit, action: str) -> Response:

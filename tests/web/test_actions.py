@@ -160,13 +160,40 @@ def test_two_users_who_edit_at_once_do_not_overwrite_each_other(any_queue: Queue
     response = grace.post("/job/edit", **second | {"payload": '{"n": 3}'})
     assert response.status == 409
     shown = response.body.decode()
-    assert "someone else has changed the payload" in text_of(shown)
+    assert "someone else has changed the job" in text_of(shown)
     assert "It is now: { &quot;n&quot;: 2 }" in re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", shown))
     assert job(any_queue, job_id)["payload"] == {"n": 2}
     again = payload_form(shown)  # what grace wrote, and what she has seen by now
     assert again["payload"] == '{"n": 3}'
     grace.done("/job/edit", **again)
     assert job(any_queue, job_id)["payload"] == {"n": 3}
+
+
+def test_an_edit_between_the_comparison_and_the_change_is_not_overwritten(
+    any_queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = any_queue.enqueue("greet", {"n": 1})
+    visitor = Visitor(any_queue)
+    form = payload_form(visitor.get("/job/edit", id=job_id))
+    edit = any_queue.store.edit
+
+    def edited_first(job_id: str, payload: str, before: str | None = None) -> bool:
+        edit(job_id, '{"n": 2}')
+        return edit(job_id, payload, before)
+
+    monkeypatch.setattr(any_queue.store, "edit", edited_first)
+    assert visitor.post("/job/edit", **form | {"payload": '{"n": 3}'}).status == 409
+    assert job(any_queue, job_id)["payload"] == {"n": 2}
+
+
+def test_a_payload_that_is_too_large_is_not_saved(path: Path, clock: Clock) -> None:
+    with Queue(path, clock=clock, max_payload=100) as queue:
+        job_id = queue.enqueue("greet", {"n": 1})
+        visitor = Visitor(queue)
+        form = payload_form(visitor.get("/job/edit", id=job_id))
+        response = visitor.post("/job/edit", **form | {"payload": f'"{"x" * 200}"'})
+        assert response.status == 409 and b"at most 100 are allowed" in response.body
+        assert job(queue, job_id)["payload"] == {"n": 1}
 
 
 def test_the_payload_of_a_job_that_ran_in_the_meantime_is_not_edited(any_queue: Queue) -> None:

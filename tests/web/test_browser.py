@@ -245,7 +245,7 @@ def test_a_payload_is_edited(tab: Tab, queue: Queue) -> None:
         assert "s3cret" not in tab.content()
         area.fill(area.input_value().replace("ada", "grace").removesuffix("}"))
         tab.get_by_role("button", name="Save").click()
-        text_is_shown(tab, "this isn't valid JSON")
+        text_is_shown(tab, "this isn't a valid payload")
         area.fill(area.input_value() + "}")
         tab.get_by_role("button", name="Save").click()
         text_is_shown(tab, "The payload was changed.")
