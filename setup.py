@@ -28,6 +28,9 @@ setup(
         "dbbasic_queue",
         "dbbasic_queue.cli",
         "dbbasic_queue.cli.doctor",
+        "dbbasic_queue.django",
+        "dbbasic_queue.django.management",
+        "dbbasic_queue.django.management.commands",
         "dbbasic_queue.engines",
         "dbbasic_queue.model",
         "dbbasic_queue.monitoring",
@@ -47,12 +50,14 @@ setup(
     package_data={
         "dbbasic_queue": ["py.typed"],
         "dbbasic_queue.cli": ["*.tsv"],
+        "dbbasic_queue.django": ["templates/dbbasic_queue/*.html"],
         "dbbasic_queue.engines": ["*.lua", "*.sql"],
         "dbbasic_queue.web": ["static/*"],
     },
     data_files=shell_files.write(),
     install_requires=["filelock>=3.30"],
     extras_require={
+        "django": ["django>=5.2", "django-tasks>=0.12; python_version < '3.12'"],
         "pickle": ["cloudpickle>=3"],
         "postgres": ["procrastinate>=3.10", "psycopg[binary]>=3.2"],
         "redis": ["rq>=2.10"],
@@ -67,7 +72,8 @@ setup(
             "axe-playwright-python>=0.1.8",  # axe-core itself
             "cloudpickle>=3",
             "cronsim>=2.6",
-            "django>=5",
+            "django>=5.2",
+            "django-tasks>=0.12; python_version < '3.12'",  # Django 6 has it, and needs 3.12
             "fastapi>=0.115",
             "flask>=3",
             "gunicorn>=22",

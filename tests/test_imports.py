@@ -32,6 +32,7 @@ LAYERS = [
     "web",
     "__init__",
     "cli pytest_dbbasic_queue",
+    "django",
     "__main__",
 ]
 LAYER_OF = {folder: layer for layer, folders in enumerate(LAYERS) for folder in folders.split()}
@@ -109,8 +110,8 @@ def test_there_are_no_circular_imports() -> None:
     assert left == set(), "these modules import each other"
 
 
-# `cli.loading` imports the module that the user names.
-@pytest.mark.parametrize("name", sorted(set(MODULES) - {"cli.loading"}))
+# `cli.loading` imports the module that the user names, `django.discovery` those of the project.
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {"cli.loading", "django.discovery"}))
 def test_no_module_is_imported_by_a_string(name: str) -> None:
     if name == "cli.loading":  # the user's module with handlers, which a command line names
         return
@@ -126,6 +127,8 @@ def extra(name: str) -> set[str]:
         return {"cloudpickle"}
     if name == "schedules":
         return {"cronsim"}
+    if name.startswith("django."):
+        return {"django", "django_tasks", "asgiref"}
     if name in ("engines.postgres_client", "engines.procrastinate_schema"):
         return {"procrastinate", "psycopg"}
     return {"pytest"} if name == "pytest_dbbasic_queue" else set()

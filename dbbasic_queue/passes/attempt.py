@@ -79,15 +79,17 @@ class Details:
     """What an attempt leaves besides its outcome, for people.
 
     `traceback` and `exception`, the path of its class, are those of the handler's exception,
-    escaped. `printed` is what the attempt has printed in a process of its own, or None.
+    escaped. `own_process` is whether the attempt had a process of its own, and `printed` what it
+    has printed there, or None.
     """
 
-    __slots__ = ("exception", "printed", "traceback")
+    __slots__ = ("exception", "own_process", "printed", "traceback")
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.traceback = format_traceback(error) if error else ""
         # A command's error has no traceback: it isn't an exception of Python code.
         self.exception = class_path(error) if error and self.traceback else ""
+        self.own_process = False
         self.printed: Printed | None = None
 
 
@@ -193,7 +195,7 @@ class Attempts:
             return self._not_started(row.state, "the job's process", e.__cause__ or e)
         except time_limit.Died as e:
             details = Details()
-            details.printed = e.printed
+            details.own_process, details.printed = True, e.printed
             if e.by_end_signal and self._is_asked_to_end_too():
                 return INTERRUPTED, None, details
             return self.failed(handler, row.state, str(e), details)
@@ -202,7 +204,7 @@ class Attempts:
         outcome, exception, trace, after = content.split(b"\n", 3)
         details = Details()
         details.exception, details.traceback = exception.decode(), trace.decode()
-        details.printed = printed
+        details.own_process, details.printed = True, printed
         return outcome.decode(), decode_state(after), details
 
     def _is_asked_to_end_too(self) -> bool:

@@ -133,12 +133,12 @@ class Executor:
         """Keep what an attempt has printed, and add the attempt to the history."""
         claims, now, printed = self._claims, self._clock(), details.printed
         trace, exception = details.traceback, details.exception
-        if printed is None:
-            claims.history.note(row, ended, error, now, seconds, trace, exception)
-            return
-        offset = claims.output.keep(row, now, printed.kept, printed.left_out)
+        offset = None
+        if printed is not None:
+            offset = claims.output.keep(row, now, printed.kept, printed.left_out)
         claims.history.note(row, ended, error, now, seconds, trace, exception, offset)
-        claims.history.flush()  # so that the output can be found as soon as the job has ended
+        if details.own_process:  # its hooks find it there, and its output as soon as it has ended
+            claims.history.flush()
 
     def report(
         self,

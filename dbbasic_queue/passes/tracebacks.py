@@ -19,6 +19,7 @@ _NOT_THE_HANDLERS = (
     "dbbasic_queue.passes.",
     "dbbasic_queue.handlers",
     "dbbasic_queue.commands",
+    "dbbasic_queue.django.",
     "asyncio.",
 )
 """how the names of modules begin whose frames come before the handler's"""

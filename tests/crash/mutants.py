@@ -34,6 +34,7 @@ _COPIED = (
     "pytest_dbbasic_queue",
     "dbbasic_queue_program.py",
     "docs",
+    "examples",
     "tests",
     "workers",
     "pyproject.toml",
@@ -45,7 +46,7 @@ _COPIED = (
 def lay_out(place: Path) -> None:
     """Copy the project."""
     place.mkdir()
-    ignored = shutil.ignore_patterns("__pycache__", ".*_cache", ".hypothesis")
+    ignored = shutil.ignore_patterns("__pycache__", ".*_cache", ".hypothesis", ".venv")
     for name in _COPIED:
         source = PROJECT / name
         if source.is_dir():

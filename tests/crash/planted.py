@@ -58,6 +58,10 @@ VERDICT = "tests/monitoring/test_verdict.py"
 FILTERS = "tests/cli/test_filters.py"
 DRY_RUN = FILTERS + "::test_filters_choose_what_is_changed_and_a_dry_run_changes_nothing"
 EDITOR = "tests/cli/test_edit_command.py"
+DJANGO = "tests/django_backend/test_backend.py"
+TRANSACTIONS = "tests/django_backend/test_transactions.py"
+CONNECTIONS = "tests/django_backend/test_connections.py"
+ADMIN = "tests/django_backend/test_admin.py"
 ATTACKS = "tests/web/test_attacks.py"
 ACTIONS = "tests/web/test_actions.py"
 NEWEST = "tests/store/test_newest.py"
@@ -2016,5 +2020,65 @@ MUTANTS = (
         "        by_journal = set() if wanted is None else self._in_journal(statuses)\n",
         "        by_journal: set[int] = set()\n",
         (NEWEST + "::test_a_status_in_the_journal_counts_and_the_one_in_the_line_does_not",),
+    ),
+    Mutant(
+        "a row imports the module that its type names (Django)",
+        "django/backend.py",
+        "        return self.tasks().get(path)\n",
+        "        from django.utils.module_loading import import_string\n"
+        "        return self.tasks().get(path) or import_string(path)\n",
+        (DJANGO + "::test_a_row_can_neither_import_a_module_nor_call_a_function_that_isnt_a_task",),
+    ),
+    Mutant(
+        "a job is added though its transaction is rolled back (Django)",
+        "django/backend.py",
+        "            transaction.on_commit(add, using=options.on_commit)\n",
+        "            add()\n",
+        (TRANSACTIONS + "::test_with_the_option_a_rollback_leaves_no_job",),
+    ),
+    Mutant(
+        "an id of one's own is added twice (Django)",
+        "django/backend.py",
+        "            store.add(row, job_id if once else None)\n",
+        "            store.add(row, None)\n",
+        (TRANSACTIONS + "::test_what_a_killed_server_hasnt_enqueued_is_enqueued_once",),
+    ),
+    Mutant(
+        "a task that no pass would find is enqueued (Django)",
+        "django/backend.py",
+        "        if not discovery.is_found(module, options.modules):\n",
+        "        if False:\n",
+        (DJANGO + "::test_a_task_that_no_pass_would_find_cant_be_enqueued",),
+    ),
+    Mutant(
+        "work that is done runs again because its result isn't JSON (Django)",
+        "django/handlers.py",
+        "class UnsupportedResult(Fail):\n",
+        "class UnsupportedResult(Exception):\n",
+        (DJANGO + "::test_a_result_that_isnt_json_fails_the_task_which_doesnt_run_again",),
+    ),
+    Mutant(
+        "a pass that forks keeps its connections (Django)",
+        "django/connections.py",
+        "    if every:\n",
+        "    if False:\n",
+        (CONNECTIONS + "::test_a_pass_that_forks_keeps_no_connection",),
+    ),
+    Mutant(
+        "a forked process waits for a thread that only its parent has (Django)",
+        "django/connections.py",
+        "    SyncToAsync.single_thread_executor = ThreadPoolExecutor(max_workers=1)\n",
+        "    ThreadPoolExecutor(max_workers=1)\n",
+        (
+            CONNECTIONS
+            + "::test_a_coroutine_in_a_process_of_its_own_doesnt_wait_for_a_thread_of_the_parent",
+        ),
+    ),
+    Mutant(
+        "all of the staff can change jobs in the admin (Django)",
+        "django/admin.py",
+        "        if self.has_change_permission(source):\n",
+        "        if True:\n",
+        (ADMIN + "::test_users_who_can_view_see_the_page_and_no_buttons",),
     ),
 )

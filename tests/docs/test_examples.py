@@ -1,5 +1,7 @@
 """Every example of README.md and docs/*.md is run, page by page, in a fresh directory per page.
 
+The README of each directory in examples/ is run in a copy of that directory.
+
 blocks.py says what is done with which block, running.py how, and compare.py what an output may be.
 """
 
@@ -27,13 +29,22 @@ def what_is_missing(blocks: list[Block]) -> Iterator[str]:
             yield f"{block} needs {block.needs}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+EXAMPLES = sorted((PROJECT / "examples").glob("*/README.md"))
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, *EXAMPLES], ids=lambda page: str(page.relative_to(PROJECT))
+)
 def test_every_example_of_the_page_runs(page: Path, tmp_path: Path) -> None:
     blocks = blocks_of(page)
     for block in blocks:
         block.check()
     if missing := list(what_is_missing(blocks)):
         pytest.skip("; ".join(missing))
-    ran = Page(tmp_path / "app", blocks).run()
+    run = Page(tmp_path / "app", blocks)
+    if page in EXAMPLES:
+        without_data = shutil.ignore_patterns("data", "__pycache__")
+        shutil.copytree(page.parent, run.directory, ignore=without_data, dirs_exist_ok=True)
+    ran = run.run()
     assert ran == sum(block.is_run for block in blocks)
     assert ran > 0 or not any(block.language in RUN for block in blocks)

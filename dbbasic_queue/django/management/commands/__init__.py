@@ -1,0 +1,1 @@
+"""The management commands: `queue` and `queue_pass`."""

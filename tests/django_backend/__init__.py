@@ -1,0 +1,1 @@
+"""The backend for Django's tasks, in a site."""

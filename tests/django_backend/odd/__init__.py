@@ -1,0 +1,1 @@
+"""An app whose tasks behave in odd ways."""
