@@ -98,6 +98,10 @@ class Attack:
         """the process id of the partner, whose pass is alive; 0 if there is none"""
         self._wake = -1
         """the end of a pipe; closing it lets the partner's job finish"""
+        self._recovery = 0
+        """the process id of the recovery, which makes the last passes, too"""
+        self._go = -1
+        """the end of a pipe, for the instant of the last passes"""
 
     def prepare(self) -> None:
         """Create the workload's files, and start its partner."""
@@ -220,7 +224,8 @@ class Attack:
     def recover(self, plan: Plan | None = None) -> None:
         """Make one pass in a new process, at the time of the crash, and check what it did.
 
-        With a plan, attack this pass instead, and check nothing.
+        With a plan, attack this pass instead, and check nothing. Otherwise, call `settle` next: the
+        process waits for it, because most of what a process costs here is its start.
         """
         promises = self.promises()
         before = read_disk(self.path)
@@ -228,8 +233,23 @@ class Attack:
         if plan is not None:
             self.attack(lambda bench: self._pass(bench, promises.now), plan)
             return
-        pid = start(lambda: self._pass(self.bench, promises.now))
-        self._wait(pid, "the recovery")
+        wait, self._go = os.pipe()
+        done, done_write = os.pipe()
+
+        def work() -> None:
+            os.close(self._go)
+            if self.partner:
+                os.close(self._wake)
+            self._pass(self.bench, promises.now)
+            os.write(done_write, b"!")
+            self._last_passes(float(os.read(wait, 100)))
+
+        self._recovery = pid = start(work)
+        os.close(wait)
+        os.close(done_write)
+        if os.read(done, 1) != b"!":
+            self._end_recovery("the recovery")
+        os.close(done)
         started = self.promises().starts_by.get(pid, set())
         after = read_disk(self.path)
         self.wrong += check_recovered(before, after, promises, started, alive)
@@ -247,28 +267,36 @@ class Attack:
         """
         self.end_partner()
         now = self.promises().now
-
-        def work() -> None:
-            bench = self.bench
-            bench.queue = bench.open()
-            bench.now = now
-            bench.enqueue("last")  # a torn last line must not tear this one
-            for job_type in read_disk(self.path).paused:
-                bench.resume(job_type)
-            if os.path.exists(archive_of(self.path)):
-                bench.archive(DAY)  # this repairs a torn archive
-            for n in range(1, ROUNDS + 1):
-                bench.set_clock(now + n * JUMP)
-                bench.work()
-                counts = bench.queue.counts()
-                if not counts["pending"] and not counts["processing"]:
-                    break
-
-        self._wait(start(work), "the last passes")
+        if self._recovery:
+            os.write(self._go, repr(now).encode())
+            self._end_recovery("the last passes")
+        else:
+            self._wait(start(lambda: self._last_passes(now)), "the last passes")
         disk = read_disk(self.path)
         promises = self.promises()
         self.wrong += check_settled(disk, promises, self.workload.junk, events)
         return disk
+
+    def _last_passes(self, now: float) -> None:
+        bench = self.bench
+        bench.queue = bench.open()
+        bench.now = now
+        bench.enqueue("last")  # a torn last line must not tear this one
+        for job_type in read_disk(self.path).paused:
+            bench.resume(job_type)
+        if os.path.exists(archive_of(self.path)):
+            bench.archive(DAY)  # this repairs a torn archive
+        for n in range(1, ROUNDS + 1):
+            bench.set_clock(now + n * JUMP)
+            bench.work()
+            counts = bench.queue.counts()
+            if not counts["pending"] and not counts["processing"]:
+                break
+
+    def _end_recovery(self, who: str) -> None:
+        os.close(self._go)
+        self._wait(self._recovery, who)
+        self._recovery = 0
 
     def state(self) -> str:
         """Return a digest of the files. It is the same if only random ids and times differ."""
