@@ -32,24 +32,31 @@ if signal.getsignal(signal.SIGQUIT) == signal.SIG_IGN:
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.get_closest_marker("slow"))
-
-
 _NOT_MEASURED = tuple(
     Path(__file__).parent / folder
     for folder in ("crash", "deployments", "docs", "engines", "rivals", "system")
 )
 
 
+def _is_measured(path: Path) -> bool:
+    """Return whether the coverage of a file's tests is measured.
+
+    A child process would take three times as long to start, and there are thousands; other tests
+    run the same code, and their child processes are measured.
+    """
+    return not any(path.is_relative_to(folder) for folder in _NOT_MEASURED)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.get_closest_marker("slow"))
+    for item in items:
+        if not _is_measured(item.path):
+            item.add_marker("no_cover")
+
+
 @pytest.fixture(autouse=True)
 def coverage_of_children(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Don't measure the coverage of child processes in these folders.
-
-    Each would take three times as long to start, and there are thousands; the other tests run the
-    same code in child processes that are measured.
-    """
-    if any(request.path.is_relative_to(folder) for folder in _NOT_MEASURED):
+    if not _is_measured(request.path):
         for name in [name for name in os.environ if name.startswith("COV")]:
             monkeypatch.delenv(name)
 
