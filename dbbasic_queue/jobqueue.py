@@ -42,7 +42,7 @@ from dbbasic_queue.store.location import open_store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
     from datetime import datetime, timedelta
     from types import ModuleType
     from typing import Any, Literal, Self
@@ -465,15 +465,11 @@ class Queue:
         return await asyncio.to_thread(self.get_job, job_id)
 
     async def await_job(self, job_id: str, timeout: float | timedelta) -> JobDict | None:
-        """Like `wait`."""
-        import asyncio
-
-        for pause in _polls(timeout):
-            await asyncio.sleep(pause)
-            job = self._existing(job_id, await self.aget_job(job_id))
-            if job["status"] in FINISHED:
-                return job
-        return None
+        """Like `wait`. However many coroutines wait, only one thread looks for their jobs."""
+        seconds = check_seconds(timeout, "timeout", above=-math.inf)
+        found = await load(_waiting)(self, self.get_job, job_id, seconds)
+        job = self._existing(job_id, found)
+        return job if job["status"] in FINISHED else None
 
     # -- changing jobs: each call is one atomic change, and leaves running jobs alone --
 
@@ -787,6 +783,12 @@ def _http() -> ModuleType:
     from dbbasic_queue.passes import http
 
     return http
+
+
+def _waiting() -> Callable[..., Awaitable[JobDict | None]]:
+    from dbbasic_queue.waiting import wait
+
+    return wait
 
 
 def _plan() -> Callable[..., Pass | Supervisor]:

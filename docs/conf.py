@@ -22,7 +22,15 @@ import dbbasic_queue
 
 NAVIGATION = {
     "Start": ("tutorial", "comparison", "migrating"),
-    "Writing jobs": ("handlers", "commands", "schedules", "notifications", "testing", "django"),
+    "Writing jobs": (
+        "handlers",
+        "commands",
+        "schedules",
+        "notifications",
+        "testing",
+        "django",
+        "frameworks",
+    ),
     "Running them": ("workers", "deployment", "operations", "web", "engines", "moving"),
     "Reference": ("command-line", "api", "reference", "file-format", "glossary"),
     "How it works": ("internals", "performance", "BENCHMARKS"),

@@ -20,19 +20,19 @@ LAYERS = [
     "model signatures",
     "store",
     "handlers schedules moving",
-    "passes monitoring",
+    "passes monitoring waiting",
     "jobqueue",
     "operating",
     "engines",
     "opening",
     "queue",
     "commands",
-    "toml_file notify",
+    "toml_file notify opentelemetry",
     "registry pickles testing worker",
     "web",
     "__init__",
     "cli pytest_dbbasic_queue",
-    "django",
+    "django flask",
     "__main__",
 ]
 LAYER_OF = {folder: layer for layer, folders in enumerate(LAYERS) for folder in folders.split()}
@@ -127,6 +127,10 @@ def extra(name: str) -> set[str]:
         return {"cloudpickle"}
     if name == "schedules":
         return {"cronsim"}
+    if name == "opentelemetry":
+        return {"opentelemetry"}
+    if name == "flask":
+        return {"flask", "click"}
     if name.startswith("django."):
         return {"django", "django_tasks", "asgiref"}
     if name in ("engines.postgres_client", "engines.procrastinate_schema"):

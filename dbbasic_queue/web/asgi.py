@@ -92,6 +92,8 @@ def _request(scope: Any, body: bytes | None) -> Request:
     path = scope["path"]
     if prefix and (path == prefix or path.startswith(prefix + "/")):
         path = path[len(prefix) :]  # since 2023, the path has the prefix
+    if len(path) > 1:
+        path = path.removesuffix("/")  # Litestar adds a slash to the paths of what is mounted
     client = scope.get("client")
     return Request(
         scope["method"],

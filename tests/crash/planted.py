@@ -57,6 +57,9 @@ KEEP = "tests/passes/test_keep.py"
 VERDICT = "tests/monitoring/test_verdict.py"
 FILTERS = "tests/cli/test_filters.py"
 DRY_RUN = FILTERS + "::test_filters_choose_what_is_changed_and_a_dry_run_changes_nothing"
+WAITING = "tests/test_waiting.py"
+FLASK = "tests/test_flask.py"
+SPANS = "tests/test_opentelemetry.py"
 EDITOR = "tests/cli/test_edit_command.py"
 DJANGO = "tests/django_backend/test_backend.py"
 TRANSACTIONS = "tests/django_backend/test_transactions.py"
@@ -2080,5 +2083,47 @@ MUTANTS = (
         "        if self.has_change_permission(source):\n",
         "        if True:\n",
         (ADMIN + "::test_users_who_can_view_see_the_page_and_no_buttons",),
+    ),
+    Mutant(
+        "each coroutine that waits for a job takes a thread",
+        "waiting.py",
+        "    watcher = _watchers.get(key)\n",
+        "    watcher = None\n",
+        (WAITING + "::test_a_thousand_coroutines_that_wait_need_one_thread_at_a_time",),
+    ),
+    Mutant(
+        "who has stopped waiting is looked for forever",
+        "waiting.py",
+        "            del self._waiting[waiting]\n",
+        "            pass\n",
+        (WAITING + "::test_who_stops_waiting_isnt_looked_for_any_more",),
+    ),
+    Mutant(
+        "a job has no app context of its own (Flask)",
+        "flask.py",
+        "        with self._app().app_context():\n",
+        "        if True:\n",
+        (FLASK + "::test_each_job_has_an_app_context_of_its_own",),
+    ),
+    Mutant(
+        "a view adds jobs to the queue of another app (Flask)",
+        "flask.py",
+        "        queue: Queue = self._app().extensions[NAME]\n",
+        "        queue: Queue = list(self._apps)[0].extensions[NAME]\n",
+        (FLASK + "::test_a_view_adds_jobs_to_the_queue_of_its_app",),
+    ),
+    Mutant(
+        "the span of a job in a process of its own ends with that process",
+        "opentelemetry.py",
+        "            if os.getpid() != process and ",
+        "            if False and ",
+        (SPANS + "::test_spans_of_processes_that_end_with_their_job_are_exported_first",),
+    ),
+    Mutant(
+        "a failed attempt's span looks like a completed one's",
+        "opentelemetry.py",
+        "        span.set_status(StatusCode.ERROR, type(e).__name__)\n",
+        "",
+        (SPANS + "::test_each_attempt_is_a_span_in_the_trace_of_its_job",),
     ),
 )

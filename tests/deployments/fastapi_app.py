@@ -30,10 +30,8 @@ HANDLERS = {"work": work, "work_in_the_loop": work_in_the_loop}
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     with Queue(QUEUE) as queue:
-        worker = Worker(queue, HANDLERS, max_attempts=100)
-        worker.start()
-        yield
-        await asyncio.to_thread(worker.stop)
+        async with Worker(queue, HANDLERS, max_attempts=100):
+            yield
 
 
 app = FastAPI(lifespan=lifespan, default_response_class=PlainTextResponse)

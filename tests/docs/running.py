@@ -146,6 +146,12 @@ class Page:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(self.here(code), encoding="utf-8")
 
+    def adapt(self) -> None:
+        """Make the files that are in the directory name it, instead of /srv/app."""
+        for file in self.directory.iterdir():
+            if file.is_file() and b"/srv/app" in (content := file.read_bytes()):
+                file.write_text(content.decode().replace("/srv/app", str(self.directory)))
+
     def here(self, text: str) -> str:
         """Return what a command or file of the page means in this directory."""
         text = text.replace("/srv/app", str(self.directory))

@@ -43,8 +43,9 @@ def test_every_example_of_the_page_runs(page: Path, tmp_path: Path) -> None:
         pytest.skip("; ".join(missing))
     run = Page(tmp_path / "app", blocks)
     if page in EXAMPLES:
-        without_data = shutil.ignore_patterns("data", "__pycache__")
+        without_data = shutil.ignore_patterns("data", "instance", "__pycache__")
         shutil.copytree(page.parent, run.directory, ignore=without_data, dirs_exist_ok=True)
+        run.adapt()
     ran = run.run()
     assert ran == sum(block.is_run for block in blocks)
     assert ran > 0 or not any(block.language in RUN for block in blocks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -87,6 +88,36 @@ def cron_starts(command: str, page: Page, settings: dict[str, str]) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, ""), command
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "job_type"),
+    [
+        ("docs/frameworks.md", "instance/queue.tsv", "greet"),
+        ("examples/flask-app/README.md", "instance/queue.tsv", "write_receipt"),
+        ("examples/php-page/README.md", "data/queue.tsv", "receipt"),
+    ],
+)
+def test_cron_runs_a_job_with_the_line_of(
+    name: str, path: str, job_type: str, tmp_path: Path
+) -> None:
+    if "php" in name and shutil.which("php") is None:
+        pytest.skip("needs php")
+    blocks = blocks_of(PROJECT / name)
+    page = Page(tmp_path / "app", blocks)
+    if name.startswith("examples"):
+        shutil.copytree((PROJECT / name).parent, page.directory, dirs_exist_ok=True)
+    for block in blocks:
+        if block.file:
+            page.write(block.file, block.code)
+    (crontab,) = [Crontab(block) for block in blocks if block.language == "crontab"]
+    ((when, command),) = crontab.commands
+    assert when == "* * * * *"
+    with Queue(page.directory / path) as queue:
+        job_id = queue.enqueue(job_type, {"name": "Ada"})
+        cron_starts(command.replace("--linger 55s", "--linger 0s"), page, crontab.settings)
+        found = queue.get_job(job_id)
+    assert found is not None and found["status"] == "completed", found
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md"])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from django.core.management.base import BaseCommand, CommandError
 
-from dbbasic_queue.cli.main import main
+from dbbasic_queue.cli.embedded import run
 from dbbasic_queue.django.choosing import choose
 
 TYPE_CHECKING = False
@@ -47,15 +46,4 @@ class Command(BaseCommand):
             sys.exit(code)
 
     def _run(self, alias: str | None, arguments: list[str]) -> int:
-        queue = choose(alias).queue
-        names = "DBBASIC_QUEUE_FILE", "DBBASIC_QUEUE_URL"
-        before = {name: os.environ.pop(name, None) for name in names}
-        address = queue.store.address
-        os.environ[names[0] if os.path.isabs(address) else names[1]] = address
-        try:
-            return main(arguments)
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name, None)
-                if value is not None:
-                    os.environ[name] = value
+        return run(choose(alias).queue, arguments)

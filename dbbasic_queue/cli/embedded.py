@@ -1,0 +1,32 @@
+"""The command line inside another program's, such as `manage.py queue` and `flask queue`."""
+
+from __future__ import annotations
+
+import os
+
+from dbbasic_queue.cli.main import main
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dbbasic_queue.jobqueue import Queue
+
+_FILE, _URL = "DBBASIC_QUEUE_FILE", "DBBASIC_QUEUE_URL"
+
+
+def run(queue: Queue, arguments: Sequence[str]) -> int:
+    """Run a command with this queue as the default queue; return its exit code.
+
+    Raises SystemExit as `main` does.
+    """
+    before = {name: os.environ.pop(name, None) for name in (_FILE, _URL)}
+    address = queue.store.address
+    os.environ[_FILE if os.path.isabs(address) else _URL] = address
+    try:
+        return main(arguments)
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
