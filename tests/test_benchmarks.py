@@ -64,8 +64,10 @@ def test_the_benchmarks_measure_how_long_each_call_holds_the_lock(
     page = run("--no-peers", "--dir", tmp_path / "queues", "--out", tmp_path / "docs", *only)
     results = json.loads((tmp_path / "docs/benchmarks/results.json").read_text("utf-8"))
     for figure in results["figures"]:
-        assert 0 < figure["held_ms"] < 1000
+        assert figure["held_ms"] < 1000
         assert figure["copy_ms"] > 0
+    # A call that is short may be over before the process that watches the lock looks at it.
+    assert max(figure["held_ms"] for figure in results["figures"]) > 0
     assert page.count("| others wait for the lock: ") == len(HELD)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import doctest
+import importlib
 import math
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -44,6 +46,12 @@ def run(backend: TextFileBackend, max_attempts: int = 3, **how: Any) -> dict[str
 def run_all(backend: TextFileBackend, max_attempts: int = 3) -> dict[str, int]:
     """Do the same, and wait for retries."""
     return backend.queue.run_until_complete(TaskHandlers(backend), max_attempts)
+
+
+@pytest.mark.parametrize("name", ["task", "results"])
+def test_the_examples_in_the_docstrings_are_true(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"dbbasic_queue.django.{name}"))
+    assert result.attempted and not result.failed
 
 
 def test_a_task_is_run_by_a_pass_and_has_a_result(backend: TextFileBackend) -> None:
