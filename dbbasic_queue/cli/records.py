@@ -134,13 +134,14 @@ def run_stats(arguments: Namespace) -> int:
     from dbbasic_queue.cli.terminal import Column
     from dbbasic_queue.monitoring.durations import duration
     from dbbasic_queue.monitoring.metrics import QUANTILES
+    from dbbasic_queue.store.history import FAILED_OUTCOMES
 
     with existing_queue(arguments) as queue:
         measured = queue.metrics(arguments.window)
 
     def failed(found: dict[str, Any]) -> int:
         attempts = found["attempts"]
-        return sum(attempts.get(name, 0) for name in ("failed", "retried", "died"))
+        return sum(attempts.get(name, 0) for name in FAILED_OUTCOMES)
 
     def span(of: str, name: str) -> Column:
         def text(row: tuple[str, dict[str, Any]]) -> str:

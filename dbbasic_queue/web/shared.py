@@ -12,6 +12,8 @@ import time
 from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.escaping import printable
 from dbbasic_queue.monitoring.live import Live
+from dbbasic_queue.monitoring.status import DAY_SECONDS
+from dbbasic_queue.store.history import FAILED_OUTCOMES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,10 +24,8 @@ if TYPE_CHECKING:
     from dbbasic_queue.store.protocol import Store
 
 HOUR = 3600.0
-DAY = 86400.0
 _KEPT_SECONDS = 2.0
-_BARS = {HOUR: 60, DAY: 96}
-_FAILED = ("failed", "retried", "died")
+_BARS = {HOUR: 60, DAY_SECONDS: 96}
 
 
 class TypeNow:
@@ -63,7 +63,7 @@ class Reading:
         self.now = now
         self.status = live.status(now)
         self.hour = live.figures(now, HOUR, _BARS[HOUR])
-        self.day = live.figures(now, DAY, _BARS[DAY])
+        self.day = live.figures(now, DAY_SECONDS, _BARS[DAY_SECONDS])
         self.types = self._types(live.metrics(now, HOUR))
         self.done = sum(found.done for found in self.types)
         self.failed = sum(found.failed for found in self.types)
@@ -96,7 +96,7 @@ class Reading:
 def _add_figures(of_type: TypeNow, numbers: dict[str, Any]) -> None:
     outcomes = numbers["attempts"]
     of_type.done = outcomes.get("completed", 0)
-    of_type.failed = sum(outcomes.get(name, 0) for name in _FAILED)
+    of_type.failed = sum(outcomes.get(name, 0) for name in FAILED_OUTCOMES)
     waiting, running = numbers["waiting"], numbers["running"]
     if running["count"]:
         of_type.waits = waiting["p50"], waiting["p95"]
