@@ -7,6 +7,7 @@ depend on what has reached the disk (a power cut does: `power.py`).
 from __future__ import annotations
 
 import gc
+import glob
 import hashlib
 import importlib
 import itertools
@@ -298,18 +299,31 @@ class Attack:
         self._wait(self._recovery, who)
         self._recovery = 0
 
-    def state(self) -> str:
-        """Return a digest of the files. It is the same if only random ids and times differ."""
+    def state(self) -> tuple[str, str]:
+        """Return a digest of the files, and one of the files and the log.
+
+        Each is the same for another attack if only random ids, processes' ids, the times at which
+        passes started, and checksums differ: then a recovery has the same work to do.
+        """
+        events = self.log.events()
+        processes = {str(event[2] if event[1] == "dead" else event[0]) for event in events}
+        names: dict[bytes, bytes] = {}
+        random = re.compile(rf"\b(?:{'|'.join(processes)})\b|[0-9a-f]{{16}}".encode())
+
+        def plain(content: bytes) -> bytes:
+            content = re.sub(rb"(?m)^(pass\t\d+)\t\d+|\t[0-9a-f]{8}$", rb"\1\t", content)
+            return random.sub(lambda id: names.setdefault(id[0], b"<%d>" % len(names)), content)
+
         digest = hashlib.sha256()
-        directory = os.path.dirname(self.path)
-        for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
-            with open(os.path.join(directory, name), "rb") as file:
-                content = re.sub(rb"[0-9a-f]{16}", b"I", file.read())
-            if name.endswith((".history", ".output", ".passes", ".progress")):  # they contain times
-                content = b"%d" % content.count(b"\n")
-            content = re.sub(rb"pass\t.*|\b[0-9a-f]{8}\n|\.[0-9]{2,7}\.", b"", content)
-            digest.update(name.encode() + b"\0" + content + b"\0")
-        return digest.hexdigest()
+        for path in sorted(glob.glob(f"{self.root}/**", recursive=True, include_hidden=True)):
+            digest.update(plain(f"{path}\0{os.stat(path).st_mode:o}\0".encode()))
+            if os.path.isfile(path):
+                with open(path, "rb") as file:
+                    digest.update(plain(file.read()) + b"\0")
+        files = digest.hexdigest()
+        for _, what, *rest in events:
+            digest.update(plain(json.dumps([what, *rest]).encode()) + b"\0")
+        return files, digest.hexdigest()
 
 
 def _steady_times(bench: Bench, folds_seem_expensive: bool) -> None:

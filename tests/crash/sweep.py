@@ -64,8 +64,11 @@ class Result:
     kills: int = 0
     errors: int = 0
     missed: int = 0
+    repeated: int = 0
     states: set[str] = field(default_factory=set)
     """digests of the files after the attack"""
+    recovered: set[str] = field(default_factory=set)
+    """digests of the files and the log that a recovery was given"""
     wrong: Counter[str] = field(default_factory=Counter)
     """how often each kind of mistake was found; a kind is a sentence with N for ids and times"""
     first: dict[str, str] = field(default_factory=dict)
@@ -86,6 +89,7 @@ class Result:
             "kills": self.kills,
             "errors": self.errors,
             "missed": self.missed,
+            "repeated": self.repeated,
             "states": len(self.states),
             "wrong": [f"{count} x {self.first[kind]}" for kind, count in self.wrong.most_common()],
         }
@@ -111,13 +115,20 @@ def attacked(
 def recovered(attack: Attack, result: Result, *, torn: int, kills: int = 0) -> None:
     """Check the files, recover and settle: nothing may be wrong, and nothing may raise.
 
+    If an earlier attack has left the same files and the same log, its recovery isn't repeated.
     `torn` is how many lines may be torn and attempts lost; `kills` is the planned number of kills.
     """
     result.runs += 1
     result.kills += attack.kills
     result.missed += attack.kills < kills
     attack.check(max(torn, 1))
-    result.states.add(attack.state())
+    state, with_log = attack.state()
+    result.states.add(state)
+    if with_log in result.recovered:
+        result.repeated += 1
+        attack.end_partner()
+        return
+    result.recovered.add(with_log)
     attack.recover()
     attack.settle(torn)
     for keys, operation, (*_, text) in attack.promises().raised:
