@@ -65,7 +65,8 @@ def test_a_user_with_read_permission_only_gets_every_answer_and_changes_nothing(
         queue.enqueue("slow", {}, job_id="running")
         queue.enqueue("slow", {}, job_id="waiting")
         programs.start(f"Queue({str(path)!r}).process_jobs({{'slow': lambda _: time.sleep(600)}})")
-        wait_for(lambda: queue.store.running()[1], "the job")
+        # The pass folds once its job takes long, and changes no file after that.
+        wait_for(lambda: "\tprocessing\t" in path.read_text("utf-8"), "the fold")
         before = content(data)
         names = ("status --json", "show running", "check", "running", "watch --count 1")
         status, shown, checked, found_running, watched, found = commands(
