@@ -542,9 +542,11 @@ MODULES = [
 """Django's are looked at in tests/django_backend, which has settings for it."""
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_the_examples_in_the_docstrings_are_true(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(name))
-    assert result.failed == 0
-    if name in ("dbbasic_queue.model.rows", "dbbasic_queue.job"):
-        assert result.attempted
+def test_the_examples_in_the_docstrings_are_true() -> None:
+    tested = set()
+    for name in MODULES:
+        result = doctest.testmod(importlib.import_module(name))
+        assert result.failed == 0, name
+        if result.attempted:
+            tested.add(name)
+    assert "dbbasic_queue.model.rows" in tested
