@@ -32,32 +32,8 @@ if signal.getsignal(signal.SIGQUIT) == signal.SIG_IGN:
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
-_TESTS = Path(__file__).parent
-_NOT_MEASURED = ("crash", "deployments", "docs", "engines", "rivals", "system")
-_MEASURED_WITHOUT_CHILDREN = ("cli", "django_backend", "fuzz", "web")
-
-
-def _is_in(path: Path, folders: tuple[str, ...]) -> bool:
-    return path.relative_to(_TESTS).parts[0] in folders
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.get_closest_marker("slow"))
-    for item in items:
-        if _is_in(item.path, _NOT_MEASURED):
-            item.add_marker("no_cover")
-
-
-@pytest.fixture(autouse=True)
-def coverage_of_children(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Don't measure the coverage of child processes in some folders.
-
-    Each would take three times as long to start, and there are thousands; other tests run the same
-    code, and their child processes are measured.
-    """
-    if _is_in(request.path, _NOT_MEASURED + _MEASURED_WITHOUT_CHILDREN):
-        for name in [name for name in os.environ if name.startswith("COV")]:
-            monkeypatch.delenv(name)
 
 
 @pytest.fixture
