@@ -47,6 +47,8 @@ _SWEEPS = 10
 """how often to move the pending jobs before the source is closed, if many are added each time"""
 _POLL_SECONDS = 0.1
 _RECOVERY_SECONDS = 5.0
+_WITHDRAWN = (states.CANCELLED,)
+"""the status of the jobs that are on their way, and of those that were moved"""
 _EVER = 1e12
 """after the `run_at` of every job, in Unix seconds"""
 
@@ -141,6 +143,7 @@ class _Mover:
         self._clock = clock
         self._progress = progress
         self._conflicts: set[str] = set()
+        self._sweeps = 0
 
     def run(self, *, finished: bool, history: bool) -> None:
         self.check()
@@ -184,10 +187,10 @@ class _Mover:
             raise InvalidArgument(
                 f"{target.path} was moved to {address}: nothing was done (move to that address)"
             )
-        for row in source.rows():
+        for row in source.rows(statuses=_WITHDRAWN):
             if _is_on_its_way(row.state) and not self._is_on_its_way_there(row.state):
                 raise _unfinished(source, row)
-        for row in target.rows():
+        for row in target.rows(statuses=_WITHDRAWN):
             if _is_on_its_way(row.state):
                 raise _unfinished(target, row)
 
@@ -203,14 +206,16 @@ class _Mover:
         """Move the jobs that are pending now; return how many there were.
 
         And those that an interrupted move has withdrawn: they may be in the target already. The
-        record of a withdrawal may be torn, and become valid only now. So call this again until
-        there are none.
+        record of a withdrawal may be torn, and become valid with the first one that is written now.
+        So the second call looks for those, too; later ones needn't.
         """
         count = 0
+        self._sweeps += 1
+        statuses = (states.PENDING, *_WITHDRAWN) if self._sweeps <= 2 else (states.PENDING,)
         left = self._source.count_due(_EVER)
         to_move = (
             row
-            for row in self._source.rows()
+            for row in self._source.rows(statuses=statuses)
             if row.id not in self._conflicts
             and (row.state.status == states.PENDING or states.is_moving(row.state))
         )
@@ -344,12 +349,16 @@ class _Mover:
 
     def _verify(self) -> None:
         """Look every moved job up in the target, and remove those that it has from the source."""
-        moved = {row.id for row in self._source.rows() if states.is_moved(row.state)}
+        rows = self._source.rows(statuses=_WITHDRAWN)
+        moved = {row.id for row in rows if states.is_moved(row.state)}
         missing = self._missing(moved)
         self.outcome.missing += sorted(missing)
         if len(moved) > len(missing):
             self._source.remove(
-                lambda row: states.is_moved(row.state) and row.id in moved and row.id not in missing
+                lambda row: (
+                    states.is_moved(row.state) and row.id in moved and row.id not in missing
+                ),
+                statuses=_WITHDRAWN,
             )
 
     def _missing(self, ids: set[str]) -> set[str]:
