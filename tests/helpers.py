@@ -350,9 +350,11 @@ queue = Queue({QUEUE!r})
 def wait_for(condition: Callable[[], object], what: str, seconds: float = DEADLINE) -> None:
     """Wait until the condition is true. Raises AssertionError with `what` after the deadline."""
     end = time.monotonic() + seconds
+    pause = 0.002
     while not condition():
         assert time.monotonic() < end, f"after {seconds:.0f} seconds still waiting for {what}"
-        time.sleep(0.002)
+        time.sleep(pause)
+        pause = min(pause * 1.2, 0.05)  # a long wait leaves the processor to others
 
 
 def note(file: str | Path, text: str) -> None:

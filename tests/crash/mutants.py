@@ -24,7 +24,7 @@ from pathlib import Path
 from planted import MUTANTS, Mutant
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
-AT_A_TIME = 2
+AT_A_TIME = 3
 TIMEOUT = 150
 """seconds for one call of pytest"""
 _PROCESSES = multiprocessing.get_context("forkserver")
@@ -142,7 +142,7 @@ def judge_unharmed(base: Path) -> int:
 
 
 def main(words: list[str]) -> int:
-    """Plant each bug in turn, two at a time; return the exit code."""
+    """Plant each bug in turn, three at a time; return the exit code."""
     started = time.monotonic()
     survivors = 0
     with tempfile.TemporaryDirectory(prefix="queue-mutants-") as directory:
