@@ -342,15 +342,21 @@ class _OfType:
 
 def _row(cells: list[bytes], place: int) -> Row:
     """Return the job that the cells of a plain row make."""
-    texts = b"\t".join(cells[9 * place : 9 * place + 9]).decode().removesuffix("\n")
-    job_id, job_type, payload, status, *numbers, error, result = texts.split("\t")
-    created_at, run_at, attempts = map(int, numbers)
+    at = 9 * place
+    error = cells[at + 7].decode()
     if not error.isprintable():
-        row = parse_row(texts.encode())
+        row = parse_row(b"\t".join(cells[at : at + 9]).removesuffix(b"\n"))
         assert row is not None
         return row
-    state = State(status, created_at, run_at, attempts, error, result.removesuffix("\r"))
-    return Row(job_id, job_type, payload, state)
+    state = State(
+        cells[at + 3].decode(),
+        int(cells[at + 4]),
+        int(cells[at + 5]),
+        int(cells[at + 6]),
+        error,
+        cells[at + 8].removesuffix(b"\n").removesuffix(b"\r").decode(),
+    )
+    return Row(cells[at].decode(), cells[at + 1].decode(), cells[at + 2].decode(), state)
 
 
 def _records(path: str) -> Iterator[tuple[bytes, bytes]]:
