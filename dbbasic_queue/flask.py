@@ -10,16 +10,18 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+from argparse import Namespace
 from contextlib import contextmanager
 from weakref import WeakSet
 
 import click
 from flask import Flask, current_app
-from flask.cli import with_appcontext
+from flask.cli import ScriptInfo, with_appcontext
 
 from dbbasic_queue.cli.embedded import run
-from dbbasic_queue.errors import InvalidHandlers, NotAQueue
+from dbbasic_queue.errors import InvalidArgument, InvalidHandlers, NotAQueue
 from dbbasic_queue.opening import open_queue
 from dbbasic_queue.registry import Handlers
 from dbbasic_queue.store.location import path_of
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from typing import Any
 
+    from dbbasic_queue.cli.crontab import Worker
     from dbbasic_queue.handlers import Job
     from dbbasic_queue.jobqueue import Queue
     from dbbasic_queue.web import Page
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 NAME = "dbbasic_queue"
 """the key in `app.extensions`; its value is the app's Queue"""
 _DEFAULT_PATH = "queue.tsv"
+_SETTINGS = ("FLASK_QUEUE_PATH", "FLASK_QUEUE_URL")
+"""environment variables from which an app may have its queue, so that cron has to set them, too"""
 
 
 class FlaskHandlers(Handlers):
@@ -141,7 +146,44 @@ def _location(app: Flask) -> str:
 @with_appcontext
 def _command(arguments: tuple[str, ...]) -> None:
     """The command line of dbbasic-queue, for the queue of the app."""
-    sys.exit(run(current_app.extensions[NAME], arguments))
+    sys.exit(run(current_app.extensions[NAME], arguments, _find_worker))
+
+
+def _find_worker(handlers: str | None, queue: Queue) -> Worker:
+    """Return what cron has to start. Raises InvalidArgument and InvalidHandlers."""
+    from dbbasic_queue.cli.crontab import Worker, check_no_password
+    from dbbasic_queue.cli.loading import load_handlers
+
+    here = os.getcwd()
+    info = click.get_current_context().find_object(ScriptInfo)
+    if info is None or info.create_app is not None:
+        raise InvalidArgument(
+            "this app has a command line of its own, so write the line by hand: * * * * * "
+            f"cd {shlex.quote(here)} && LC_ALL=C.UTF-8 PROGRAM queue run MODULE:NAME --linger 55s"
+        )
+    if handlers is None or handlers.endswith(".py"):
+        raise InvalidArgument(
+            "name the app's registry as MODULE:NAME, such as: flask queue crontab shop:jobs"
+        )
+    found, _ = load_handlers(Namespace(handlers=handlers, skip_unknown=False), queue)
+    if isinstance(found, FlaskHandlers):
+        _ = found.queue  # raises InvalidHandlers if it is the registry of another app
+    elif not handlers.endswith(".toml"):
+        raise InvalidArgument(
+            f"{handlers} isn't a registry of this app, so its jobs would run without an app "
+            "context (make it a FlaskHandlers, or print its line with dbbasic-queue crontab)"
+        )
+    app = [] if info.app_import_path is None else ["--app", info.app_import_path]
+    named = os.path.abspath(handlers) if handlers.endswith(".toml") else handlers
+    if "FLASK_QUEUE_URL" in os.environ:
+        check_no_password(queue, "FLASK_QUEUE_URL")
+    return Worker(
+        here,
+        queue.path,
+        [sys.executable, "-m", "flask", *app, "queue", "run", named],
+        linger=("--linger", "55s"),
+        environment={name: os.environ[name] for name in _SETTINGS if name in os.environ},
+    )
 
 
 class _Mounted:

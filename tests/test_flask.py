@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import Child, environment, job, rows
+from ordinary_user import BARE
 
 from dbbasic_queue import Queue, Worker
 from dbbasic_queue.errors import InvalidHandlers, NotAQueue
@@ -219,6 +222,80 @@ def test_the_queue_can_be_named_in_the_environment(tmp_path: Path) -> None:
     finally:
         child.clean_up()
     assert child.output.read_text("utf-8").startswith("mine\tgreet\t")
+
+
+# -- flask queue crontab --
+
+
+def crontab(directory: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run `flask queue crontab` in a directory, with the app shop:app unless FLASK_APP differs."""
+    return subprocess.run(
+        [sys.executable, "-m", "flask", "queue", "crontab", *arguments],
+        cwd=directory,
+        env={**environment(), "FLASK_APP": "shop", **more},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+
+
+def test_cron_runs_the_line_of_flask_queue_crontab_with_the_app(tmp_path: Path) -> None:
+    """In an environment of cron's, without FLASK_APP and the queue's path."""
+    place = tmp_path / "100 % of 'it'"
+    place.mkdir()
+    (place / "shop.py").write_text(APP)
+    queue = Queue(tmp_path / "jobs %.tsv")
+    ids = [queue.enqueue(name, {"name": "Žofie"}) for name in ("greet", "greet_slowly")]
+    done = crontab(place, "shop:jobs", FLASK_QUEUE_PATH=queue.path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"* * * * * cd {shlex.quote(str(place))} && ".replace("%", "\\%"))
+    assert done.stdout.endswith(f"# dbbasic-queue: {queue.path}\n".replace("%", "\\%"))
+    command = done.stdout.split(maxsplit=5)[5].replace("\\%", "%")
+    assert " --linger 55s" in command
+    ran = subprocess.run(
+        ["sh", "-c", command.replace(" --linger 55s", "")],
+        cwd="/",
+        env={**BARE, "LC_ALL": "C", "PYTHONPATH": environment()["PYTHONPATH"]},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"", b"")
+    assert [job(queue, job_id)["result"] for job_id in ids] == ["shop greets Žofie"] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more", "error"),
+    [
+        ([], {}, "name the app's registry as MODULE:NAME, such as: flask queue crontab shop:jobs"),
+        (["worker.py"], {}, "name the app's registry as MODULE:NAME"),
+        (["shop:jbos"], {}, "the module shop has no jbos"),
+        (["shop:plain"], {}, "shop:plain isn't a registry of this app"),
+        (["shop:jobs"], {"FLASK_QUEUE_URL": "redis://:se-cret@127.0.0.1:1/0"}, "has a password"),
+    ],
+)
+def test_flask_queue_crontab_refuses_what_would_run_without_the_app(
+    tmp_path: Path, arguments: list[str], more: dict[str, str], error: str
+) -> None:
+    (tmp_path / "shop.py").write_text(f"{APP}\n\nplain = {{'greet': greet}}\n")
+    done = crontab(tmp_path, *arguments, **more)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert error in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "se-cret" not in done.stderr
+
+
+def test_a_command_line_of_ones_own_gets_told_what_to_write(
+    app: Flask, jobs: FlaskHandlers
+) -> None:
+    done = app.test_cli_runner().invoke(args=["queue", "crontab", "shop:jobs"])
+    assert done.exit_code == 1
+    assert "PROGRAM queue run MODULE:NAME --linger 55s" in done.stderr
+    done = app.test_cli_runner().invoke(args=["queue", "init"])
+    assert done.exit_code == 1
+    assert "this app has its handlers already" in done.stderr
 
 
 # -- the page --

@@ -25,10 +25,13 @@ from dbbasic_queue.lazy import load
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from dbbasic_queue.jobqueue import Queue
+
+    FindWorker = Callable[[str | None, Queue], "Worker"]
+    """HANDLERS, or None, and the queue -> what is to be started; raises InvalidArgument"""
 
 _MARK = " # dbbasic-queue: "
 """with the queue's path, the end of a line: for the shell, it's a comment"""
@@ -45,42 +48,35 @@ _SCHEDULE = re.compile(r"(@[a-z]+|(\S+\s+){4}\S+)")
 class Worker:
     """What cron or systemd has to start.
 
-    `directory`  where it runs
-    `handlers`   a handlers.toml, MODULE:NAME, or a Python program that makes a pass
-    `queue`      the path or URL of the queue
-    `is_default` whether a program that is started there finds that queue by itself
+    `directory`   where it runs
+    `queue`       the path or URL of the queue
+    `command`     the program, by its absolute path, and its arguments
+    `linger`      the arguments with which it stays for a minute; empty if it decides that itself
+    `environment` what the program needs in a bare environment
     """
 
-    def __init__(self, directory: str, handlers: str, queue: str, *, is_default: bool) -> None:
+    def __init__(
+        self,
+        directory: str,
+        queue: str,
+        command: Sequence[str],
+        *,
+        linger: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.directory = directory
-        self.handlers = handlers
         self.queue = queue
-        self.is_default = is_default
-
-    def command(self, *options: str) -> list[str]:
-        """Return the program and its arguments."""
-        if self.handlers.endswith(".py"):
-            return [sys.executable, os.path.join(self.directory, self.handlers)]
-        handlers = self.handlers
-        if handlers.endswith(".toml"):
-            handlers = os.path.join(self.directory, handlers)
-        return [sys.executable, "-m", "dbbasic_queue", "run", handlers, *options]
-
-    def environment(self) -> dict[str, str]:
-        """Return what a program needs in a bare environment."""
-        if self.is_default:
-            return {"LC_ALL": "C.UTF-8"}
-        name = "DBBASIC_QUEUE_FILE" if os.path.isabs(self.queue) else "DBBASIC_QUEUE_URL"
-        return {"LC_ALL": "C.UTF-8", name: self.queue}
+        self.command = command
+        self.linger = linger
+        self.environment = {"LC_ALL": "C.UTF-8", **(environment or {})}
 
 
-def find_worker(arguments: Namespace, queue: Queue) -> Worker:
-    """Return the worker that the arguments name, or the one in the current directory.
+def find_worker(handlers: str | None, queue: Queue) -> Worker:
+    """Return the worker with these HANDLERS, by default with those in the current directory.
 
-    Raises InvalidArgument if there is none.
+    Raises InvalidArgument if there are none.
     """
     directory = os.getcwd()
-    handlers = arguments.handlers
     if handlers is None:
         handlers = default_worker()
         if handlers is None:
@@ -103,14 +99,40 @@ def worker_in(directory: str, handlers: str, queue: Queue) -> Worker:
 
     Raises InvalidArgument for a URL with a password.
     """
+    place = os.path.join(directory, handlers)
+    if handlers.endswith(".py"):
+        return Worker(
+            directory, queue.path, [sys.executable, place], environment=setting_of(queue, directory)
+        )
+    named = place if handlers.endswith(".toml") else handlers
+    return Worker(
+        directory,
+        queue.path,
+        [sys.executable, "-m", "dbbasic_queue", "run", named],
+        linger=("--linger", "55s"),
+        environment=setting_of(queue, directory),
+    )
+
+
+def setting_of(queue: Queue, directory: str) -> dict[str, str]:
+    """Return the variable that names a queue, nothing if a program there finds it by itself.
+
+    Raises InvalidArgument for a URL with a password.
+    """
     address = queue.store.address
-    if address != queue.path:
+    check_no_password(queue, "DBBASIC_QUEUE_URL")
+    if address == os.path.join(directory, "data/queue.tsv"):
+        return {}
+    return {"DBBASIC_QUEUE_FILE" if os.path.isabs(address) else "DBBASIC_QUEUE_URL": address}
+
+
+def check_no_password(queue: Queue, name: str) -> None:
+    """Raise InvalidArgument if the variable `name` would show the password of the queue's URL."""
+    if queue.store.address != queue.path:
         raise InvalidArgument(
             f"the URL of {queue.path} has a password, and a crontab line would show it in the "
-            "list of processes: write a script that sets DBBASIC_QUEUE_URL, and its line by hand"
+            f"list of processes: write a script that sets {name}, and its line by hand"
         )
-    is_default = address == os.path.join(directory, "data/queue.tsv")
-    return Worker(directory, handlers, address, is_default=is_default)
 
 
 # -- cron --------------------------------------------------------------------------------------
@@ -121,9 +143,9 @@ def line(worker: Worker, schedule: str, log: str | None) -> str:
 
     Raises InvalidArgument if cron couldn't run it.
     """
-    options = ["--linger", "55s"] if schedule == "* * * * *" and not _is_program(worker) else []
-    settings = [f"{name}={shlex.quote(value)}" for name, value in worker.environment().items()]
-    command = " ".join([*settings, *map(shlex.quote, worker.command(*options))])
+    options = worker.linger if schedule == "* * * * *" else ()
+    settings = [f"{name}={shlex.quote(value)}" for name, value in worker.environment.items()]
+    command = " ".join([*settings, *map(shlex.quote, [*worker.command, *options])])
     full = f"cd {shlex.quote(worker.directory)} && {command}"
     if log is not None:
         full += f" 2>&1 | tee -a {shlex.quote(log)}"
@@ -153,10 +175,6 @@ def check_log(path: str) -> str:
     return path
 
 
-def _is_program(worker: Worker) -> bool:
-    return worker.handlers.endswith(".py")
-
-
 def check_schedule(text: str) -> str:
     """Return a crontab's five fields. Raises InvalidArgument for other text."""
     if not _SCHEDULE.fullmatch(text.strip()):
@@ -170,7 +188,8 @@ def run(arguments: Namespace, queue: Queue) -> int:
     """Print, install or remove the line, or print the units; return the exit code."""
     if arguments.remove:
         return _remove(queue)
-    worker = find_worker(arguments, queue)
+    find: FindWorker = arguments.find_worker or find_worker
+    worker = find(arguments.handlers, queue)
     if arguments.systemd:
         return _print_units(worker, arguments)
     log = None
@@ -300,9 +319,9 @@ def units(worker: Worker, name: str) -> dict[str, str]:
     user = pwd.getpwuid(os.geteuid()).pw_name
     settings = "".join(
         f"Environment={_quoted(_percent(f'{key}={value}'))}\n"
-        for key, value in worker.environment().items()
+        for key, value in worker.environment.items()
     )
-    words = [_percent(word).replace("$", "$$") for word in worker.command()]
+    words = [_percent(word).replace("$", "$$") for word in worker.command]
     command = " ".join(map(_quoted, words))
     service = (
         "[Unit]\n"

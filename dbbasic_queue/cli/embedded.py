@@ -10,13 +10,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dbbasic_queue.cli.crontab import FindWorker
     from dbbasic_queue.jobqueue import Queue
 
 _FILE, _URL = "DBBASIC_QUEUE_FILE", "DBBASIC_QUEUE_URL"
 
 
-def run(queue: Queue, arguments: Sequence[str]) -> int:
+def run(queue: Queue, arguments: Sequence[str], find_worker: FindWorker) -> int:
     """Run a command with this queue as the default queue; return its exit code.
+
+    `find_worker` says what cron has to start for this program.
 
     Raises SystemExit as `main` does.
     """
@@ -24,7 +27,7 @@ def run(queue: Queue, arguments: Sequence[str]) -> int:
     address = queue.store.address
     os.environ[_FILE if os.path.isabs(address) else _URL] = address
     try:
-        return main(arguments)
+        return main(arguments, find_worker=find_worker)
     finally:
         for name, value in before.items():
             os.environ.pop(name, None)

@@ -51,6 +51,11 @@ if __name__ == "__main__":
 
 def run(arguments: Namespace, queue: Queue) -> int:
     """Write the file; return the exit code."""
+    if arguments.find_worker is not None:
+        raise InvalidArgument(
+            "init writes a worker for a program without a web framework: this app has its handlers "
+            "already (the command crontab prints its line)"
+        )
     name, content = ("worker.py", _PYTHON) if arguments.python else ("handlers.toml", _TOML)
     directory = os.getcwd()
     worker = crontab.worker_in(directory, name, queue)
@@ -62,7 +67,8 @@ def run(arguments: Namespace, queue: Queue) -> int:
         raise InvalidArgument(f"there is a {name} already: nothing was changed") from None
     with open(descriptor, "w", encoding="utf-8") as file:
         file.write(content)
-    where = "" if worker.is_default else f"export {_setting(worker)} && "
+    settings = crontab.setting_of(queue, directory).items()
+    where = "".join(f"export {key}={shlex.quote(value)} && " for key, value in settings)
     program = "python3 worker.py" if arguments.python else f"dbbasic-queue run {name}"
     print(f"wrote\t{os.path.join(directory, name)}")
     print(f'Try it:   {where}dbbasic-queue enqueue hello \'{{"name": "Ada"}}\' && {program}')
@@ -70,10 +76,3 @@ def run(arguments: Namespace, queue: Queue) -> int:
     print(f"Cron:     dbbasic-queue crontab {its_name}--install   (this line)")
     print(f"          {line}")
     return 0
-
-
-def _setting(worker: crontab.Worker) -> str:
-    settings = worker.environment()
-    del settings["LC_ALL"]
-    [(name, value)] = settings.items()
-    return f"{name}={shlex.quote(value)}"

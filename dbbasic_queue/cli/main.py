@@ -7,6 +7,7 @@ faster. `messages` has the exit codes.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 
@@ -29,16 +30,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dbbasic_queue.cli.crontab import FindWorker
+
 _GROUPS = (looking, records, adding, changing, removing, running, checking, setup)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, find_worker: FindWorker | None = None) -> int:
     """Run the command that `argv` (by default the process's arguments) names; return its exit code.
+
+    `find_worker` is for a command line inside another program's: what cron has to start there.
 
     Raises SystemExit with code 2 after wrong usage, and with 0 after --help and --version.
     """
     _open_closed_streams()
-    arguments = argument_parser().parse_args(argv)
+    arguments = argument_parser().parse_args(argv, argparse.Namespace(find_worker=find_worker))
     if arguments.json and not arguments.has_json:
         arguments.wrong_usage(f"{arguments.command} prints no JSON: leave out --json")
     for stream in (sys.stdout, sys.stderr):

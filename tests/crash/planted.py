@@ -2106,6 +2106,13 @@ MUTANTS = (
         (FLASK + "::test_each_job_has_an_app_context_of_its_own",),
     ),
     Mutant(
+        "the crontab line runs the handlers without the app (Flask)",
+        "flask.py",
+        '"-m", "flask", *app, "queue", "run"',
+        '"-m", "dbbasic_queue", "run"',
+        (FLASK + "::test_cron_runs_the_line_of_flask_queue_crontab_with_the_app",),
+    ),
+    Mutant(
         "a view adds jobs to the queue of another app (Flask)",
         "flask.py",
         "        queue: Queue = self._app().extensions[NAME]\n",

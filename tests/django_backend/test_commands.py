@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +14,13 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command, get_commands, load_command_class
 from django.test import override_settings
+from helpers import environment, job
 from odd import elsewhere, tasks
+from ordinary_user import BARE
 
+from dbbasic_queue import Queue
 from dbbasic_queue.django.checks import check_app
+from django_backend.conftest import SITE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,6 +88,36 @@ def test_queue_pass_prints_a_crontab_line(
         f"* * * * * cd {tmp_path} && LC_ALL=C.UTF-8 DJANGO_SETTINGS_MODULE=mysite.settings "
         f"{sys.executable} manage.py queue_pass --linger 55 --workers 2\n"
     )
+
+
+def test_cron_runs_the_tasks_by_the_line_of_queue_crontab(tmp_path: Path) -> None:
+    """With the site's settings and backend, in a bare environment."""
+    site = shutil.copytree(SITE, tmp_path / "a site", ignore=shutil.ignore_patterns("data"))
+    lines = ["from dbbasic_queue.django import task", "@task", "def send_receipt(name):"]
+    (site / "shop/tasks.py").write_text("\n".join([*lines, "    return name", ""]))
+    command = [sys.executable, str(site / "manage.py"), "queue", "--backend", "default"]
+    bare = {**BARE, "PYTHONPATH": environment()["PYTHONPATH"]}
+
+    def run(*command: str, **where: Any) -> str:
+        done = subprocess.run(
+            command, env=bare, capture_output=True, text=True, timeout=60, check=False, **where
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    with Queue(site / "data/queue.tsv") as queue:
+        job_id = queue.enqueue("shop.tasks.send_receipt", {"args": ["Ada"]})
+        line = run(*command, "crontab", cwd=site)
+        assert f"DJANGO_SETTINGS_MODULE=mysite.settings {sys.executable} " in line
+        words = line.split(maxsplit=5)[5]
+        assert " queue_pass --backend default --linger 55 " in words
+        assert run("sh", "-c", words.replace(" --linger 55", ""), cwd="/") == ""
+        assert job(queue, job_id)["result"] == "Ada"
+
+
+def test_queue_crontab_needs_no_handlers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert manage("queue", "crontab", "shop:jobs") == 1
+    assert "leave out shop:jobs: cron starts manage.py queue_pass" in capsys.readouterr().err
 
 
 def test_queue_is_the_command_line_for_the_backends_queue(

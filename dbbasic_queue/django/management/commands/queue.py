@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from django.core.management.base import BaseCommand, CommandError
 
 from dbbasic_queue.cli.embedded import run
 from dbbasic_queue.django.choosing import choose
+from dbbasic_queue.errors import InvalidArgument
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from dbbasic_queue.cli.crontab import Worker
+    from dbbasic_queue.jobqueue import Queue
 
 
 class Command(BaseCommand):
@@ -46,4 +51,27 @@ class Command(BaseCommand):
             sys.exit(code)
 
     def _run(self, alias: str | None, arguments: list[str]) -> int:
-        return run(choose(alias).queue, arguments)
+        def find_worker(handlers: str | None, queue: Queue) -> Worker:
+            return _worker(handlers, queue, alias)
+
+        return run(choose(alias).queue, arguments, find_worker)
+
+
+def _worker(handlers: str | None, queue: Queue, alias: str | None) -> Worker:
+    """Return what cron has to start: `manage.py queue_pass`. Raises InvalidArgument."""
+    from dbbasic_queue.cli.crontab import Worker
+
+    if handlers is not None:
+        raise InvalidArgument(
+            f"leave out {handlers}: cron starts manage.py queue_pass, which runs the tasks of the "
+            "site"
+        )
+    command = [sys.executable, os.path.abspath(sys.argv[0]), "queue_pass"]
+    settings = os.environ.get("DJANGO_SETTINGS_MODULE")
+    return Worker(
+        os.getcwd(),
+        queue.path,
+        command if alias is None else [*command, "--backend", alias],
+        linger=("--linger", "55"),
+        environment={} if settings is None else {"DJANGO_SETTINGS_MODULE": settings},
+    )

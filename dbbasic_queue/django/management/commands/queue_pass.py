@@ -116,7 +116,7 @@ def _crontab_line(options: dict[str, Any]) -> str:
     words = [sys.executable, program, "queue_pass", "--linger", "55"]
     if options["workers"] > 1:
         words += ["--workers", str(options["workers"])]
-    for name in ("settings", "backend"):
+    for name in ("settings", "pythonpath", "backend"):
         if options[name] is not None:
             words += [f"--{name}", options[name]]
     settings = os.environ.get("DJANGO_SETTINGS_MODULE")
