@@ -9,7 +9,7 @@ from django.conf import settings
 from django.core.checks import Error, Warning
 
 from dbbasic_queue.django import discovery
-from dbbasic_queue.errors import QueueError
+from dbbasic_queue.errors import InvalidHandlers, QueueError
 from dbbasic_queue.opening import POSTGRES_SCHEMES, open_queue
 from dbbasic_queue.store.location import scheme_of
 
@@ -30,6 +30,7 @@ def messages(backend: Any) -> list[Any]:
     found = [Error(text, obj=where, id="dbbasic_queue.E001") for text in options.problems]
     found += [Error(text, obj=where, id="dbbasic_queue.E002") for text in _cannot_open(options)]
     found += [Error(text, obj=where, id="dbbasic_queue.E003") for text in _served(options)]
+    found += [Error(text, obj=where, id="dbbasic_queue.E004") for text in _scheduled(backend)]
     found += [Warning(text, obj=where, id="dbbasic_queue.W001") for text in _not_writable(options)]
     if not apps.is_installed(APP):
         found.append(
@@ -76,6 +77,15 @@ def _served(options: Options) -> Iterator[str]:
         root = os.path.abspath(getattr(settings, name, None) or os.sep)
         if root != os.sep and options.file.startswith(root + os.sep):
             yield f"the queue {options.file} is in {name}, so visitors could download it"
+
+
+def _scheduled(backend: Any) -> Iterator[str]:
+    """Yield which schedules no pass could use. Imports the tasks if there is a schedule."""
+    for name, schedule in backend.parsed_options.schedules.items():
+        try:
+            schedule.job_type(backend)
+        except InvalidHandlers as e:
+            yield f"SCHEDULES[{name!r}]: {e}"
 
 
 def _not_writable(options: Options) -> Iterator[str]:

@@ -13,6 +13,7 @@ from asgiref.sync import sync_to_async
 from dbbasic_queue.django import connections
 from dbbasic_queue.django.framework import TaskContext, normalize_json, task_finished, task_started
 from dbbasic_queue.django.results import decode_arguments, result_of
+from dbbasic_queue.django.schedules import declare, program_name
 from dbbasic_queue.django.task import policy_of, type_of
 from dbbasic_queue.handlers import Fail
 from dbbasic_queue.model.escaping import unescape
@@ -46,18 +47,20 @@ class TaskFailed(Exception):
 class TaskHandlers(Handlers):
     """A registry with all tasks that the backend's passes find.
 
-    A type with the name of another queue has the handler of the same task.
+    A type with the name of another queue has the handler of the same task. Raises InvalidHandlers
+    for a schedule whose task is missing, or doesn't accept its arguments.
     """
 
     def __init__(self, backend: TextFileBackend) -> None:
         super().__init__(
-            queue=backend.queue, keep=backend.settings.keep, name=f"django-tasks:{backend.alias}"
+            queue=backend.queue, keep=backend.settings.keep, name=program_name(backend.alias)
         )
         self._backend = backend
         self._ending: dict[str, tuple[float, BaseException | None]] = {}
         """id of a job in this process -> when its attempt was started, and what it has raised"""
         for task in backend.tasks().values():
             self._add(type_of(task), task)
+        declare(self, backend)
         self._forks = any(handler.timeout is not None for handler in self.values())
         """whether this process forks, so that it must not keep connections"""
         connections.after_job(every=True)  # before a pass forks

@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from typing import Any
 
-_NAMES = ("PATH", "ENQUEUE_ON_COMMIT", "CONNECTION", "MODULES", "POLICIES", "KEEP")
+    from dbbasic_queue.django.schedules import TaskSchedule
+
+_NAMES = (
+    "PATH",
+    "ENQUEUE_ON_COMMIT",
+    "CONNECTION",
+    "MODULES",
+    "POLICIES",
+    "SCHEDULES",
+    "KEEP",
+)
 _DEFAULT_PATH = "data/queue.tsv"
 
 
@@ -29,6 +39,7 @@ class Options:
     `connection` the alias of the database that has the queue in it, or None
     `modules`    modules with tasks, besides the `tasks` modules of installed apps
     `policies`   path of a task, or "*" -> its policy
+    `schedules`  name -> a schedule of a task
     `keep`       how long finished jobs are kept, in seconds or as a timedelta; None for forever
     `problems`   what is wrong, one sentence each
     """
@@ -47,6 +58,7 @@ class Options:
         self.on_commit = self._on_commit(given.get("ENQUEUE_ON_COMMIT", False))
         self.modules: tuple[str, ...] = self._modules(given.get("MODULES", ()))
         self.policies: dict[str, dict[str, Any]] = self._policies(given.get("POLICIES", {}))
+        self.schedules: dict[str, TaskSchedule] = self._schedules(given.get("SCHEDULES", {}))
         self.keep = self._keep(given.get("KEEP"))
 
     def check(self) -> None:
@@ -128,6 +140,23 @@ class Options:
                 self.problems.append(f"invalid POLICIES of {path!r}: {e}")
             else:
                 valid[path] = policy
+        return valid
+
+    def _schedules(self, given: Any) -> dict[str, TaskSchedule]:
+        if not isinstance(given, dict):
+            self.problems.append(
+                f'invalid SCHEDULES {given!r}: must map names to dicts such as {{"task": '
+                '"shop.tasks.report", "every": "0 3 * * *"}'
+            )
+            return {}
+        valid: dict[str, TaskSchedule] = {}
+        for name, schedule in given.items():
+            from dbbasic_queue.django.schedules import TaskSchedule  # most sites have none
+
+            try:
+                valid[name] = TaskSchedule(name, schedule)
+            except InvalidHandlers as e:
+                self.problems.append(f"SCHEDULES[{name!r}]: {e}")
         return valid
 
     def _keep(self, given: Any) -> float | timedelta | None:

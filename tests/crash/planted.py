@@ -62,6 +62,7 @@ FLASK = "tests/test_flask.py"
 SPANS = "tests/test_opentelemetry.py"
 EDITOR = "tests/cli/test_edit_command.py"
 DJANGO = "tests/django_backend/test_backend.py"
+DJANGO_SCHEDULES = "tests/django_backend/test_schedules.py"
 TRANSACTIONS = "tests/django_backend/test_transactions.py"
 CONNECTIONS = "tests/django_backend/test_connections.py"
 ADMIN = "tests/django_backend/test_admin.py"
@@ -2059,6 +2060,20 @@ MUTANTS = (
         "class UnsupportedResult(Fail):\n",
         "class UnsupportedResult(Exception):\n",
         (DJANGO + "::test_a_result_that_isnt_json_fails_the_task_which_doesnt_run_again",),
+    ),
+    Mutant(
+        "two sites with one queue remove each other's schedules (Django)",
+        "django/schedules.py",
+        '    return f"django:{site}:{alias}"\n',
+        '    return f"django:{alias}"\n',
+        (DJANGO_SCHEDULES + "::test_two_sites_with_one_queue_leave_each_others_schedules_alone",),
+    ),
+    Mutant(
+        "a schedule is in the time zone of the machine, not of the site (Django)",
+        "django/schedules.py",
+        '            timezone = getattr(settings, "TIME_ZONE", None) or LOCAL\n',
+        "            timezone = LOCAL\n",
+        (DJANGO_SCHEDULES + "::test_an_expression_is_in_the_time_zone_of_the_site",),
     ),
     Mutant(
         "a pass that forks keeps its connections (Django)",

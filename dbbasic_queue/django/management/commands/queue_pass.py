@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
 from dbbasic_queue.cli.arguments import natural, seconds
@@ -79,7 +80,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Make the pass. Raises CommandError for errors of the queue."""
+        """Make the pass. Raises CommandError for errors of the queue, and for invalid OPTIONS."""
         backend = choose(options["backend"])
         if options["crontab"]:
             self.stdout.write(_crontab_line(options))
@@ -88,7 +89,7 @@ class Command(BaseCommand):
         logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
         try:
             code = _run(TaskHandlers(backend), options)
-        except QueueError as e:
+        except (QueueError, ImproperlyConfigured) as e:
             raise CommandError(str(e)) from e
         if code:
             sys.exit(code)
