@@ -103,7 +103,8 @@ def test_cron_runs_the_tasks_by_the_line_of_queue_crontab(tmp_path: Path) -> Non
             command, env=bare, capture_output=True, text=True, timeout=60, check=False, **where
         )
         assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout
+        printed: str = done.stdout
+        return printed
 
     with Queue(site / "data/queue.tsv") as queue:
         job_id = queue.enqueue("shop.tasks.send_receipt", {"args": ["Ada"]})
