@@ -2062,6 +2062,16 @@ MUTANTS = (
         (DJANGO + "::test_a_result_that_isnt_json_fails_the_task_which_doesnt_run_again",),
     ),
     Mutant(
+        "cron mails each task that a pass starts (Django)",
+        "django/management/commands/queue_pass.py",
+        "        handler.setLevel(level)\n",
+        "",
+        (
+            "tests/django_backend/test_commands.py"
+            "::test_cron_runs_the_tasks_by_the_line_of_queue_crontab",
+        ),
+    ),
+    Mutant(
         "two sites with one queue remove each other's schedules (Django)",
         "django/schedules.py",
         '    return f"django:{site}:{alias}"\n',

@@ -86,7 +86,13 @@ class Command(BaseCommand):
             self.stdout.write(_crontab_line(options))
             return
         level = logging.INFO if options["verbosity"] > 1 else logging.ERROR
-        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+        handler = logging.StreamHandler()
+        # Django's own loggers log at INFO, whatever the level of the root is. Without this, cron
+        # would mail each task that was started.
+        handler.setLevel(level)
+        logging.basicConfig(
+            level=level, format="%(asctime)s %(levelname)s %(message)s", handlers=[handler]
+        )
         try:
             code = _run(TaskHandlers(backend), options)
         except (QueueError, ImproperlyConfigured) as e:
