@@ -312,7 +312,7 @@ def _refuse(base: str, workload: Workload, call: Call, plan: Plan, result: Resul
     attack.check()
     attack.recover()
     disk = attack.settle(1)
-    result.states.add(attack.state())
+    result.states.add(attack.state()[0])
     numbers = tuple(number for number in (plan.error, plan.then_error) if number)
     # The promises now, not before the recovery: a job may have run again, and stopped itself.
     attack.wrong += check_errors(disk, attack.promises(), attack.root, numbers, plan.lasting)
