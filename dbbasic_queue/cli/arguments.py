@@ -25,21 +25,39 @@ INSTANTS = "+5m, 2h (ago, or from now), @UNIX, or an ISO date such as 2027-01-15
 class Parser(argparse.ArgumentParser):
     """Prints errors without control characters."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse arguments; end with wrong usage if there are any that this command doesn't have.
+
+        By default, only the program as a whole does that, and its --help doesn't help.
+        """
+        arguments, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._unknown(unknown[0]))
+        return arguments, unknown
+
+    def _unknown(self, argument: str) -> str:
+        if not argument.startswith("-"):
+            hint = " (write JSON in single quotes)" if set(argument) & set('{}[]"') else ""
+            return f"unexpected argument {argument!r}{hint}"
+        name = argument.partition("=")[0]
+        return f"there is no option {name}{_close_to(name, list(self._option_string_actions))}"
+
     def error(self, message: str) -> NoReturn:
         """End with one line on stderr: what is wrong, and where to look."""
         what, is_choice, choices = message.partition(" (choose from ")
         if is_choice and what.startswith("argument COMMAND: invalid choice: "):
-            message = f"there is no command {what.rpartition(': ')[2]}{_close_to(what, choices)}"
+            name = what.rpartition(": ")[2]
+            known = choices.rstrip(")").replace("'", "").split(", ")
+            message = f"there is no command {name}{_close_to(name.strip(chr(39)), known)}"
         text = for_stderr(f"{self.prog}: {printable(message)} (see {self.prog} --help)")
         self.exit(WRONG_USAGE, f"{text}\n")
 
 
-def _close_to(what: str, choices: str) -> str:
-    """Return which command was probably meant, for the message about an unknown one."""
+def _close_to(name: str, known: list[str]) -> str:
+    """Return which command or option was probably meant, for the message about an unknown one."""
     from difflib import get_close_matches
 
-    name = what.rpartition(": ")[2].strip("'")
-    close = get_close_matches(name, choices.rstrip(")").replace("'", "").split(", "), 1)
+    close = get_close_matches(name, known, 1, cutoff=0.75)
     return f": did you mean {close[0]}?" if close else ""
 
 

@@ -7,6 +7,8 @@ job that changes in the meantime is not changed again.
 
 from __future__ import annotations
 
+import sys
+
 from dbbasic_queue.cli.arguments import (
     CHANGED_ID,
     Commands,
@@ -20,7 +22,7 @@ from dbbasic_queue.cli.many import (
     most_first,
     print_counts,
 )
-from dbbasic_queue.cli.messages import complain
+from dbbasic_queue.cli.messages import PROGRAM, complain, with_file
 from dbbasic_queue.cli.queues import existing_queue
 from dbbasic_queue.errors import JobNotFound, QueueError
 from dbbasic_queue.model.checks import check_type, is_id
@@ -109,29 +111,41 @@ def _change_ids(arguments: Namespace, queue: Queue, verb: Verb) -> int:
         if job_id is None:
             code = 1
         elif arguments.dry_run:
-            code = _would_change(queue, job_id, verb) or code
+            code = _would_change(arguments, queue, job_id, verb) or code
         elif verb.one(queue, job_id):
             print(f"{verb.done}\t{job_id}")
         else:
-            code = _why_not_changed(queue, job_id, verb)
+            code = _why_not_changed(arguments, queue, job_id, verb)
     return code
 
 
-def _would_change(queue: Queue, job_id: str, verb: Verb) -> int:
+def _would_change(arguments: Namespace, queue: Queue, job_id: str, verb: Verb) -> int:
     job = queue.get_job(job_id)
     if job is None or job["status"] not in verb.statuses:
-        return _why_not_changed(queue, job_id, verb)
+        return _why_not_changed(arguments, queue, job_id, verb)
     print(f"would be {verb.done}\t{job_id}")
     return 0
 
 
-def _why_not_changed(queue: Queue, job_id: str, verb: Verb) -> int:
+def _why_not_changed(arguments: Namespace, queue: Queue, job_id: str, verb: Verb) -> int:
     job = queue.get_job(job_id)
     if job is None:
-        return complain(f"{job_id or repr(job_id)} was not {verb.done}: there is no such job")
+        return _no_such_job(queue, job_id, verb.done)
+    next_step = ""
+    if verb is CANCEL and job["status"] == PROCESSING:
+        next_step = f"; to stop it: {with_file(f'{PROGRAM} stop {job_id}', arguments.file)}"
+    elif verb in (RUN_NOW, _EDIT) and job["status"] in REQUEUE.statuses:
+        next_step = f"; first: {with_file(f'{PROGRAM} requeue {job_id}', arguments.file)}"
     return complain(
-        f"{job_id} was not {verb.done}: it is {job['status']} (only {verb.which} can be)"
+        f"{job_id} was not {verb.done}: it is {job['status']} (only {verb.which} can be{next_step})"
     )
+
+
+def _no_such_job(queue: Queue, job_id: str, done: str) -> int:
+    hint = ""
+    if job_id and _is_known(queue, job_id):
+        hint = f" ({job_id} is a job type: for all jobs of it, write --type {job_id})"
+    return complain(f"{job_id or repr(job_id)} was not {done}: there is no such job{hint}")
 
 
 def _change_chosen(arguments: Namespace, queue: Queue, chosen: Filter, verb: Verb) -> int:
@@ -170,7 +184,7 @@ def run_stop(arguments: Namespace) -> int:
             return _stop_chosen(arguments, queue, chosen)
         code = 0
         for job_id in ids(arguments, queue):
-            code = (1 if job_id is None else _stop(queue, job_id, arguments.dry_run)) or code
+            code = (1 if job_id is None else _stop(arguments, queue, job_id)) or code
     return code
 
 
@@ -186,8 +200,8 @@ def _stop_chosen(arguments: Namespace, queue: Queue, chosen: Filter) -> int:
     return 0
 
 
-def _stop(queue: Queue, job_id: str, dry_run: bool) -> int:
-    if dry_run:
+def _stop(arguments: Namespace, queue: Queue, job_id: str) -> int:
+    if arguments.dry_run:
         job = queue.get_job(job_id)
         status = job["status"] if job else "unknown"
         if status in (PENDING, PROCESSING):
@@ -197,10 +211,15 @@ def _stop(queue: Queue, job_id: str, dry_run: bool) -> int:
     try:
         done = queue.stop_job(job_id)
     except JobNotFound:
-        return complain(f"{job_id} was not stopped: there is no such job")
+        return _no_such_job(queue, job_id, "stopped")
     if done is None:
         return complain(f"{job_id} was not stopped: it is finished")
     print(f"{done}\t{job_id}")
+    if done == "requested" and sys.stderr.isatty():
+        show = with_file(f"{PROGRAM} show {job_id}", arguments.file)
+        complain(
+            f"{job_id} runs inside its pass, so it was only asked to stop; if it goes on: {show}"
+        )
     return 0
 
 
@@ -217,10 +236,10 @@ def run_edit(arguments: Namespace) -> int:
         job_id = find_id(queue.store, arguments.id, LEAST_PREFIX)
         row = queue.store.find(job_id) if is_id(job_id) else None
         if row is None or not has_json(row) or row.state.status != PENDING:
-            return _why_not_changed(queue, job_id, _EDIT)
+            return _why_not_changed(arguments, queue, job_id, _EDIT)
         if arguments.payload is not None:
             if not queue.edit_job(job_id, editing.json_value(arguments)):
-                return _why_not_changed(queue, job_id, _EDIT)
+                return _why_not_changed(arguments, queue, job_id, _EDIT)
             print(f"edited\t{job_id}")
         elif why := editing.edit_payload(queue, row):
             return complain(why)

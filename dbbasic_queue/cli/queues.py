@@ -24,8 +24,9 @@ def existing_queue(arguments: Namespace, *, even_if_moved: bool = False) -> Queu
     if not queue.store.exists():
         raise NotAQueue(
             errno.ENOENT,
-            "there is no queue (name its file with --file or $DBBASIC_QUEUE_FILE, or its URL with "
-            "$DBBASIC_QUEUE_URL; the first enqueue creates it)",
+            "there is no queue (go to the app's directory, or name the queue's file with --file "
+            "or $DBBASIC_QUEUE_FILE, or its URL with $DBBASIC_QUEUE_URL; the first enqueue creates "
+            "it)",
             queue.path,
         )
     return queue

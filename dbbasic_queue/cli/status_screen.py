@@ -104,7 +104,7 @@ def _last_pass(status: Status) -> Iterator[str]:
     did = [f"{count} {name}" for name, count in last.counts.items() if count]
     text = f"{', '.join(did) or 'nothing to do'}"
     pause = longest_pause(status.ended)
-    every = "" if pause is None else f"; at most {duration(pause)} between the last ten"
+    every = "" if pause is None else f"; at most {duration(pause)} between passes"
     yield f"last pass {relative(last.ended_at, status.now)}: {text}{every}"
 
 

@@ -15,7 +15,7 @@ import pytest
 from helpers import HEADER, PROJECT, Clock, add_lines, line, row, run_command
 
 import dbbasic_queue
-from dbbasic_queue import Fail, Queue
+from dbbasic_queue import Fail, Job, Queue
 from dbbasic_queue.cli.main import main
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def test_a_typo_in_the_path_does_not_look_like_an_empty_queue(
     tmp_path: Path, arguments: list[str]
 ) -> None:
     why = refused(*arguments, "--file", "no/queue.tsv", cwd=tmp_path)
-    assert "there is no queue (name its file with --file or $DBBASIC_QUEUE_FILE" in why
+    assert "there is no queue (go to the app's directory, or name the queue's file" in why
     assert why.startswith(f"{tmp_path}/no/queue.tsv: there")
     assert list(tmp_path.iterdir()) == []
 
@@ -348,6 +348,35 @@ def test_cancel_reports_which_jobs_it_cancelled_and_which_not(some: Queue, tmp_p
         "dbbasic-queue: nobody was not cancelled: there is no such job",
     ]
     assert some.counts()["cancelled"] == 1
+
+
+@pytest.mark.usefixtures("some")
+def test_a_job_that_cannot_be_changed_names_the_command_that_can(tmp_path: Path) -> None:
+    for command in (["run-now", "broken"], ["edit", "broken", "{}"]):
+        assert refused(*command, cwd=tmp_path).endswith(
+            "it is failed (only a pending job can be; first: dbbasic-queue requeue broken)"
+        )
+    with Queue(tmp_path / "data/queue.tsv") as queue:
+        refusals = []
+
+        def cancel_itself(payload: object, job: Job) -> None:
+            refusals.append(refused("cancel", job.id, "--file", queue.path, cwd=tmp_path))
+
+        queue.enqueue("slow", {}, job_id="slow-1")
+        queue.process_jobs({"slow": cancel_itself})
+    assert refusals == [
+        "slow-1 was not cancelled: it is processing (only a pending job can be; "
+        f"to stop it: dbbasic-queue --file {queue.path} stop slow-1)"
+    ]
+
+
+@pytest.mark.usefixtures("some")
+def test_a_job_type_instead_of_an_id_is_recognized(tmp_path: Path) -> None:
+    for verb, done in (("run-now", "made due"), ("cancel", "cancelled"), ("stop", "stopped")):
+        assert refused(verb, "greet", cwd=tmp_path) == (
+            f"greet was not {done}: there is no such job (greet is a job type: "
+            "for all jobs of it, write --type greet)"
+        )
 
 
 def test_requeue_accepts_ids_or_all_failed_jobs(some: Queue, tmp_path: Path) -> None:

@@ -307,7 +307,9 @@ def test_the_payload_of_one_job_is_edited_as_indented_json(
     assert (kept.read_text(), kept.stat().st_mode & 0o777) == ("{", 0o600)
     kept.unlink()
     done = edit("", "job-4")
-    assert "job-4 was not edited: it is cancelled (only a pending job can be)" in done.stderr
+    assert (
+        "job-4 was not edited: it is cancelled (only a pending job can be; first: " in done.stderr
+    )
 
 
 @pytest.mark.parametrize("editor", ["", "no-such-editor", "   "])

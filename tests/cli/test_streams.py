@@ -95,6 +95,28 @@ def test_an_unknown_command_is_one_line_with_the_command_that_was_meant(tmp_path
     )
 
 
+@pytest.mark.parametrize(
+    "arguments, what, help_of",
+    [
+        ("requeue --eror=x", "there is no option --eror: did you mean --error?", " requeue"),
+        ("pause --type mail", "there is no option --type", " pause"),
+        ("--jsn list", "there is no option --jsn: did you mean --json?", ""),
+        ("list mail", "unexpected argument 'mail'", " list"),
+        (
+            'enqueue mail {"to": "ada"}',
+            "unexpected argument '\"ada\"}' (write JSON in single quotes)",
+            " enqueue",
+        ),
+    ],
+)
+def test_an_unknown_option_is_one_line_with_the_help_of_its_command(
+    tmp_path: Path, arguments: str, what: str, help_of: str
+) -> None:
+    done = run_command(*arguments.split(" "), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (f"dbbasic-queue{help_of}: {what} (see dbbasic-queue{help_of} --help)\n")
+
+
 @pytest.mark.parametrize("number", ["0", "9" * 20, "9" * 5000, "-1", "²"])
 def test_an_impossible_number_is_wrong_usage(queue: Queue, tmp_path: Path, number: str) -> None:
     done = run_command("list", f"--limit={number}", cwd=tmp_path)
