@@ -49,7 +49,7 @@ def add_commands(commands: Commands) -> None:
         help="when it is due: @UNIX, or an ISO date such as 2027-01-15T08:00",
     )
     when.add_argument(
-        "--in", dest="wait", type=seconds, metavar="DURATION", help="in how long it is due, as 90s"
+        "--in", dest="wait", type=seconds, metavar="DURATION", help="how long from now it is due"
     )
     enqueue.add_argument("--id", help="an id of your own: only one job can have it")
     enqueue.add_argument(
@@ -58,7 +58,7 @@ def add_commands(commands: Commands) -> None:
     enqueue.add_argument(
         "--unique",
         action="store_true",
-        help="add nothing if such a job is pending, and print its id",
+        help="if a pending job has this type and payload, add nothing, and print its id",
     )
     enqueue.add_argument(
         "--lines", action="store_true", help="one job for each line of JSON in @FILE or -"

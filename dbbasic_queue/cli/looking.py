@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from dbbasic_queue.jobqueue import Queue
 
-DASHES = "Prints lines of fields separated by tabs in a pipe; an empty field is a dash."
+DASHES = "Fields are separated by tabs there; an empty field is a dash."
 
 
 def add_commands(commands: Commands) -> None:
@@ -48,7 +48,7 @@ def add_commands(commands: Commands) -> None:
     listing = commands.add(
         "list",
         run_list,
-        "list jobs, up to date",
+        "list jobs, as they are now",
         more="In a pipe: the nine columns of the file, "
         + HEADER.decode().replace("\t", " ").strip()
         + ".",
@@ -76,7 +76,7 @@ def add_commands(commands: Commands) -> None:
     show = commands.add(
         "show",
         run_show,
-        "show all about one job, and why it isn't running",
+        "show everything about one job, and why it isn't running",
         more="In a pipe: one line for each column, then lines `why`, `progress`, `attempt` "
         "(number, outcome, end time, seconds, error) and `traceback`.",
         json=True,

@@ -44,7 +44,7 @@ def add_commands(commands: Commands) -> None:
         type=seconds,
         metavar="DURATION",
         default=0,
-        help="stay, and run jobs as they become due, such as 55s",
+        help="keep running for this time, such as 55s, and run jobs as they become due",
     )
     run.add_argument(
         "--strict", action="store_true", help="exit with 3 if a job has failed for good"
@@ -60,7 +60,7 @@ def add_commands(commands: Commands) -> None:
     worker = commands.add(
         "worker",
         run_worker,
-        "run jobs as they become due, without end",
+        "run jobs as they become due, until it is stopped",
         more=f"{handlers} SIGTERM lets the running jobs finish; SIGHUP does so, and starts again "
         "with the current code. Under systemd, it reports that it is ready, and alive.",
     )

@@ -33,17 +33,24 @@ def add_commands(commands: Commands) -> None:
         "directory)",
     )
     crontab.add_argument(
-        "--schedule", metavar="FIELDS", default="* * * * *", help="(default: every minute)"
+        "--schedule",
+        metavar="FIELDS",
+        default="* * * * *",
+        help="five time fields, or @hourly or the like (default: every minute)",
     )
     crontab.add_argument(
         "--log",
         metavar="FILE",
         help="where its output goes, besides cron's mail (default: worker.log in this directory)",
     )
-    crontab.add_argument("--no-log", action="store_true", help="only to cron's mail")
+    crontab.add_argument(
+        "--no-log", action="store_true", help="write no log: output goes to cron's mail only"
+    )
     what = crontab.add_mutually_exclusive_group()
-    what.add_argument("--install", action="store_true", help="add it to this user's crontab")
-    what.add_argument("--remove", action="store_true", help="take it away again")
+    what.add_argument("--install", action="store_true", help="add the line to this user's crontab")
+    what.add_argument(
+        "--remove", action="store_true", help="remove the line from this user's crontab"
+    )
     what.add_argument(
         "--systemd", action="store_true", help="print a service, a timer and a path unit"
     )

@@ -133,7 +133,7 @@ def test_a_directory_and_files_that_belong_to_another_user(user: User, users_que
     users_queue.parent.chmod(0o755)
     found = users_doctor(user)
     assert found.has("directory-access", "wrong", "can't write to", "run the command as root")
-    assert found.has("file-access", "wrong", str(users_queue), "chown --reference=")
+    assert found.has("file-access", "wrong", str(users_queue), "run the command as root")
 
 
 @needs_user

@@ -77,11 +77,15 @@ def _check_own_access(path: str, names: list[str]) -> Iterator[Finding]:
     closed = [name for name in names if not os.access(name, os.R_OK | os.W_OK)]
     if closed:
         status = os.stat(closed[0])
+        directory = os.path.dirname(path)
+        owner = os.stat(directory).st_uid
         yield Finding(
             "wrong",
             "file-access",
             f"this user can't read and write {listed(closed)} ({_mode(status)})",
-            f"sudo chown --reference={shlex.quote(os.path.dirname(path))} {quoted(closed)}",
+            f"run the command as {_name(owner)}"
+            if all(os.stat(name).st_uid == owner for name in closed)
+            else f"sudo chown --reference={shlex.quote(directory)} {quoted(closed)}",
         )
 
 
