@@ -73,6 +73,6 @@ def run(arguments: Namespace, queue: Queue) -> int:
     print(f"wrote\t{os.path.join(directory, name)}")
     print(f'Try it:   {where}dbbasic-queue enqueue hello \'{{"name": "Ada"}}\' && {program}')
     its_name = "" if crontab.default_worker() == name else f"{name} "  # there is another worker
-    print(f"Cron:     dbbasic-queue crontab {its_name}--install   (this line)")
+    print(f"Cron:     dbbasic-queue crontab {its_name}--install   (adds this line)")
     print(f"          {line}")
     return 0

@@ -11,6 +11,7 @@ from dbbasic_queue.cli.messages import complain
 from dbbasic_queue.cli.queues import existing_queue, named_queue
 from dbbasic_queue.model.checks import is_id
 from dbbasic_queue.model.escaping import escape, printable, unescape
+from dbbasic_queue.model.states import OUTCOMES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def add_commands(commands: Commands) -> None:
     )
     history.add_argument("id", metavar="ID", nargs="?", help=f"only those of {AN_ID}")
     history.add_argument("--type", help="only those of jobs of this type")
-    history.add_argument("--outcome", help="only those with this outcome, such as retried")
+    history.add_argument("--outcome", choices=OUTCOMES, help="only those with this outcome")
     history.add_argument(
         "--since", type=seconds, metavar="DURATION", help="how far to look back, such as 2h"
     )

@@ -36,7 +36,7 @@ def add_commands(commands: Commands) -> None:
         "--schedule",
         metavar="FIELDS",
         default="* * * * *",
-        help="five time fields, or @hourly or the like (default: every minute)",
+        help="five time fields, or a word such as @hourly (default: every minute)",
     )
     crontab.add_argument(
         "--log",

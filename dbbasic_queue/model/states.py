@@ -38,6 +38,18 @@ CANCELLED: Final = "cancelled"
 FINISHED = (COMPLETED, FAILED, CANCELLED)
 STATUSES = (PENDING, PROCESSING, COMPLETED, FAILED, CANCELLED)
 
+OUTCOMES = (
+    "completed",
+    "failed",
+    "retried",
+    "stopped",
+    "delayed",
+    "interrupted",
+    "died",
+    "late",
+)
+"""How an attempt can end, as the history has it."""
+
 DELAYED = "delayed"
 """The error of a job that its handler has delayed begins with this."""
 

@@ -453,6 +453,7 @@ def test_history_can_be_limited_by_id_type_outcome_time_and_number(path: Path, r
     assert fields[1:4] == ["bad", "1", "retried"]
     assert fields[7] == "ZeroDivisionError: division by zero"
     assert run("history", "--limit", "0")[0] == 2
+    assert run("history", "--outcome", "fail")[0] == 2
 
 
 def test_stats_count_attempts_by_type(path: Path, run: Run) -> None:

@@ -52,8 +52,8 @@ def test_the_toml_file_runs_the_job_that_init_shows(tmp_path: Path, file: str | 
 
 def test_next_to_another_worker_the_command_for_cron_names_the_new_one(tmp_path: Path) -> None:
     first, second = (run_command("init", *o, cwd=tmp_path).stdout for o in ([], ["--python"]))
-    assert "crontab --install   (this line)" in first
-    assert "crontab worker.py --install   (this line)" in second
+    assert "crontab --install   (adds this line)" in first
+    assert "crontab worker.py --install   (adds this line)" in second
     printed = run_command("crontab", "worker.py", cwd=tmp_path).stdout
     assert second.splitlines()[-1].strip() == printed.strip()
 
