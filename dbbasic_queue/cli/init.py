@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 _TOML = """\
 # The types of jobs, and the command that runs each of them. {name} stands for that member of the
 # payload. A command without such a placeholder gets the payload on stdin, as JSON. What it prints
-# is the job's result, and its exit code says how it went: 0 is good, 65 is bad for good, any other
-# one is tried again later. docs/commands.md of dbbasic-queue has all keys.
+# is the job's result. Its exit code is the outcome: after 0 the job is completed, after 65 it has
+# failed for good, after any other one it is tried again. docs/commands.md of dbbasic-queue has all
+# keys.
 
 [hello]
 command = ["echo", "Hello, {name}!"]
@@ -69,7 +70,8 @@ def run(arguments: Namespace, queue: Queue) -> int:
         file.write(content)
     settings = crontab.setting_of(queue, directory).items()
     where = "".join(f"export {key}={shlex.quote(value)} && " for key, value in settings)
-    program = "python3 worker.py" if arguments.python else f"dbbasic-queue run {name}"
+    # -v prints that the job is completed. The Python program would linger, and print nothing.
+    program = f"dbbasic-queue run {'worker:jobs' if arguments.python else name} -v"
     print(f"wrote\t{os.path.join(directory, name)}")
     print(f'Try it:   {where}dbbasic-queue enqueue hello \'{{"name": "Ada"}}\' && {program}')
     its_name = "" if crontab.default_worker() == name else f"{name} "  # there is another worker
