@@ -78,13 +78,13 @@ def _check_own_access(path: str, names: list[str]) -> Iterator[Finding]:
     if closed:
         status = os.stat(closed[0])
         directory = os.path.dirname(path)
-        owner = os.stat(directory).st_uid
+        uid = os.stat(directory).st_uid
         yield Finding(
             "wrong",
             "file-access",
             f"this user can't read and write {listed(closed)} ({_mode(status)})",
-            f"run the command as {_name(owner)}"
-            if all(os.stat(name).st_uid == owner for name in closed)
+            f"run the command as {_name(uid)}"
+            if all(os.stat(name).st_uid == uid for name in closed)
             else f"sudo chown --reference={shlex.quote(directory)} {quoted(closed)}",
         )
 
