@@ -294,3 +294,17 @@ def test_colours_are_left_out_for_no_color_and_a_dumb_terminal(
         re.sub("[0-9]+ s ago|now", "", plain).split()
         == re.sub("[0-9]+ s ago|now", "", at_terminal("list")[1]).split()
     )
+
+
+def test_stop_says_that_a_job_inside_its_pass_may_go_on(queue: Queue, at_terminal: At) -> None:
+    seen = []
+    queue.enqueue("slow", {}, job_id="slow-job")
+    queue.process_jobs(
+        {"slow": lambda _: seen.append(at_terminal("stop", "slow-job"))}, skip_unknown=True
+    )
+    [(code, shown)] = seen
+    assert code == 0
+    assert " ".join(shown.split()) == (
+        "requested slow-job dbbasic-queue: slow-job runs inside its pass, so it was only asked to "
+        "stop; if it goes on: dbbasic-queue show slow-job"
+    )
