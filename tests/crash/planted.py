@@ -414,7 +414,7 @@ MUTANTS = (
     Mutant(
         "torn last line of the journal not ended",
         "store/writing/appends.py",
-        '            append(self.current(), journal.size(), b"\\n")\n',
+        '            append(self.current(), journal.size(), b"\\n", "nothing was changed")\n',
         "            pass\n",
         (TORN_RECORDS, kill("overlapping")),
     ),

@@ -104,6 +104,18 @@ def test_a_pause_on_a_full_disk_leaves_no_file(tmp_path: Path) -> None:
         queue.close()
 
 
+def test_a_cancellation_on_a_full_disk_says_that_nothing_was_changed(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "64k") as place:
+        queue = Queue(place / "data" / "queue.tsv")
+        job_id = queue.enqueue("work", {})
+        fill(place)
+        with pytest.raises(StoreError, match="nothing was changed; the disk is full"):
+            while True:  # until the journal needs another block
+                queue.cancel_job(job_id)
+                queue.requeue(job_id)
+        queue.close()
+
+
 @pytest.mark.parametrize("jobs", [1, 40])
 def test_a_disk_that_fills_up_inside_a_handler_has_space_for_the_outcome(
     tmp_path: Path, jobs: int

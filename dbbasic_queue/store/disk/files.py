@@ -229,19 +229,21 @@ def replace_file(
 # -- appending -------------------------------------------------------------------------------------
 
 
-def append(file: OpenFile, size: int, content: bytes) -> None:
+def append(
+    file: OpenFile, size: int, content: bytes, consequence: str = "nothing was added"
+) -> None:
     """Append whole lines to a file of `size` bytes: all of them, or none. They aren't synced.
 
     Call it under the lock, with a file that was opened with O_APPEND. Whatever interrupts the
     append, the file is cut back to `size`. If even that fails, the next writer ends the torn line.
-    Raises StoreError if the system refuses; the error says whether a part may have stayed.
+    Raises StoreError if the system refuses; the error has the `consequence`, or says that a part may
+    have stayed.
     """
     try:
         written = os.write(file.fd, content)
         if written < len(content):
             write_all(file.fd, content[written:])
     except BaseException as e:
-        consequence = "nothing was added"
         try:
             os.ftruncate(file.fd, size)
         except OSError:

@@ -277,7 +277,7 @@ class JournalFile:
             content = b"".join([encode_record(job_id, state) for job_id, state in changes])
         file = self.current()
         start = self.view.journal.end
-        append(file, start, content)
+        append(file, start, content, "nothing was changed")
         self.view.wrote(content, changes)
         if self.fsync:
             if last:
@@ -293,7 +293,7 @@ class JournalFile:
         """Append a record that changes nothing, so it needn't survive a power cut."""
         content = encode_record(job_id, state)
         file = self.current()
-        append(file, self.view.journal.end, content)
+        append(file, self.view.journal.end, content, "nothing was changed")
         self.view.wrote(content, [(job_id, state)])
 
     def current(self) -> OpenFile:
@@ -318,7 +318,7 @@ class JournalFile:
         """
         journal = self.view.journal
         if journal.size() > journal.end:
-            append(self.current(), journal.size(), b"\n")
+            append(self.current(), journal.size(), b"\n", "nothing was changed")
             self.view.refresh()
 
     def sync_cut(self) -> None:
