@@ -13,7 +13,7 @@ from dbbasic_queue.model.states import LATEST, STATUSES
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any, NoReturn
 
 AN_ID = "a job's id, or its beginning if that is unique (write -- before one that starts with -)"
@@ -23,7 +23,40 @@ INSTANTS = "+5m, 2h (ago, or from now), @UNIX, or an ISO date such as 2027-01-15
 
 
 class Parser(argparse.ArgumentParser):
-    """Prints errors without control characters."""
+    """Prints errors without control characters. Options may stand before and after any argument."""
+
+    is_command = False
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Namespace | None = None
+    ) -> tuple[Namespace, list[str]]:
+        """Parse. A command ends with wrong usage if an argument is left over."""
+        found, rest = super().parse_known_args(args, namespace)
+        if self.is_command and (left := self._without_later(found, rest)):
+            self.error(f"unrecognized arguments: {' '.join(left)}")
+        return found, rest if not self.is_command else []
+
+    def _without_later(self, found: Namespace, rest: list[str]) -> list[str]:
+        """Give optional arguments that come after an option their values; return what is left.
+
+        argparse gives all of them their defaults as soon as it has the first argument, so that the
+        payload of `enqueue mail --in 5m PAYLOAD` would be left over.
+        """
+        place = rest.index("--") if "--" in rest else len(rest)
+        values, literal = rest[:place], rest[place + 1 :]
+        for number, value in enumerate(values):
+            if value[:1] == "-" and value[1:2].strip("0123456789"):  # an unknown option
+                return rest[number:]
+        values += literal
+        for action in self._actions:
+            if action.option_strings or not values:
+                continue
+            if action.nargs == "?" and getattr(found, action.dest) is action.default:
+                setattr(found, action.dest, values.pop(0))
+            elif action.nargs == "*":
+                setattr(found, action.dest, [*getattr(found, action.dest), *values])
+                values = []
+        return values
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse arguments; end with wrong usage if there are any that this command doesn't have.
@@ -88,6 +121,7 @@ class Commands:
         made = self._subparsers.add_parser(
             name, help=text, description=f"{text[0].upper()}{text[1:]}.{more and ' '}{more}"
         )
+        made.is_command = True
         made.set_defaults(run=run, wrong_usage=made.error, command=name, has_json=json)
         if file:
             add_file(made, default=argparse.SUPPRESS)  # the one before the command stays
