@@ -107,6 +107,7 @@ class Preview:
     `counts`     status -> how many jobs would be moved; running ones when they have ended
     `schedules`  how many schedules
     `conflicts`  the ids of jobs that would stay, because the target has jobs with these ids
+    `left`       how many jobs would stay because they are finished
     """
 
     def __init__(self, source: Store, target: Store, *, finished: bool = False) -> None:
@@ -114,10 +115,12 @@ class Preview:
         _Mover(source, target, time.time, lambda *_: None).check()
         self.counts: dict[str, int] = {}
         self.conflicts: list[str] = []
+        self.left = 0
         there = {row.id for row in target.rows()}
         for row in source.rows():
             is_withdrawn = _is_on_its_way(row.state)
             if _is_finished(row.state) and not finished:
+                self.left += 1
                 continue
             if row.id in there and not is_withdrawn:
                 self.conflicts.append(row.id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 
 from dbbasic_queue.cli.arguments import (
@@ -15,17 +17,18 @@ from dbbasic_queue.cli.messages import complain
 from dbbasic_queue.cli.queues import existing_queue, named_queue
 from dbbasic_queue.errors import InvalidArgument
 from dbbasic_queue.model.escaping import printable
-from dbbasic_queue.model.states import STATUSES
+from dbbasic_queue.model.states import PROCESSING, STATUSES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from typing import Any
+    from typing import Any, TextIO
 
     from dbbasic_queue.jobqueue import Queue
     from dbbasic_queue.moving import Outcome, Preview
 
 _BATCH = 1000
+_SHOWN = 5
 
 
 def add_commands(commands: Commands) -> None:
@@ -88,7 +91,12 @@ def add_commands(commands: Commands) -> None:
     import_.add_argument(
         "--format", choices=("tsv", "jsonl", "csv"), help="(default: that of FILE)"
     )
-    import_.add_argument("-n", "--dry-run", action="store_true", help="check the file; add nothing")
+    import_.add_argument(
+        "-n",
+        "--dry-run",
+        action="store_true",
+        help="check the file, and print how many jobs would be added; add nothing",
+    )
     move = commands.add(
         "move",
         run_move,
@@ -155,6 +163,7 @@ def _enqueue_lines(arguments: Namespace, queue: Queue, run_at: float | None) -> 
     from dbbasic_queue.cli.terminal import Counter, Terminal
     from dbbasic_queue.model.checks import check_type
     from dbbasic_queue.model.jsontext import decode_json, encode_json
+    from dbbasic_queue.monitoring.durations import number_of
     from dbbasic_queue.store.batches import batches
 
     check_type(arguments.type)
@@ -172,7 +181,9 @@ def _enqueue_lines(arguments: Namespace, queue: Queue, run_at: float | None) -> 
             ) from None
         payloads.append(value)
     is_screen = Terminal().is_screen
-    counter, added = Counter("added", len(payloads)), 0
+    # In a pipe, ids and progress would be mixed up on the terminal of `... | cat`.
+    is_wanted = is_screen or not _is_pipe(sys.stdout)
+    counter, added = Counter("added", len(payloads), is_wanted=is_wanted), 0
     try:
         for batch in batches(iter(payloads), _BATCH):
             ids = queue.enqueue_many(arguments.type, batch, run_at)
@@ -183,8 +194,15 @@ def _enqueue_lines(arguments: Namespace, queue: Queue, run_at: float | None) -> 
     finally:
         counter.end()
         if is_screen:
-            print(f"{added:,} jobs were added")
+            print(f"{number_of(added, 'job was', 'jobs were')} added")
     return 0
+
+
+def _is_pipe(stream: TextIO) -> bool:
+    try:
+        return stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 # -- export and import -------------------------------------------------------------------------
@@ -193,7 +211,8 @@ def _enqueue_lines(arguments: Namespace, queue: Queue, run_at: float | None) -> 
 def run_export(arguments: Namespace) -> int:
     from dbbasic_queue.cli import exchange
     from dbbasic_queue.cli.selecting import filter_of
-    from dbbasic_queue.cli.terminal import Counter
+    from dbbasic_queue.cli.terminal import Counter, Terminal
+    from dbbasic_queue.monitoring.durations import number_of
 
     chosen = exchange.format_of(arguments)
     with existing_queue(arguments, even_if_moved=True) as queue:
@@ -206,7 +225,11 @@ def run_export(arguments: Namespace) -> int:
             count = exchange.export_file(rows, arguments.path, chosen, counter.show)
         finally:
             counter.end()
-        print(f"exported\t{count}")
+        if Terminal().is_screen:
+            where = printable(arguments.path)
+            print(f"{number_of(count, 'job was', 'jobs were')} exported to {where}")
+        else:
+            print(f"exported\t{count}")
     return 0
 
 
@@ -216,11 +239,13 @@ def run_import(arguments: Namespace) -> int:
     from dbbasic_queue.store.batches import batches
 
     rows = exchange.parse(_read(arguments.path), exchange.format_of(arguments), arguments.path)
-    if arguments.dry_run:
-        print(f"would be imported\t{len(rows)}")
-        return 0
     counter, there, done = Counter("imported", len(rows)), [], 0
     with named_queue(arguments) as queue:
+        if arguments.dry_run:
+            known = {row.id for row in queue.store.rows()} if queue.store.exists() else set()
+            there = [row.id for row in rows if row.id in known]
+            _print_imported("would be imported", len(rows) - len(there), there)
+            return 0
         try:
             for batch in batches(iter(rows), _BATCH):
                 there += queue.store.add_missing(batch)
@@ -234,27 +259,48 @@ def run_import(arguments: Namespace) -> int:
                 )
             raise
         counter.end()
-    print(f"imported\t{len(rows) - len(there)}")
-    for job_id in there:
-        print(f"exists\t{job_id}")
+    _print_imported("imported", len(rows) - len(there), there)
     return 0
+
+
+def _print_imported(done: str, count: int, there: list[str]) -> None:
+    """Print how many jobs were added, and which were left out: on a terminal the first ones."""
+    from dbbasic_queue.cli.terminal import Terminal
+    from dbbasic_queue.monitoring.durations import number_of
+
+    is_screen = Terminal().is_screen
+    if is_screen:
+        was = "" if done.startswith("would") else "was " if count == 1 else "were "
+        print(f"{number_of(count, 'job', 'jobs')} {was}{done}")
+        if there:
+            left = number_of(len(there), "job is", "jobs are")
+            print(f"{left} in the queue already, and left alone:")
+    else:
+        print(f"{done}\t{count}")
+    for job_id in there[:_SHOWN] if is_screen else there:
+        print(f"  {printable(job_id)}" if is_screen else f"exists\t{job_id}")
+    if is_screen and len(there) > _SHOWN:
+        print(f"  and {len(there) - _SHOWN:,} more")
 
 
 # -- move --------------------------------------------------------------------------------------
 
 
 def run_move(arguments: Namespace) -> int:
-    from dbbasic_queue.cli.terminal import ask, can_ask
-    from dbbasic_queue.monitoring.durations import number_of
+    from dbbasic_queue.cli.terminal import Line, ask, can_ask
     from dbbasic_queue.moving import Preview, move
-    from dbbasic_queue.opening import open_queue
+    from dbbasic_queue.opening import POSTGRES_SCHEMES, REDIS_SCHEMES, open_queue
+    from dbbasic_queue.store.location import scheme_of
 
-    is_shown = sys.stderr.isatty()
-
-    def show(moved: int, left: int) -> None:
-        if is_shown:
-            print(f"\rmoved {moved}, left {left}  ", end="", file=sys.stderr, flush=True)
-
+    if (scheme := scheme_of(arguments.to)) not in (
+        *("file", "memory"),
+        *(POSTGRES_SCHEMES + REDIS_SCHEMES),
+    ):
+        arguments.wrong_usage(
+            f"invalid --to: unknown URL scheme {scheme!r}: must be a path, or a postgresql: or "
+            f"redis: URL (for a path with a colon, write ./{scheme}:...)"
+        )
+    line = Line()
     with (
         existing_queue(arguments, even_if_moved=True) as source,
         open_queue(arguments.to, even_if_moved=True) as target,
@@ -265,8 +311,7 @@ def run_move(arguments: Namespace) -> int:
             preview = Preview(source.store, target.store, finished=arguments.finished)
             if arguments.dry_run:
                 return _print_preview(preview)
-            jobs = number_of(sum(preview.counts.values()), "job", "jobs")
-            if not ask(f"{jobs} will be moved to {printable(target.path)}. Go on?"):
+            if not ask(_move_question(preview, target.path)):
                 return complain("nothing was moved")
         try:
             done = move(
@@ -274,11 +319,58 @@ def run_move(arguments: Namespace) -> int:
                 target.store,
                 finished=arguments.finished,
                 history=arguments.history,
-                progress=show,
+                progress=lambda moved, left: line.show(f"moved {moved:,}, left {left:,}"),
             )
+        except KeyboardInterrupt:
+            line.end()
+            complain("the move isn't complete: run the same command again")
+            raise
         finally:
-            if is_shown:
-                print(file=sys.stderr)
+            line.end()
+        _print_moved(done, target.path)
+        return why_incomplete(done, source.path, target.path)
+
+
+def _move_question(preview: Preview, target: str) -> str:
+    """Return what is asked before a move, with all that will be different after it."""
+    from dbbasic_queue.monitoring.durations import number_of
+
+    jobs = number_of(sum(preview.counts.values()), "job", "jobs")
+    if running := preview.counts.get(PROCESSING, 0):
+        jobs += f" ({running:,} when {'it has' if running == 1 else 'they have'} ended)"
+    left = ""
+    if preview.left:
+        stays = number_of(preview.left, "finished job stays", "finished jobs stay")
+        left = f"; {stays} here (--finished moves them, too)"
+    return (
+        f"{jobs} will be moved to {printable(target)}{left}. Then this queue is closed: programs "
+        "and crontab lines must use the other one. Go on?"
+    )
+
+
+def _print_moved(done: Outcome, target: str) -> None:
+    from dbbasic_queue.cli.terminal import Terminal, wrapped
+    from dbbasic_queue.monitoring.durations import number_of
+
+    if (terminal := Terminal()).is_screen:
+        parts = [
+            number_of(count, *names)
+            for count, *names in (
+                (done.moved, "job", "jobs"),
+                (done.finished, "finished job", "finished jobs"),
+                (done.schedules, "schedule", "schedules"),
+                (done.history, "attempt of the history", "attempts of the history"),
+            )
+            if count
+        ]
+        were = "was" if done.moved + done.finished + done.schedules + done.history == 1 else "were"
+        *others, last = parts or ["no job"]
+        what = f"{', '.join(others)} and {last}" if others else last
+        text = f"{what} {were if parts else 'was'} moved"
+        if done.is_complete():
+            text += f"; programs and crontab lines must use {printable(target)} now"
+        print(*wrapped(terminal, text), sep="\n")
+    else:
         print(f"moved\t{done.moved}")
         for name, count in (
             ("schedules", done.schedules),
@@ -287,10 +379,9 @@ def run_move(arguments: Namespace) -> int:
         ):
             if count:
                 print(f"{name}\t{count}")
-        for name, ids in (("conflict", done.conflicts), ("missing", done.missing)):
-            for job_id in ids:
-                print(f"{name}\t{printable(job_id)}")
-        return why_incomplete(done, source.path, target.path)
+    for name, ids in (("conflict", done.conflicts), ("missing", done.missing)):
+        for job_id in ids:
+            print(f"{name}\t{printable(job_id)}")
 
 
 def _print_preview(preview: Preview) -> int:
@@ -308,18 +399,24 @@ def _print_preview(preview: Preview) -> int:
 
 def why_incomplete(done: Outcome, source: str, target: str) -> int:
     """Print on stderr what a move has left undone; return the exit code, 0 if nothing."""
+    from dbbasic_queue.monitoring.durations import number_of
+
     if done.running:
-        complain(f"{done.running} jobs are still running in {source}: move again when they end")
+        running = number_of(done.running, "job is", "jobs are")
+        complain(f"{running} still running in {source}: move again later")
     if done.left:
         complain(f"jobs are still added to {source}: find out by which program, and move again")
-    if done.conflicts:
+    if count := len(done.conflicts):
+        stay = number_of(count, "job stays", "jobs stay")
+        why = "another job in {} has its id" if count == 1 else "other jobs in {} have their ids"
         complain(
-            f"{len(done.conflicts)} jobs stay in {source}: other jobs in {target} have their ids "
-            "(purge those, or cancel these, and move again)"
+            f"{stay} in {source}: {why.format(target)} (purge those there, or cancel these here, "
+            "and move again)"
         )
     if done.missing:
+        missing = number_of(len(done.missing), "moved job is", "moved jobs are")
         complain(
-            f"{len(done.missing)} jobs were moved, but are not in {target} now: were they purged "
-            f"there, or has the server lost them? (they are still in {source}, cancelled)"
+            f"{missing} not in {target} now: purged there, or lost by the server? (still in "
+            f"{source}, cancelled)"
         )
     return 0 if done.is_complete() else 1

@@ -9,6 +9,7 @@ import statistics
 import tempfile
 import time
 
+from dbbasic_queue.cli.messages import complain
 from dbbasic_queue.cli.report import print_fields
 from dbbasic_queue.cli.terminal import Counter, Terminal
 from dbbasic_queue.jobqueue import Queue
@@ -28,6 +29,8 @@ _ENQUEUES = 300
 def run(arguments: Namespace) -> int:
     """Measure, and print one line per measure; return the exit code."""
     place = os.path.abspath(arguments.dir or ".")
+    if not os.path.isdir(place):
+        return complain(f"{place}: there is no such directory")
     signal.signal(signal.SIGTERM, _end)
     directory = tempfile.mkdtemp(prefix="dbbasic-queue-bench-", dir=place)
     try:
@@ -52,6 +55,13 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 def _measure(directory: str, jobs: int) -> list[tuple[str, float, str]]:
     counter = Counter("step", 5)
+    try:
+        return _steps(directory, jobs, counter)
+    finally:
+        counter.end()
+
+
+def _steps(directory: str, jobs: int, counter: Counter) -> list[tuple[str, float, str]]:
     path = os.path.join(directory, "queue.tsv")
     singles = min(_ENQUEUES, jobs)
     with (
@@ -71,7 +81,6 @@ def _measure(directory: str, jobs: int) -> list[tuple[str, float, str]]:
         run_all = _seconds(lambda: queue.process_jobs({"noop": lambda payload: None})) / count
         counter.show(5)
         idle = _seconds(lambda: queue.process_jobs({"noop": lambda payload: None}))
-    counter.end()
     return [
         ("this disk: one append and sync", sync * 1e6, "us"),
         ("enqueue, on the disk on return", enqueue * 1e6, "us"),

@@ -25,7 +25,7 @@ from dbbasic_queue.cli.many import (
 from dbbasic_queue.cli.messages import PROGRAM, complain, with_file
 from dbbasic_queue.cli.queues import existing_queue
 from dbbasic_queue.errors import JobNotFound, QueueError
-from dbbasic_queue.model.checks import check_type, is_id
+from dbbasic_queue.model.checks import ALL, check_type, is_id
 from dbbasic_queue.model.escaping import printable
 from dbbasic_queue.model.rows import has_json
 from dbbasic_queue.model.states import PENDING, PROCESSING
@@ -263,7 +263,7 @@ def run_pause(arguments: Namespace) -> int:
             else:
                 complain(f"warning: no job and no handler has the type {job_type}")
         queue.pause(job_type)
-        print(f"paused\t{job_type or '*'}")
+        print(f"paused\t{job_type or _every()}")
     return 0
 
 
@@ -282,8 +282,6 @@ def _is_known(queue: Queue, job_type: str) -> bool:
 
 
 def run_resume(arguments: Namespace) -> int:
-    from dbbasic_queue.model.checks import ALL
-
     with existing_queue(arguments) as queue:
         was_paused = queue.resume(arguments.type)
         if ALL in queue.paused():
@@ -292,7 +290,15 @@ def run_resume(arguments: Namespace) -> int:
                 "ends every pause)"
             )
         if not was_paused:
-            complain(f"warning: {printable(arguments.type or 'nothing')} was not paused")
+            what = "no type was" if arguments.type is None else f"{arguments.type} was not"
+            complain(f"warning: {what} paused")
             return 0
-        print(f"resumed\t{arguments.type or ALL}")
+        print(f"resumed\t{arguments.type or _every()}")
     return 0
+
+
+def _every() -> str:
+    """Return the name for all types: on a terminal, words."""
+    from dbbasic_queue.cli.terminal import Terminal
+
+    return "all types" if Terminal().is_screen else ALL

@@ -59,11 +59,12 @@ def run(directory: str | None = None) -> int:
         Look around in {home}
         (data/queue.tsv, report.tsv, mails/). Remove it with rm -r.
 
-        For your own queue, copy workers/queue_worker.py from there to your app, say /srv/app, and
-        put your handlers into it. In that directory, the app calls
+        For your own queue, copy workers/queue_worker.py from there to your app,
+        say /srv/app, and put your handlers into it. In that directory, the app calls
 
             from dbbasic_queue import enqueue
-            enqueue("send_email", {{"to": "you@example.org", "subject": "Hi", "body": "..."}})
+            enqueue("send_email",
+                    {{"to": "you@example.org", "subject": "Hi", "body": "..."}})
 
         and cron runs the worker every minute (crontab -e):
 
@@ -107,9 +108,10 @@ def tour(home: Path, server: MailServer) -> list[str]:
     say(f"""
         The demo's directory is {home}
 
-        1. An app enqueues five jobs: three emails, a fourth one to a busy mailbox, and a
-           report on the {elements} chemical elements that have a standard atomic weight.
-           The queue is a text file; here are its columns id, type, status and attempts:
+        1. An app enqueues five jobs: three emails, a fourth one to a busy mailbox,
+           and a report on the {elements} chemical elements that have a standard atomic
+           weight. The queue is a text file; here are its columns id, type, status
+           and attempts:
         """)
     with Queue(home / "data" / "queue.tsv") as queue:
         queue.enqueue_many("send_email", [greeting(friend) for friend in friends])
@@ -120,7 +122,8 @@ def tour(home: Path, server: MailServer) -> list[str]:
         problems += show(home, OVERVIEW)
 
         say(
-            "\n2. Cron would start the worker every minute. It prints nothing unless a job fails:\n"
+            "\n2. Cron would start the worker every minute."
+            "\n   It prints nothing unless a job fails:\n"
         )
         problems += work(home, server)
 
@@ -160,9 +163,9 @@ def wrong_results(home: Path, queue: Queue, friends: list[str], accepted: list[s
     elif not problems:
         due = time.strftime("%H:%M:%S", time.localtime(retried["run_at"]))
         say(f"""
-            Checked: {len(friends)} emails arrived, each once; the report is complete; one job waits
-            for its second attempt at {due}. (The demo's mail server has stopped by then, so that
-            attempt would fail, too.)""")
+            Checked: {len(friends)} emails arrived, each once; the report is complete;
+            one job waits for its second attempt at {due}. (The demo's mail server
+            has stopped by then, so that attempt would fail, too.)""")
     return problems
 
 

@@ -15,7 +15,7 @@ import tempfile
 from contextlib import suppress
 
 from dbbasic_queue.cli.messages import complain
-from dbbasic_queue.cli.terminal import ask, can_ask
+from dbbasic_queue.cli.terminal import Terminal, ask, can_ask
 from dbbasic_queue.errors import InvalidArgument, QueueError
 from dbbasic_queue.model.checks import check_id, check_type
 from dbbasic_queue.model.escaping import printable
@@ -114,6 +114,9 @@ def edit_payload(queue: Queue, row: Row) -> str:
     """
     old = json.dumps(decode_json(row.payload or "{}"), indent=2, ensure_ascii=False)
     text = edit_text(f"{old}\n", ".json")
+    if text == f"{old}\n":
+        print(f"unchanged\t{row.id}")
+        return ""
     try:
         value = decode_json(text)
         payload = encode_json({} if value is None else value, queue.max_payload)
@@ -151,11 +154,22 @@ def edit_queue(queue: Queue) -> int:
             if _is_to_be_edited_again():
                 continue
             return complain(f"nothing was changed; your text is in {keep(text.encode(), '.tsv')}")
+        if not _is_wanted(changes):
+            return complain(f"nothing was changed; your text is in {keep(text.encode(), '.tsv')}")
         try:
             return changes.make(queue)
         except BaseException:
             complain(f"not everything was changed; your text is in {keep(text.encode(), '.tsv')}")
             raise
+
+
+def _is_wanted(changes: Changes) -> bool:
+    """Ask before several jobs are removed: one wrong key in an editor deletes many lines."""
+    count = len(changes.removed)
+    try:
+        return count < 2 or not can_ask() or ask(f"{count:,} jobs will be removed. Go on?")
+    except KeyboardInterrupt:
+        return False
 
 
 def _is_to_be_edited_again() -> bool:
@@ -243,6 +257,9 @@ class Changes:
             left_over = number_of(len(lines) - removed, "job was", "jobs were")
             code = complain(f"{left_over} not removed, but changed by others in the meantime")
         changed |= {row.id for row in found if row is not None}
+        if not code and not (self.added or changed or lines) and Terminal().is_screen:
+            print("nothing was changed")
+            return code
         for name, count in (
             ("added", len(self.added) - len(there)),
             ("changed", len(changed)),
@@ -262,14 +279,14 @@ def _parse(text: str) -> dict[str, Row]:
         if not line.strip():
             continue
         row = parse_row(line.encode())
-        shown = printable(line[:60])
+        shown = f"'{printable(line[:60])}'"
         if row is None or line.count("\t") < 8:
             raise InvalidArgument(
-                f"invalid line {number}: {shown!r}: must have nine columns, separated by tabs, "
+                f"invalid line {number}: {shown}: must have nine columns, separated by tabs, "
                 f"with a status from {', '.join(STATUSES)}"
             )
         if not has_json(row):
-            raise InvalidArgument(f"invalid line {number}: its payload must be JSON: {shown!r}")
+            raise InvalidArgument(f"invalid line {number}: its payload must be JSON: {shown}")
         if row.id in found:
             raise InvalidArgument(f"invalid line {number}: the id {row.id} occurs twice")
         found[row.id] = row

@@ -261,4 +261,4 @@ def _from_object(job: Any) -> Row:
 
 
 def _start(line: str) -> str:
-    return repr(printable(line[:60]))
+    return f"'{printable(line[:60])}'"

@@ -12,13 +12,15 @@ A handler with a `timeout` runs without it, in this process: so what it prints a
 
 from __future__ import annotations
 
-from dbbasic_queue.cli.messages import DONE, INTERRUPTED, JOB_FAILED, NOT_DONE, complain
+from dbbasic_queue.cli.messages import DONE, INTERRUPTED, JOB_FAILED, NOT_DONE, complain, with_file
+from dbbasic_queue.cli.terminal import Terminal, wrapped
 from dbbasic_queue.errors import InvalidHandlers
 from dbbasic_queue.handlers import Handler
 from dbbasic_queue.model.checks import is_id
 from dbbasic_queue.model.escaping import printable, unescape
 from dbbasic_queue.model.rows import has_json
 from dbbasic_queue.model.states import FINISHED, PENDING, State
+from dbbasic_queue.monitoring.durations import relative
 from dbbasic_queue.monitoring.selecting import LEAST_PREFIX, find_id
 from dbbasic_queue.monitoring.why import why
 from dbbasic_queue.passes import log_lines
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from dbbasic_queue.jobqueue import Queue
+    from dbbasic_queue.model.jobdict import JobDict
     from dbbasic_queue.model.rows import Row
     from dbbasic_queue.store.protocol import Claim, Claims
 
@@ -78,7 +81,9 @@ def run_job(queue: Queue, handlers: Any, arguments: Namespace) -> int:
         return INTERRUPTED
     if not work.has_run:
         now_row = queue.store.find(row.id) or row
-        return complain(f"{job_id} was not run: {why(queue.store, now_row, queue.now()).text}")
+        reason = why(queue.store, now_row, queue.now())
+        next_ = f" ({with_file(reason.command, arguments.file)})" if reason.command else ""
+        return complain(f"{job_id} was not run: {reason.text}{next_}")
     return _report(queue, job_id)
 
 
@@ -108,8 +113,24 @@ def _report(queue: Queue, job_id: str) -> int:
             print(printable(line))
     outcome = last["outcome"] if last else "unknown"
     error = printable(unescape(job["error"] or "")) if job else ""
-    print(f"{outcome}\t{job_id}" + (f"\t{error}" if error else ""))
+    if (terminal := Terminal()).is_screen:
+        print(*wrapped(terminal, _sentence(queue, job, job_id, outcome)), sep="\n")
+    else:
+        print(f"{outcome}\t{job_id}" + (f"\t{error}" if error else ""))
     return {"completed": DONE, "delayed": NOT_DONE}.get(outcome, JOB_FAILED)
+
+
+def _sentence(queue: Queue, job: JobDict | None, job_id: str, outcome: str) -> str:
+    """Return how the job ended, for a person, who has just seen the traceback."""
+    text = f"{job_id}: {outcome}"
+    if job is None:
+        return text
+    if job["status"] == PENDING:
+        due, now = job["run_at"], queue.now()
+        return f"{text}; " + (f"due again {relative(due, now)}" if due > now else "due again now")
+    if job["error"]:
+        return f"{text}: {printable(unescape(job['error']))}"
+    return text
 
 
 class _Work:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dbbasic_queue.cli.messages import complain
 from dbbasic_queue.errors import InvalidArgument
 from dbbasic_queue.model.escaping import printable
-from dbbasic_queue.model.states import FAILED
+from dbbasic_queue.model.states import FAILED, PENDING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from dbbasic_queue.jobqueue import Queue
     from dbbasic_queue.model.rows import Row
     from dbbasic_queue.monitoring.selecting import Filter
+
+REMOVED = "removed"
+"""what happens to jobs that may be pending: they are never run then"""
 
 
 def filter_or_ids(arguments: Namespace, statuses: tuple[str, ...]) -> Filter | None:
@@ -55,14 +58,27 @@ def is_wanted(arguments: Namespace, rows: Iterable[Row], done: str) -> bool:
 
     if not arguments.dry_run and (arguments.yes or not can_ask()):
         return True
-    types = count_types(rows)
+    pending = 0
+
+    def counted() -> Iterator[Row]:
+        nonlocal pending
+        for row in rows:
+            pending += row.state.status == PENDING
+            yield row
+
+    types = count_types(counted())
     if arguments.dry_run:
         print_counts(f"would be {done}", types)
         raise SystemExit(0)
     count = sum(types.values())
     if not count:
         return True
-    if ask(f"{_sentence(types)} will be {done}. Go on?"):
+    if pending and done == REMOVED:
+        which = ("all " if count > 1 else "") if pending == count else f"{pending:,} of them "
+        never = f", {which}still pending,"
+    else:
+        never = ""
+    if ask(f"{_sentence(types)}{never} will be {done}. Go on?"):
         return True
     complain("nothing was changed")
     return False

@@ -47,6 +47,12 @@ def complain(why: str) -> int:
     return NOT_DONE
 
 
+def tell(text: str) -> None:
+    """Print a line for people on stderr, if that is a terminal; a log doesn't need it."""
+    if sys.stderr.isatty():
+        print(for_stderr(text), file=sys.stderr, flush=True)
+
+
 def for_stderr(text: str) -> str:
     """Return a line for stderr: if that is a terminal, it is broken between words to fit."""
     if not sys.stderr.isatty():

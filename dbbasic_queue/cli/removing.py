@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from dbbasic_queue.cli.arguments import CHANGED_ID, Commands, add_caution, add_filters, seconds
-from dbbasic_queue.cli.many import filter_or_ids, ids, is_wanted, most_first, print_counts
+from dbbasic_queue.cli.many import REMOVED, filter_or_ids, ids, is_wanted, most_first, print_counts
 from dbbasic_queue.cli.messages import complain
 from dbbasic_queue.cli.queues import existing_queue
+from dbbasic_queue.errors import InvalidArgument
 from dbbasic_queue.model import states
 from dbbasic_queue.model.checks import is_id
 from dbbasic_queue.model.states import FINISHED, PENDING
@@ -66,7 +69,7 @@ def run_clear(arguments: Namespace) -> int:
     chosen = filter_or_ids(arguments, statuses)
     with existing_queue(arguments) as queue:
         if chosen is not None:
-            return _remove(arguments, queue, changes.can_be_removed, chosen, "removed")
+            return _remove(arguments, queue, changes.can_be_removed, chosen, REMOVED)
         from dbbasic_queue.monitoring.selecting import Filter
 
         wanted, code = set(), 0
@@ -86,7 +89,7 @@ def run_clear(arguments: Namespace) -> int:
                 queue,
                 lambda r: r.id in wanted and changes.can_be_removed(r),
                 everything,
-                "removed",
+                REMOVED,
             )
             code = done or code
         return code
@@ -104,6 +107,8 @@ def _remove(
         from dbbasic_queue.store.writing import archive
 
         path = archive.path_of(arguments.archive, queue.path)
+        if not os.path.isdir(folder := os.path.dirname(path)):
+            raise InvalidArgument(f"{folder}: there is no such directory (for the archive)")
         archive.check(path)
     rows = (row for row in chosen.rows(queue.store) if unwanted(row))
     if not is_wanted(arguments, rows, done):

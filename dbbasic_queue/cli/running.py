@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import sys
-
 from dbbasic_queue.cli.arguments import AN_ID, Commands, natural, seconds
 from dbbasic_queue.cli.messages import (
     DONE,
     INTERRUPTED,
     JOB_CANCELLED,
     JOB_FAILED,
+    PROGRAM,
     TIMED_OUT,
     complain,
+    tell,
+    with_file,
 )
 from dbbasic_queue.cli.queues import existing_queue, named_queue
 from dbbasic_queue.jobqueue import MAX_ATTEMPTS
 from dbbasic_queue.model.checks import is_id
+from dbbasic_queue.model.escaping import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
+
+    from dbbasic_queue.jobqueue import Queue
 
 _EXIT_CODES = {"completed": DONE, "failed": JOB_FAILED, "cancelled": JOB_CANCELLED}
 _POLL_SECONDS = 0.2
@@ -126,7 +130,30 @@ def run_run(arguments: Namespace) -> int:
             )
         except KeyboardInterrupt:
             return INTERRUPTED
+        _print_outcome(queue, counts, arguments.file)
     return JOB_FAILED if arguments.strict and counts["failed"] else DONE
+
+
+def _print_outcome(queue: Queue, counts: dict[str, int], file: str | None) -> None:
+    """On a terminal, print what a pass has done, or why it had nothing to do."""
+    from dbbasic_queue.cli.terminal import Terminal, wrapped
+
+    if not (terminal := Terminal()).is_screen:
+        return
+    did = [f"{count:,} {name}" for name, count in counts.items() if count]
+    if did:
+        text = ", ".join(did)
+        next_ = f"{PROGRAM} failed" if counts["failed"] else ""
+    elif queue.store.exists():
+        from dbbasic_queue.monitoring.status import Status
+
+        verdict = Status(queue.store, queue.now()).verdict
+        text, next_ = f"no job was run: {verdict.text}", verdict.command
+    else:
+        return  # a warning was logged
+    print(*wrapped(terminal, text), sep="\n")
+    if next_:
+        print(f"  {with_file(next_, file)}")
 
 
 def run_worker(arguments: Namespace) -> int:
@@ -143,6 +170,7 @@ def run_worker(arguments: Namespace) -> int:
             skip_unknown=skip_unknown,
             workers=arguments.workers,
         )
+        tell(f"running jobs of {printable(queue.path)} until Ctrl-C")
         try:
             is_to_reload = service.run()
         except KeyboardInterrupt:
@@ -155,15 +183,14 @@ def run_worker(arguments: Namespace) -> int:
 def run_wait(arguments: Namespace) -> int:
     import time
 
-    from dbbasic_queue.cli.terminal import Terminal
+    from dbbasic_queue.cli.terminal import Line
     from dbbasic_queue.monitoring import progress_bar
     from dbbasic_queue.monitoring.selecting import find_id
 
-    shows = sys.stderr.isatty()
+    screen = Line()
     with existing_queue(arguments) as queue:
         job_id = find_id(queue.store, arguments.id)
         end = None if arguments.timeout is None else time.monotonic() + arguments.timeout
-        width = Terminal(sys.stderr).width
         try:
             while True:
                 row = queue.store.find(job_id) if is_id(job_id) else None
@@ -173,19 +200,18 @@ def run_wait(arguments: Namespace) -> int:
                     break
                 if end is not None and time.monotonic() >= end:
                     break
-                if shows:
+                if screen.is_shown:
                     found = queue.store.progress([row]).get(job_id)
                     text = row.state.status
                     if found is not None:
                         left = found.seconds_left(queue.now())
                         text = progress_bar.bar(found.done, found.total, left)
-                    print(f"\r\x1b[K{text[: width - 1]}", end="", file=sys.stderr, flush=True)
+                    screen.show(text)
                 time.sleep(_POLL_SECONDS)
         except KeyboardInterrupt:
             return INTERRUPTED
         finally:
-            if shows:
-                print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            screen.end()
         if row.state.status not in _EXIT_CODES:
             complain(f"{job_id} is still {row.state.status}")
             return TIMED_OUT

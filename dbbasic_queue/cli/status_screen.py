@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from dbbasic_queue.monitoring.status import Status
+    from dbbasic_queue.monitoring.status import Failures, Status
 
 _SHOWN = 5
 _INDENT = " " * 10
@@ -136,13 +136,19 @@ def _running(status: Status, terminal: Terminal) -> Iterator[str]:
 def _failures(status: Status, terminal: Terminal) -> Iterator[str]:
     if not status.failures:
         return
+    from dbbasic_queue.store.history import LONGEST_ERROR
+
+    def error(found: Failures) -> str:
+        is_cut = len(found.error) >= LONGEST_ERROR
+        return f"{found.error}{terminal.dots}" if is_cut else found.error or "-"
+
     yield ""
     yield terminal.style("errors of the last day", "bold")
     columns = [
         Column("TIMES", lambda found: f"{found.count:,}", right=True),
         Column("TYPE", lambda found: found.type),
         Column("LAST", lambda found: relative(found.last_at, status.now, units=1)),
-        Column("ERROR", lambda found: found.error or "-", flexible=True, style=lambda _: "red"),
+        Column("ERROR", error, flexible=True, style=lambda _: "red"),
     ]
     yield from table(terminal, columns, status.failures[:_SHOWN], indent="  ")
     if len(status.failures) > _SHOWN:

@@ -258,9 +258,15 @@ def wrapped(terminal: Terminal, text: str, indent: str = "") -> Iterator[str]:
 
 def ask(question: str) -> bool:
     """Ask the person at the terminal; return whether the answer is yes."""
+    *lines, last = wrapped(Terminal(), f"{question} [y/N]")
+    for line in lines:
+        print(line)
     try:
-        answer = input(f"{question} [y/N] ")
-    except EOFError:
+        answer = input(f"{last} ")
+    except (EOFError, KeyboardInterrupt) as end:
+        print()  # what is printed next, such as the shell's prompt, gets a line of its own
+        if isinstance(end, KeyboardInterrupt):
+            raise
         answer = ""
     return answer.strip().lower() in ("y", "yes")
 
@@ -270,24 +276,47 @@ def can_ask() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
+class Line:
+    """A line on stderr that changes, and is gone at the end; none if that isn't a terminal."""
+
+    def __init__(self, *, is_wanted: bool = True) -> None:
+        self.is_shown = is_wanted and sys.stderr.isatty()
+        self._is_dumb = os.environ.get("TERM", "dumb") == "dumb"  # it can't erase a line
+        self._longest = 0
+
+    def show(self, text: str) -> None:
+        """Replace what the line shows."""
+        if not self.is_shown:
+            return
+        terminal = Terminal(sys.stderr)
+        text = terminal.fit(text, terminal.width - 1)
+        width = text_width(text)
+        self._longest = max(self._longest, width)
+        rest = " " * (self._longest - width) if self._is_dumb else "\x1b[K"
+        print(f"\r{text}{rest}", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Remove the line."""
+        if self._longest:
+            self.show("")
+            print("\r", end="", file=sys.stderr, flush=True)
+            self._longest = 0
+
+
 class Counter:
     """A number on stderr that shows how far long work is; nothing if that isn't a terminal."""
 
-    def __init__(self, what: str, total: int | None = None) -> None:
+    def __init__(self, what: str, total: int | None = None, *, is_wanted: bool = True) -> None:
         self._what = what
         self._total = total
-        self._is_shown = sys.stderr.isatty()
-        self._has_shown = False
+        self._line = Line(is_wanted=is_wanted)
 
     def show(self, done: int, total: int | None = None) -> None:
         """Show how many were done so far."""
-        if self._is_shown:
-            self._has_shown = True
-            total = self._total if total is None else total
-            of = "" if total is None else f" of {total:,}"
-            print(f"\r{self._what} {done:,}{of}  ", end="", file=sys.stderr, flush=True)
+        total = self._total if total is None else total
+        of = "" if total is None else f" of {total:,}"
+        self._line.show(f"{self._what} {done:,}{of}")
 
     def end(self) -> None:
         """Remove the number."""
-        if self._has_shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        self._line.end()

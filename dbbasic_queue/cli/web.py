@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
-from dbbasic_queue.cli.messages import INTERRUPTED
+from dbbasic_queue.cli.messages import INTERRUPTED, tell
 from dbbasic_queue.cli.queues import existing_queue
+from dbbasic_queue.model.escaping import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ def run(arguments: Namespace) -> int:
         print(f"http://{HOST}:{server.port}{ENTRY}?token={door.token}", flush=True)
         what = "may change jobs" if arguments.write else "is read-only (--write changes that)"
         print(f"The address works once, and {what}. Ctrl-C ends it.", file=sys.stderr, flush=True)
+        if os.environ.get("SSH_CONNECTION"):
+            tunnel = f"ssh -L {server.port}:{HOST}:{server.port}"
+            tell(f"To open it on your own machine, run this there first: {tunnel} {_this_host()}")
         try:
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
@@ -39,3 +44,9 @@ def run(arguments: Namespace) -> int:
         finally:
             log.removeHandler(handler)
     return 0
+
+
+def _this_host() -> str:
+    """Return the address at which ssh has reached this machine: the third word of the variable."""
+    words = os.environ.get("SSH_CONNECTION", "").split()
+    return printable(words[2]) if len(words) > 2 else "HOST"

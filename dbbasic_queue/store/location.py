@@ -73,11 +73,12 @@ def path_of(location: str | os.PathLike[str], name: str = "queue") -> str:
     path = os.fspath(location)
     scheme = scheme_of(location)
     if scheme != "file":
+        server = "set $DBBASIC_QUEUE_URL" if name == "--file" else "use open_queue"
         # Don't show the URL: it may contain a password.
         raise NotAQueue(
             f"invalid {name}: unknown URL scheme {scheme!r}: must be "
             f"{'file or memory' if name == 'queue' else 'a path or file:PATH'} (for a path with a "
-            f"colon, write ./{scheme}:...; for a queue on a server, use open_queue)"
+            f"colon, write ./{scheme}:...; for a queue on a server, {server})"
         )
     if isinstance(location, str) and "://" in location and location[:5].lower() != "file:":
         raise NotAQueue(  # it may be one with quotes or spaces before it

@@ -57,8 +57,8 @@ def test_what_a_move_leaves_is_printed_and_the_exit_code_is_1(tmp_path: Path) ->
     assert move(tmp_path, "--to", str(new)) == (
         1,
         "moved\t0\nconflict\ttaken\n",
-        f"dbbasic-queue: 1 jobs stay in {old}: other jobs in {new} have their ids (purge those, or "
-        "cancel these, and move again)\n",
+        f"dbbasic-queue: 1 job stays in {old}: another job in {new} has its id (purge those there, "
+        "or cancel these here, and move again)\n",
     )
 
 

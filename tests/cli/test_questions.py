@@ -71,8 +71,16 @@ def queue(path: Path) -> Queue:
         ("cancel --type mail", "3 jobs (3 mail) will be cancelled. Go on?", "were cancelled"),
         ("cancel --all", "4 jobs (3 mail, 1 sync) will be cancelled. Go on?", "were cancelled"),
         ("stop --all", "4 jobs (3 mail, 1 sync) will be stopped. Go on?", "were cancelled"),
-        ("clear --all", "4 jobs (3 mail, 1 sync) will be removed. Go on?", "were removed"),
-        ("clear sync-job", "1 job (1 sync) will be removed. Go on?", "removed"),
+        (
+            "clear --all",
+            "4 jobs (3 mail, 1 sync), all still pending, will be removed. Go on?",
+            "were removed",
+        ),
+        (
+            "clear sync-job",
+            "1 job (1 sync), still pending, will be removed. Go on?",
+            "removed",
+        ),
     ],
 )
 @pytest.mark.parametrize("answer", ["n", "", "nope", "\x04"])
@@ -83,7 +91,8 @@ def test_only_a_yes_changes_jobs(
     code, shown = at_terminal(*command.split(), answers=answer + "\n")
     assert code == 1
     assert f"{question} [y/N]" in shown
-    assert "dbbasic-queue: nothing was changed" in shown
+    own_line = "\n" if answer == "\x04" else ""  # Ctrl-D ends no line
+    assert f"{own_line}dbbasic-queue: nothing was changed" in shown
     assert list(queue.jobs()) == before
 
 
