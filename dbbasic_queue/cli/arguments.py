@@ -30,11 +30,16 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Namespace | None = None
     ) -> tuple[Namespace, list[str]]:
-        """Parse. A command ends with wrong usage if an argument is left over."""
-        found, rest = super().parse_known_args(args, namespace)
-        if self.is_command and (left := self._without_later(found, rest)):
-            self.error(f"unrecognized arguments: {' '.join(left)}")
-        return found, rest if not self.is_command else []
+        """Parse; end with wrong usage if an argument is left over.
+
+        By default, only the program as a whole does that, and its --help doesn't help.
+        """
+        found, left = super().parse_known_args(args, namespace)
+        if self.is_command:
+            left = self._without_later(found, left)
+        if left:
+            self.error(self._unknown(left[0]))
+        return found, []
 
     def _without_later(self, found: Namespace, rest: list[str]) -> list[str]:
         """Give optional arguments that come after an option their values; return what is left.
@@ -57,16 +62,6 @@ class Parser(argparse.ArgumentParser):
                 setattr(found, action.dest, [*getattr(found, action.dest), *values])
                 values = []
         return values
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse arguments; end with wrong usage if there are any that this command doesn't have.
-
-        By default, only the program as a whole does that, and its --help doesn't help.
-        """
-        arguments, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            self.error(self._unknown(unknown[0]))
-        return arguments, unknown
 
     def _unknown(self, argument: str) -> str:
         if not argument.startswith("-"):

@@ -236,8 +236,8 @@ def append(
 
     Call it under the lock, with a file that was opened with O_APPEND. Whatever interrupts the
     append, the file is cut back to `size`. If even that fails, the next writer ends the torn line.
-    Raises StoreError if the system refuses; the error has the `consequence`, or says that a part may
-    have stayed.
+    Raises StoreError if the system refuses; the error has the `consequence`, or says that a part
+    may have stayed.
     """
     try:
         written = os.write(file.fd, content)
