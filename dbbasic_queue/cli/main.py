@@ -21,6 +21,7 @@ from dbbasic_queue.cli import (
     removing,
     running,
     setup,
+    transfer,
 )
 from dbbasic_queue.cli.arguments import Commands, Parser, program_parser
 from dbbasic_queue.cli.messages import INTERRUPTED, NOT_DONE, complain, reason
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from dbbasic_queue.cli.crontab import FindWorker
 
-_GROUPS = (looking, records, adding, changing, removing, running, checking, setup)
+_GROUPS = (looking, records, adding, transfer, changing, removing, running, checking, setup)
 
 
 def main(argv: Sequence[str] | None = None, *, find_worker: FindWorker | None = None) -> int:

@@ -1758,7 +1758,7 @@ MUTANTS = (
     ),
     Mutant(
         "a dry run moves the jobs",
-        "cli/adding.py",
+        "cli/transfer.py",
         "            if arguments.dry_run:\n                return _print_preview(preview)\n",
         "            if arguments.dry_run:\n                _print_preview(preview)\n",
         ("tests/cli/test_move.py",),
