@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 
 from dbbasic_queue.cli.messages import PROGRAM, WRONG_USAGE, for_stderr
@@ -26,6 +27,11 @@ class Parser(argparse.ArgumentParser):
     """Prints errors without control characters. Options may stand before and after any argument."""
 
     is_command = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # As in Python 3.14: the value of an option may begin with a minus and a digit.
+        self._negative_number_matcher = re.compile(r"-\.?\d")
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Namespace | None = None
