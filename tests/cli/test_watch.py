@@ -234,7 +234,7 @@ def test_in_a_pipe_there_is_one_line_per_change(
     wait_for(lambda: child.output.read_bytes(), "the verdict")
     queue.enqueue("print", {}, job_id="new")
     queue.process_jobs({"print": boom}, max_attempts=1)
-    wait_for(lambda: b"\tnew\t" in child.output.read_bytes(), "the new job")
+    wait_for(lambda: b"\tfailed\tnew\t" in child.output.read_bytes(), "the new job")
     lines = [line.split("\t")[1:] for line in child.output.read_text().splitlines()]
     assert lines[0][:2] == ["verdict", "idle"]
     assert [line[:4] for line in lines if line[1] == "new"][-1] == ["failed", "new", "print", "1"]

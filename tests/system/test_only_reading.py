@@ -66,7 +66,11 @@ def test_a_user_with_read_permission_only_gets_every_answer_and_changes_nothing(
         queue.enqueue("slow", {}, job_id="waiting")
         programs.start(f"Queue({str(path)!r}).process_jobs({{'slow': lambda _: time.sleep(600)}})")
         # The pass folds once its job takes long, and changes no file after that.
-        wait_for(lambda: "\tprocessing\t" in path.read_text("utf-8"), "the fold")
+        journal = path.with_name("queue.tsv.journal")
+        wait_for(
+            lambda: "\tprocessing\t" in path.read_text("utf-8") and not journal.stat().st_size,
+            "the fold",
+        )
         before = content(data)
         names = ("status --json", "show running", "check", "running", "watch --count 1")
         status, shown, checked, found_running, watched, found = commands(
