@@ -107,11 +107,13 @@ class Screen:
         return self.text()
 
     def wait(self, seconds: float = DEADLINE) -> int:
-        """Wait until the program ends; return its exit code."""
+        """Wait until the program ends, and read all that it has written; return its exit code."""
         end = time.monotonic() + seconds
         while self.read(0.05) and self.process.poll() is None:
             assert time.monotonic() < end, f"it hasn't ended:\n{self.text()}"
-        return self.process.wait(DEADLINE)
+        code = self.process.wait(DEADLINE)
+        self.read()
+        return code
 
     def __enter__(self) -> Screen:
         return self
