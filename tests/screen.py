@@ -106,6 +106,16 @@ class Screen:
                 assert re.search(pattern, self.text()), f"it ended:\n{self.text()}"
         return self.text()
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C, again if the program goes on: it came before Python had begun to read."""
+        for _ in range(5):
+            self.press("\x03")
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                continue
+            return
+
     def wait(self, seconds: float = DEADLINE) -> int:
         """Wait until the program ends, and read all that it has written; return its exit code."""
         end = time.monotonic() + seconds

@@ -180,7 +180,7 @@ def test_move_names_the_urls_that_it_knows(place: Path) -> None:
 def test_after_ctrl_c_at_a_question_the_prompt_has_its_own_line(place: Path) -> None:
     with Screen(command("cancel", "--all"), place) as screen:
         screen.wait_for(r"\[y/N\]")
-        screen.press("\x03")
+        screen.interrupt()
         assert screen.wait() == 130
         assert screen.raw.endswith(b"\r\n")
 
@@ -199,7 +199,7 @@ def test_removing_several_lines_in_the_editor_asks_first(place: Path) -> None:
         with Screen(command("edit"), place, more=editor) as screen:
             screen.wait_for(r"2 jobs will be removed. Go on\? \[y/N\]")
             assert run_command("list", cwd=place).stdout == before
-            screen.press(answer)
+            screen.interrupt() if answer == "\x03" else screen.press(answer)
             assert screen.wait() == code
             kept = list(place.glob("dbbasic-queue-edit-*"))
             assert bool(kept) == bool(code)
