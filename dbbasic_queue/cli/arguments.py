@@ -26,8 +26,6 @@ INSTANTS = "+5m, 2h (ago, or from now), @UNIX, or an ISO date such as 2027-01-15
 class Parser(argparse.ArgumentParser):
     """Prints errors without control characters. Options may stand before and after any argument."""
 
-    is_command = False
-
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         # As in Python 3.14: the value of an option may begin with a minus and a digit.
@@ -40,10 +38,8 @@ class Parser(argparse.ArgumentParser):
 
         By default, only the program as a whole does that, and its --help doesn't help.
         """
-        found, left = super().parse_known_args(args, namespace)
-        if self.is_command:
-            left = self._without_later(found, left)
-        if left:
+        found, rest = super().parse_known_args(args, namespace)
+        if left := self._without_later(found, rest):
             self.error(self._unknown(left[0]))
         return found, []
 
@@ -122,7 +118,6 @@ class Commands:
         made = self._subparsers.add_parser(
             name, help=text, description=f"{text[0].upper()}{text[1:]}.{more and ' '}{more}"
         )
-        made.is_command = True
         made.set_defaults(run=run, wrong_usage=made.error, command=name, has_json=json)
         if file:
             add_file(made, default=argparse.SUPPRESS)  # the one before the command stays

@@ -7,8 +7,6 @@ job that changes in the meantime is not changed again.
 
 from __future__ import annotations
 
-import sys
-
 from dbbasic_queue.cli.arguments import (
     CHANGED_ID,
     Commands,
@@ -22,7 +20,7 @@ from dbbasic_queue.cli.many import (
     most_first,
     print_counts,
 )
-from dbbasic_queue.cli.messages import PROGRAM, complain, with_file
+from dbbasic_queue.cli.messages import PROGRAM, complain, tell, with_file
 from dbbasic_queue.cli.queues import existing_queue
 from dbbasic_queue.errors import JobNotFound, QueueError
 from dbbasic_queue.model.checks import ALL, check_type, is_id
@@ -215,10 +213,11 @@ def _stop(arguments: Namespace, queue: Queue, job_id: str) -> int:
     if done is None:
         return complain(f"{job_id} was not stopped: it is finished")
     print(f"{done}\t{job_id}")
-    if done == "requested" and sys.stderr.isatty():
-        show = with_file(f"{PROGRAM} show {job_id}", arguments.file)
-        complain(
-            f"{job_id} runs inside its pass, so it was only asked to stop; if it goes on: {show}"
+    if done == "requested":
+        show = printable(with_file(f"{PROGRAM} show {job_id}", arguments.file))
+        tell(
+            f"{PROGRAM}: {job_id} runs inside its pass, so it was only asked to stop; if it goes "
+            f"on: {show}"
         )
     return 0
 
