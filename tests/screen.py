@@ -107,7 +107,7 @@ class Screen:
         return self.text()
 
     def interrupt(self) -> None:
-        """Press Ctrl-C, again if the program goes on: it came before Python had begun to read."""
+        """Press Ctrl-C, again if the program goes on: Python may not have read its input yet."""
         for _ in range(5):
             self.press("\x03")
             try:
