@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.model.states import CLOCK_TOLERANCE_SECONDS, clamp, later, pull_in
-from dbbasic_queue.store.reading.index import NEVER
+from dbbasic_queue.store.reading.bulk import NEVER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from dbbasic_queue.model.rows import has_json
 from dbbasic_queue.model.states import PROCESSING, STATUSES, cancel, request_stop, requeue, run_now
 from dbbasic_queue.store import clocks, moved, paused
 from dbbasic_queue.store.disk.lock import even_if_moved, locked, reading
-from dbbasic_queue.store.reading.index import NEVER
+from dbbasic_queue.store.reading.bulk import NEVER
 from dbbasic_queue.store.reading.lookup import search
 from dbbasic_queue.store.writing.fold_costs import CHEAP_OUTSIDE_SECONDS, SHARE_OF_TIME
 from dbbasic_queue.store.writing.queue_files import QueueFiles

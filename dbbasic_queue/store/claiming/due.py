@@ -24,7 +24,7 @@ from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.store import paused
 from dbbasic_queue.store.disk.lock import reading
 from dbbasic_queue.store.protocol import Claim
-from dbbasic_queue.store.reading.index import NEVER
+from dbbasic_queue.store.reading.bulk import NEVER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -15,14 +15,17 @@ from dbbasic_queue.model.rows import is_binary
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Iterator
     from typing import TypeVar
 
     T = TypeVar("T")
 
     Columns = tuple[list[bytes], list[bytes], list[int], list[bytes], int]
     """The ids, statuses, `run_at` and `attempts` of plain rows, one of each per row, and the latest
-    `created_at`. An id may occur twice."""
+    `created_at`. An id may occur twice. `run_at` is NEVER if the job isn't pending."""
+
+NEVER = 1 << 62
+"""An instant after all others: stands for the `run_at` of a line that isn't a pending job."""
 
 PENDING = b"pending"
 PROCESSING = b"processing"
@@ -72,10 +75,12 @@ def _plain_columns(content: bytes) -> Columns | None:
     columns = split(content)
     if columns is None:
         return None
-    times = columns[5::9]
-    seconds = {text: int(text) for text in set(times)}
-    latest = max(map(int, set(columns[4::9])))
-    return columns[::9], columns[3::9], [seconds[text] for text in times], columns[6::9], latest
+    statuses = columns[3::9]
+    times = [
+        int(text) if status == PENDING else NEVER
+        for text, status in zip(columns[5::9], statuses, strict=True)
+    ]
+    return columns[::9], statuses, times, columns[6::9], latest(columns[4::9])
 
 
 def split(content: bytes) -> list[bytes] | None:
@@ -97,9 +102,9 @@ def split(content: bytes) -> list[bytes] | None:
     if (
         b"".join(columns[8::9]).count(b"\n") == count  # so each ninth column ends a line
         and _STATUSES.issuperset(columns[3::9])
-        and _are_numbers(set(columns[4::9]), 12)
-        and _are_numbers(set(columns[5::9]), 12)
-        and _are_numbers(set(columns[6::9]), 9)
+        and _are_numbers(columns[4::9], 12)
+        and _are_numbers(columns[5::9], 12)
+        and _are_numbers(columns[6::9], 9)
         and all(columns[1::9])
         and all(ids)
         and max(map(len, ids)) <= 64
@@ -110,5 +115,24 @@ def split(content: bytes) -> list[bytes] | None:
     return None
 
 
-def _are_numbers(texts: Collection[bytes], digits: int) -> bool:
-    return all(texts) and b"".join(texts).isdigit() and max(map(len, texts)) <= digits
+def _are_numbers(texts: list[bytes], digits: int) -> bool:
+    lengths = set(map(len, texts))
+    return 0 not in lengths and max(lengths) <= digits and b"".join(texts).isdigit()
+
+
+def latest(texts: list[bytes]) -> int:
+    """Return the largest of some numbers.
+
+    >>> latest([b"12", b"11"]), latest([b"9", b"11"])
+    (12, 11)
+    """
+    return int(max(texts)) if have_one_length(texts) else max(map(int, texts))
+
+
+def have_one_length(texts: list[bytes]) -> bool:
+    """Return whether numbers have equally many digits, so that their order is that of their texts.
+
+    >>> have_one_length([b"12", b"11"]), have_one_length([b"9", b"11"])
+    (True, False)
+    """
+    return len(set(map(len, texts))) == 1

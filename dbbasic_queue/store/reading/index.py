@@ -14,7 +14,7 @@ from itertools import compress
 from dbbasic_queue.model import states
 from dbbasic_queue.model.records import decode_state, with_state
 from dbbasic_queue.model.rows import Row, is_binary, parse_row
-from dbbasic_queue.store.reading.bulk import PENDING, PROCESSING
+from dbbasic_queue.store.reading.bulk import NEVER, PENDING, PROCESSING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from dbbasic_queue.model.states import State
     from dbbasic_queue.store.reading.bulk import Columns
-
-NEVER = 1 << 62
-"""An instant after all others: stands for the `run_at` of a line that isn't a pending job."""
 
 _BLOCK_BITS = 10
 _BLOCK_ROWS = 1 << _BLOCK_BITS
@@ -83,10 +80,6 @@ class Index:
         numbers = list(range(first, first + len(ids)))
         owners = list(map(self.index.setdefault, ids, numbers))
         if statuses.count(PENDING) != len(ids):
-            times = [
-                at if status == PENDING else NEVER
-                for at, status in zip(times, statuses, strict=True)
-            ]
             self.processing.update(compress(numbers, map(PROCESSING.__eq__, statuses)))
         if attempts.count(b"0") != len(ids):
             self.retrying.update(

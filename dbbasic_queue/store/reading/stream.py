@@ -17,7 +17,7 @@ from dbbasic_queue.model.states import FAILED, FINISHED, PENDING, PROCESSING, ST
 from dbbasic_queue.model.strict_json import all_json
 from dbbasic_queue.store.disk.files import open_file, unstable_inodes
 from dbbasic_queue.store.protocol import Overview, Waiting
-from dbbasic_queue.store.reading.bulk import scan_cells
+from dbbasic_queue.store.reading.bulk import have_one_length, scan_cells
 from dbbasic_queue.store.reading.header import require_header, require_partial_header
 from dbbasic_queue.store.reading.tail import Rewritten, Tail, edited_in_place
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _TRIES = 100
 _STATUSES = {status: status.encode() for status in STATUSES}
 _FINISHED = {_STATUSES[status] for status in FINISHED}
-_WITH_ERRORS = (PENDING, FAILED)
+_WITH_ERRORS = {_STATUSES[PENDING], _STATUSES[FAILED]}
 
 
 class Stream:
@@ -113,16 +113,16 @@ class Stream:
                 lines = content.split(b"\n")[:-1]
                 for row in self._jobs(number, lines, unreadable.append, cells):
                     tally.add_row(row)
-                    if each is not None and row.state.error and row.state.status in _WITH_ERRORS:
+                    status = row.state.status.encode()
+                    if each is not None and row.state.error and status in _WITH_ERRORS:
                         each(row)
                 continue
             self._update(cells)
             tally.add(cells)
             if each is not None and any(errors := cells[7::9]):
                 for place in compress(range(len(errors)), errors):
-                    row = _row(cells, place)
-                    if row.state.status in _WITH_ERRORS:
-                        each(row)
+                    if cells[9 * place + 3] in _WITH_ERRORS:
+                        each(_row(cells, place))
         return tally.overview([number + 2 for number in unreadable])
 
     def running(self) -> list[Row]:
@@ -189,7 +189,7 @@ class Stream:
                     require_header(header, self._path)
                 for piece, cells in scan_cells(content):
                     yield number, piece, cells if cells and self._are_new(cells[::9]) else None
-                    number += piece.count(b"\n")
+                    number += len(cells) // 9 if cells else piece.count(b"\n")
         except Rewritten as e:
             raise edited_in_place(self._path, "nothing was changed; try again") from e
         if not reader.end:
@@ -255,24 +255,26 @@ class _Tally:
             self._counts[name] += statuses.count(text)
         self._add_finished_cells(statuses, cells)
         pending = list(map(_STATUSES[PENDING].__eq__, statuses))
-        columns = (compress(cells[number::9], pending) for number in (1, 4, 5))
+        types, created, times = (compress(cells[number::9], pending) for number in (1, 4, 5))
         places = compress(range(len(statuses)), pending)
-        for place, job_type, created_at, run_at in zip(places, *columns, strict=True):
+        for place, job_type, created_at, run_at in zip(
+            places, types, map(int, created), map(int, times), strict=True
+        ):
             of_type = self._types.get(job_type) or self._of_type(job_type)
-            if of_type.add(int(created_at), int(run_at), self._now):
+            if of_type.add(created_at, run_at, self._now):
                 self._set_first(of_type, _row(cells, place))
 
     def _add_finished_cells(self, statuses: list[bytes], cells: list[bytes]) -> None:
-        created = cells[4::9]
-        # Numbers of the same length are in the order of their texts. No job is due before it was
-        # created, so if that was later than `_oldest`, there is nothing to compute.
-        is_even = len(b"".join(created)) == len(created) * len(created[0])
-        if self._oldest is not None and is_even and int(min(created)) >= self._oldest:
-            return
-        due_at = map(max, map(int, created), map(int, cells[5::9]))
-        finished = compress(due_at, map(_FINISHED.__contains__, statuses))
-        if (oldest := min(finished, default=None)) is not None:
-            self._add_finished(oldest)
+        created, times = cells[4::9], cells[5::9]
+        places: Iterable[int] = range(len(created))
+        if self._oldest is not None:
+            # No job is due before it was created, so few jobs can be due before `_oldest`.
+            oldest = str(self._oldest).encode()
+            if have_one_length([oldest, *created]):
+                places = [place for place, at in enumerate(created) if at < oldest]
+        for place in places:
+            if statuses[place] in _FINISHED:
+                self._add_finished(max(int(created[place]), int(times[place])))
 
     def add_row(self, row: Row) -> None:
         """Add a job."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dbbasic_queue.model.states import PENDING
 from dbbasic_queue.model.strict_json import canonical_json
-from dbbasic_queue.store.reading.index import NEVER
+from dbbasic_queue.store.reading.bulk import NEVER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
