@@ -29,7 +29,10 @@ settings.configure(
     INSTALLED_APPS=["dbbasic_queue.django", "odd"],
     TASKS={"default": {
         "BACKEND": "dbbasic_queue.django.TextFileBackend",
-        "OPTIONS": {"PATH": url, "CONNECTION": "default", "POLICIES": {"*": {"timeout": 60}}},
+        "OPTIONS": {
+            "PATH": url, "CONNECTION": "default", "POLICIES": {"*": {"timeout": 60}},
+            "SCHEDULES": {"poll": {"task": "odd.tasks.add", "every": 1, "args": [7]}},
+        },
     }},
     USE_TZ=True,
 )
@@ -62,6 +65,9 @@ try:
 except TaskResultDoesNotExist:
     counts = backend.queue.process_jobs(TaskHandlers(backend))
 done.refresh()
+while not (polled := [job for job in backend.queue.jobs() if job["id"].startswith("poll.")]):
+    call_command("queue_pass")
+assert polled[0]["type"] == "odd.tasks.add"
 print(counts["completed"], done.return_value, done.attempts, len(done.worker_ids))
 """
 

