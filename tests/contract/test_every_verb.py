@@ -51,6 +51,15 @@ class TestEveryVerb:
     def json(self, *arguments: str) -> list[Any]:
         return [json.loads("\t".join(fields)) for fields in self.run(*arguments, "--json")]
 
+    def refused(self, *arguments: str) -> str:
+        """Run a command that isn't done; return why."""
+        done = run_command(*arguments, cwd=self.directory, DBBASIC_QUEUE_URL=self.url)
+        assert (done.returncode, done.stdout) == (1, "")
+        return done.stderr
+
+    def status(self) -> dict[str, list[str]]:
+        return {name: fields for name, *fields in self.run("status")}
+
     def test_a_job_is_followed_from_its_enqueue_to_its_removal(self) -> None:
         run = self.run
         for number, text in enumerate(("one", "two", "three")):
@@ -156,3 +165,55 @@ class TestEveryVerb:
             self.run(*command, code=1)
         assert self.run("list", DBBASIC_QUEUE_URL="new.tsv")[0][0] == "job-1"
         assert Queue(self.directory / "new.tsv").counts()["pending"] == 1
+
+    def test_a_queue_that_nobody_has_used_is_reported_as_missing(self) -> None:
+        for command in ("status", "list", "pause"):
+            assert "there is no queue" in self.refused(command)
+
+    def test_jobs_are_added_run_shown_and_changed(self) -> None:
+        self.run("enqueue", "shout", '{"text": "hello"}', "--id", "one")
+        self.run("enqueue", "break", "--id", "two")
+        self.run("enqueue", "shout", '{"text": "later"}', "--id", "three", "--at", "@4000000000")
+        assert "already in the queue" in self.refused("enqueue", "shout", "--id", "one")
+        self.run("run", "handlers.toml")
+
+        assert [(row[0], row[3], row[6]) for row in self.run("list")][:3] == [
+            ("one", "completed", "1"),
+            ("two", "failed", "1"),
+            ("three", "pending", "0"),
+        ]
+        assert [row[0] for row in self.run("list", "--status", "failed")] == ["two"]
+        shown = self.run("show", "two")
+        assert ["status", "failed"] in shown
+        assert [fields[1:3] for fields in shown if fields[0] == "attempt"] == [["1", "failed"]]
+        assert self.run("output", "one") == [["HELLO"]]
+        assert [row[0] for row in self.run("schedules")] == ["every_night"]
+        status = self.status()
+        assert status["completed"] == ["1"]
+        assert status["error"][:4] == ["two", "break", "failed", "1"]
+
+        self.run("edit", "three", '{"text": "sooner"}')
+        self.run("requeue", "two")
+        self.run("cancel", "two")
+        assert self.run("stop", "three") == [["cancelled", "three"]]
+        assert "there is no job four" in self.refused("show", "four")
+        assert "it is completed" in self.refused("requeue", "one")
+        assert self.run("requeue", "three", "two") == [["requeued", "three"], ["requeued", "two"]]
+        self.run("pause", "shout")
+        assert self.status()["paused"][1] == "shout"
+        self.run("resume")
+        assert self.run("unreadable") == []
+        metrics = "\n".join(map("".join, self.run("metrics")))
+        assert 'dbbasic_queue_jobs{status="completed"} 1' in metrics
+
+    def test_old_jobs_are_purged_into_an_archive(self) -> None:
+        self.run("enqueue", "shout", '{"text": "hello"}', "--id", "one")
+        self.run("run", "handlers.toml")
+        time.sleep(1.1)  # times are whole seconds
+        arguments = ("purge", "--older-than", "0s", "--archive", "archive.tsv")
+        assert self.run(*arguments, "--dry-run") == [["would be purged", "1", "shout=1"]]
+        assert self.run(*arguments) == [["purged", "1", "shout=1"]]
+        assert "HELLO" not in str(self.run("list"))
+        archive = (self.directory / "archive.tsv").read_text("utf-8")
+        assert archive.count("\n") == 2
+        assert "one\tshout\t" in archive
