@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any, TextIO
 
-_STYLES = {"bold": "1", "dim": "2", "red": "31", "magenta": "35"}
-# Green, yellow and cyan are hardly readable on white, and blue on black.
+COLOURS_OF_256 = {"red": 131, "magenta": 98}
+"""Their contrast is 4.5:1 on white and on black: of 256 colours, only six have that."""
+_STYLES = {"bold": "1", "dim": "2", "red": "1;31", "magenta": "1;35"}
+"""With fewer colours, such as on a Linux console, red is too dark on black unless it is bold."""
+_STYLES_OF_256 = _STYLES | {name: f"38;5;{n}" for name, n in COLOURS_OF_256.items()}
 _MEASURED_ROWS = 1000
 """The widths of columns come from that many rows: the rest of a long list isn't kept waiting."""
 _GAP = "  "
@@ -60,6 +63,8 @@ class Terminal:
         self.width = _width(stream) if self.is_screen else 80
         dull = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "dumb") == "dumb"
         self.colours = self.is_screen and not dull
+        has_256 = "256color" in os.environ.get("TERM", "") or bool(os.environ.get("COLORTERM"))
+        self._styles = _STYLES_OF_256 if has_256 else _STYLES
         self.dots = "…" if _is_utf8() else "~"
 
     @property
@@ -71,7 +76,7 @@ class Terminal:
         """Return text in a style: bold, dim, red or magenta."""
         if not self.colours or not name:
             return text
-        return f"\x1b[{_STYLES[name]}m{text}\x1b[0m"
+        return f"\x1b[{self._styles[name]}m{text}\x1b[0m"
 
     def status(self, word: str) -> str:
         """Return a status, outcome or verdict in its style."""

@@ -56,7 +56,8 @@ class Feed:
     `latest`   the attempts that ended last, the latest last
     `ended`    those among them that are new since the last refresh
     `started`  the running jobs that are new since then
-    `failed`   the failed jobs, the latest first, as of the same instant; only with `wants_failed`
+    `failed`   the failed jobs, the latest first, as of the same instant as `status`; None until
+               they were read, which `wants_failed` asks for
     `verdict`  the verdict on what is running, and on the counts as of that instant
     `error`    why the status could not be read; "" if it could
     """
@@ -70,7 +71,7 @@ class Feed:
         self.latest: list[Attempt] = []
         self.ended: list[Attempt] = []
         self.started: list[Row] = []
-        self.failed: list[Row] = []
+        self.failed: list[Row] | None = None
         self.wants_failed = False
         self.error = ""
         self._saturated_at = float("-inf")

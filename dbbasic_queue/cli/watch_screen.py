@@ -9,7 +9,14 @@ from contextlib import suppress
 from operator import itemgetter
 
 from dbbasic_queue.cli.messages import reason
-from dbbasic_queue.cli.terminal import STATUS_STYLES, Column, Terminal, table, wrapped
+from dbbasic_queue.cli.terminal import (
+    COLOURS_OF_256,
+    STATUS_STYLES,
+    Column,
+    Terminal,
+    table,
+    wrapped,
+)
 from dbbasic_queue.errors import QueueError
 from dbbasic_queue.model.escaping import printable, unescape
 from dbbasic_queue.model.states import FAILED
@@ -19,12 +26,23 @@ from dbbasic_queue.monitoring.verdict import holder_of, running_since
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from dbbasic_queue.cli.watch import Feed
     from dbbasic_queue.model.rows import Row
 
-_KEYS = "q quit  Enter show  / filter  r requeue  s stop  p pause  f failed  a all"
+_KEYS = "q quit  ? keys  Enter show  / filter  r requeue  s stop  p pause  "
+_ALL_KEYS = """\
+arrows, j, k  choose a job
+Enter         show everything about it
+r             requeue it, if it has failed or was cancelled
+s             stop it; a pending job is cancelled
+p             pause its type; press p again to end the pause
+f             show only failed jobs
+/             show only jobs that contain a text; Esc instead of Enter: no filter
+a             show the running jobs, and those that ended last, again
+q             quit
+"""
 _COLOURS = {"red": curses.COLOR_RED, "magenta": curses.COLOR_MAGENTA}
 _ESCAPE = 27
 
@@ -75,8 +93,9 @@ class _Screen:
             return
         curses.use_default_colors()
         for number, (name, colour) in enumerate(_COLOURS.items(), 1):
-            curses.init_pair(number, colour, -1)
-            self._styles[name] = curses.color_pair(number)
+            has_256 = curses.COLORS >= 256
+            curses.init_pair(number, COLOURS_OF_256[name] if has_256 else colour, -1)
+            self._styles[name] = curses.color_pair(number) | (0 if has_256 else curses.A_BOLD)
 
     def run(self, interval: float, count: int | None) -> None:
         """Draw and handle keys until `q`."""
@@ -124,6 +143,8 @@ class _Screen:
             self._filter = self._read_line("filter: ").lower()
         elif key in (curses.KEY_ENTER, 10, 13):
             self._show_job()
+        elif character == "?":
+            self._show_text(_ALL_KEYS.splitlines)
         elif character in ("r", "s", "p"):
             self._change(character)
         return True
@@ -187,28 +208,44 @@ class _Screen:
         if row is None:
             self._message = "choose a job first, with the arrow keys"
             return
-        lines = list(screen(JobDetails(queue, row), self._terminal))
+        details = JobDetails(queue, row)
+        self._show_text(lambda: list(screen(details, self._terminal)))
+
+    def _show_text(self, lines_of: Callable[[], list[str]]) -> None:
+        """Show the lines that a function returns for the terminal's size, until a key is pressed.
+
+        The arrow keys, and `j` and `k`, scroll them.
+        """
+        lines = lines_of()
         first = 0
         self._window.timeout(-1)
         while True:
             height = self._height()
+            first = min(first, max(len(lines) - height + 1, 0))
             self._window.erase()
             for number, line in enumerate(lines[first : first + height - 1]):
                 self._put(number, line)
             self._put(height - 1, "arrows scroll, any other key returns", curses.A_DIM)
             self._window.refresh()
             key = self._window.getch()
-            if key == curses.KEY_DOWN:
-                first = min(first + 1, max(len(lines) - height + 1, 0))
-            elif key == curses.KEY_UP:
+            if key in (curses.KEY_DOWN, ord("j")):
+                first += 1
+            elif key in (curses.KEY_UP, ord("k")):
                 first = max(first - 1, 0)
-            elif key != curses.KEY_RESIZE:
+            elif key == curses.KEY_RESIZE:
+                self._measure()
+                lines = lines_of()
+            else:
                 return
 
     # -- drawing --
 
     def _height(self) -> int:
         return max(self._window.getmaxyx()[0], 4)
+
+    def _measure(self) -> None:
+        """Note the terminal's width."""
+        self._terminal.width = max(self._window.getmaxyx()[1] - 1, 20)
 
     def _put(self, number: int, text: str, style: int = 0) -> None:
         """Write a line of the screen, cut to its width."""
@@ -223,7 +260,7 @@ class _Screen:
             return  # the window has just become smaller
 
     def _draw(self) -> None:
-        self._terminal.width = max(self._window.getmaxyx()[1] - 1, 20)
+        self._measure()
         height = self._height()
         self._window.erase()
         head = list(self._head())
@@ -232,9 +269,9 @@ class _Screen:
         lines = self._failed_lines() if self._only_failed else [*self._running(), *self._latest()]
         self._shown = [line for line in lines if not self._filter or line.has(self._filter)]
         self._draw_list(len(head), max(height - len(head) - 2, 1))
-        filtered = f"filter: {self._filter}  " if self._filter else ""
         message = self._message or self._error or self._feed.error
-        self._put(height - 1, message or filtered + _KEYS, 0 if message else curses.A_DIM)
+        keys = _KEYS + ("a all" if self._restriction() else "f failed")
+        self._put(height - 1, message or keys, 0 if message else curses.A_DIM)
         self._window.refresh()
 
     def _head(self) -> Iterable[tuple[str, int]]:
@@ -250,7 +287,13 @@ class _Screen:
         paused = " ".join(sorted(summary.paused_types)).replace("*", "everything")
         more = f"  paused: {paused}" if paused else ""
         yield f"last minute: {self._feed.last_minute()}{more}", 0
-        yield "", 0
+        restriction = self._restriction()
+        yield (f"only {restriction}" if restriction else ""), curses.A_BOLD
+
+    def _restriction(self) -> str:
+        """Return which jobs are shown, such as "failed jobs"; "" if all are."""
+        jobs = "failed jobs" if self._only_failed else "jobs" if self._filter else ""
+        return f"{jobs} that contain '{self._filter}'" if self._filter else jobs
 
     def _draw_list(self, top: int, height: int) -> None:
         """Draw the titles of the list in the line `top`, and `height` lines of it below that."""
@@ -265,7 +308,7 @@ class _Screen:
         shown = self._shown[self._first : self._first + height]
         text = list(table(self._terminal, columns, [line.cells for line in shown]))
         if not text:
-            self._put(top, "nothing to show", curses.A_DIM)
+            self._put(top, self._why_nothing(), curses.A_DIM)
             return
         self._put(top, text[0], curses.A_DIM)
         for number, (line, drawn) in enumerate(zip(shown, text[1:], strict=True)):
@@ -273,6 +316,14 @@ class _Screen:
             if line.job_id == self._chosen:
                 style |= curses.A_REVERSE
             self._put(top + 1 + number, drawn, style)
+
+    def _why_nothing(self) -> str:
+        """Return why the list is empty."""
+        if self._only_failed and self._feed.failed is None:
+            return "reading the failed jobs"
+        if restriction := self._restriction():
+            return f"there are no {restriction}"
+        return "no job is running, and none has ended yet"
 
     def _running(self) -> Iterable[Line]:
         now = self._feed.now
@@ -316,7 +367,7 @@ class _Screen:
                 ],
                 "red",
             )
-            for row in self._feed.failed
+            for row in self._feed.failed or ()
         ]
 
 

@@ -11,7 +11,7 @@ from helpers import run_command
 from screen import Screen, command, shown
 
 from dbbasic_queue import Queue
-from dbbasic_queue.cli.terminal import Column, Terminal, table, text_width, wrapped
+from dbbasic_queue.cli.terminal import COLOURS_OF_256, Column, Terminal, table, text_width, wrapped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -151,10 +151,10 @@ def test_no_table_is_wider_than_the_terminal(place: Path, columns: int) -> None:
 @pytest.mark.parametrize(
     ("variables", "has_colour", "has_unicode"),
     [
-        ({}, True, True),
+        ({"COLORTERM": ""}, True, True),
         ({"NO_COLOR": "1"}, False, True),
         ({"TERM": "dumb"}, False, True),
-        ({"LC_ALL": "C"}, True, False),
+        ({"LC_ALL": "C", "COLORTERM": ""}, True, False),
     ],
 )
 def test_colours_and_marks(
@@ -162,10 +162,34 @@ def test_colours_and_marks(
 ) -> None:
     with Screen(command("failed"), place, more=variables) as screen:
         screen.wait()
-        assert (b"\x1b[31mConnectionError" in screen.raw) == has_colour
+        assert (b"\x1b[1;31mConnectionError" in screen.raw) == has_colour
         assert (b"\x1b" in screen.raw) == has_colour
         assert ("…" in screen.text()) == has_unicode
         assert "send_email" in screen.text()  # never only by colour
+
+
+def luminance(number: int) -> float:
+    """Return the relative luminance (WCAG 2.2) of one of the 216 colours of xterm's cube."""
+    light = 0.0
+    for size, weight in ((36, 0.2126), (6, 0.7152), (1, 0.0722)):
+        level = (0, 95, 135, 175, 215, 255)[(number - 16) // size % 6]
+        light += weight * ((level / 255 + 0.055) / 1.055) ** 2.4 if level else 0.0
+    return light
+
+
+def test_colours_are_readable_on_white_and_on_black(place: Path) -> None:
+    for number in COLOURS_OF_256.values():
+        assert (luminance(number) + 0.05) / 0.05 >= 4.5
+        assert 1.05 / (luminance(number) + 0.05) >= 4.5
+    for arguments in (["failed"], ["watch", "--count", "1"]):
+        with Screen(command(*arguments), place, more={"TERM": "xterm-256color"}) as screen:
+            screen.wait()
+            assert b"\x1b[38;5;131m" in screen.raw
+            others = set(re.findall(rb"\x1b\[(?:\d+;)*((?:3|4|9|10)[0-7])m", screen.raw))
+            assert not others
+    with Screen(command("failed"), place, more={"COLORTERM": "truecolor"}) as screen:
+        screen.wait()
+        assert b"\x1b[38;5;131m" in screen.raw
 
 
 def test_text_from_jobs_does_not_control_the_terminal(place: Path) -> None:

@@ -131,16 +131,53 @@ def test_a_filter_and_the_failed_jobs_only(tmp_path: Path, queue: Queue) -> None
         screen.press("/aNnx\x7f")
         screen.wait_for("filter: aNn_")
         screen.press("\r")
-        text = screen.wait_for("(?s)^(?!.*bob).*filter: ann  q quit")
+        text = screen.wait_for("(?s)^(?!.*bob).*only jobs that contain 'ann'.*q quit.* a all")
         assert "ann-mail" in text
         screen.press("f")
-        screen.wait_for(r"(?s)^(?!.*-mail).*\nann +print +failed")
+        text = screen.wait_for(r"(?s)^(?!.*-mail).*\nann +print +failed")
+        assert "only failed jobs that contain 'ann'" in text
         screen.press("a")
-        screen.wait_for("bob-mail")
+        assert "only " not in screen.wait_for("(?s)bob-mail.*f failed")
         screen.press("/zzz\r")
-        screen.wait_for("nothing to show")
+        screen.wait_for("there are no jobs that contain 'zzz'")
         screen.press("/\x1b")
         screen.wait_for("bob-mail")
+
+
+def test_a_question_mark_shows_all_keys(tmp_path: Path, queue: Queue) -> None:
+    queue.enqueue("print", {})
+    with watching(tmp_path) as screen:
+        shown = screen.wait_for(
+            "no job is running, and none has ended yet(?s:.*)q quit .* f failed"
+        )
+        screen.press("?")
+        text = screen.wait_for("any other key returns")
+        named = set(re.findall(r"(?m)^(\S+)  ", text)) | {"?"}
+        assert named >= set(re.findall(r"(\S+) [a-z]+(?:  |$)", shown.split("\n")[-1]))
+        screen.press("x")
+        screen.wait_for("q quit")
+
+
+def test_what_is_shown_of_a_job_follows_the_size_and_scrolls(tmp_path: Path, queue: Queue) -> None:
+    def fail(_: object) -> None:
+        raise ValueError(" ".join(f"word{number}" for number in range(40)))
+
+    queue.enqueue("print", {"pages": list(range(30))}, job_id="first")
+    queue.process_jobs({"print": fail}, max_attempts=1)
+    with watching(tmp_path, columns=160, lines=24) as screen:
+        screen.wait_for("first +print +failed")
+        screen.press("j\r")
+        assert "word12" in screen.wait_for("arrows scroll, any other key returns")
+        screen.resize(50, 12)
+        text = screen.wait_for("(?s)word3\n(?!.*word30)")
+        words = re.findall(r"word\d+", text)
+        assert words == [f"word{number}" for number in range(len(words))] and len(words) > 5
+        screen.press("jjjj")
+        screen.wait_for("(?s)^(?!first)")
+        screen.press("kkkk")
+        screen.wait_for("(?s)^first")
+        screen.press(" ")
+        screen.wait_for("last minute")
 
 
 def test_the_screen_follows_the_size_of_the_terminal(tmp_path: Path, queue: Queue) -> None:
