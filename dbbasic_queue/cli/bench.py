@@ -11,7 +11,7 @@ import time
 
 from dbbasic_queue.cli.messages import complain
 from dbbasic_queue.cli.report import print_fields
-from dbbasic_queue.cli.terminal import Counter, Terminal
+from dbbasic_queue.cli.terminal import Line, Terminal
 from dbbasic_queue.jobqueue import Queue
 
 TYPE_CHECKING = False
@@ -32,7 +32,10 @@ def run(arguments: Namespace) -> int:
     if not os.path.isdir(place):
         return complain(f"{place}: there is no such directory")
     signal.signal(signal.SIGTERM, _end)
-    directory = tempfile.mkdtemp(prefix="dbbasic-queue-bench-", dir=place)
+    try:
+        directory = tempfile.mkdtemp(prefix="dbbasic-queue-bench-", dir=place)
+    except OSError as error:  # it names a directory that isn't there
+        raise OSError(error.errno, error.strerror, place) from None
     try:
         rows = list(_measure(directory, arguments.jobs))
     finally:
@@ -54,14 +57,14 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _measure(directory: str, jobs: int) -> list[tuple[str, float, str]]:
-    counter = Counter("step", 5)
+    progress = Line()
     try:
-        return _steps(directory, jobs, counter)
+        return _steps(directory, jobs, progress)
     finally:
-        counter.end()
+        progress.end()
 
 
-def _steps(directory: str, jobs: int, counter: Counter) -> list[tuple[str, float, str]]:
+def _steps(directory: str, jobs: int, progress: Line) -> list[tuple[str, float, str]]:
     path = os.path.join(directory, "queue.tsv")
     singles = min(_ENQUEUES, jobs)
     with (
@@ -69,17 +72,17 @@ def _steps(directory: str, jobs: int, counter: Counter) -> list[tuple[str, float
         Queue(path, fsync=False) as unsynced,
         open(os.path.join(directory, "floor"), "ab", buffering=0) as floor,
     ):
-        counter.show(1)
+        progress.show("step 1 of 5: syncing this disk")
         sync = _median(lambda: _sync(floor), singles)
-        counter.show(2)
+        progress.show(f"step 2 of 5: enqueuing {singles:,} jobs, one by one")
         enqueue = _median(lambda: queue.enqueue("noop", 1), singles)
-        counter.show(3)
+        progress.show(f"step 3 of 5: enqueuing {singles + jobs:,} jobs")
         without = _median(lambda: unsynced.enqueue("noop", 1), singles)
         many = _seconds(lambda: queue.enqueue_many("noop", [None] * jobs)) / jobs
-        counter.show(4)
         count = jobs + 2 * singles
+        progress.show(f"step 4 of 5: running {count:,} jobs")
         run_all = _seconds(lambda: queue.process_jobs({"noop": lambda payload: None})) / count
-        counter.show(5)
+        progress.show("step 5 of 5: looking for jobs when there are none")
         idle = _seconds(lambda: queue.process_jobs({"noop": lambda payload: None}))
     return [
         ("this disk: one append and sync", sync * 1e6, "us"),

@@ -48,8 +48,12 @@ def run(directory: str | None = None) -> int:
     directory isn't empty or can't be written.
     """
     home = fresh_directory(directory)
-    with mail_server(home / "mails") as server:
-        problems = tour(home, server)
+    try:
+        with mail_server(home / "mails") as server:
+            problems = tour(home, server)
+    except KeyboardInterrupt:
+        print(f"demo: interrupted; its files are in {home} (remove it with rm -r)", file=sys.stderr)
+        raise
     for problem in problems:
         print(f"demo: {problem}", file=sys.stderr)
     if problems:
@@ -79,6 +83,8 @@ def fresh_directory(directory: str | None) -> Path:
         home = Path(tempfile.mkdtemp(prefix="dbbasic-queue-demo-"))
     else:
         home = Path(directory).absolute()
+        if home.exists() and not home.is_dir():
+            raise NotADirectoryError(f"{home} is not a directory")
         home.mkdir(parents=True, exist_ok=True)
         if any(home.iterdir()):
             raise FileExistsError(f"{home} is not empty: the demo needs a directory of its own")

@@ -73,8 +73,10 @@ def run(arguments: Namespace, queue: Queue) -> int:
     # -v prints that the job is completed. The Python program would linger, and print nothing.
     program = f"dbbasic-queue run {'worker:jobs' if arguments.python else name} -v"
     print(f"wrote\t{os.path.join(directory, name)}")
-    print(f'Try it:   {where}dbbasic-queue enqueue hello \'{{"name": "Ada"}}\' && {program}')
+    print("\nTry it:")
+    print(f'  {where}dbbasic-queue enqueue hello \'{{"name": "Ada"}}\' && {program}')
     its_name = "" if crontab.default_worker() == name else f"{name} "  # there is another worker
-    print(f"Cron:     dbbasic-queue crontab {its_name}--install   (adds this line)")
-    print(f"          {line}")
+    print("\nLet cron start it every minute (this adds the line below to your crontab):")
+    print(f"  dbbasic-queue crontab {its_name}--install\n")
+    print(f"  {line}")
     return 0

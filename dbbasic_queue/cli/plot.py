@@ -89,13 +89,15 @@ def _bar(value: float, largest: float, marks: str) -> str:
 
 
 def write(path: str, content: str) -> None:
-    """Write a file; the old one is replaced atomically. Raises OSError."""
+    """Write a file; the old one is replaced atomically. Raises OSError, with the file's name."""
     temporary = f"{path}.{os.urandom(8).hex()}"
     try:
         with open(temporary, "x", encoding="utf-8") as file:
             file.write(content)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         if os.path.exists(temporary):
             os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, path) from None
         raise

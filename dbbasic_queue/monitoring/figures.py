@@ -47,7 +47,7 @@ class Series:
     def text(self, value: float) -> str:
         """Return a value for people."""
         if self.unit == "s":
-            return f"{value:.1f} s" if value < 10 else duration(value)
+            return f"{value:.1f} s" if 0 < value < 10 else duration(value)
         return f"{value:,.0f}"
 
 

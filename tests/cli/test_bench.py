@@ -59,3 +59,8 @@ def test_a_directory_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     done = run_command("bench", "--dir", "nowhere", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
+
+
+def test_an_error_names_the_directory_that_the_person_gave(tmp_path: Path) -> None:
+    done = run_command("bench", "--dir", "/proc", cwd=tmp_path)
+    assert (done.returncode, done.stderr.startswith("dbbasic-queue: /proc: ")) == (1, True)

@@ -7,6 +7,7 @@ import email.policy
 import os
 import re
 import shutil
+import signal
 import smtplib
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import PROJECT
+from helpers import PROJECT, Child, wait_for
 
 from dbbasic_queue import Queue
 from dbbasic_queue.cli import demo
@@ -139,6 +140,19 @@ def test_the_demo_creates_a_new_directory_by_default(tmp_path: Path) -> None:
     assert f"Look around in {home}\n" in done.stdout
 
 
+def test_an_interrupted_demo_says_where_its_files_are(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dbbasic_queue", "demo", "--dir", "home"]
+    child = Child(command, tmp_path, "demo", {**os.environ, "PYTHONPATH": str(PROJECT)})
+    try:
+        wait_for((tmp_path / "home/data/queue.tsv").exists, "the first job")
+        child.signal(signal.SIGINT)
+        assert child.wait() == 130
+        said = f"demo: interrupted; its files are in {tmp_path}/home (remove it with rm -r)\n"
+        assert child.errors.read_text() == said
+    finally:
+        child.clean_up()
+
+
 def test_the_demo_does_not_touch_a_directory_that_is_not_empty(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "note").touch()
@@ -146,6 +160,9 @@ def test_the_demo_does_not_touch_a_directory_that_is_not_empty(tmp_path: Path) -
     assert (done.returncode, done.stdout) == (1, "")
     assert "is not empty" in done.stderr
     assert os.listdir(tmp_path / "mine") == ["note"]
+    done = run_demo("--dir", "mine/note", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "mine/note is not a directory" in done.stderr
 
 
 def test_the_demo_ignores_the_settings_in_the_environment(tmp_path: Path) -> None:

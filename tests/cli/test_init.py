@@ -17,7 +17,7 @@ from dbbasic_queue import Queue
 
 def try_it(app: Path, output: str) -> subprocess.CompletedProcess[str]:
     """Run the command that `init` has printed, as a person would paste it."""
-    [command] = [text[10:] for text in output.splitlines() if text.startswith("Try it:")]
+    command = output.partition("Try it:\n  ")[2].partition("\n")[0]
     programs = app / "bin"
     programs.mkdir()
     for name, arguments in (("dbbasic-queue", "-m dbbasic_queue"), ("python3", "")):
@@ -53,8 +53,8 @@ def test_the_toml_file_runs_the_job_that_init_shows(tmp_path: Path, file: str | 
 
 def test_next_to_another_worker_the_command_for_cron_names_the_new_one(tmp_path: Path) -> None:
     first, second = (run_command("init", *o, cwd=tmp_path).stdout for o in ([], ["--python"]))
-    assert "crontab --install   (adds this line)" in first
-    assert "crontab worker.py --install   (adds this line)" in second
+    assert "\n  dbbasic-queue crontab --install\n" in first
+    assert "\n  dbbasic-queue crontab worker.py --install\n" in second
     printed = run_command("crontab", "worker.py", cwd=tmp_path).stdout
     assert second.splitlines()[-1].strip() == printed.strip()
 

@@ -160,6 +160,12 @@ def test_the_image_is_xml_whatever_the_queue_is_called(tmp_path: Path, window: s
     assert list(tmp_path.glob("a.svg.*")) == []
 
 
+def test_an_image_that_cannot_be_written_is_named_as_the_person_named_it(path: Path) -> None:
+    done = run_command("plot", "--out", "nowhere/a.svg", cwd=path.parents[1])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "dbbasic-queue: nowhere/a.svg: No such file or directory\n"
+
+
 def test_the_image_has_a_bar_per_value_and_labels(path: Path) -> None:
     sibling(path, "history").write_text(
         HISTORY + attempt(34, waited=40, seconds=2) + attempt(5, outcome="failed")
