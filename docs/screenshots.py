@@ -1,8 +1,9 @@
 """Make the pictures in docs/images: `python docs/screenshots.py`, in an environment with `.[test]`.
 
 They show a queue that real passes have filled, at times of the last day: the same jobs each time,
-so that a picture changes only if the program does. Two things are made up: how long the handlers
-took, and the name of the directory. Needs Debian's `chromium` and `tmux`.
+so that a picture changes only if the program does. Three things are made up: how long the handlers
+took, when the running job started, and the name of the directory. Needs Debian's `chromium` and
+`tmux`.
 """
 
 from __future__ import annotations
@@ -35,15 +36,18 @@ SHOWN_DIRECTORY = "/srv/app"
 DAY = 86_400
 BUSY_SECONDS = 2 * 3600
 DEADLINE = 30.0
+Style = set[int | str]
+"""1 if text is bold, 2 if it is dim, and its colour"""
 FAILED_ID = "7be31d4f0c92a856"
 RUNNING_ID = "c41f0e8892d7b563"
 SECONDS = {"send_email": 0.8, "resize_image": 2.5, "sync_crm": 1.4, "clean_up": 5.0}
 """job type -> how long its handler took, about"""
+REPORT_SECONDS = 95
 REPORT = """
 import time
 from dbbasic_queue import Queue
 
-started = time.time() - 95
+started = time.time() - SECONDS
 
 def clock():
     return started if reports == 0 else time.time()
@@ -58,7 +62,7 @@ def report(payload, job):
 
 reports = 0
 Queue("data/queue.tsv", clock=clock).process_jobs({"report": report})
-"""
+""".replace("SECONDS", str(REPORT_SECONDS))
 
 
 # -- the queue --
@@ -111,7 +115,7 @@ def fill(path: Path, now: float) -> None:
             clock.now = now - ago + 48
             queue.process_jobs(jobs)
         clock.now = now
-        add("report", {"month": "2026-10"}, job_id=RUNNING_ID, run_at=now - 95)
+        add("report", {"month": "2026-10"}, job_id=RUNNING_ID, run_at=now - REPORT_SECONDS)
         add("send_email", {"to": "dan@example.com"}, run_at=now + 1800)
 
 
@@ -129,6 +133,20 @@ def make_up_attempts(history: Path) -> None:
     history.write_text(f"{titles}\n{text}\n", "utf-8")
 
 
+def make_up_start(path: Path, pid: int) -> None:
+    """Let a pass have started `REPORT_SECONDS` ago, and its job as well."""
+    for slot in path.parent.glob(f"{path.name}.pass.*"):
+        head = slot.read_text("utf-8").partition("\n")[0]
+        columns = head.split("\t")
+        if columns[1:2] == [str(pid)]:
+            started = int(time.time() - REPORT_SECONDS)
+            with slot.open("r+", encoding="utf-8") as file:  # its lock is that of this file
+                file.write("\t".join([*columns[:2], str(started), *columns[3:]]))
+            os.utime(slot, (started, started))
+            return
+    raise AssertionError(f"process {pid} has no slot")
+
+
 @contextmanager
 def demo() -> Iterator[Path]:
     """Make the queue, and start a job in it; yield the directory that is called `/srv/app`."""
@@ -141,6 +159,7 @@ def demo() -> Iterator[Path]:
         try:
             with Queue(path) as queue:
                 wait_for(lambda: "page 62" in str(queue.progress(RUNNING_ID)))
+            make_up_start(path, worker.pid)
             yield place
         finally:
             worker.kill()
@@ -170,14 +189,16 @@ COLOURS = {
     35: "#d2a8ff",
     36: "#56d4dd",
 }
-PLAIN, DIM, GROUND = "#e6edf3", "#8b949e", "#0d1117"
+LEVELS = (0, 95, 135, 175, 215, 255)
+"""of red, green and blue in the colours from 16 to 231, of 256"""
+PLAIN, DIM, GROUND = "#e6edf3", "#8b949e", "#000000"
 LINE_HEIGHT, CHARACTER_WIDTH, MARGIN = 19, 8.4, 16
 
 
 def terminal(place: Path, name: str, arguments: str, lines: int, until: str) -> None:
     """Run a command in tmux; when `until` is on its screen, write that to an SVG file."""
     server = ["tmux", "-L", f"screenshots-{os.getpid()}-{name}", "-f", "/dev/null"]
-    command = f"{sys.executable} -m dbbasic_queue {arguments}"
+    command = f"TERM=screen-256color {sys.executable} -m dbbasic_queue {arguments}"
     prompt = f"printf '$ dbbasic-queue {arguments}\\n'; " if name != "watch" else ""
     size = ("-x", str(COLUMNS), "-y", str(lines))
     subprocess.run(
@@ -205,13 +226,12 @@ def svg(lines: list[str], title: str) -> str:
     width = round(COLUMNS * CHARACTER_WIDTH + 2 * MARGIN)
     height = len(lines) * LINE_HEIGHT + 2 * MARGIN
     parts = []
-    style: set[int] = set()
+    style: Style = set()
     for number, line in enumerate(lines):
         y = MARGIN + 14 + number * LINE_HEIGHT
         column = 0
         for codes, text in re.findall(r"(?:\x1b\[([\d;]*)m)?([^\x1b]*)", line):
-            for code in map(int, codes.split(";") if codes else ()):
-                style = styled(style, code)
+            style = styled(style, [int(code) for code in codes.split(";")] if codes else [])
             for words in re.finditer(r"\S+(?: \S+)*", text):  # pictures lose repeated spaces
                 x = MARGIN + (column + words.start()) * CHARACTER_WIDTH
                 parts.append(run(words[0], x, y, style))
@@ -230,18 +250,29 @@ def svg(lines: list[str], title: str) -> str:
 """
 
 
-def styled(style: set[int], code: int) -> set[int]:
-    """Return a style (bold, dim, a colour) after one more code of a terminal."""
-    if code == 0:
-        return set()
-    ended = {1, 2} if code == 22 else set()
-    return style - (set(range(30, 40)) if 30 <= code <= 39 else ended) | {code}
+def styled(style: Style, codes: list[int]) -> Style:
+    """Return a style after one more sequence of a terminal."""
+    if codes[:2] == [38, 5]:
+        place = codes[2] - 16
+        rgb = (LEVELS[place // size % 6] for size in (36, 6, 1))
+        return {part for part in style if isinstance(part, int)} | {"#" + bytes(rgb).hex()}
+    for code in codes:
+        if code == 0:
+            style = set()
+        elif code == 22:
+            style = style - {1, 2}
+        elif code in (1, 2):
+            style = style | {code}
+        elif 30 <= code <= 39:
+            style = {part for part in style if isinstance(part, int)}
+            style |= {COLOURS[code]} if code in COLOURS else set()
+    return style
 
 
-def run(text: str, x: float, y: int, style: set[int]) -> str:
+def run(text: str, x: float, y: int, style: Style) -> str:
     """Return text in one style, exactly as wide as its characters are on a terminal."""
     more = ""
-    if colours := [COLOURS[code] for code in style if code in COLOURS]:
+    if colours := [part for part in style if isinstance(part, str)]:
         more += f' fill="{colours[0]}"'
     elif 2 in style:
         more += f' fill="{DIM}"'

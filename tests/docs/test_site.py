@@ -6,9 +6,12 @@ import re
 import runpy
 from importlib import import_module
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from blocks import PAGES, PROJECT
+
+from dbbasic_queue.cli import watch_screen
 
 DOCS = PROJECT / "docs"
 LARGEST_IMAGE = 150_000
@@ -95,3 +98,32 @@ def test_every_image_is_shown_and_small() -> None:
     for image in (DOCS / "images").iterdir():
         assert f"images/{image.name})" in text
         assert image.stat().st_size <= LARGEST_IMAGE
+
+
+def terminal_picture(name: str) -> str:
+    """Return what is on a picture of a terminal: its runs of text, with two spaces in between."""
+    found = ElementTree.parse(DOCS / f"images/{name}.svg").iter("{http://www.w3.org/2000/svg}text")
+    return "  ".join(element.text or "" for element in found)
+
+
+def test_the_alternative_texts_say_what_is_in_the_pictures() -> None:
+    pages = "".join(page.read_text("utf-8") for page in PAGES)
+    alt: dict[str, str] = {}
+    for text, name in re.findall(r"!\[([^\]]+)\]\(images/([\w-]+)\.(?:svg|png)\)", pages):
+        alt[name] = f"{alt.get(name, '')} {text}"
+    status = terminal_picture("status")
+    number = re.search(r"one job is running, ([\d,]+) are completed, one has failed", alt["status"])
+    assert number and f"processing 1  completed {number[1]}  failed 1" in status
+    for name, words in {
+        "status": ["last pass", "progress", "errors", "schedules"],
+        "show": ["failed", "error", "payload", "attempts", "traceback"],
+        "watch": ["running"],
+        "doctor": ["note"],
+    }.items():
+        assert [w for w in words if w not in alt[name]] == [], alt[name]
+        picture = terminal_picture(name).lower()
+        assert [word for word in words if word not in picture] == [], picture
+    assert "four checks that are ok" in alt["doctor"]
+    assert terminal_picture("doctor").split("  ").count("ok") == 4
+    assert "[####" in terminal_picture("watch") and "a bar" in alt["watch"]
+    assert watch_screen._KEYS + "f failed" in terminal_picture("watch")  # not an old picture
