@@ -49,8 +49,10 @@ def ago(seconds: float, *, units: int = 2) -> str:
 
     >>> ago(200), ago(-200), ago(0.4)
     ('3 min 20 s ago', 'in 3 min 20 s', 'just now')
+    >>> ago(-0.0004)  # the end of an attempt or a pass is rounded to a millisecond
+    'just now'
     """
-    if 0 <= seconds < 1:
+    if -0.001 < seconds < 1:
         return "just now"
     if seconds < 0:
         return f"in {duration(math.ceil(-seconds), units=units)}"
