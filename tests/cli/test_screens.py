@@ -1,6 +1,6 @@
 """What each command prints, on terminals of 80 and 160 columns and in a pipe: files in `screens/`.
 
-After a change that is meant, write them anew, and look at the difference:
+After a change that is meant, write them again, and look at the difference:
 
     UPDATE_SCREENS=1 python -m pytest tests/cli/test_screens.py; git diff tests/cli/screens
 """
@@ -80,7 +80,7 @@ COMMANDS = {
 ELSEWHERE = {
     "bench": "test_bench.py",
     "demo": "test_demo.py",
-    "doctor": "test_doctor.py",
+    "doctor": "test_screens.py",
     "web": "test_at_a_terminal.py",
     "worker": "test_at_a_terminal.py",
 }
@@ -214,6 +214,21 @@ def test_a_command_prints_what_its_file_says(
     if os.environ.get("UPDATE_SCREENS"):
         path.write_text(shown, "utf-8")
     assert shown == path.read_text("utf-8")
+
+
+def test_doctor_says_the_same_at_a_terminal_and_in_a_pipe(
+    place: Path, filled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(filled, place, dirs_exist_ok=True)
+    monkeypatch.setenv("COLUMNS", "80")
+    on_screen, piped = (re.sub(r"\d+", "0", typed(["doctor"], c)) for c in (80, None))
+    findings = [text.split("\t") for text in piped.splitlines() if "\t" in text]
+    assert {"stalled", "lost", "unreadable"} <= {name for _, name, *_ in findings}
+    words = " ".join(on_screen.split())
+    for severity, _, text, remedy in findings:
+        assert f"{severity} {' '.join(text.split())}" in words
+        assert remedy == "-" or " ".join(remedy.split()) in words
+    assert [t for t in on_screen.splitlines()[1:] if len(t) > 80 and "/tmp/" not in t] == []
 
 
 def test_what_every_command_prints_is_tested() -> None:
