@@ -252,12 +252,13 @@ def svg(lines: list[str], title: str) -> str:
 
 def styled(style: Style, codes: list[int]) -> Style:
     """Return a style after one more sequence of a terminal."""
-    if codes[:2] == [38, 5]:
-        place = codes[2] - 16
-        rgb = (LEVELS[place // size % 6] for size in (36, 6, 1))
-        return {part for part in style if isinstance(part, int)} | {"#" + bytes(rgb).hex()}
-    for code in codes:
-        if code == 0:
+    left = iter(codes)
+    for code in left:
+        if code == 38 and next(left) == 5:
+            place = next(left) - 16
+            rgb = (LEVELS[place // size % 6] for size in (36, 6, 1))
+            style = {part for part in style if isinstance(part, int)} | {"#" + bytes(rgb).hex()}
+        elif code == 0:
             style = set()
         elif code == 22:
             style = style - {1, 2}

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from typing import Any, TextIO
 
 COLOURS_OF_256 = {"red": 131, "magenta": 98}
-"""Their contrast is 4.5:1 on white and on black: of 256 colours, only six have that."""
+"""Their contrast is 4.5:1 on white and on black: of 256 colours, only six have that. They are dull,
+so bold makes them stand out."""
 _STYLES = {"bold": "1", "dim": "2", "red": "1;31", "magenta": "1;35"}
 """With fewer colours, such as on a Linux console, red is too dark on black unless it is bold."""
-_STYLES_OF_256 = _STYLES | {name: f"38;5;{n}" for name, n in COLOURS_OF_256.items()}
+_STYLES_OF_256 = _STYLES | {name: f"1;38;5;{n}" for name, n in COLOURS_OF_256.items()}
 _MEASURED_ROWS = 1000
 """The widths of columns come from that many rows: the rest of a long list isn't kept waiting."""
 _GAP = "  "

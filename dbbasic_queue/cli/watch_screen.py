@@ -95,7 +95,7 @@ class _Screen:
         for number, (name, colour) in enumerate(_COLOURS.items(), 1):
             has_256 = curses.COLORS >= 256
             curses.init_pair(number, COLOURS_OF_256[name] if has_256 else colour, -1)
-            self._styles[name] = curses.color_pair(number) | (0 if has_256 else curses.A_BOLD)
+            self._styles[name] = curses.color_pair(number) | curses.A_BOLD
 
     def run(self, interval: float, count: int | None) -> None:
         """Draw and handle keys until `q`."""

@@ -2,7 +2,7 @@
 
 After a change that is meant, write them again, and look at the difference:
 
-    UPDATE_SCREENS=1 python -m pytest tests/cli/test_screens.py; git diff tests/cli/screens
+    UPDATE_SCREENS=1 python -m pytest tests/cli/test_snapshots.py; git diff tests/cli/screens
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ COMMANDS = {
 ELSEWHERE = {
     "bench": "test_bench.py",
     "demo": "test_demo.py",
-    "doctor": "test_screens.py",
+    "doctor": "test_snapshots.py",
     "web": "test_at_a_terminal.py",
     "worker": "test_at_a_terminal.py",
 }
