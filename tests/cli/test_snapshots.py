@@ -159,10 +159,21 @@ def mask(text: str, place: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def filled() -> Iterator[Path]:
+def queues() -> Iterator[list[Path]]:
     with tempfile.TemporaryDirectory() as name:
-        fill(Path(name))
-        yield Path(name)
+        yield [Path(name)]
+
+
+@pytest.fixture
+def filled(queues: list[Path]) -> Path:
+    """A directory with a queue that was filled less than 20 seconds ago: see AGE."""
+    root, *made = queues
+    if not made or time.time() - made[-1].stat().st_mtime > 20:
+        made.append(root / str(len(queues)))
+        made[-1].mkdir()
+        fill(made[-1])
+        queues.append(made[-1])
+    return made[-1]
 
 
 @pytest.fixture

@@ -19,8 +19,7 @@ from dbbasic_queue.model.records import encode_state
 from dbbasic_queue.model.rows import HEADER, parse_row
 from dbbasic_queue.store.disk.files import open_file
 from dbbasic_queue.store.reading import lookup
-from dbbasic_queue.store.reading.bulk import scan
-from dbbasic_queue.store.reading.bulk import NEVER
+from dbbasic_queue.store.reading.bulk import NEVER, scan
 from dbbasic_queue.store.reading.offsets import Offsets
 from dbbasic_queue.store.reading.tail import Tail
 from dbbasic_queue.store.reading.view import View
