@@ -372,17 +372,19 @@ class _New:
             content.decode()
             ended = list(map(float, cells[5::_COLUMNS]))
             due = list(map(int, cells[4::_COLUMNS]))
-            others = list(map(int, filter(b"\n".__ne__, ends)))
-            others += map(int, cells[2::_COLUMNS])
-            seconds = [float(text) if text else UNKNOWN for text in cells[6::_COLUMNS]]
+            others = list(map(int, {*cells[2::_COLUMNS], *ends} - {b"\n"}))
+            known = list(map(float, filter(None, cells[6::_COLUMNS])))
         except ValueError:
             return False
-        if not all(0 <= number <= LATEST for number in chain(ended, due, others)):
-            return False
-        if not all(0 <= number <= LATEST for number in seconds if number != UNKNOWN):
-            return False
-        if seconds.count(UNKNOWN) != cells[6::_COLUMNS].count(b""):
-            return False
+        for numbers in (ended, due, others, known):
+            if numbers and not (
+                min(numbers) >= 0 and max(numbers) <= LATEST and not math.isnan(sum(numbers))
+            ):
+                return False
+        seconds = known
+        if len(known) < count:
+            rest = iter(known)
+            seconds = [next(rest) if text else UNKNOWN for text in cells[6::_COLUMNS]]
         if self.first is None:
             self.first = ended[0]
         names = {text: text.decode() for text in {*cells[1::_COLUMNS], *cells[3::_COLUMNS]}}

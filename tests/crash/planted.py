@@ -1882,6 +1882,21 @@ MUTANTS = (
         (LIVE + "::test_a_clock_that_is_set_back_makes_jobs_wait_again",),
     ),
     Mutant(
+        "a job that has run again stays the oldest finished one",
+        "store/reading/counts.py",
+        "        elif code > _PROCESSING:\n            self._changed_blocks.add(number >> _BLOCK_BITS)\n"
+        "        if number in self._not_json",
+        "        if number in self._not_json",
+        (LIVE + "::test_the_oldest_finished_job_is_found_again_when_it_has_run_again",),
+    ),
+    Mutant(
+        "a line that isn't a job is counted as one",
+        "store/reading/counts.py",
+        "if self._may_be_unreadable(numbers) or not all_json(rows.payloads):",
+        "if not all_json(rows.payloads):",
+        (LIVE + "::test_a_line_that_nobody_would_write_counts_as_it_does_for_a_new_process",),
+    ),
+    Mutant(
         "a process that looks again and again misses an edit in place",
         "store/followed.py",
         "            self._view.close()\n",

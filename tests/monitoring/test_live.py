@@ -456,6 +456,53 @@ def test_other_threads_get_a_chance_while_many_rows_are_counted(
     assert called >= 10
 
 
+ODD_LINES = (
+    b"odd\tmail\t{}\tpending\t5\t6.5\t0\t\t",
+    b"odd\tmail\t{}\tcompleted\t5.5\t1\t0\t\t",
+    b"odd\tmail\t{}\tpending\t 5\t5\t0\t\t",
+    b"odd\tmail\t{}\tpending\t5\t1_0\t0\t\t",
+    b"odd\tmail\t{}\tpending\t5\t+6\t0\t\t",
+    b"odd\tmail\t{}\tpending\t5\t-6\t0\t\t",
+    b"odd\tmail\t{}\tpending\t5\t" + b"9" * 30 + b"\t0\t\t",
+    b"odd\tmail\t{}\tpending\t5\t6\tsoon\t\t",
+    b"odd\tmail\t{}\tsleeping\t5\t6\t0\t\t",
+    b"odd\t\t{}\tpending\t5\t6\t0\t\t",
+    b"\tmail\t{}\tpending\t5\t6\t0\t\t",
+    b"od/d\tmail\t{}\tpending\t5\t6\t0\t\t",
+    b"j7\tmail\t{}\tpending\t5\t6\t0\t\t",
+    b"odd\tmail\t{\tpending\t5\t6\t0\t\t",
+    b"odd\tmail\t{}\tpending\t5\t6\t0",
+    b"odd\tmail\t{}\tpending\t5\t6",
+    b"odd\tmail\t{}\tfailed\t5\t6\t1\ta\tb\tresult",
+    b"odd\tmail\t{}\tfailed\t5\t6\t1\ta\x00\t",
+    b"odd\tmail\t{}\tfailed\t5\t6\t1\ta\xff\t",
+    b"odd\tmail\t{}\tpending\t5\t6\t0\t\t\r",
+    b"",
+    b"\t" * 17,
+)
+
+
+@pytest.mark.parametrize("odd", ODD_LINES)
+def test_a_line_that_nobody_would_write_counts_as_it_does_for_a_new_process(
+    path: Path, odd: bytes
+) -> None:
+    rows = [line(f"j{n}", status="completed", run_at=NOW - n).encode() for n in range(60)]
+    add_lines(path, *rows[:31], odd + b"\n", *rows[31:])
+    agree(path, NOW, Live(TextFileStore(str(path), fsync=False)))
+
+
+def test_the_oldest_finished_job_is_found_again_when_it_has_run_again(
+    live: Live, queue: Queue, path: Path
+) -> None:
+    """Of 3,000: they are looked through in parts."""
+    finished = (line(f"k{n}", status="completed", run_at=NOW + n - 2500) for n in range(2000))
+    add_lines(path, *finished)
+    agree(path, NOW, live)
+    for n in (0, 1, 1500):
+        change(queue, (f"k{n}", FAILED_STATE.replace(b"failed", b"pending")))
+        agree(path, NOW, live)
+
+
 def test_jobs_in_memory_are_read_again() -> None:
     store = MemoryStore("memory:")
     live = Live(store)

@@ -33,7 +33,8 @@ _STATUSES = frozenset((PENDING, PROCESSING, b"completed", b"failed", b"cancelled
 _IN_AN_ID = IN_AN_ID.encode()
 _HALVED_BYTES = 1 << 10
 """Shorter pieces aren't halved."""
-_LONG_BYTES = 1 << 20
+LONG_BYTES = 1 << 20
+"""Before a longer piece is split, its tabs are counted: it may be one huge line of them."""
 
 
 def scan(content: bytes) -> Iterator[tuple[bytes, Columns | None]]:
@@ -46,15 +47,16 @@ def scan(content: bytes) -> Iterator[tuple[bytes, Columns | None]]:
     >>> [(len(piece), columns[2][:3], columns[4]) for piece, columns in scan(rows)]
     [(1080, [7, 7, 7], 5)]
     """
-    yield from _halved(content, _plain_columns)
+    yield from halved(content, _plain_columns)
 
 
 def scan_cells(content: bytes) -> Iterator[tuple[bytes, list[bytes] | None]]:
     """Split complete lines into pieces like `scan`; yield each piece with its cells, or None."""
-    yield from _halved(content, split)
+    yield from halved(content, split)
 
 
-def _halved(content: bytes, parse: Callable[[bytes], T | None]) -> Iterator[tuple[bytes, T | None]]:
+def halved(content: bytes, parse: Callable[[bytes], T | None]) -> Iterator[tuple[bytes, T | None]]:
+    """Split complete lines into pieces; yield each with what `parse` returns for it, or None."""
     if len(content) > _HALVED_BYTES:
         parsed = parse(content)
         if parsed is not None:
@@ -64,8 +66,8 @@ def _halved(content: bytes, parse: Callable[[bytes], T | None]) -> Iterator[tupl
         if middle == len(content):
             middle = content.rfind(b"\n", 0, len(content) // 2) + 1
         if middle:
-            yield from _halved(content[:middle], parse)
-            yield from _halved(content[middle:], parse)
+            yield from halved(content[:middle], parse)
+            yield from halved(content[middle:], parse)
             return
     yield content, None
 
@@ -92,8 +94,8 @@ def split(content: bytes) -> list[bytes] | None:
     [b'a', b'greet', b'{}', b'pending', b'5', b'7', b'0', b'', b'\n']
     """
     count = content.count(b"\n")
-    if len(content) > _LONG_BYTES and content.count(b"\t") != 8 * count:
-        return None  # a huge line of nothing but tabs would become a huge list
+    if len(content) > LONG_BYTES and content.count(b"\t") != 8 * count:
+        return None
     columns = content.replace(b"\n", b"\n\t").split(b"\t")
     columns.pop()
     if len(columns) != 9 * count:

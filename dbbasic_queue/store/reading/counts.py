@@ -5,6 +5,9 @@ the last one, whatever the queue's length. The first look reads all rows. Later 
 that were added, and those that the view knows to have changed. If rows may have got other numbers,
 everything is read again.
 
+The view has read each row before, and knows which lines aren't jobs. So only what is counted is
+parsed here, and only the payload is checked.
+
 What is counted is what `stream` counts: a test compares them after any sequence of changes.
 """
 
@@ -16,13 +19,13 @@ from array import array
 from bisect import bisect_left
 from collections import defaultdict
 from itertools import compress
-from operator import add, itemgetter
+from operator import add, itemgetter, ne
 
 from dbbasic_queue.model.rows import LONGEST_ROW_BYTES, has_json
 from dbbasic_queue.model.states import DELAYED, FAILED, PENDING, PROCESSING, STATUSES
 from dbbasic_queue.model.strict_json import all_json
 from dbbasic_queue.store.protocol import Overview, Waiting
-from dbbasic_queue.store.reading.bulk import scan_cells
+from dbbasic_queue.store.reading.bulk import LONG_BYTES, NEVER, halved
 from dbbasic_queue.store.reading.index import job_on
 from dbbasic_queue.store.reading.ordered import Ordered
 
@@ -49,6 +52,9 @@ _FAILED = _CODES[FAILED]
 _DELAYED = DELAYED.encode()
 _OPEN = frozenset((PENDING, FAILED))
 
+_BLOCK_BITS = 10
+_BLOCK_ROWS = 1 << _BLOCK_BITS
+
 _NUMBER_BITS = 32
 _NUMBERS = (1 << _NUMBER_BITS) - 1
 """An instant and a row's number are one int: a sort orders by both."""
@@ -68,6 +74,50 @@ class _OfType:
         self.later = Ordered()
         self.due = Ordered()
         self.first: Row | None = None
+
+
+class _Plain:
+    """What is counted of adjacent rows, one value per row in each column.
+
+    `codes` is what each job is, if it is pending, `_LATER`. `due_at` is when it became due.
+    """
+
+    __slots__ = ("codes", "due_at", "errors", "ids", "payloads", "run_at", "types")
+
+    def __init__(self, cells: list[bytes]) -> None:
+        """Raises KeyError, OverflowError or ValueError if one isn't as this program writes it."""
+        self.ids, self.types, self.payloads = cells[::9], cells[1::9], cells[2::9]
+        self.codes = bytearray(map(_ENCODED.__getitem__, cells[3::9]))
+        created_at, run_at = cells[4::9], cells[5::9]
+        self.run_at = array("q", list(map(int, run_at)))
+        self.due_at = self.run_at[:]
+        for place in compress(range(len(run_at)), map(ne, created_at, run_at)):
+            self.due_at[place] = max(self.run_at[place], int(created_at[place]))
+        self.errors = cells[7::9]
+
+    @classmethod
+    def parse(cls, content: bytes) -> _Plain | None:
+        """Return the columns of complete lines; None if they must be parsed one by one."""
+        count = content.count(b"\n")
+        if len(content) > LONG_BYTES and content.count(b"\t") != 8 * count:
+            return None
+        cells = content.replace(b"\n", b"\n\t").split(b"\t")
+        cells.pop()
+        # Each ninth cell must end a line.
+        if len(cells) != 9 * count or b"".join(cells[8::9]).count(b"\n") != count:
+            return None
+        try:
+            return cls(cells)
+        except (KeyError, OverflowError, ValueError):
+            return None
+
+    def set_state(self, place: int, state: bytes) -> None:
+        """Replace the state of a row by the one that the journal has for it."""
+        status, created_at, run_at, _, error, _ = state.split(b"\t")
+        self.codes[place] = _ENCODED[status]
+        self.run_at[place] = int(run_at)
+        self.due_at[place] = max(int(run_at), int(created_at))
+        self.errors[place] = error
 
 
 class Counts:
@@ -97,10 +147,12 @@ class Counts:
         self._of_type: list[_OfType] = []
         self._counts = [0] * (_DUE + len(STATUSES))
         """what a job is -> how many there are"""
-        self._finished = Ordered()
+        self._oldest: list[int] = []
+        """block of rows -> the earliest instant at which one of its finished jobs was due"""
+        self._changed_blocks: set[int] = set()
+        """the blocks for which that has to be found again"""
         self._new_later: defaultdict[int, list[int]] = defaultdict(list)
-        self._new_finished: list[int] = []
-        """codes of rows that were read, but aren't in order yet"""
+        """instants and numbers of rows that were read, but aren't in order yet, by type"""
         self._not_json: set[int] = set()
         self._unreadable: tuple[int, list[int]] | None = None
         """how many numbers the view's list had, and those of all unreadable lines"""
@@ -151,7 +203,7 @@ class Counts:
                 of_type.due.remove(self._due_at[number] << _NUMBER_BITS | number)
                 of_type.first = None
         elif code > _PROCESSING:
-            self._finished.remove(self._due_at[number] << _NUMBER_BITS | number)
+            self._changed_blocks.add(number >> _BLOCK_BITS)
         if number in self._not_json:
             self._not_json.discard(number)
             self._unreadable = None
@@ -182,7 +234,7 @@ class Counts:
             else:
                 of_type.later.add(state.run_at << _NUMBER_BITS | number)
         elif code > _PROCESSING:
-            self._finished.add(due_at << _NUMBER_BITS | number)
+            self._changed_blocks.add(number >> _BLOCK_BITS)
         self._codes[number] = code
         self._counts[code] += 1
         if state.error and state.status in _OPEN and not state.error.startswith(DELAYED):
@@ -208,6 +260,8 @@ class Counts:
         for column in (self._types, self._run_at, self._due_at):
             column.frombytes(bytes(8 * count))
         number, after = first, first + count
+        self._oldest += [NEVER] * ((after + _BLOCK_ROWS - 1 >> _BLOCK_BITS) - len(self._oldest))
+        self._changed_blocks.update(range(first >> _BLOCK_BITS, len(self._oldest)))
         while number < after:
             lengths = view.offsets.lengths(number, _READ_BYTES)[: after - number]
             if lengths[0] <= LONGEST_ROW_BYTES:
@@ -219,9 +273,7 @@ class Counts:
         """Put in order what `_read_new` has found."""
         for place, codes in self._new_later.items():
             self._of_type[place].later.add_all(codes)
-        self._finished.add_all(self._new_finished)
         self._new_later.clear()
-        self._new_finished.clear()
 
     def _read_rows(self, first: int, lengths: list[int]) -> None:
         view = self._view
@@ -229,53 +281,40 @@ class Counts:
         size = sum(lengths) + len(lengths)
         content = os.pread(view.rows.file.fd, size, view.offsets.start(first))
         number = first
-        for piece, cells in scan_cells(content):
-            if cells is None or not self._add_cells(number, cells):
+        for piece, rows in halved(content, _Plain.parse):
+            if rows is None or not self._add_plain(number, rows):
                 for at, line in enumerate(piece.split(b"\n")[:-1], number):
                     self._add_line(at, line)
             number += piece.count(b"\n")
 
-    def _add_cells(self, first: int, cells: list[bytes]) -> bool:
+    def _add_plain(self, first: int, rows: _Plain) -> bool:
         """Count plain rows; return False, and count nothing, if one of them may not be a job."""
-        ids = cells[::9]
-        numbers = range(first, first + len(ids))
-        records = self._view.records
-        if self._may_be_unreadable(numbers) or not all_json(cells[2::9]):
+        count = len(rows.ids)
+        numbers = range(first, first + count)
+        if self._may_be_unreadable(numbers) or not all_json(rows.payloads):
             return False
-        if records:
-            for place in compress(range(len(ids)), map(records.__contains__, ids)):
-                at = 9 * place
-                cells[at + 3 : at + 9] = records[ids[place]].split(b"\t")
-        codes = bytes(map(_ENCODED.__getitem__, cells[3::9]))
-        run_at = list(map(int, cells[5::9]))
-        created_at = map(int, cells[4::9])
-        due_at = [a if a > b else b for a, b in zip(run_at, created_at, strict=True)]
-        after = first + len(ids)
-        self._codes[first:after] = codes
-        self._run_at[first:after], self._due_at[first:after] = (
-            array("q", run_at),
-            array("q", due_at),
-        )
-        self._counts[_NO_JOB] -= len(ids)
+        if records := self._view.records:
+            for place in compress(range(count), map(records.__contains__, rows.ids)):
+                rows.set_state(place, records[rows.ids[place]])
+        codes, run_at = rows.codes, rows.run_at
+        self._codes[first : first + count] = codes
+        self._run_at[first : first + count] = run_at
+        self._due_at[first : first + count] = rows.due_at
+        self._counts[_NO_JOB] -= count
         for code in set(codes):
             self._counts[code] += codes.count(code)
-        is_pending = list(map(_LATER.__eq__, codes))
-        columns = (compress(column, is_pending) for column in (cells[1::9], run_at, numbers))
-        types, places = self._types, self._numbers_of_types
-        for name, at, number in zip(*columns, strict=True):
-            types[number] = place = places[name] if name in places else self._type(name)
-            self._new_later[place].append(at << _NUMBER_BITS | number)
-        self._new_finished += [
-            at << _NUMBER_BITS | number
-            for at, number, code in zip(due_at, numbers, codes, strict=True)
-            if code > _PROCESSING
-        ]
-        errors = cells[7::9]
-        if any(errors):
-            for place in compress(range(len(ids)), errors):
-                if codes[place] in (_LATER, _FAILED) and not errors[place].startswith(_DELAYED):
-                    self.errors[first + place] = (ids[place].decode(), run_at[place])
-                    self._changed_errors.append(first + place)
+        if _LATER in codes:
+            is_pending = list(map(_LATER.__eq__, codes))
+            columns = (compress(column, is_pending) for column in (rows.types, run_at, numbers))
+            types, places = self._types, self._numbers_of_types
+            for name, at, number in zip(*columns, strict=True):
+                types[number] = place = places[name] if name in places else self._type(name)
+                self._new_later[place].append(at << _NUMBER_BITS | number)
+        errors = rows.errors
+        for place in compress(range(count), errors):
+            if codes[place] in (_LATER, _FAILED) and not errors[place].startswith(_DELAYED):
+                self.errors[first + place] = (rows.ids[place].decode(), run_at[place])
+                self._changed_errors.append(first + place)
         return True
 
     # -- the time --
@@ -323,9 +362,18 @@ class Counts:
         """Return the numbers as of the last `update`, as `protocol.Store.overview` does."""
         counts = {status: self._counts[code] for status, code in _CODES.items()}
         counts[PENDING] = self._counts[_LATER] + self._counts[_DUE]
-        oldest = self._finished.first()
-        at = None if oldest is None else oldest >> _NUMBER_BITS
+        at = self._find_oldest()
         return Overview(counts, self._waiting(), lambda: at, self._numbers_of_unreadable())
+
+    def _find_oldest(self) -> int | None:
+        """Return the earliest instant at which a finished job was due, or None."""
+        for block in self._changed_blocks:
+            part = slice(block << _BLOCK_BITS, (block + 1) << _BLOCK_BITS)
+            is_finished = map(_PROCESSING.__lt__, self._codes[part])
+            self._oldest[block] = min(compress(self._due_at[part], is_finished), default=NEVER)
+        self._changed_blocks.clear()
+        oldest = min(self._oldest, default=NEVER)
+        return None if oldest == NEVER else oldest
 
     def _waiting(self) -> list[Waiting]:
         found = []
