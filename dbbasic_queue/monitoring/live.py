@@ -44,6 +44,19 @@ class Live:
         self._lock = threading.RLock()
         self._followed = store.followed() if isinstance(store, TextFileStore) else None
 
+    def size(self) -> int:
+        """Return how many bytes the first look reads; 0 in other stores than a text file."""
+        return 0 if self._followed is None else self._followed.size()
+
+    def read_index(self) -> None:
+        """Read the part that the store's own calls need, too, if it wasn't read yet.
+
+        Unlike the other calls, it may be made while another thread is inside one: then it returns
+        when that has read this part.
+        """
+        if self._followed is not None:
+            self._followed.read_index()
+
     def status(self, now: float) -> Status:
         """Return everything at a glance, with the last errors."""
         with self._lock:

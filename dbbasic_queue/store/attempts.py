@@ -249,6 +249,10 @@ class Attempts:
         self._failed: list[str] = []
         self._is_whole = False
 
+    def all_paths(self) -> list[str]:
+        """Return the paths at which there may be files."""
+        return [path + end for path in self._paths for end in ("", ".1")]
+
     def refresh(self) -> None:
         """Read what is new. Raises the same errors as `history.read`."""
         for _ in range(_TRIES):

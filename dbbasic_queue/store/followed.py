@@ -51,6 +51,15 @@ class Followed:
         self._passes = _Kept(path + ".passes", path + ".passes.1")
         self._schedules = _Kept(path + ".schedule")
 
+    def size(self) -> int:
+        """Return how many bytes the queue file, its journal and the history have."""
+        paths = [self._path, f"{self._path}.journal", *self._attempts.all_paths()]
+        return sum(os.path.getsize(path) for path in paths if os.path.exists(path))
+
+    def read_index(self) -> None:
+        """Read what is new into the view. Any thread may call it."""
+        self._lock.read(self._refresh_view)
+
     def attempts(self) -> Attempts:
         """Return the attempts in the history."""
         self._attempts.refresh()

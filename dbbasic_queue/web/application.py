@@ -9,6 +9,7 @@ from dbbasic_queue.model.escaping import escape
 from dbbasic_queue.web import actions, attempts, job, jobs, layout, now, schedules, static_files
 from dbbasic_queue.web.access import access_of, check_host, check_origin, check_token, token_of
 from dbbasic_queue.web.asgi import Asgi
+from dbbasic_queue.web.first_reading import StillReading
 from dbbasic_queue.web.hiding import WORDS, Hiding
 from dbbasic_queue.web.requests import Refused, redirect, text_response
 from dbbasic_queue.web.shared import Shared
@@ -30,6 +31,9 @@ LOGGER = "dbbasic_queue.web"
 _METHODS = ("GET", "HEAD", "POST")
 _LARGEST_REST = 65_536
 """how many bytes a form may have besides a payload"""
+_NOT_READ_YET = (
+    "A long queue is being read for the first time. Nothing was done: try again in a few seconds."
+)
 _BYTES_PER_BYTE = 3
 """how many bytes a form needs for one byte of a payload, at most: %XX"""
 
@@ -149,6 +153,8 @@ class Page:
             if refused.status not in (400, 404):
                 raise
             response = layout.sorry(visit, "Not found", refused.text, refused.status)
+        except StillReading:
+            response = layout.still_reading(visit)
         response.headers += cookies
         return response
 
@@ -158,7 +164,10 @@ class Page:
         token = form.pop(TOKEN_FIELD, "")
         check_token(request, token)
         visit = self._visit(request, access, token, form)
-        return actions.respond(visit, request.path, self._log)
+        try:
+            return actions.respond(visit, request.path, self._log)
+        except StillReading:
+            raise Refused(503, _NOT_READ_YET, ("Retry-After", "2")) from None
 
     def _visit(self, request: Request, access: Access, token: str, fields: dict[str, str]) -> Visit:
         return Visit(request, access, self.queue, self._shared, self._hiding, token, fields)

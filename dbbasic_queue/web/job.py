@@ -41,6 +41,7 @@ _FINISHED = {
 def find(visit: Visit) -> Row:
     """Return the job that the request names. Raises Refused if there is none."""
     job_id = visit.field("id")
+    visit.shared.wait_while_indexing()
     row = visit.queue.store.find(job_id) if is_id(job_id) else None
     if row is None or not has_json(row):
         raise Refused(

@@ -38,6 +38,7 @@ def respond(visit: Visit) -> Response:
     """Return the screen."""
     chosen = Shown(visit.fields, visit.hiding)
     cursor = Cursor.parse(visit.field("before"))
+    visit.shared.wait_for_index()
     listing = Listing(visit.queue.store, chosen, cursor)
     return layout.screen(
         visit,

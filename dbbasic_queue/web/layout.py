@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _SCREENS = (("/", "Now"), ("/jobs", "Jobs"), ("/schedules", "Schedules"), ("/attempts", "Attempts"))
 
+_READING_REFRESH_SECONDS = 1
+
 DONE = {
     "requeued": "It will run again.",
     "run_now": "It is due now: the next worker runs it.",
@@ -126,6 +128,27 @@ def _footer(visit: Visit) -> Markup:
             class_="wide",
         ),
     )
+
+
+def still_reading(visit: Visit) -> Response:
+    """Return the screen for the time of the first reading. The browser loads it again by itself."""
+    title = "Reading a long queue for the first time"
+    response = screen(
+        visit,
+        title,
+        "",
+        tag("h1", title),
+        tag(
+            "p",
+            f"The queue and its history have {visit.shared.size() / 1e6:,.0f} MB. They are read "
+            "once after this page's server has started, which takes about 4 seconds per million "
+            "jobs. From then on, only what is new is read.",
+        ),
+        tag("p", "This screen shows the queue as soon as it was read: there is nothing to do."),
+        status=202,
+    )
+    response.headers.append(("Refresh", str(_READING_REFRESH_SECONDS)))
+    return response
 
 
 def sorry(visit: Visit, title: str, text: str, status: int, *content: Content) -> Response:

@@ -97,6 +97,7 @@ def last_payload(visit: Visit, schedule: ScheduleDict) -> Any:
     """Return the payload of the schedule's last job; None if that isn't in the queue any more."""
     if schedule["last"] is None:
         return None
+    visit.shared.wait_while_indexing()
     row = visit.queue.store.find(job_id(schedule["name"], schedule["last"]))
     job = as_dict(row) if row is not None and row.type == schedule["type"] else None
     return None if job is None else job["payload"]

@@ -1,11 +1,12 @@
 """What the screen Now shows, read once for all who look at it.
 
 It is read when someone asks, under a lock, and at most every two seconds. While nobody looks,
-nothing is read.
+nothing is read. A long queue is read for the first time by a thread; see `first_reading`.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -14,6 +15,7 @@ from dbbasic_queue.model.escaping import printable
 from dbbasic_queue.monitoring.live import Live
 from dbbasic_queue.monitoring.status import DAY_SECONDS
 from dbbasic_queue.store.history import FAILED_OUTCOMES
+from dbbasic_queue.web.first_reading import FirstReading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 HOUR = 3600.0
 _KEPT_SECONDS = 2.0
+LONG_BYTES = 8 << 20
+"""A thread reads a longer queue for the first time: shorter ones take less than half a second."""
 _BARS = {HOUR: 60, DAY_SECONDS: 96}
 
 
@@ -113,23 +117,56 @@ class Shared:
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
-        self._live = Live(queue.store)
+        self.count = 0
+        """how many readings there were, after the first one of a long queue"""
+        self._start()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        self._live = Live(self._queue.store)
         self._lock = threading.Lock()
         self._reading: Reading | None = None
         self._read_at = 0.0
-        self.count = 0
-        """how many readings there were"""
+        self._index = FirstReading(self._live.read_index)
+        self._everything = FirstReading(self._read)
+
+    def _notice_fork(self) -> None:
+        """In a forked child, start again: it has the locks of the parent's thread, but not that."""
+        if self._process != os.getpid():
+            self._start()
+
+    def _read(self) -> Reading:
+        return Reading(self._live, self._queue.store, self._queue.now())
 
     def reading(self) -> Reading:
-        """Return the queue as it was at most two seconds ago."""
+        """Return the queue as it was at most two seconds ago. Raises StillReading."""
+        self._notice_fork()
+        if not self._everything.is_done and self.size() >= LONG_BYTES:
+            self._everything.wait()
         with self._lock:
             age = time.monotonic() - self._read_at
             if self._reading is None or age >= _KEPT_SECONDS:
                 self._reading = None
-                self._reading = Reading(self._live, self._queue.store, self._queue.now())
+                self._reading = self._read()
                 self._read_at = time.monotonic()
                 self.count += 1
             return self._reading
+
+    def wait_for_index(self) -> None:
+        """Read the jobs' index, if it wasn't read yet. Raises StillReading if that takes long."""
+        self._notice_fork()
+        if not self._index.is_done and self.size() >= LONG_BYTES:
+            self._index.wait()
+
+    def wait_while_indexing(self) -> None:
+        """Wait for the index if it is being read: until then, the queue answers no call."""
+        self._notice_fork()
+        if self._index.is_running() or self._everything.is_running():
+            self.wait_for_index()
+
+    def size(self) -> int:
+        """Return how many bytes the first reading reads; 0 if a server counts."""
+        return self._live.size()
 
     def forget(self) -> None:
         """Read again when someone asks the next time: something was changed here."""

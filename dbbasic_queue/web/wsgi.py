@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _PIECE_BYTES = 1 << 16
 _PHRASES = {
     200: "OK",
+    202: "Accepted",
     303: "See Other",
     400: "Bad Request",
     403: "Forbidden",

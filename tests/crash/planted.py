@@ -66,6 +66,7 @@ DJANGO_SCHEDULES = "tests/django_backend/test_schedules.py"
 TRANSACTIONS = "tests/django_backend/test_transactions.py"
 CONNECTIONS = "tests/django_backend/test_connections.py"
 ADMIN = "tests/django_backend/test_admin.py"
+FIRST_READING = "tests/web/test_first_reading.py"
 ATTACKS = "tests/web/test_attacks.py"
 ACTIONS = "tests/web/test_actions.py"
 NEWEST = "tests/store/test_newest.py"
@@ -1952,6 +1953,23 @@ MUTANTS = (
         '    """Cancel a job that hasn\'t been started."""\n'
         "    if state.status not in (PENDING, PROCESSING):\n",
         (FILTERS + "::test_a_change_by_filters_leaves_the_running_jobs_that_they_do_not_choose",),
+    ),
+    Mutant(
+        "each viewer of a long queue starts a thread that reads everything",
+        "web/first_reading.py",
+        "            running = self._running\n",
+        "            running = None\n",
+        (FIRST_READING + "::test_many_viewers_wait_for_one_thread",),
+    ),
+    Mutant(
+        "a process that was forked during the first reading waits for ever",
+        "web/shared.py",
+        "        if self._process != os.getpid():\n",
+        "        if False:\n",
+        (
+            FIRST_READING + "::test_a_server_process_that_was_forked_during_the_first_reading_reads"
+            "_by_itself",
+        ),
     ),
     Mutant(
         "an error in allow opens the page",

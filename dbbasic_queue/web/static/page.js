@@ -10,6 +10,7 @@
   let paused = false;
   let timer = 0;
   let failures = 0;
+  let isReading = false; // a long queue, for the first time
 
   const button = document.createElement("button");
   button.type = "button";
@@ -18,7 +19,8 @@
   note.append(text, " ", button);
 
   function show() {
-    text.textContent = paused ? "Not updated." : failures ? "Not up to date: no answer." : "Kept up to date.";
+    const problem = isReading ? "the queue is being read for the first time." : "no answer.";
+    text.textContent = paused ? "Not updated." : failures ? `Not up to date: ${problem}` : "Kept up to date.";
     button.textContent = paused ? "Update" : "Stop updating";
   }
 
@@ -83,12 +85,14 @@
     clearTimeout(timer);
     if (paused || document.hidden) return;
     const started = performance.now();
+    isReading = false;
     try {
       const address = new URL(location.href);
       address.searchParams.delete("done");
       address.searchParams.delete("count");
       const response = await fetch(address, { credentials: "same-origin", cache: "no-store", redirect: "error" });
-      if (!response.ok) throw new Error(String(response.status));
+      isReading = response.status === 202;
+      if (!response.ok || isReading) throw new Error(String(response.status));
       const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
       const word = document.getElementById("verdict-word");
       const before = word && word.textContent;
