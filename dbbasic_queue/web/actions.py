@@ -12,7 +12,7 @@ from dbbasic_queue.model.jsontext import decode_json, encode_json
 from dbbasic_queue.model.states import PENDING
 from dbbasic_queue.operating import changes
 from dbbasic_queue.operating.changes import CANCEL, REQUEUE, RUN_NOW, can_be_removed
-from dbbasic_queue.web import job, layout, schedules
+from dbbasic_queue.web import job, layout, payload_form, schedules
 from dbbasic_queue.web.html import tag
 from dbbasic_queue.web.jobs import BULK
 from dbbasic_queue.web.listing import Shown
@@ -111,10 +111,15 @@ def _remove(visit: Visit, _: str) -> Response:
 
 
 def _edit(visit: Visit, _: str) -> Response:
-    row = job.find(visit)
     text = visit.field("payload").replace("\r\n", "\n")
+    try:
+        row = job.find(visit)
+    except Refused as refused:
+        return layout.sorry(
+            visit, "Nothing was saved", refused.text, refused.status, payload_form.written(text)
+        )
     if row.state.status != PENDING:
-        return job.edit(visit)
+        return job.edit(visit, text)
     if job.seen(visit, row) != visit.field("before"):
         return job.edit(visit, text, _EDITED)
     try:

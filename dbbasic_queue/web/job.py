@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 
 from dbbasic_queue.model.checks import is_id
 from dbbasic_queue.model.escaping import printable, unescape
@@ -13,7 +12,7 @@ from dbbasic_queue.model.states import CANCELLED, FAILED, PENDING, PROCESSING
 from dbbasic_queue.monitoring.durations import took
 from dbbasic_queue.operating.changes import can_be_removed
 from dbbasic_queue.operating.details import JobDetails
-from dbbasic_queue.web import layout
+from dbbasic_queue.web import layout, payload_form
 from dbbasic_queue.web.html import join, tag
 from dbbasic_queue.web.now import progress_of
 from dbbasic_queue.web.requests import Refused
@@ -212,34 +211,20 @@ def edit(visit: Visit, text: str | None = None, problem: str = "") -> Response:
     back = tag("a", "Back to the job", href=visit.job_address(row.id))
     title = f"Edit the payload of job {row.id}"
     if row.state.status != PENDING:
-        return layout.sorry(
-            visit, title, "Only the payload of a waiting job can be edited.", 409, tag("p", back)
-        )
-    value = visit.hiding.editable(decode_json(row.payload or "{}"))
-    current = json.dumps(value, indent=2, ensure_ascii=False)
-    area = tag(
-        "textarea",
-        # A browser drops the first line break.
-        "\n" + (current if text is None else text),
-        name="payload",
-        id="payload",
-        rows=max(min(current.count("\n") + 3, 30), 8),
-        spellcheck="false",
-        aria_describedby="payload-help",
-        aria_invalid="true" if problem else None,
-    )
+        rule = "Only the payload of a waiting job can be edited, and this one isn't waiting"
+        rule += "." if text is None else " any more. Nothing was saved."
+        kept = None if text is None else payload_form.written(text)
+        return layout.sorry(visit, title, rule, 409, kept, tag("p", back))
+    current = payload_form.as_text(visit.hiding.editable(decode_json(row.payload or "{}")))
     form = visit.form(
         "edit",
         "/job/edit",
         "Save",
         {"id": row.id, "before": seen(visit, row)},
-        tag("label", "Payload, as JSON", for_="payload"),
-        area,
-        tag(
-            "p",
+        payload_form.area(
+            current if text is None else text,
             "Leave a text such as “hidden 1” as it is to keep the value that is hidden there.",
-            id="payload-help",
-            class_="note",
+            problem,
         ),
         kind="main",
     )

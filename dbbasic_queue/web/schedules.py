@@ -6,12 +6,11 @@ the payload of the schedule's last job, if that is still in the queue, and the u
 
 from __future__ import annotations
 
-import json
 import time
 
 from dbbasic_queue.model.jobdict import as_dict
 from dbbasic_queue.store.schedule_file import job_id
-from dbbasic_queue.web import layout
+from dbbasic_queue.web import layout, payload_form
 from dbbasic_queue.web.html import tag
 from dbbasic_queue.web.requests import Refused
 from dbbasic_queue.web.visit import empty, facts, section, table
@@ -111,9 +110,7 @@ def confirm(visit: Visit, text: str | None = None, problem: str = "") -> Respons
     payload = last_payload(visit, schedule)
     known = payload is not None
     if text is None:
-        text = json.dumps(
-            visit.hiding.editable({} if payload is None else payload), indent=2, ensure_ascii=False
-        )
+        text = payload_form.as_text(visit.hiding.editable({} if payload is None else payload))
     help_ = (
         "This is the payload of its last job. Leave a text such as “hidden 1” as it is to keep the "
         "value that is hidden there."
@@ -125,18 +122,7 @@ def confirm(visit: Visit, text: str | None = None, problem: str = "") -> Respons
         "/schedules/run",
         "Run now",
         {"name": schedule["name"]},
-        tag("label", "Payload, as JSON", for_="payload"),
-        tag(
-            "textarea",
-            "\n" + text,
-            name="payload",
-            id="payload",
-            rows=8,
-            spellcheck="false",
-            aria_describedby="payload-help",
-            aria_invalid="true" if problem else None,
-        ),
-        tag("p", help_, id="payload-help", class_="note"),
+        payload_form.area(text, help_, problem),
         kind="main",
     )
     zone = time.strftime("%Y-%m-%d %H:%M", time.localtime(schedule["next"]))

@@ -1972,6 +1972,23 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "a payload that was written too late is lost",
+        "web/job.py",
+        "kept = None if text is None else payload_form.written(text)",
+        "kept = None",
+        (
+            "tests/web/test_actions.py::"
+            "test_a_payload_that_comes_too_late_can_be_copied_from_the_answer",
+        ),
+    ),
+    Mutant(
+        "the text of an edit is shown with escapes that JSON doesn't have",
+        "web/payload_form.py",
+        '"\\n" + _valid(text),',
+        '"\\n" + text,',
+        ("tests/web/test_actions.py::test_an_edit_keeps_characters_that_cannot_be_seen",),
+    ),
+    Mutant(
         "an error in allow opens the page",
         "web/access.py",
         '        raise Refused(403, "You may not see this page.") from None\n',

@@ -196,16 +196,47 @@ def test_a_payload_that_is_too_large_is_not_saved(path: Path, clock: Clock) -> N
         assert job(queue, job_id)["payload"] == {"n": 1}
 
 
-def test_the_payload_of_a_job_that_ran_in_the_meantime_is_not_edited(any_queue: Queue) -> None:
+@pytest.mark.parametrize("text", ['{"n": "</textarea><b>"}', "{'n': 2}"])
+def test_a_payload_that_comes_too_late_can_be_copied_from_the_answer(
+    any_queue: Queue, text: str
+) -> None:
     job_id = any_queue.enqueue("greet", {"n": 1})
     visitor = Visitor(any_queue)
-    form = payload_form(visitor.get("/job/edit", id=job_id))
+    form = payload_form(visitor.get("/job/edit", id=job_id)) | {"payload": text}
     any_queue.process_jobs({"greet": lambda _: None})
-    response = visitor.post("/job/edit", **form | {"payload": '{"n": 2}'})
-    assert response.status == 409 and "Only the payload of a waiting job" in text_of(
-        response.body.decode()
-    )
+    response = visitor.post("/job/edit", **form)
+    assert response.status == 409
+    shown = response.body.decode()
+    assert "this one isn't waiting any more. Nothing was saved." in text_of(shown)
+    assert written(shown) == text
+    assert 'name="payload"' not in shown
     assert job(any_queue, job_id)["payload"] == {"n": 1}
+    any_queue.store.remove(lambda _: True, statuses=("completed",), archive=None, job_type="greet")
+    response = visitor.post("/job/edit", **form)
+    assert response.status == 404
+    shown = response.body.decode()
+    assert "There is no such job." in text_of(shown) and written(shown) == text
+
+
+def written(page: str) -> str:
+    """Return the text in the page's text field."""
+    area = re.search(r"(?s)<textarea[^>]* readonly[^>]*>\n(.*?)</textarea>", page)
+    assert area is not None
+    return html.unescape(area[1])
+
+
+def test_an_edit_keeps_characters_that_cannot_be_seen(any_queue: Queue) -> None:
+    """Such as a soft hyphen and the parts of a flag: the page shows escapes for them."""
+    payload = {"text": "soft\u00adhyphen \x7f\x9b \u202e \U0001f3f4\U000e0067 non\u00a0breaking"}
+    job_id = any_queue.enqueue("greet", payload)
+    visitor = Visitor(any_queue)
+    form = payload_form(visitor.get("/job/edit", id=job_id))
+    assert "soft\\u00adhyphen" in form["payload"]
+    visitor.done("/job/edit", **form)
+    assert job(any_queue, job_id)["payload"] == payload
+    broken = form | {"payload": '{"text": "a\u00adb"'}
+    shown = payload_form(visitor.post("/job/edit", **broken).body.decode())
+    assert shown["payload"] == '{"text": "a\\u00adb"'
 
 
 # -- many jobs --

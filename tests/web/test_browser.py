@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -14,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
-from helpers import HEADER, Clock, add_lines, job, line, sibling
+from helpers import HEADER, Clock, add_lines, held, job, line, sibling, store_of, wait_for
 
 from dbbasic_queue import Queue
-from dbbasic_queue.web import Access, Page
+from dbbasic_queue.web import Access, Page, first_reading, shared
 from dbbasic_queue.web.server import Server
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("site") / "data" / "queue.tsv"
     fill(path, count)
     with Queue(path, clock=Clock(NOW)) as queue, served(queue) as address:
+        wait_for(lambda: urllib.request.urlopen(address).status == 200, "the first reading")
         yield address, count
 
 
@@ -252,6 +254,19 @@ def test_a_payload_is_edited(tab: Tab, queue: Queue) -> None:
     assert job(queue, "mine")["payload"] == {"to": "grace", "password": "s3cret"}
 
 
+def test_a_long_queue_appears_by_itself_when_it_was_read(
+    tab: Tab, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "LONG_BYTES", 1)
+    monkeypatch.setattr(first_reading, "PATIENCE_SECONDS", 0.001)
+    queue.enqueue("greet", {})
+    with served(queue) as address:
+        with held(store_of(queue).lock):
+            tab.goto(f"{address}/jobs")
+            text_is_shown(tab, "Reading a long queue for the first time")
+        text_is_shown(tab, "The newest jobs")
+
+
 # -- by keyboard, and what the script does --
 
 
@@ -375,7 +390,11 @@ def test_the_script_says_when_the_page_is_no_longer_up_to_date(
     with served(queue) as address, timed(browser, address) as (tab, clock):
         tab.route("**/*", lambda route: route.fulfill(status=503, body=""))
         clock.move(4)
-        text_is_shown(tab, "Not up to date")
+        text_is_shown(tab, "Not up to date: no answer.")
         tab.unroute("**/*")
+        tab.route("**/*", lambda route: route.fulfill(status=202, body=""))
         clock.move(10)
+        text_is_shown(tab, "Not up to date: the queue is being read for the first time.")
+        tab.unroute("**/*")
+        clock.move(20)
         text_is_shown(tab, "Kept up to date.")
