@@ -304,7 +304,7 @@ def read(
     path = _path(queue)
     for file in rotated.files(path, _old(path)):
         first = True
-        for line in rotated.lines(file):
+        for line in rotated.lines_beginning(file, prefix) if prefix else rotated.lines(file):
             if not line.startswith(prefix) or line in _HEADERS:
                 continue
             if only_errors:

@@ -168,3 +168,30 @@ def lines(file: OpenFile) -> Iterator[bytes]:
             if is_row and not is_inside_line and line != b"\n":
                 yield line
             is_inside_line = not is_complete
+
+
+def lines_beginning(file: OpenFile, beginning: bytes) -> Iterator[bytes]:
+    """Yield those of the `lines` that begin so, which isn't empty.
+
+    The bytes are searched for it, which is much quicker than to look at each line.
+    """
+    wanted = b"\n" + beginning
+    content, end = b"\n", 0  # a line begins where the file does
+    try:
+        while piece := os.pread(file.fd, LONGEST_ROW_BYTES, end):
+            content += piece
+            end += len(piece)
+            at = content.find(wanted)
+            while at >= 0:
+                line = content[at + 1 : content.find(b"\n", at + 1) + 1]
+                if not line:  # its end wasn't read yet
+                    start = end - len(content) + at + 1
+                    line = os.pread(file.fd, LONGEST_ROW_BYTES, start)
+                    line = line[: line.find(b"\n") + 1] or line
+                line = line[:LONGEST_ROW_BYTES]
+                if line.endswith(b"\n") or len(line) == LONGEST_ROW_BYTES:
+                    yield line
+                at = content.find(wanted, at + 1)
+            content = content[-len(beginning) :]
+    except OSError as e:
+        raise store_error(e, file.path, "nothing was changed") from e

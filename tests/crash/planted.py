@@ -1885,7 +1885,8 @@ MUTANTS = (
     Mutant(
         "a job that has run again stays the oldest finished one",
         "store/reading/counts.py",
-        "        elif code > _PROCESSING:\n            self._changed_blocks.add(number >> _BLOCK_BITS)\n"
+        "        elif code > _PROCESSING:\n"
+        "            self._changed_blocks.add(number >> _BLOCK_BITS)\n"
         "        if number in self._not_json",
         "        if number in self._not_json",
         (LIVE + "::test_the_oldest_finished_job_is_found_again_when_it_has_run_again",),
@@ -1987,6 +1988,13 @@ MUTANTS = (
         '"\\n" + _valid(text),',
         '"\\n" + text,',
         ("tests/web/test_actions.py::test_an_edit_keeps_characters_that_cannot_be_seen",),
+    ),
+    Mutant(
+        "a job's attempt that lies across two pieces of the history isn't found",
+        "store/rotated.py",
+        "            content = content[-len(beginning) :]\n",
+        '            content = b""\n',
+        (HISTORY + "::test_a_search_for_the_rows_of_a_job_finds_the_lines_that_begin_with_its_id",),
     ),
     Mutant(
         "an error in allow opens the page",

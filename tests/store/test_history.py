@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import signal
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -31,6 +32,8 @@ from helpers import (
     wait_for,
     wait_for_notes,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dbbasic_queue import Backoff, Delay, Fail, Handler, NotAQueue, Queue
 from dbbasic_queue.model.checks import check_type
@@ -38,6 +41,7 @@ from dbbasic_queue.model.escaping import unescape
 from dbbasic_queue.passes.tracebacks import MAX_TRACEBACK, format_traceback
 from dbbasic_queue.store import history as history_file
 from dbbasic_queue.store import rotated
+from dbbasic_queue.store.disk.files import open_file
 from dbbasic_queue.store.history import HEADER, HistoryWriter
 
 if TYPE_CHECKING:
@@ -174,6 +178,25 @@ def test_an_id_that_starts_with_another_id_has_its_own_history(queue: Queue) -> 
         queue.enqueue("work", {}, job_id=job_id)
     queue.process_jobs({"work": str})
     assert [found["id"] for found in history(queue, "a")] == ["a"]
+
+
+@given(
+    st.lists(st.sampled_from([b"a", b"b\t", b"ab\t", b"b\tx\n", b"\n", b"x" * 9])), st.booleans()
+)
+def test_a_search_for_the_rows_of_a_job_finds_the_lines_that_begin_with_its_id(
+    pieces: list[bytes], is_ended: bool
+) -> None:
+    content = b"".join(pieces) + b"\n" * is_ended
+    with tempfile.NamedTemporaryFile() as written, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rotated, "LONGEST_ROW_BYTES", 8)  # it is also how much is read at once
+        written.write(content)
+        written.flush()
+        file = open_file(written.name, os.O_RDONLY)
+        assert file is not None
+        for beginning in (b"b\t", b"ab\t", b"aab\t"):
+            expected = [found for found in rotated.lines(file) if found.startswith(beginning)]
+            os.lseek(file.fd, 0, os.SEEK_SET)
+            assert list(rotated.lines_beginning(file, beginning)) == expected
 
 
 def test_an_interrupted_attempt_is_a_row(programs: Programs, tmp_path: Path) -> None:
