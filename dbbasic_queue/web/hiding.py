@@ -25,6 +25,7 @@ WORDS = (
     "credential",
     "authorization",
     "cookie",
+    "pickle",  # base64 of an object that may have secrets: see `dbbasic_queue.pickles`
 )
 HIDDEN = "hidden"
 _IGNORED = str.maketrans("", "", "_-. ")

@@ -510,6 +510,7 @@ def test_hidden_members_are_never_in_an_answer(queue: Queue, clock: Clock) -> No
         "Password": SECRET,
         "smtp": {"auth-token": [SECRET], "hosts": [{"API Key": {"deep": SECRET}}]},
         "secret": {"to": SECRET},
+        "pickle": SECRET,
     }
     pending = queue.enqueue("greet", payload, run_at=NOW + 60)
     done = queue.enqueue("done", payload)
@@ -523,6 +524,13 @@ def test_hidden_members_are_never_in_an_answer(queue: Queue, clock: Clock) -> No
         answers.append(visitor.post("/job/edit", id=job_id, payload="{}", before="x"))
     assert all(SECRET.encode() not in answer.body for answer in answers)
     assert '"Password": "hidden"' in text_of(visitor.get("/job", id=pending))
+
+
+def test_a_pickled_payload_is_hidden(queue: Queue) -> None:
+    job_id = queue.enqueue("greet", {"pickle": "gASVCg==", "signature": "ab"})
+    visitor = Visitor(queue)
+    assert "gASVCg" not in visitor.get("/jobs") + visitor.get("/job", id=job_id)
+    assert "gASVCg" not in visitor.get("/job/edit", id=job_id)
 
 
 def test_a_search_does_not_find_what_is_hidden(queue: Queue) -> None:
