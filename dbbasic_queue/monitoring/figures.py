@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _SVG_WIDTH, _SVG_HEIGHT, _SVG_GAP = 720, 120, 64
 _TICKS = 4
+_BAR_SHARE = 0.85
+"""how much of its interval a bar fills"""
+_LOWEST_BAR = 2.0
 
 
 class Series:
@@ -43,6 +46,20 @@ class Series:
     def largest(self) -> float:
         """Return the largest value."""
         return max(self.values)
+
+    def bars(
+        self, width: float, height: float, largest: float
+    ) -> Iterator[tuple[float, float, float, float]]:
+        """Yield x, y, width and height of a bar for each value above 0, in an area of this size.
+
+        `largest` is the value whose bar is as high as the area. x and y are those of the bar's
+        upper left corner.
+        """
+        step = width / len(self.values)
+        for place, value in enumerate(self.values):
+            if value > 0:
+                size = max(value / largest * height, _LOWEST_BAR)
+                yield place * step, height - size, step * _BAR_SHARE, size
 
     def text(self, value: float) -> str:
         """Return a value for people."""
@@ -166,14 +183,11 @@ def _svg_chart(figures: Figures, series: Series, top: int) -> Iterator[str]:
         f'<text x="{right}" y="{top - 10}" fill="#555" text-anchor="end">'
         f"at most {escape(series.text(largest))}</text>"
     )
-    bar = _SVG_WIDTH / len(series.values)
-    for place, value in enumerate(series.values):
-        if value > 0:
-            size = max(value / largest * _SVG_HEIGHT, 1)
-            yield (
-                f'<rect x="{left + place * bar:.2f}" y="{bottom - size:.2f}" '
-                f'width="{bar * 0.9:.2f}" height="{size:.2f}" fill="{series.colour}"/>'
-            )
+    for x, y, width, height in series.bars(_SVG_WIDTH, _SVG_HEIGHT, largest):
+        yield (
+            f'<rect x="{left + x:.2f}" y="{top + y:.2f}" width="{width:.2f}" '
+            f'height="{height:.2f}" fill="{series.colour}"/>'
+        )
     form = "%H:%M:%S" if figures.window < 600 else "%H:%M"
     form = form if figures.window <= 86400 else "%Y-%m-%d %H:%M"
     for tick in range(_TICKS + 1):

@@ -25,11 +25,11 @@ def respond(visit: Visit) -> Response:
     latest = visit.queue.store.latest(_SHOWN)[::-1]
     heads: list[Content | tuple[Content, str]] = [
         "Job",
-        "Type",
-        ("Try", "number"),
         "Outcome",
+        "Type",
         "Ended",
         ("Ran for", "number"),
+        ("Try", "number"),
         ("Error", "grow"),
     ]
     return layout.screen(
@@ -53,10 +53,10 @@ def _row(visit: Visit, attempt: Attempt) -> list[Content]:
     shown = error if len(error) <= _LONGEST_ERROR else f"{error[: _LONGEST_ERROR - 3]}..."
     return [
         visit.job_link(attempt.id),
-        unescape(attempt.type),
-        attempt.attempt,
         badge(attempt.outcome),
+        unescape(attempt.type),
         visit.time(attempt.ended_at),
         took(attempt.seconds),
+        attempt.attempt,
         tag("span", shown, class_="error") if shown else "",
     ]

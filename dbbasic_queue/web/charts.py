@@ -1,10 +1,14 @@
-"""Charts as SVG inside the page. Classes give the colours, so that they suit light and dark."""
+"""Charts as SVG inside the page. Classes give the colours, so that they suit light and dark.
+
+A chart is as wide as its place, so its texts are outside the SVG: they would be stretched.
+"""
 
 from __future__ import annotations
 
 import time
 
 from dbbasic_queue.monitoring.durations import duration
+from dbbasic_queue.monitoring.status import DAY_SECONDS
 from dbbasic_queue.web.html import tag
 
 TYPE_CHECKING = False
@@ -12,8 +16,7 @@ if TYPE_CHECKING:
     from dbbasic_queue.monitoring.figures import Figures, Series
     from dbbasic_queue.web.html import Markup
 
-_WIDTH, _HEIGHT, _FOOT = 600, 96, 18
-_GAP_SHARE = 0.15
+_WIDTH, _HEIGHT = 600, 96
 
 
 def throughput(figures: Figures) -> Markup:
@@ -42,45 +45,28 @@ def _chart(figures: Figures, layers: list[tuple[Series, str]], title: str, text:
         tag(
             "svg",
             tag("title", f"{title}: {text}"),
-            [_bars(series, largest, kind) for series, kind in layers],
-            tag("line", x1=0, y1=_HEIGHT, x2=_WIDTH, y2=_HEIGHT, class_="axis"),
-            _instants(figures),
-            viewBox=f"0 0 {_WIDTH} {_HEIGHT + _FOOT}",
+            [tag("g", _bars(series, largest), class_=kind) for series, kind in layers],
+            viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
+            preserveAspectRatio="none",
             role="img",
             aria_label=f"{title}: {text}",
             class_="chart",
         ),
+        tag("p", [tag("span", instant) for instant in _instants(figures)], class_="instants"),
     )
 
 
-def _bars(series: Series, largest: float, kind: str) -> Markup:
-    step = _WIDTH / len(series.values)
-    bars = []
-    for place, value in enumerate(series.values):
-        if value > 0:
-            size = max(value / largest * (_HEIGHT - 4), 2.0)
-            bars.append(
-                tag(
-                    "rect",
-                    x=f"{place * step:.1f}",
-                    y=f"{_HEIGHT - size:.1f}",
-                    width=f"{step * (1 - _GAP_SHARE):.1f}",
-                    height=f"{size:.1f}",
-                )
-            )
-    return tag("g", bars, class_=kind)
-
-
-def _instants(figures: Figures) -> list[Markup]:
-    """Return the clock's time at the start, the middle and the end."""
-    places = ((0, "start"), (0.5, "middle"), (1, "end"))
+def _bars(series: Series, largest: float) -> list[Markup]:
     return [
-        tag(
-            "text",
-            time.strftime("%H:%M", time.localtime(figures.begins_at + share * figures.window)),
-            x=f"{_WIDTH * share:.0f}",
-            y=_HEIGHT + _FOOT - 4,
-            text_anchor=anchor,
-        )
-        for share, anchor in places
+        tag("rect", x=f"{x:.1f}", y=f"{y:.1f}", width=f"{width:.1f}", height=f"{height:.1f}")
+        for x, y, width, height in series.bars(_WIDTH, _HEIGHT, largest)
+    ]
+
+
+def _instants(figures: Figures) -> list[str]:
+    """Return the clock's time at the start, the middle and the end."""
+    form = "%H:%M" if figures.window < DAY_SECONDS else "%a %H:%M"
+    return [
+        time.strftime(form, time.localtime(figures.begins_at + share * figures.window))
+        for share in (0, 0.5, 1)
     ]

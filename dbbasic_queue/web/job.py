@@ -73,7 +73,7 @@ def _state(visit: Visit, details: JobDetails) -> Markup:
     text = _FINISHED.get(state.status) or printable(reason.text)
     command = "" if state.status in _FINISHED else reason.command
     return section(
-        "What it is doing",
+        "Status",
         "state",
         tag("p", badge(state.status), " ", f"{text[:1].upper()}{text[1:]}.", class_="why"),
         tag("p", "Run ", tag("code", command), class_="remedy") if command else None,
@@ -163,7 +163,7 @@ def _attempts(visit: Visit, details: JobDetails) -> Markup:
 
 
 def _attempt(visit: Visit, attempt: Any) -> Markup:
-    where = f" by {attempt['worker']}" if attempt["worker"] else ""
+    where = f", by worker {attempt['worker']}" if attempt["worker"] else ""
     key = f"traceback-{attempt['attempt']}-{attempt['ended_at']:.3f}"
     return tag(
         "li",

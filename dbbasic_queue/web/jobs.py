@@ -46,7 +46,7 @@ def respond(visit: Visit) -> Response:
         "/jobs",
         tag("h1", "Jobs"),
         _filters(visit, chosen),
-        _bulk(visit, chosen),
+        _bulk(visit, chosen) if listing.rows else None,
         section(
             _title(chosen, cursor),
             "list",

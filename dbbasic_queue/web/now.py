@@ -129,8 +129,8 @@ def _counts(visit: Visit, reading: Reading) -> Markup:
 
 
 def _failed_text(reading: Reading) -> str:
-    failed = number_of(reading.failed, "failed attempt", "failed attempts")
-    return f"{failed} in the last hour" if reading.failed else "none in the last hour"
+    attempts = number_of(reading.failed, "attempt", "attempts") if reading.failed else "none"
+    return f"in all; {attempts} in the last hour"
 
 
 def _running(visit: Visit, reading: Reading) -> Markup:

@@ -32,7 +32,8 @@ def test_an_empty_queue_says_in_words_that_this_is_good(any_queue: Queue) -> Non
     assert "Nothing to do" in now
     assert "No attempt has failed in the last day. That is good." in now
     assert "No job is running at this moment." in now
-    assert "There are no jobs yet." in text_of(visitor.get("/jobs"))
+    jobs = visitor.get("/jobs")
+    assert "There are no jobs yet." in text_of(jobs) and "/jobs/purge" not in jobs
     assert "No job has failed. That is good." in text_of(visitor.get("/jobs", status="failed"))
     assert "There are no schedules." in text_of(visitor.get("/schedules"))
     assert "No job has been tried yet." in text_of(visitor.get("/attempts"))
@@ -301,7 +302,7 @@ def test_attempts_are_shown_the_latest_first(any_queue: Queue, clock: Clock) -> 
         clock.now += 5
     shown = text_of(Visitor(any_queue).get("/attempts"))
     assert shown.index("second") < shown.index("first")
-    assert "1 done 5 s ago 0.00 s" in shown
+    assert "done second 5 s ago 0.00 s 1" in shown
 
 
 # -- the frame --
