@@ -2,7 +2,8 @@
 
 That is for a process that looks again and again. It keeps a few numbers for each attempt in the
 history's files: those are at most about 300,000 attempts, which take 50 MB. If a file was rotated,
-deleted or edited in place, all is read again: that takes about half a second, once per 16 MiB.
+deleted or edited in place, all is read again, which takes about half a second. That is rare: the
+history is rotated once per 16 MiB.
 """
 
 from __future__ import annotations

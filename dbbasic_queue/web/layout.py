@@ -142,9 +142,9 @@ def still_reading(visit: Visit) -> Response:
             "p",
             f"The queue and its history have {visit.shared.size() / 1e6:,.0f} MB. They are read "
             "once after this page's server has started, which takes about 4 seconds per million "
-            "jobs. From then on, only what is new is read.",
+            "jobs. After that, only what is new is read.",
         ),
-        tag("p", "This screen shows the queue as soon as it was read: there is nothing to do."),
+        tag("p", "You can wait here: this screen loads again by itself until the queue is read."),
         status=202,
     )
     response.headers.append(("Refresh", str(_READING_REFRESH_SECONDS)))

@@ -1963,7 +1963,7 @@ MUTANTS = (
         (FIRST_READING + "::test_many_viewers_wait_for_one_thread",),
     ),
     Mutant(
-        "a process that was forked during the first reading waits for ever",
+        "a process that was forked during the first reading waits forever",
         "web/shared.py",
         "        if self._process != os.getpid():\n",
         "        if False:\n",
