@@ -183,9 +183,9 @@ def _svg_chart(figures: Figures, series: Series, top: int) -> Iterator[str]:
         f'<text x="{right}" y="{top - 10}" fill="#555" text-anchor="end">'
         f"at most {escape(series.text(largest))}</text>"
     )
-    for x, y, width, height in series.bars(_SVG_WIDTH, _SVG_HEIGHT, largest):
+    for bar_x, bar_y, width, height in series.bars(_SVG_WIDTH, _SVG_HEIGHT, largest):
         yield (
-            f'<rect x="{left + x:.2f}" y="{top + y:.2f}" width="{width:.2f}" '
+            f'<rect x="{left + bar_x:.2f}" y="{top + bar_y:.2f}" width="{width:.2f}" '
             f'height="{height:.2f}" fill="{series.colour}"/>'
         )
     form = "%H:%M:%S" if figures.window < 600 else "%H:%M"
