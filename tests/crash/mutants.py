@@ -1,6 +1,7 @@
 """Planted bugs: the tests must catch each of them, or they prove nothing.
 
     python tests/crash/mutants.py [WORD ...]     all of them, or those with a word in their name
+    python tests/crash/mutants.py --list         print the name, file and first test of each
     python tests/crash/mutants.py --no-bug       the same tests on a copy without a bug
 
 Each bug is one replacement in a copy of the package. Without it, the same tests pass: in the test
@@ -143,6 +144,10 @@ def judge_unharmed(base: Path) -> int:
 
 def main(words: list[str]) -> int:
     """Plant each bug in turn, three at a time; return the exit code."""
+    if words == ["--list"]:
+        for mutant in MUTANTS:
+            print(f"{mutant.name}\t{mutant.file}\t{mutant.tests[0]}")
+        return 0
     started = time.monotonic()
     survivors = 0
     with tempfile.TemporaryDirectory(prefix="queue-mutants-") as directory:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 from attack import patch_constant
-from mutants import PROJECT
+from mutants import PROJECT, main
 from planted import MUTANTS
 
 
@@ -44,11 +44,11 @@ def test_planted_bugs_have_unique_names() -> None:
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
 
 
-def test_the_docs_name_each_planted_bug_once() -> None:
-    page = (PROJECT / "docs/internals.md").read_text(encoding="utf-8")
-    _, _, section = page.partition("\n## Planted bugs\n")
-    named = re.findall("^- (.*)", section.partition("\n## ")[0], re.MULTILINE)
-    assert sorted(named) == sorted(mutant.name for mutant in MUTANTS)
+def test_all_planted_bugs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    listed = [text.split("\t") for text in capsys.readouterr().out.splitlines()]
+    assert [name for name, _, _ in listed] == [mutant.name for mutant in MUTANTS]
+    assert all((PROJECT / "dbbasic_queue" / file).is_file() for _, file, _ in listed)
 
 
 def test_patch_constant_raises_if_the_constant_is_gone() -> None:
