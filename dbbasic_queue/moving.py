@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 
 from dbbasic_queue.errors import InvalidArgument
 from dbbasic_queue.model import states
-from dbbasic_queue.model.escaping import escape
 from dbbasic_queue.model.rows import Row
 from dbbasic_queue.store import schedule_file
 from dbbasic_queue.store.batches import batches
@@ -142,7 +141,7 @@ class _Mover:
         self.outcome = Outcome()
         self._source = source
         self._target = target
-        self._address = escape(target.path)
+        self._address = states.as_address(target.path)
         self._clock = clock
         self._progress = progress
         self._conflicts: set[str] = set()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import itertools
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import NOW, TERMS, Clock, add_lines, history, job, line
+from helpers import NOW, TERMS, Clock, add_lines, history, job, line, raises, raising
 
 from dbbasic_queue import Handlers, Queue, QueueMoved, moving, open_queue
 from dbbasic_queue.errors import InvalidArgument
 from dbbasic_queue.monitoring import status
+from dbbasic_queue.monitoring.live import Live
+from dbbasic_queue.monitoring.why import why
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -322,6 +325,10 @@ def test_a_move_that_stops_before_or_after_any_step_loses_and_doubles_nothing(
                 moving.move(*stores, finished=True, history=True, clock=clock)
             except Stopped:
                 is_stopped = True
+            left, arrived = list(source.store.rows()), list(target.store.rows())
+            if is_stopped and left and arrived:
+                found = status.Status(source.store, clock.now).verdict
+                assert found.command == f"dbbasic-queue move --to {quote(target.path)}", at
         pending = _pending(place)
         assert len(pending) == len(set(pending)), f"a job is pending in both, after step {at}"
         assert place.move(finished=True, history=True).is_complete()
@@ -350,6 +357,57 @@ def _pending(place: Place) -> list[str]:
     return found
 
 
+def test_an_interrupted_move_is_named_with_the_command_that_finishes_it(place: Place) -> None:
+    """Between the first and the third step, its jobs are pending in neither queue."""
+    with place.open(place.old) as old:
+        old.enqueue("work", 1, NOW, job_id="due")
+        old.process_jobs({"work": raises(ValueError("no: way"))})
+        old.enqueue("work", 2, NOW, job_id="new")
+        old.cancel_job(old.enqueue("other", 3))
+        live = Live(old.store)
+        assert (live.status(NOW).move, live.status(NOW).verdict.command) == (None, "")
+        with place.open(place.new) as new:
+            address = new.path
+            broken: Any = Spy(new.store, "add_missing", raising(KeyboardInterrupt()))
+            with pytest.raises(KeyboardInterrupt):
+                moving.move(old.store, broken, clock=place.clock)
+            assert list(new.store.rows()) == []
+        looks = (status.Status(old.store, NOW), live.status(NOW), Live(old.store).status(NOW))
+        for found in looks:
+            assert found.move is not None
+            assert found.move.as_dict() == {"to": address, "on_the_way": 2, "arrived": 0}
+            assert str(found.verdict) == (
+                f"idle: nothing is due; but a move to {address} isn't finished: 2 jobs are on "
+                "their way, and not run until it is (if it was interrupted, run it again)"
+            )
+            assert found.verdict.command == f"dbbasic-queue move --to {quote(address)}"
+        row = old.store.find("due")
+        assert row is not None and "no: way" in row.state.error
+        reason = why(old.store, row, NOW)
+        assert reason.command == f"dbbasic-queue move --to {quote(address)}"
+        assert reason.text.startswith(f"it is on its way to {address}, and that move isn't")
+    assert place.move().is_complete()
+    with place.open(place.old, even_if_moved=True) as old:
+        assert status.Status(old.store, NOW).move is None
+        assert status.Status(old.store, NOW).verdict.command == ""
+
+
+def test_the_address_of_a_move_is_known_also_if_it_looks_like_an_error(files: Place) -> None:
+    files.new = str(Path(files.old).with_name("ValueError: no.tsv"))
+    with files.open(files.old) as old, files.open(files.new) as new:
+        old.enqueue("work", 1, NOW)
+        old.process_jobs({"work": raises(ValueError("no: way"))})
+        broken: Any = Spy(new.store, "add_missing", raising(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            moving.move(old.store, broken, clock=files.clock)
+        found = status.Status(old.store, NOW).move
+        assert found is not None and found.address == files.new
+    assert files.move().moved == 1
+    with files.open(files.new) as new:
+        (moved,) = new.jobs()
+        assert "no: way" in (moved["error"] or "")
+
+
 def test_rows_that_a_shell_appends_later_are_reported_and_moved_by_moving_again(
     files: Place,
 ) -> None:
@@ -364,7 +422,9 @@ def test_rows_that_a_shell_appends_later_are_reported_and_moved_by_moving_again(
     with files.open(files.old, even_if_moved=True) as old:
         lines = list(status.lines(old.store, files.clock()))
     assert lines[0] == f"queue\t{files.old}"
-    assert lines[1].startswith(f"verdict\tmoved\tthis queue was moved to {files.new}; 1 job has ")
+    assert lines[1].startswith(
+        f"verdict\tmoved\tthis queue was moved to {files.new}, but not compl"
+    )
     assert lines[2:4] == [f"moved\t{files.new}\t1", "pending\t1"]
     assert files.move().moved == 1
     with files.open(files.new) as new:

@@ -24,9 +24,10 @@ from dbbasic_queue.cli.messages import PROGRAM, complain, tell, with_file
 from dbbasic_queue.cli.queues import existing_queue
 from dbbasic_queue.errors import JobNotFound, QueueError
 from dbbasic_queue.model.checks import ALL, check_type, is_id
-from dbbasic_queue.model.escaping import printable
+from dbbasic_queue.model.escaping import printable, unescape
 from dbbasic_queue.model.rows import has_json
-from dbbasic_queue.model.states import PENDING, PROCESSING
+from dbbasic_queue.model.states import CANCELLED, PENDING, PROCESSING, move_address
+from dbbasic_queue.monitoring.verdict import command
 from dbbasic_queue.operating import changes
 from dbbasic_queue.operating.changes import CANCEL, REQUEUE, RUN_NOW, Verb
 
@@ -130,6 +131,12 @@ def _why_not_changed(arguments: Namespace, queue: Queue, job_id: str, verb: Verb
     if job is None:
         return _no_such_job(queue, job_id, verb.done)
     next_step = ""
+    if job["status"] == CANCELLED and (address := move_address(job["error"] or "")):
+        move = with_file(command("move", "--to", unescape(address)), arguments.file)
+        return complain(
+            f"{job_id} was not {verb.done}: it is being moved to {unescape(address)} (to finish "
+            f"that: {move})"
+        )
     if verb is CANCEL and job["status"] == PROCESSING:
         next_step = f"; to stop it: {with_file(f'{PROGRAM} stop {job_id}', arguments.file)}"
     elif verb in (RUN_NOW, _EDIT) and job["status"] in REQUEUE.statuses:

@@ -50,6 +50,10 @@ def _problems(arguments: Namespace, status: Status) -> list[tuple[int, str]]:
     first, now = status.summary.first_due, status.now
     if status.verdict.word in ("stalled", "moved"):
         found.append((_CRITICAL, str(status.verdict)))
+    elif status.full_disk:
+        found.append((_CRITICAL, status.full_disk))
+    elif status.move is not None:  # it may still be running
+        found.append((_WARNING, status.move.text()))
     waited = waited_seconds(first, now) if first else 0.0
     if arguments.max_wait is not None and first and waited > arguments.max_wait:
         found.append((_CRITICAL, f"{first.id} has been due for {duration(waited)}"))

@@ -50,6 +50,12 @@ def verdict_lines(status: Status, terminal: Terminal) -> Iterator[str]:
 def _facts(status: Status, terminal: Terminal) -> Iterator[str]:
     summary, now = status.summary, status.now
     yield from _counts(summary.counts, terminal)
+    if (move := status.move) is not None:
+        text = (
+            f"moving    {move.on_the_way:,} of the cancelled jobs on their way, "
+            f"{move.arrived:,} arrived"
+        )
+        yield from wrapped(terminal, text, _INDENT)
     if summary.first_due is not None:
         first = summary.first_due
         waited = duration(waited_seconds(first, now))
@@ -187,6 +193,7 @@ def as_json(status: Status) -> dict[str, Any]:
         "text": status.verdict.text,
         "command": status.verdict.command or None,
         "moved_to": status.moved_to or None,
+        "moving": status.move and status.move.as_dict(),
         "jobs": summary.counts,
         "due": summary.due,
         "oldest_due": first and {"id": first.id, "seconds": waited_seconds(first, status.now)},

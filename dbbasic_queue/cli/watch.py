@@ -24,7 +24,6 @@ from dbbasic_queue.model.states import FAILED
 from dbbasic_queue.monitoring.durations import instant
 from dbbasic_queue.monitoring.live import Live
 from dbbasic_queue.monitoring.status import Status
-from dbbasic_queue.monitoring.verdict import judge
 from dbbasic_queue.store.history import FAILED_OUTCOMES
 
 TYPE_CHECKING = False
@@ -133,14 +132,8 @@ class Feed:
         live = {(found.pid, found.started_at) for found in self.live}
         if live != self._live_before:  # a pass may have ended
             self._ended_passes, self._live_before = store.passes(), live
-        self.verdict = judge(
-            status.summary,
-            self.live,
-            self.running,
-            max(self._ended_passes, status.ended, key=_last_end),
-            self.now,
-            status.moved_to,
-        )
+        ended = max(self._ended_passes, status.ended, key=_last_end)
+        self.verdict = status.judge(self.now, self.live, self.running, ended)
         if self._is_first:
             self.ended, self._is_first = [], False
 

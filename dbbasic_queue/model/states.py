@@ -26,6 +26,8 @@ from __future__ import annotations
 
 import math
 
+from dbbasic_queue.model.escaping import escape
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
@@ -65,8 +67,11 @@ STOP_REQUESTED = "Stop requested by user"
 STOPPED = "Stopped by user"
 """The error of a job that was stopped while it was processing."""
 
-_MOVING, _MOVED = "Moving to ", "Moved to "
+MOVE_MARKS = _MOVING, MOVED = "Moving to ", "Moved to "
 """With these, the error begins of a job that is being moved, or was moved, to another queue."""
+
+_BEFORE_ERROR = ": "
+"""between the address and the error that the job had before"""
 
 HIGHEST_ATTEMPT = 999_999_999
 """Attempts aren't counted above this: a reader of the file accepts nine digits."""
@@ -284,7 +289,7 @@ def stop(state: State, attempts: int) -> State | None:
     return State(CANCELLED, state.created_at, state.run_at, attempts, STOPPED, "")
 
 
-# -- moving a job to another queue; `address` is that queue's, escaped -----------------------------
+# -- moving a job to another queue; `address` is what `as_address` returns for that one ------------
 
 
 def withdraw(state: State, address: str) -> State | None:
@@ -295,7 +300,7 @@ def withdraw(state: State, address: str) -> State | None:
     """
     if state.status != PENDING:
         return None
-    error = f"{_MOVING}{address}" + (f": {state.error}" if state.error else "")
+    error = f"{_MOVING}{address}" + (f"{_BEFORE_ERROR}{state.error}" if state.error else "")
     return State(CANCELLED, state.created_at, state.run_at, state.attempts, error, "")
 
 
@@ -303,10 +308,10 @@ def restore(state: State, address: str) -> State | None:
     """Return the state that a job had before it was withdrawn to move it to this address."""
     begin = _MOVING + address
     if state.status != CANCELLED or not (
-        state.error == begin or state.error.startswith(begin + ": ")
+        state.error == begin or state.error.startswith(begin + _BEFORE_ERROR)
     ):
         return None
-    error = state.error[len(begin) + 2 :]
+    error = state.error[len(begin) + len(_BEFORE_ERROR) :]
     return State(PENDING, state.created_at, state.run_at, state.attempts, error, "")
 
 
@@ -314,7 +319,7 @@ def end_move(state: State, address: str) -> State | None:
     """The job is in the other queue."""
     if not is_moving(state):
         return None
-    error = _MOVED + address
+    error = MOVED + address
     return State(CANCELLED, state.created_at, state.run_at, state.attempts, error, "")
 
 
@@ -325,9 +330,31 @@ def is_moving(state: State) -> bool:
 
 def is_moved(state: State) -> bool:
     """Return whether a job was moved to another queue."""
-    return state.status == CANCELLED and state.error.startswith(_MOVED)
+    return state.status == CANCELLED and state.error.startswith(MOVED)
 
 
 def is_moved_to(state: State, address: str) -> bool:
     """Return whether a job was moved to the queue with this address."""
-    return state.status == CANCELLED and state.error == _MOVED + address
+    return state.status == CANCELLED and state.error == MOVED + address
+
+
+def move_address(error: str) -> str:
+    """Return where a cancelled job with this error is moved, or was moved, to; "" if nowhere.
+
+    >>> move_address("Moving to b.tsv: no"), move_address("Cancelled by user")
+    ('b.tsv', '')
+    """
+    if error.startswith(MOVED):
+        return error.removeprefix(MOVED)
+    if error.startswith(_MOVING):
+        return error.removeprefix(_MOVING).partition(_BEFORE_ERROR)[0]
+    return ""
+
+
+def as_address(text: str) -> str:
+    r"""Return the path or URL of a queue as the other functions take it.
+
+    >>> print(as_address("/srv/no: error.tsv"))
+    /srv/no:\x20error.tsv
+    """
+    return escape(text).replace(_BEFORE_ERROR, r":\x20")

@@ -15,6 +15,7 @@ from dbbasic_queue.model.checks import ALL
 from dbbasic_queue.model.escaping import printable, unescape
 from dbbasic_queue.monitoring import figures, metrics, status
 from dbbasic_queue.monitoring.figures import Figures
+from dbbasic_queue.monitoring.moves import Moves, move_of
 from dbbasic_queue.monitoring.status import DAY_SECONDS, SHOWN_ERRORS, Failures, Status, in_order
 from dbbasic_queue.monitoring.summary import Summary
 from dbbasic_queue.store.attempts import Columns
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.monitoring.moves import Move
     from dbbasic_queue.store.followed import Followed
     from dbbasic_queue.store.pass_log import EndedPass
     from dbbasic_queue.store.protocol import Store
@@ -42,6 +44,7 @@ class Live:
 
         self.store = store
         self._lock = threading.RLock()
+        self._moves = Moves(store)
         self._followed = store.followed() if isinstance(store, TextFileStore) else None
 
     def size(self) -> int:
@@ -60,8 +63,9 @@ class Live:
     def status(self, now: float) -> Status:
         """Return everything at a glance, with the last errors."""
         with self._lock:
-            source = None
-            if self._followed is not None:
+            if self._followed is None:
+                source = status.Source(self.store, self._moves)
+            else:
                 source = _StatusSource(self.store, self._followed)
             return Status(self.store, now, with_errors=True, source=source)
 
@@ -104,6 +108,9 @@ class _StatusSource(status.Source):
     def __init__(self, store: Store, followed: Followed) -> None:
         super().__init__(store)
         self._followed = followed
+
+    def move(self, now: float, cancelled: int) -> Move | None:
+        return move_of(self._followed.moving(now)) if cancelled else None
 
     def failures(self, now: float) -> list[Failures]:
         found = []

@@ -4,6 +4,9 @@
     verdict     running, idle, stalled or moved; that as a sentence; the command to run next
     moved       only for a queue that was moved: the address that it was moved to, and how many jobs
                 are pending in the old place: `dbbasic-queue move` moves them
+    moving      only if a move from this queue isn't finished: the address of the other queue, how
+                many jobs are on their way, and how many have arrived there and are still kept here
+                (both are cancelled jobs); the same `dbbasic-queue move` again finishes it
     pending     how many jobs are pending; one such line for each of the five statuses
     due         how many pending jobs could run now, for how many seconds the first of them has been
                 due, and its id
@@ -33,23 +36,34 @@ the start times of its jobs are unknown.
 
 from __future__ import annotations
 
+import os
 from heapq import nlargest
 
 from dbbasic_queue.model.escaping import escape, printable
-from dbbasic_queue.model.states import DELAYED, FAILED, FINISHED, PENDING
+from dbbasic_queue.model.states import CANCELLED, DELAYED, FAILED, FINISHED, PENDING
 from dbbasic_queue.monitoring import progress_bar
 from dbbasic_queue.monitoring.durations import instant
+from dbbasic_queue.monitoring.moves import Moves
 from dbbasic_queue.monitoring.pauses import longest_pause
 from dbbasic_queue.monitoring.summary import Summary, waited_seconds
-from dbbasic_queue.monitoring.verdict import holder_of, judge, running_since
+from dbbasic_queue.monitoring.verdict import (
+    holder_of,
+    judge,
+    moved_verdict,
+    running_since,
+    with_move,
+)
 from dbbasic_queue.store.history import FAILED_OUTCOMES, LONGEST_ERROR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any, TypeVar
 
     from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.monitoring.moves import Move
+    from dbbasic_queue.monitoring.verdict import Verdict
+    from dbbasic_queue.store.claiming.slots import LivePass
     from dbbasic_queue.store.pass_log import EndedPass
     from dbbasic_queue.store.progress import Progress
     from dbbasic_queue.store.protocol import Store
@@ -62,6 +76,8 @@ _SHOWN_LINES = 10
 _KEPT_ERRORS = 1000
 """how many rows are collected before all but the last errors are dropped"""
 DAY_SECONDS = 86400.0
+_LEAST_FREE_BYTES = 1 << 14
+"""With less, a pass may be unable to record that it has claimed a job."""
 
 
 class Failures:
@@ -90,6 +106,8 @@ class Status:
                  `with_errors`
     `failures`   the errors of the last day, the most frequent first
     `schedules`  the recorded schedules
+    `move`       the move to another queue that isn't finished, or None
+    `full_disk`  that the queue's disk is full, as a sentence; "" if it isn't
     `verdict`    all that in one line
     """
 
@@ -117,7 +135,24 @@ class Status:
         self.ended = _if_readable(source.passes, no_passes)
         no_schedules: list[Any] = []
         self.schedules = _if_readable(source.schedules, no_schedules)
-        self.verdict = judge(self.summary, self.live, self.running, self.ended, now, self.moved_to)
+        no_move: Move | None = None
+        self.move = _if_readable(lambda: source.move(now, self.summary.counts[CANCELLED]), no_move)
+        self.full_disk = full_disk(store.path)
+        self.verdict = self.judge(now, self.live, self.running, self.ended)
+
+    def judge(
+        self,
+        now: float,
+        live: Sequence[LivePass],
+        running: Sequence[Row],
+        ended: Sequence[EndedPass],
+    ) -> Verdict:
+        """Return the verdict with these passes and running jobs, which may be newer."""
+        if self.moved_to:
+            schedules = len(self.schedules)
+            return moved_verdict(self.summary, self.moved_to, len(running), schedules, self.move)
+        verdict = judge(self.summary, live, running, ended, now, self.full_disk)
+        return verdict if self.move is None else with_move(verdict, self.move)
 
     def running_jobs(self) -> Iterator[tuple[Row, Any, float | None]]:
         """Yield each job that is processing, its live pass, and when it started.
@@ -132,8 +167,9 @@ class Status:
 class Source:
     """Where the parts of a status come from: read once from a store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, moves: Moves | None = None) -> None:
         self._store = store
+        self._moves = moves or Moves(store)
         self._ended_at: dict[str, float] = {}
         """job id -> when its last attempt that failed has ended, as far as the history was read"""
 
@@ -167,6 +203,10 @@ class Source:
         """Return the passes that have ended, the last one last."""
         return self._store.passes()
 
+    def move(self, now: float, cancelled: int) -> Move | None:
+        """Return the move that isn't finished; `cancelled` is how many jobs are cancelled."""
+        return self._moves.unfinished(cancelled)
+
     def schedules(self) -> list[Any]:
         """Return the recorded schedules."""
         if not self._store.has_schedules():
@@ -174,6 +214,22 @@ class Source:
         from dbbasic_queue.store import schedule_file
 
         return schedule_file.as_dicts(self._store.read_schedules(), self._store.path)
+
+
+def full_disk(path: str) -> str:
+    """Return that the disk of a queue's file is full, as a sentence; "" if it isn't, or unknown."""
+    if not os.path.isabs(path):
+        return ""
+    directory = os.path.dirname(path)
+    try:
+        space = os.statvfs(directory)
+    except OSError:
+        return ""
+    if space.f_bavail * space.f_frsize < _LEAST_FREE_BYTES:
+        return f"the disk of {directory} is full"
+    if space.f_files and not space.f_favail:
+        return f"the disk of {directory} has no inodes left, so no file can be created"
+    return ""
 
 
 def in_order(failures: Iterable[Failures]) -> list[Failures]:
@@ -202,6 +258,8 @@ def lines_of(status: Status) -> Iterator[str]:
     yield f"verdict\t{verdict.word}\t{printable(verdict.text)}\t{printable(verdict.command) or '-'}"
     if status.moved_to:
         yield f"moved\t{printable(status.moved_to)}\t{summary.counts[PENDING]}"
+    if (move := status.move) is not None:
+        yield f"moving\t{printable(move.address)}\t{move.on_the_way}\t{move.arrived}"
     for name, count in summary.counts.items():
         yield f"{name}\t{count}"
     first = summary.first_due

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.monitoring.moves import Move
     from dbbasic_queue.monitoring.summary import Summary
     from dbbasic_queue.store.claiming.slots import LivePass
     from dbbasic_queue.store.pass_log import EndedPass
@@ -87,16 +88,30 @@ def judge(
     running: Sequence[Row],
     ended: Sequence[EndedPass],
     now: float,
-    moved_to: str = "",
+    full_disk: str = "",
 ) -> Verdict:
     """Return the verdict on a queue at the instant `now`, in Unix seconds.
 
     `live` are the passes that are alive, `running` the jobs that are processing, and `ended` the
-    passes that have ended, the last one last. `moved_to` is the address that the queue was moved
-    to, if it was.
+    passes that have ended, the last one last. `full_disk` is a sentence if the disk is full: that
+    is named before the queue is stalled, too.
     """
-    if moved_to:
-        return _moved(summary, moved_to)
+    cause = f"{full_disk}: free some space" if full_disk else ""
+    verdict = _judge(summary, live, running, ended, now, cause)
+    if cause and verdict.word != "stalled":
+        return Verdict(verdict.word, f"{verdict.text}; {cause}", command("doctor"))
+    return verdict
+
+
+def _judge(
+    summary: Summary,
+    live: Sequence[LivePass],
+    running: Sequence[Row],
+    ended: Sequence[EndedPass],
+    now: float,
+    cause: str,
+) -> Verdict:
+    """Return the verdict; `cause` is why the queue is stalled if it is, "" if that is unknown."""
     due = number_of(summary.due, "job is due", "jobs are due")
     left = _LeftAlone(summary, KnownTypes(live, ended, now), now)
     if live:
@@ -109,16 +124,16 @@ def judge(
     if is_stalled and ended:
         return Verdict(
             "stalled",
-            f"{' and '.join(waiting)}, and no pass has ended for {duration(quiet)}: does cron run, "
-            "and does its line work?",
-            "dbbasic-queue doctor",
+            f"{' and '.join(waiting)}, and no pass has ended for {duration(quiet)}: "
+            f"{cause or 'does cron run, and does its line work?'}",
+            command("doctor"),
         )
     if is_stalled:
         return Verdict(
             "stalled",
             f"{' and '.join(waiting)}, the first one for {duration(quiet)}, and no pass has ended "
-            "yet: is there a crontab line?",
-            "dbbasic-queue crontab --help",
+            f"yet: {cause or 'is there a crontab line?'}",
+            command("doctor") if cause else "dbbasic-queue crontab --help",
         )
     if left.is_all and not running:
         return Verdict("idle", f"{due}, but {left.text}", left.command)
@@ -151,12 +166,35 @@ class _LeftAlone:
             self.command = command("list", "--type", types[0])
 
 
-def _moved(summary: Summary, moved_to: str) -> Verdict:
+def moved_verdict(
+    summary: Summary, moved_to: str, running: int, schedules: int, move: Move | None
+) -> Verdict:
+    """Return the verdict on a queue that was moved to an address, with what is left in it.
+
+    `running` and `schedules` are how many of these it has, and `move` what isn't finished.
+    """
+    left = [
+        number_of(count, f"{noun} {is_there}", f"{noun}s {are_there}")
+        for count, noun, is_there, are_there in (
+            (summary.counts[PENDING], "job", "is still pending here", "are still pending here"),
+            (running, "job", "is running here", "are running here"),
+            (move.on_the_way if move else 0, "job", "is on its way", "are on their way"),
+            (move.arrived if move else 0, "moved job", "is kept here", "are kept here"),
+            (schedules, "schedule", "is left here", "are left here"),
+        )
+        if count
+    ]
     text = f"this queue was moved to {moved_to}"
-    if not (count := summary.counts[PENDING]):
+    if not left:
         return Verdict("moved", text)
-    added = number_of(count, "job has been added since", "jobs have been added since")
-    return Verdict("moved", f"{text}; {added}", command("move", "--to", moved_to))
+    text += f", but not completely: {', '.join(left)} (run the move again)"
+    return Verdict("moved", text, command("move", "--to", moved_to))
+
+
+def with_move(verdict: Verdict, move: Move) -> Verdict:
+    """Return the verdict on a queue that is still open, and from which a move isn't finished."""
+    text = f"{verdict.text}; but {move.text()}"
+    return Verdict(verdict.word, text, command("move", "--to", move.address))
 
 
 def _with_live_pass(
@@ -219,7 +257,7 @@ def _nothing_due(summary: Summary, now: float) -> Verdict:
         if summary.paused > 1 and ALL not in summary.paused_types:
             types = "their types are"
         return Verdict(
-            "idle", f"nothing is due; {waiting} because {types} paused", "dbbasic-queue resume"
+            "idle", f"nothing is due; {waiting} because {types} paused", command("resume")
         )
     if summary.next_at is not None:
         return Verdict(

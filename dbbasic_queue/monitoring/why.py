@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from dbbasic_queue.model.checks import ALL
-from dbbasic_queue.model.escaping import printable
-from dbbasic_queue.model.states import DELAYED, DIED, PENDING, PROCESSING, is_to_stop
+from dbbasic_queue.model.escaping import printable, unescape
+from dbbasic_queue.model.states import (
+    DELAYED,
+    DIED,
+    PENDING,
+    PROCESSING,
+    is_moved,
+    is_moving,
+    is_to_stop,
+    move_address,
+)
 from dbbasic_queue.monitoring.durations import ago, duration, number_of
 from dbbasic_queue.monitoring.known_types import KnownTypes
 from dbbasic_queue.monitoring.summary import due_at
@@ -16,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dbbasic_queue.model.rows import Row
+    from dbbasic_queue.model.states import State
     from dbbasic_queue.store.claiming.slots import LivePass
     from dbbasic_queue.store.pass_log import EndedPass
     from dbbasic_queue.store.protocol import Store
@@ -47,6 +57,8 @@ def why(store: Store, row: Row, now: float) -> Reason:
     state = row.state
     if state.status == PROCESSING:
         return _processing(store, row, now)
+    if is_moving(state) or is_moved(state):
+        return _moving(state)
     if state.status != PENDING:
         next_ = "" if state.status == "completed" else command("requeue", row.id)
         again = ": it runs again if you requeue it" if next_ else ""
@@ -62,6 +74,20 @@ def why(store: Store, row: Row, now: float) -> Reason:
     if state.run_at > now:
         return _not_due(row, now)
     return _due(store, row, now)
+
+
+def _moving(state: State) -> Reason:
+    address = unescape(move_address(state.error))
+    next_ = command("move", "--to", address)
+    if is_moved(state):
+        text = f"it was moved to {printable(address)}, and is kept here until that move is finished"
+        return Reason("moved", text, next_)
+    return Reason(
+        "moved",
+        f"it is on its way to {printable(address)}, and that move isn't finished: if it was "
+        "interrupted, run it again",
+        next_,
+    )
 
 
 def _processing(store: Store, row: Row, now: float) -> Reason:

@@ -69,6 +69,10 @@ class Followed:
         """Count the jobs; see `protocol.Store.overview`."""
         return self._read(now, self._counts.overview)
 
+    def moving(self, now: float) -> list[str]:
+        """Return the error of each job that is being moved, or was moved, to another queue."""
+        return self._read(now, lambda: list(self._counts.moving.values()))
+
     def latest_errors(self, now: float, most: int) -> list[tuple[Row, float | None]]:
         """Return the jobs whose attempts failed last, and when these ended; see `Status`.
 

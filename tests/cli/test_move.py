@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from helpers import add_lines, line, run_command
@@ -35,7 +36,8 @@ def test_a_queue_is_moved_and_later_rows_are_reported_and_moved_and_it_is_moved_
     status = run_command("status", cwd=tmp_path).stdout.splitlines()
     assert status[0] == f"queue\t{old}"
     assert status[1] == (
-        f"verdict\tmoved\tthis queue was moved to {new}; 1 job has been added since\t"
+        f"verdict\tmoved\tthis queue was moved to {new}, but not completely: 1 job is still pending here "
+        "(run the move again)\t"
         f"dbbasic-queue move --to {new}"
     )
     assert status[2:4] == [f"moved\t{new}\t1", "pending\t1"]
@@ -59,6 +61,41 @@ def test_what_a_move_leaves_is_printed_and_the_exit_code_is_1(tmp_path: Path) ->
         "moved\t0\nconflict\ttaken\n",
         f"dbbasic-queue: 1 job stays in {old}: another job in {new} has its id (purge those there, "
         "or cancel these here, and move again)\n",
+    )
+
+
+def test_an_interrupted_move_is_named_by_each_command_that_looks(tmp_path: Path) -> None:
+    old, new = tmp_path / "data" / "queue.tsv", tmp_path / "new.tsv"
+    on_its_way = line("a", status="cancelled", error=f"Moving to {new}: no")
+    add_lines(old, on_its_way, line("b", status="cancelled", error=f"Moved to {new}"))
+    text = (
+        f"a move to {new} isn't finished: 1 job is on its way, and not run until it is (if it was "
+        "interrupted, run it again)"
+    )
+    again = f"dbbasic-queue move --to {new}"
+    status = run_command("status", cwd=tmp_path).stdout.splitlines()
+    assert status[1] == f"verdict\tidle\tnothing is due; but {text}\t{again}"
+    assert status[2] == f"moving\t{new}\t1\t1"
+    as_json = json.loads(run_command("status", "--json", cwd=tmp_path).stdout)
+    assert as_json["moving"] == {"to": str(new), "on_the_way": 1, "arrived": 1}
+    assert f"wrong\tmove-unfinished\t{text}\t{again}" in run_command("doctor", cwd=tmp_path).stdout
+    check = run_command("check", cwd=tmp_path)
+    assert (check.returncode, check.stdout.partition(" | ")[0]) == (1, f"WARNING: {text}")
+    for job_id, why in (
+        ("a", f"it is on its way to {new}, and that move isn't finished: if it was interrupted, "),
+        ("b", f"it was moved to {new}, and is kept here until that move is finished"),
+    ):
+        shown = run_command("show", job_id, cwd=tmp_path).stdout
+        assert f"\nwhy\tmoved\t{why}" in shown and f"\t{again}\n" in shown
+        for verb in ("requeue", "cancel"):
+            assert run_command(verb, job_id, cwd=tmp_path).stderr.endswith(
+                f"it is being moved to {new} (to finish that: {again})\n"
+            )
+    assert move(tmp_path, "--to", str(new))[0] == 1  # b was never there
+    status = run_command("status", cwd=tmp_path).stdout.splitlines()
+    assert status[1] == (
+        f"verdict\tmoved\tthis queue was moved to {new}, but not completely: 1 moved job is kept "
+        f"here (run the move again)\t{again}"
     )
 
 

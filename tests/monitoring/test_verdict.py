@@ -5,7 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import NONE, NOW, Clock, Programs, add_lines, line, wait_for, wait_for_notes
+from helpers import (
+    NONE,
+    NOW,
+    Clock,
+    Programs,
+    add_lines,
+    fill,
+    line,
+    run_command,
+    small_disk,
+    wait_for,
+    wait_for_notes,
+)
 
 from dbbasic_queue import Queue
 from dbbasic_queue.monitoring.status import Status
@@ -328,6 +340,27 @@ def test_a_worker_without_a_handler_for_the_due_job(now_queue: Queue, programs: 
     assert found.word == "idle"
     assert found.text.startswith("1 worker waits; 1 job is due, but no pass has a handler for due")
     assert worker.is_running()
+
+
+def test_a_full_disk_is_named_before_and_after_the_queue_is_stalled(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "256k") as disk, Queue(disk / "queue.tsv") as queue:
+        full = f"the disk of {disk} is full: free some space"
+        queue.enqueue("work", {})
+        now = queue.now()
+        before = Status(queue.store, now)
+        assert (before.full_disk, before.verdict.command) == ("", "")
+        fill(disk)
+        found = Status(queue.store, now).verdict
+        assert found.command == "dbbasic-queue doctor"
+        assert str(found) == f"idle: 1 job is due: the next pass runs it (none has ended); {full}"
+        found = Status(queue.store, now + 300).verdict
+        assert found.command == "dbbasic-queue doctor"
+        assert found.text.endswith(f"and no pass has ended yet: {full}")
+        done = run_command("check", cwd=disk, DBBASIC_QUEUE_FILE=queue.path)
+        assert done.returncode == 2
+        assert done.stdout.startswith(f"CRITICAL: the disk of {disk} is full | ")
+        (disk / "filler").unlink()
+        assert Status(queue.store, now).full_disk == ""
 
 
 def test_a_queue_that_was_moved_says_so(path: Path) -> None:

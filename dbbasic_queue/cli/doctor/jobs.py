@@ -13,6 +13,7 @@ from dbbasic_queue.monitoring.durations import ago, duration, number_of, relativ
 from dbbasic_queue.monitoring.known_types import KnownTypes
 from dbbasic_queue.monitoring.pauses import patience
 from dbbasic_queue.monitoring.summary import due_at
+from dbbasic_queue.monitoring.verdict import command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,15 +53,8 @@ def passes_run(live: Sequence[LivePass], ended: Sequence[EndedPass], now: float)
 def _check_verdict(status: Status) -> Iterator[Finding]:
     verdict = status.verdict
     if verdict.word == "moved":
-        left = status.summary.counts[PENDING]
-        address = printable(status.moved_to)
-        yield Finding(
-            "wrong" if left else "warning",
-            "moved",
-            f"the queue was moved to {address}"
-            + (f", and {number_of(left, 'job is', 'jobs are')} still pending here" if left else ""),
-            f"dbbasic-queue move --to {address}",
-        )
+        remedy = verdict.command or "use that path or URL in programs and crontab lines"
+        yield Finding("wrong" if verdict.command else "warning", "moved", verdict.text, remedy)
     elif verdict.word == "stalled":
         yield Finding(
             "wrong",
@@ -70,6 +64,9 @@ def _check_verdict(status: Status) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "verdict", str(verdict))
+    if status.move is not None and not status.moved_to:
+        remedy = command("move", "--to", status.move.address)
+        yield Finding("wrong", "move-unfinished", status.move.text(), remedy)
     if not status.ended and not status.live:
         yield Finding(
             "note",

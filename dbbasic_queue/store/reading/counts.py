@@ -22,7 +22,17 @@ from itertools import compress
 from operator import add, itemgetter, ne
 
 from dbbasic_queue.model.rows import LONGEST_ROW_BYTES, has_json
-from dbbasic_queue.model.states import DELAYED, FAILED, PENDING, PROCESSING, STATUSES
+from dbbasic_queue.model.states import (
+    CANCELLED,
+    DELAYED,
+    FAILED,
+    MOVE_MARKS,
+    PENDING,
+    PROCESSING,
+    STATUSES,
+    is_moved,
+    is_moving,
+)
 from dbbasic_queue.model.strict_json import all_json
 from dbbasic_queue.store.protocol import Overview, Waiting
 from dbbasic_queue.store.reading.bulk import LONG_BYTES, NEVER, halved
@@ -49,7 +59,9 @@ _ENCODED = {status.encode(): code for status, code in _CODES.items()} | {PENDING
 _PROCESSING = _CODES[PROCESSING]
 """larger codes are those of finished jobs"""
 _FAILED = _CODES[FAILED]
+_CANCELLED = _CODES[CANCELLED]
 _DELAYED = DELAYED.encode()
+_MOVE_MARKS = tuple(mark.encode() for mark in MOVE_MARKS)
 _OPEN = frozenset((PENDING, FAILED))
 
 _BLOCK_BITS = 10
@@ -125,6 +137,7 @@ class Counts:
 
     `rebuilt`  grows when everything was read again
     `errors`   number -> id and `run_at` of each pending or failed job whose last attempt failed
+    `moving`   number -> error of each job that is being moved, or was moved, to another queue
     """
 
     def __init__(self, view: View) -> None:
@@ -158,6 +171,7 @@ class Counts:
         """how many numbers the view's list had, and those of all unreadable lines"""
         self.errors: dict[int, tuple[str, int]] = {}
         self._changed_errors: list[int] = []
+        self.moving: dict[int, str] = {}
 
     # -- keeping up to date --
 
@@ -209,6 +223,7 @@ class Counts:
             self._unreadable = None
         if self.errors.pop(number, None) is not None:
             self._changed_errors.append(number)
+        self.moving.pop(number, None)
 
     def _add_line(self, number: int, line: bytes) -> None:
         """Count a row that was `_NO_JOB` so far."""
@@ -240,6 +255,8 @@ class Counts:
         if state.error and state.status in _OPEN and not state.error.startswith(DELAYED):
             self.errors[number] = (row.id, state.run_at)
             self._changed_errors.append(number)
+        if is_moving(state) or is_moved(state):
+            self.moving[number] = state.error
 
     def _type(self, name: bytes) -> int:
         found = self._numbers_of_types.get(name)
@@ -315,6 +332,8 @@ class Counts:
             if codes[place] in (_LATER, _FAILED) and not errors[place].startswith(_DELAYED):
                 self.errors[first + place] = (rows.ids[place].decode(), run_at[place])
                 self._changed_errors.append(first + place)
+            elif codes[place] == _CANCELLED and errors[place].startswith(_MOVE_MARKS):
+                self.moving[first + place] = errors[place].decode()
         return True
 
     # -- the time --
