@@ -146,7 +146,17 @@ def _location(app: Flask) -> str:
 @with_appcontext
 def _command(arguments: tuple[str, ...]) -> None:
     """The command line of dbbasic-queue, for the queue of the app."""
-    sys.exit(run(current_app.extensions[NAME], arguments, _find_worker))
+    sys.exit(run(current_app.extensions[NAME], arguments, _program(), _find_worker))
+
+
+def _program() -> str:
+    """Return what a person types before a command, such as `flask --app shop queue`."""
+    context = click.get_current_context()
+    info = context.find_object(ScriptInfo)
+    app = None if info is None or info.create_app is not None else info.app_import_path
+    if app is None or context.parent is None:
+        return context.command_path
+    return f"{context.parent.command_path} --app {shlex.quote(app)} {context.info_name}"
 
 
 def _find_worker(handlers: str | None, queue: Queue) -> Worker:
@@ -171,7 +181,8 @@ def _find_worker(handlers: str | None, queue: Queue) -> Worker:
     elif not handlers.endswith(".toml"):
         raise InvalidArgument(
             f"{handlers} isn't a registry of this app, so its jobs would run without an app "
-            "context (make it a FlaskHandlers, or print its line with dbbasic-queue crontab)"
+            "context (make it a FlaskHandlers, or print its line with python -m dbbasic_queue "
+            "crontab)"
         )
     app = [] if info.app_import_path is None else ["--app", info.app_import_path]
     named = os.path.abspath(handlers) if handlers.endswith(".toml") else handlers

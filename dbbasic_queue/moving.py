@@ -59,7 +59,8 @@ class Outcome:
     `finished`   how many finished ones
     `schedules`  how many schedules
     `history`    how many attempts were copied to the target's history
-    `running`    how many jobs are still running in the source: move again when they have ended
+    `running`    the ids of jobs that are still running in the source: move again when they have
+                 ended
     `left`       how many jobs are added there again and again, without a lock
     `conflicts`  the ids of jobs that stay in the source, because the target has other jobs with
                  these ids
@@ -68,7 +69,8 @@ class Outcome:
     """
 
     def __init__(self) -> None:
-        self.moved = self.finished = self.schedules = self.history = self.running = self.left = 0
+        self.moved = self.finished = self.schedules = self.history = self.left = 0
+        self.running: list[str] = []
         self.conflicts: list[str] = []
         self.missing: list[str] = []
 
@@ -85,17 +87,19 @@ def move(
     history: bool = False,
     clock: Callable[[], float] = time.time,
     progress: Callable[[int, int], object] = lambda moved, left: None,
+    waiting: Callable[[list[str]], object] = lambda running: None,
 ) -> Outcome:
     """Move the jobs, schedules and pauses of a store to another one; return what was done.
 
     Both were opened so that they can be used even if they were moved. With `finished`, finished
     jobs are moved, too; with `history`, the attempts are copied. `progress` is called after each
-    batch, with how many jobs were moved, and about how many are left.
+    batch, with how many jobs were moved, and about how many are left; `waiting` while the move
+    waits for running jobs, with their ids.
 
     Raises InvalidArgument if the source was moved to another address, or the target to another one
     than the source; StoreError if the system or a server refuses: then move again.
     """
-    mover = _Mover(source, target, clock, progress)
+    mover = _Mover(source, target, clock, progress, waiting)
     mover.run(finished=finished, history=history)
     return mover.outcome
 
@@ -111,7 +115,7 @@ class Preview:
 
     def __init__(self, source: Store, target: Store, *, finished: bool = False) -> None:
         """Changes nothing. Raises what `move` would raise before it changes anything."""
-        _Mover(source, target, time.time, lambda *_: None).check()
+        _Mover(source, target, time.time, lambda *_: None, lambda *_: None).check()
         self.counts: dict[str, int] = {}
         self.conflicts: list[str] = []
         self.left = 0
@@ -137,6 +141,7 @@ class _Mover:
         target: Store,
         clock: Callable[[], float],
         progress: Callable[[int, int], object],
+        waiting: Callable[[list[str]], object],
     ) -> None:
         self.outcome = Outcome()
         self._source = source
@@ -144,6 +149,7 @@ class _Mover:
         self._address = states.as_address(target.path)
         self._clock = clock
         self._progress = progress
+        self._waiting = waiting
         self._conflicts: set[str] = set()
         self._sweeps = 0
 
@@ -271,10 +277,10 @@ class _Mover:
             if count != left:
                 self._sweep()
                 left = self._source.count_due(_EVER)
-            running = self._count_running()
+            running = self._running()
             self.outcome.left = 0 if running else self._sweep()
             # A pass that had not noticed yet that the source was closed may have claimed one.
-            self.outcome.running = running or self._count_running()
+            self.outcome.running = running or self._running()
             if not self.outcome.running and not self.outcome.left:
                 return
             if time.monotonic() >= end:
@@ -282,14 +288,16 @@ class _Mover:
             if self.outcome.running and time.monotonic() >= recovers_at:
                 self._recover()
                 recovers_at = time.monotonic() + _RECOVERY_SECONDS
+            if self.outcome.running:
+                self._waiting(self.outcome.running)
             time.sleep(_POLL_SECONDS)
 
-    def _count_running(self) -> int:
-        return len(self._source.running()[1])
+    def _running(self) -> list[str]:
+        return [row.id for row in self._source.running()[1]]
 
     def _recover(self) -> None:
         """Make the jobs of dead passes pending, as a pass does that has a handler for each."""
-        if self._count_running():
+        if self._running():
             recover(self._source, self._clock())
 
     # -- schedules and pauses --

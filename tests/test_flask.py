@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Child, environment, job, rows
+from helpers import Child, environment, job, rows, run_command
 from ordinary_user import BARE
 
 from dbbasic_queue import Queue, Worker
@@ -178,6 +180,27 @@ def test_the_jobs_of_a_worker_in_a_thread_have_a_context(app: Flask, jobs: Flask
 # -- flask queue ... --
 
 
+def test_flask_queue_suggests_commands_that_work_here(app: Flask, jobs: FlaskHandlers) -> None:
+    run = partial(app.test_cli_runner().invoke, prog_name="flask")
+    with jobs.queue as queue:
+        queue.enqueue("greet", {}, job_id="paused")
+        queue.pause()
+        queue.cancel_job(queue.enqueue("greet", {}, job_id="cancelled"))
+    status = run(args=["queue", "status", "--json"]).stdout
+    assert json.loads(status)["command"] == "flask queue resume"
+    assert "\tflask queue resume\n" in run(args=["queue", "show", "paused"]).stdout
+    doctor = run(args=["queue", "doctor"]).stdout
+    assert "\tflask queue resume\n" in doctor and "dbbasic-queue " not in doctor
+    refused = run(args=["queue", "run-now", "cancelled"]).stderr
+    assert refused.startswith("flask queue: cancelled was not made due: it is cancelled")
+    assert refused.endswith("first: flask queue requeue cancelled)\n")
+    wrong = run(args=["queue", "nonsense"]).stderr
+    assert wrong.endswith("(see flask queue --help)\n")
+    # Afterwards, the program itself names itself again.
+    done = run_command("status", "--file", queue.path, cwd=Path("/"))
+    assert f"dbbasic-queue --file {queue.path} resume" in done.stdout
+
+
 def test_flask_queue_is_the_command_line_on_the_apps_queue(
     app: Flask, jobs: FlaskHandlers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,7 +217,7 @@ def test_flask_queue_is_the_command_line_on_the_apps_queue(
     assert run(args=["queue", "cancel", job_id]).exit_code == 0
     assert job(jobs.queue, job_id)["status"] == "cancelled"
     assert run(args=["queue", "list", "--nonsense"]).exit_code == 2
-    assert "usage: dbbasic-queue" in run(args=["queue", "--help"]).stdout
+    assert "usage: shop queue" in run(args=["queue", "--help"]).stdout
     assert default_queue().path == "/nowhere/queue.tsv"  # as before
 
 

@@ -6,7 +6,7 @@ import argparse
 import re
 import time
 
-from dbbasic_queue.cli.messages import PROGRAM, WRONG_USAGE, for_stderr
+from dbbasic_queue.cli.messages import PROGRAM, VERBS, WRONG_USAGE, for_stderr, program
 from dbbasic_queue.model.checks import parse_seconds
 from dbbasic_queue.model.escaping import printable
 from dbbasic_queue.model.states import LATEST, STATUSES
@@ -115,6 +115,7 @@ class Commands:
         imperative form, and `more` follows in its own --help. With `file` it has --file, with
         `json` it has --json.
         """
+        VERBS.add(name)
         made = self._subparsers.add_parser(
             name, help=text, description=f"{text[0].upper()}{text[1:]}.{more and ' '}{more}"
         )
@@ -147,7 +148,7 @@ def add_file(parser: ArgumentParser, default: Any = None) -> None:
 def program_parser(version: str) -> Parser:
     """Return the parser of the program, without its commands."""
     parser = Parser(
-        prog=PROGRAM,
+        prog=program(),
         description="A job queue in a plain text file. Without a command, show its status.",
         epilog="Exit codes: 0 done, 1 not done (one line on stderr says why), 2 wrong usage, "
         "3 a job failed, 4 it was cancelled, 5 timeout.",

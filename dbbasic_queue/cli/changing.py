@@ -20,7 +20,7 @@ from dbbasic_queue.cli.many import (
     most_first,
     print_counts,
 )
-from dbbasic_queue.cli.messages import PROGRAM, complain, tell, with_file
+from dbbasic_queue.cli.messages import PROGRAM, complain, print_done, program, tell, with_file
 from dbbasic_queue.cli.queues import existing_queue
 from dbbasic_queue.errors import JobNotFound, QueueError
 from dbbasic_queue.model.checks import ALL, check_type, is_id
@@ -112,7 +112,7 @@ def _change_ids(arguments: Namespace, queue: Queue, verb: Verb) -> int:
         elif arguments.dry_run:
             code = _would_change(arguments, queue, job_id, verb) or code
         elif verb.one(queue, job_id):
-            print(f"{verb.done}\t{job_id}")
+            print_done(verb.done, job_id)
         else:
             code = _why_not_changed(arguments, queue, job_id, verb)
     return code
@@ -122,7 +122,7 @@ def _would_change(arguments: Namespace, queue: Queue, job_id: str, verb: Verb) -
     job = queue.get_job(job_id)
     if job is None or job["status"] not in verb.statuses:
         return _why_not_changed(arguments, queue, job_id, verb)
-    print(f"would be {verb.done}\t{job_id}")
+    print_done(f"would be {verb.done}", job_id)
     return 0
 
 
@@ -210,7 +210,7 @@ def _stop(arguments: Namespace, queue: Queue, job_id: str) -> int:
         job = queue.get_job(job_id)
         status = job["status"] if job else "unknown"
         if status in (PENDING, PROCESSING):
-            print(f"would be stopped\t{job_id}")
+            print_done("would be stopped", job_id)
             return 0
         return complain(f"{job_id} would not be stopped: it is {status}")
     try:
@@ -219,11 +219,11 @@ def _stop(arguments: Namespace, queue: Queue, job_id: str) -> int:
         return _no_such_job(queue, job_id, "stopped")
     if done is None:
         return complain(f"{job_id} was not stopped: it is finished")
-    print(f"{done}\t{job_id}")
+    print_done(done, job_id)
     if done == "requested":
         show = printable(with_file(f"{PROGRAM} show {job_id}", arguments.file))
         tell(
-            f"{PROGRAM}: {job_id} runs inside its pass, so it was only asked to stop; if it goes "
+            f"{program()}: {job_id} runs inside its pass, so it was only asked to stop; if it goes "
             f"on: {show}"
         )
     return 0
@@ -246,7 +246,7 @@ def run_edit(arguments: Namespace) -> int:
         if arguments.payload is not None:
             if not queue.edit_job(job_id, editing.json_value(arguments)):
                 return _why_not_changed(arguments, queue, job_id, _EDIT)
-            print(f"edited\t{job_id}")
+            print_done("edited", job_id)
         elif why := editing.edit_payload(queue, row):
             return complain(why)
     return 0
@@ -269,7 +269,7 @@ def run_pause(arguments: Namespace) -> int:
             else:
                 complain(f"warning: no job and no handler has the type {job_type}")
         queue.pause(job_type)
-        print(f"paused\t{job_type or _every()}")
+        print_done("paused", job_type or _every())
     return 0
 
 
@@ -299,7 +299,7 @@ def run_resume(arguments: Namespace) -> int:
             what = "no type was" if arguments.type is None else f"{arguments.type} was not"
             complain(f"warning: {what} paused")
             return 0
-        print(f"resumed\t{arguments.type or _every()}")
+        print_done("resumed", arguments.type or _every())
     return 0
 
 

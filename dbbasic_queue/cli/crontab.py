@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 
-from dbbasic_queue.cli.messages import complain
+from dbbasic_queue.cli.messages import complain, print_done
 from dbbasic_queue.errors import InvalidArgument
 from dbbasic_queue.lazy import load
 
@@ -216,7 +216,7 @@ def _install(queue: Queue, text: str) -> int:
         return "".join(lines)
 
     was_changed = _change_crontab(add)
-    print("installed" if was_changed else "unchanged", text, sep="\t")
+    print_done("installed" if was_changed else "unchanged", text)
     return 0
 
 
@@ -229,7 +229,7 @@ def _remove(queue: Queue) -> int:
 
     if not _change_crontab(remove):
         return complain(f"the crontab has no line of dbbasic-queue for {queue.path}")
-    print(f"removed\t{queue.path}")
+    print_done("removed", queue.path)
     return 0
 
 
@@ -298,14 +298,24 @@ def _file_lock() -> Callable[..., AbstractContextManager[object]]:
 
 
 def _print_units(worker: Worker, arguments: Namespace) -> int:
+    if arguments.out is not None and not os.path.isdir(arguments.out):
+        raise InvalidArgument(
+            f"invalid --out {arguments.out!r}: must be a directory that exists (mkdir -p "
+            f"{shlex.quote(arguments.out)} makes it; without --out, the units are printed)"
+        )
     for name, content in units(worker, os.path.basename(worker.directory) or "queue").items():
         if arguments.out is None:
             print(f"# {name}\n{content}")
             continue
         path = os.path.join(arguments.out, name)
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(content)
-        print(f"written\t{path}")
+        try:
+            with open(path, "x", encoding="utf-8") as file:
+                file.write(content)
+        except FileExistsError:
+            raise InvalidArgument(
+                f"{path} is there already, and was not changed (remove it, or name another --out)"
+            ) from None
+        print_done("written", path)
     return 0
 
 

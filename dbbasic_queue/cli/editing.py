@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 from contextlib import suppress
 
-from dbbasic_queue.cli.messages import complain
+from dbbasic_queue.cli.messages import complain, print_done, program
 from dbbasic_queue.cli.terminal import Terminal, ask, can_ask
 from dbbasic_queue.errors import InvalidArgument, QueueError
 from dbbasic_queue.model.checks import check_id, check_type
@@ -115,7 +115,7 @@ def edit_payload(queue: Queue, row: Row) -> str:
     old = json.dumps(decode_json(row.payload or "{}"), indent=2, ensure_ascii=False)
     text = edit_text(f"{old}\n", ".json")
     if text == f"{old}\n":
-        print(f"unchanged\t{row.id}")
+        print_done("unchanged", row.id)
         return ""
     try:
         value = decode_json(text)
@@ -126,7 +126,7 @@ def edit_payload(queue: Queue, row: Row) -> str:
             f"{keep(text.encode(), '.json')}"
         ) from None
     if queue.store.edit(row.id, payload, row.payload):
-        print(f"edited\t{row.id}")
+        print_done("edited", row.id)
         return ""
     now = queue.store.find(row.id)
     if now is None:
@@ -218,7 +218,7 @@ class Changes:
         for row in [*self.removed, *(old for old, _ in self.states)]:
             if row.state.status == PROCESSING:
                 raise InvalidArgument(
-                    f"invalid change of {row.id}: it is running (dbbasic-queue stop {row.id})"
+                    f"invalid change of {row.id}: it is running ({program()} stop {row.id})"
                 )
         for row in [*self.added, *(new for _, new in self.states)]:
             if row.state.status == PROCESSING:
@@ -265,7 +265,7 @@ class Changes:
             ("changed", len(changed)),
             ("removed", removed),
         ):
-            print(f"{name}\t{count}")
+            print_done(name, count)
         return code
 
 

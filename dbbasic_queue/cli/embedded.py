@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from dbbasic_queue.cli.main import main
+from dbbasic_queue.cli.messages import called_as
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
 _FILE, _URL = "DBBASIC_QUEUE_FILE", "DBBASIC_QUEUE_URL"
 
 
-def run(queue: Queue, arguments: Sequence[str], find_worker: FindWorker) -> int:
+def run(queue: Queue, arguments: Sequence[str], program: str, find_worker: FindWorker) -> int:
     """Run a command with this queue as the default queue; return its exit code.
 
-    `find_worker` says what cron has to start for this program.
+    `program` is what a person types before a command here, such as `flask queue`: suggestions name
+    it. `find_worker` says what cron has to start for this program.
 
     Raises SystemExit as `main` does.
     """
@@ -27,7 +29,8 @@ def run(queue: Queue, arguments: Sequence[str], find_worker: FindWorker) -> int:
     address = queue.store.address
     os.environ[_FILE if os.path.isabs(address) else _URL] = address
     try:
-        return main(arguments, find_worker=find_worker)
+        with called_as(program):
+            return main(arguments, find_worker=find_worker)
     finally:
         for name, value in before.items():
             os.environ.pop(name, None)

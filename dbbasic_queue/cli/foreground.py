@@ -12,7 +12,15 @@ A handler with a `timeout` runs without it, in this process: so what it prints a
 
 from __future__ import annotations
 
-from dbbasic_queue.cli.messages import DONE, INTERRUPTED, JOB_FAILED, NOT_DONE, complain, with_file
+from dbbasic_queue.cli.messages import (
+    DONE,
+    INTERRUPTED,
+    JOB_FAILED,
+    NOT_DONE,
+    PROGRAM,
+    complain,
+    with_file,
+)
 from dbbasic_queue.cli.terminal import Terminal, wrapped
 from dbbasic_queue.errors import InvalidHandlers
 from dbbasic_queue.handlers import Handler
@@ -56,8 +64,8 @@ def run_job(queue: Queue, handlers: Any, arguments: Namespace) -> int:
         return complain(f"there is no job {job_id}")
     if row.state.status != PENDING:
         return complain(
-            f"{job_id} was not run: it is {row.state.status} (to run it again: dbbasic-queue "
-            f"requeue {job_id})"
+            f"{job_id} was not run: it is {row.state.status} (to run it again: "
+            f"{with_file(f'{PROGRAM} requeue {job_id}', arguments.file)})"
         )
     handler = check(handlers, arguments.max_attempts).get(row.type)
     if handler is None:

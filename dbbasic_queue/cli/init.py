@@ -31,8 +31,9 @@ _PYTHON = '''\
 """Runs the jobs of this app. Cron starts it every minute."""
 
 import logging
+import sys
 
-from dbbasic_queue import Handlers, process_jobs
+from dbbasic_queue import Handlers, QueueError, process_jobs
 
 jobs = Handlers()
 
@@ -46,7 +47,10 @@ def hello(payload):
 if __name__ == "__main__":
     # One line on stderr for each job that has failed for good. Cron mails it.
     logging.basicConfig(level=logging.ERROR, format="%(asctime)s %(levelname)s %(message)s")
-    process_jobs(jobs, linger=55)
+    try:
+        process_jobs(jobs, linger=55)
+    except QueueError as error:  # the disk is full, the wrong user, ...: its text says what to do
+        sys.exit(f"worker: {error}")
 '''
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from dbbasic_queue.cli.messages import program
 from dbbasic_queue.cli.terminal import Column, Terminal, table, wrapped
 from dbbasic_queue.model.escaping import printable
 from dbbasic_queue.model.jobdict import as_dict
@@ -127,7 +128,7 @@ def _output(details: JobDetails, terminal: Terminal) -> Iterator[str]:
     yield ""
     printed = safe(details.output).rstrip("\n").split("\n")
     if len(printed) > _OUTPUT_LINES:
-        title = f"output: the last {_OUTPUT_LINES} lines (dbbasic-queue output {details.row.id})"
+        title = f"output: the last {_OUTPUT_LINES} lines ({program()} output {details.row.id})"
     else:
         title = "output"
     yield terminal.style(title, "bold")

@@ -10,10 +10,10 @@ import math
 import os
 import time
 
+from dbbasic_queue.cli.messages import print_done
 from dbbasic_queue.cli.queues import existing_queue
 from dbbasic_queue.cli.report import print_fields
 from dbbasic_queue.cli.terminal import Terminal
-from dbbasic_queue.model.escaping import printable
 from dbbasic_queue.monitoring.durations import duration, instant
 from dbbasic_queue.monitoring.figures import Figures, svg
 
@@ -54,7 +54,7 @@ def run(arguments: Namespace) -> int:
         until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(figures.now))
         title = f"{queue.path}{of_type}, {duration(arguments.window)} until {until}"
     write(arguments.out, svg(figures, title))
-    print(f"written\t{printable(arguments.out)}")
+    print_done("written", arguments.out)
     return 0
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dbbasic_queue.cli.arguments import AN_ID, Commands, add_caution, natural, seconds
 from dbbasic_queue.cli.looking import DASHES
-from dbbasic_queue.cli.messages import complain
+from dbbasic_queue.cli.messages import complain, print_done
 from dbbasic_queue.cli.queues import existing_queue, named_queue
 from dbbasic_queue.model.checks import is_id
 from dbbasic_queue.model.escaping import escape, printable, unescape
@@ -231,14 +231,14 @@ def _remove_schedule(arguments: Namespace, queue: Queue) -> int:
     if all(schedule["name"] != name for schedule in queue.schedules()):
         return complain(f"there is no schedule {name}")
     if arguments.dry_run:
-        print(f"would be removed\t{printable(name)}")
+        print_done("would be removed", name)
         return 0
     question = f"The schedule {printable(name)} will be removed. Go on?"
     if not arguments.yes and can_ask() and not ask(question):
         return complain("nothing was changed")
     if not queue.remove_schedule(name):
         return complain(f"there is no schedule {name}")
-    print(f"removed\t{printable(name)}")
+    print_done("removed", name)
     return 0
 
 
@@ -271,13 +271,13 @@ def _remove_unreadable(arguments: Namespace, queue: Queue) -> int:
 
     count = len(list(queue.unreadable()))
     if arguments.dry_run:
-        print(f"would be rejected\t{count}")
+        print_done("would be rejected", count)
         return 0
     if count and not arguments.yes and can_ask():
         lines = number_of(count, "line", "lines")
         if not ask(f"{lines} will be moved to {printable(queue.path)}.rejected. Go on?"):
             return complain("nothing was changed")
-    print(f"rejected\t{queue.remove_unreadable()}")
+    print_done("rejected", queue.remove_unreadable())
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dbbasic_queue.cli.messages import program
 from dbbasic_queue.cli.terminal import STATUS_STYLES, Column, Terminal, table, wrapped
 from dbbasic_queue.model.escaping import printable
 from dbbasic_queue.model.states import FINISHED
@@ -75,7 +76,7 @@ def _facts(status: Status, terminal: Terminal) -> Iterator[str]:
         yield from wrapped(terminal, text, _INDENT)
     if summary.unreadable:
         lines = number_of(len(summary.unreadable), "line isn't a job", "lines aren't jobs")
-        yield from wrapped(terminal, f"invalid   {lines}: dbbasic-queue unreadable", _INDENT)
+        yield from wrapped(terminal, f"invalid   {lines}: {program()} unreadable", _INDENT)
     yield terminal.fit(f"queue     {printable(status.store.path)}", terminal.width)
 
 
@@ -136,7 +137,7 @@ def _running(status: Status, terminal: Terminal) -> Iterator[str]:
     ]
     yield from table(terminal, columns, jobs[:_SHOWN], indent="  ")
     if len(jobs) > _SHOWN:
-        yield f"  and {len(jobs) - _SHOWN} more: dbbasic-queue running"
+        yield f"  and {len(jobs) - _SHOWN} more: {program()} running"
 
 
 def _failures(status: Status, terminal: Terminal) -> Iterator[str]:
@@ -158,7 +159,7 @@ def _failures(status: Status, terminal: Terminal) -> Iterator[str]:
     ]
     yield from table(terminal, columns, status.failures[:_SHOWN], indent="  ")
     if len(status.failures) > _SHOWN:
-        yield f"  and {len(status.failures) - _SHOWN} other errors: dbbasic-queue history"
+        yield f"  and {len(status.failures) - _SHOWN} other errors: {program()} history"
 
 
 def _schedules(status: Status, terminal: Terminal) -> Iterator[str]:
@@ -174,12 +175,12 @@ def _schedules(status: Status, terminal: Terminal) -> Iterator[str]:
     coming = sorted(status.schedules, key=lambda schedule: schedule["next"])
     yield from table(terminal, columns, coming[:_SHOWN], indent="  ")
     if len(coming) > _SHOWN:
-        yield f"  and {len(coming) - _SHOWN} more: dbbasic-queue schedules"
+        yield f"  and {len(coming) - _SHOWN} more: {program()} schedules"
 
 
 def _hint(status: Status) -> str:
     failed = "failed, " if status.summary.counts["failed"] else ""
-    return f"dbbasic-queue {failed}list, show ID, watch, doctor, --help"
+    return f"{program()} {failed}list, show ID, watch, doctor, --help"
 
 
 def as_json(status: Status) -> dict[str, Any]:

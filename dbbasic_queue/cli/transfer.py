@@ -6,7 +6,7 @@ import sys
 
 from dbbasic_queue.cli.adding import read
 from dbbasic_queue.cli.arguments import Commands, add_caution, add_filters
-from dbbasic_queue.cli.messages import complain
+from dbbasic_queue.cli.messages import complain, print_done
 from dbbasic_queue.cli.queues import existing_queue, named_queue
 from dbbasic_queue.model.escaping import printable
 from dbbasic_queue.model.states import PROCESSING, STATUSES
@@ -163,6 +163,16 @@ def run_move(arguments: Namespace) -> int:
             f"redis: URL (for a path with a colon, write ./{scheme}:...)"
         )
     line = Line()
+    moved = 0
+
+    def progress(count: int, left: int) -> None:
+        nonlocal moved
+        moved = count
+        line.show(f"moved {moved:,}, left {left:,}")
+
+    def waiting(running: list[str]) -> None:
+        line.show(f"moved {moved:,}; waits until {_which(running, 'has ended', 'have ended')}")
+
     with (
         existing_queue(arguments, even_if_moved=True) as source,
         open_queue(arguments.to, even_if_moved=True) as target,
@@ -181,7 +191,8 @@ def run_move(arguments: Namespace) -> int:
                 target.store,
                 finished=arguments.finished,
                 history=arguments.history,
-                progress=lambda moved, left: line.show(f"moved {moved:,}, left {left:,}"),
+                progress=progress,
+                waiting=waiting,
             )
         except KeyboardInterrupt:
             line.end()
@@ -191,6 +202,19 @@ def run_move(arguments: Namespace) -> int:
             line.end()
         _print_moved(done, target.path)
         return why_incomplete(done, source.path, target.path)
+
+
+def _which(ids: list[str], is_: str, are: str) -> str:
+    """Return how many jobs there are, and which, with a verb for one or for several.
+
+    >>> _which(["a", "b"], "is", "are"), _which(["a"], "is", "are")
+    ('2 jobs (a, b) are', '1 job (a) is')
+    """
+    from dbbasic_queue.monitoring.durations import number_of
+
+    more = ", ..." if len(ids) > _SHOWN else ""
+    names = f"({', '.join(ids[:_SHOWN])}{more})"
+    return number_of(len(ids), f"job {names} {is_}", f"jobs {names} {are}")
 
 
 def _move_question(preview: Preview, target: str) -> str:
@@ -243,19 +267,20 @@ def _print_moved(done: Outcome, target: str) -> None:
                 print(f"{name}\t{count}")
     for name, ids in (("conflict", done.conflicts), ("missing", done.missing)):
         for job_id in ids:
-            print(f"{name}\t{printable(job_id)}")
+            print_done(name, job_id)
 
 
 def _print_preview(preview: Preview) -> int:
+
     for status in STATUSES:
         if count := preview.counts.get(status):
-            print(f"would be moved\t{status}\t{count}")
+            print_done("would be moved", status, count)
     if preview.schedules:
-        print(f"would be moved\tschedules\t{preview.schedules}")
+        print_done("would be moved", "schedules", preview.schedules)
     if not preview.counts and not preview.schedules:
-        print("would be moved\t-\t0")
+        print_done("would be moved", "-", 0)
     for job_id in preview.conflicts:
-        print(f"conflict\t{printable(job_id)}")
+        print_done("conflict", job_id)
     return 1 if preview.conflicts else 0
 
 
@@ -264,8 +289,9 @@ def why_incomplete(done: Outcome, source: str, target: str) -> int:
     from dbbasic_queue.monitoring.durations import number_of
 
     if done.running:
-        running = number_of(done.running, "job is", "jobs are")
-        complain(f"{running} still running in {source}: move again later")
+        running = _which(done.running, "is", "are")
+        ended = "it has" if len(done.running) == 1 else "they have"
+        complain(f"{running} still running in {source}: move again when {ended} ended")
     if done.left:
         complain(f"jobs are still added to {source}: find out by which program, and move again")
     if count := len(done.conflicts):

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from operator import itemgetter
 
-from dbbasic_queue.cli.messages import reason
+from dbbasic_queue.cli.messages import as_called, reason
 from dbbasic_queue.cli.terminal import (
     COLOURS_OF_256,
     STATUS_STYLES,
@@ -278,7 +278,7 @@ class _Screen:
         """Yield the lines at the top, and their styles."""
         summary, verdict = self._feed.status.summary, self._feed.verdict
         style = self._styles.get(STATUS_STYLES.get(verdict.word, ""), 0) | curses.A_BOLD
-        command = f"  ({verdict.command})" if verdict.command else ""
+        command = f"  ({as_called(verdict.command)})" if verdict.command else ""
         text = printable(f"{verdict.word}: {verdict.text}{command}")
         yield from ((line, style) for line in wrapped(self._terminal, text, "  "))
         counts = [f"{name}\xa0{n:,}" for name, n in summary.counts.items()]

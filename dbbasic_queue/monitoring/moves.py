@@ -1,4 +1,4 @@
-"""A move to another queue that was begun and isn't finished: what shows that in the old queue.
+"""A move to another queue that has started and isn't finished: what shows that in the old queue.
 
 `moving` withdraws jobs in the old queue (`Moving to ADDRESS`), marks them once they are in the
 other one (`Moved to ADDRESS`), and removes them when all of them were found there. So the old queue

@@ -25,9 +25,13 @@ def find_id(store: Store, text: str, least: int = 1) -> str:
     """Return the id that `text` is, or is the only one to begin with.
 
     Returns `text` if no id begins with it: the caller then says that there is no such job. An exact
-    id wins. Raises InvalidArgument if several ids begin with `text`, or if it has fewer than
-    `least` characters.
+    id wins. Raises InvalidArgument for an empty text, if several ids begin with `text`, or if it
+    has fewer than `least` characters.
     """
+    if not text:
+        raise InvalidArgument(
+            "invalid id '': must be a job's id, or its beginning (`dbbasic-queue list` shows them)"
+        )
     if not is_id(text) or store.find(text) is not None:
         return text
     found: list[str] = []

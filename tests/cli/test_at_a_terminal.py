@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 from helpers import add_lines, line, run_command, wait_for
 from screen import Screen, command, shown
 
-from dbbasic_queue import Queue
+from dbbasic_queue import Queue, QueueMoved
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -145,6 +146,25 @@ def test_move_asks_with_all_that_will_be_different_and_says_what_is_next(place: 
         assert b"moved 1, left 0" in screen.raw and "left 0" not in screen.text()
 
 
+def test_move_names_the_running_jobs_that_it_waits_for(place: Path) -> None:
+    run_command("cancel", "mail-bad", cwd=place)
+    with Queue(place / "data/queue.tsv") as queue, ExitStack() as stack:
+        queue.enqueue("slow", 1, job_id="slow-1")
+
+        def handler(_: object) -> None:
+            screen = stack.enter_context(
+                Screen(command("move", "--to", "new.tsv", "-y"), place, columns=200)
+            )
+            screen.wait_for(r"moved \d; waits until 1 job \(slow-1\) has ended")
+            screens.append(screen)
+
+        screens: list[Screen] = []
+        with pytest.raises(QueueMoved):
+            queue.process_jobs({"slow": handler}, linger=20, skip_unknown=True)
+        assert screens[0].wait() == 0
+        assert "was moved; programs" in screens[0].text()
+
+
 def test_what_was_moved_is_a_sentence(place: Path) -> None:
     run_command("cancel", "mail-bad", cwd=place)
     text = shown(["move", "--to", "new.tsv", "--finished", "-y"], place, columns=400)
@@ -186,8 +206,8 @@ def test_after_ctrl_c_at_a_question_the_prompt_has_its_own_line(place: Path) -> 
 
 
 def test_pauses_of_all_types_are_words(place: Path) -> None:
-    assert shown(["pause"], place) == "paused\tall types".expandtabs()
-    assert shown(["resume"], place) == "resumed\tall types".expandtabs()
+    assert shown(["pause"], place) == "paused     all types"
+    assert shown(["resume"], place) == "resumed    all types"
     done = run_command("resume", cwd=place)
     assert done.stderr == "dbbasic-queue: warning: no type was paused\n"
 
@@ -275,3 +295,18 @@ def test_the_demo_fits_80_columns(tmp_path: Path) -> None:
     ]
     assert len(own) > 30
     assert [text for text in own if len(text) > 79] == []
+
+
+# -- changes -----------------------------------------------------------------------------------
+
+
+def test_what_was_done_to_one_job_has_no_tabs_at_a_terminal(place: Path) -> None:
+    with Screen(command("cancel", "mail-one", "mail-bad"), place) as screen:
+        assert screen.wait() == 0
+        assert b"\t" not in screen.raw
+        assert screen.text().splitlines()[:2] == ["cancelled  mail-one", "cancelled  mail-bad"]
+    with Screen(command("move", "--to", "new.tsv", "-n", "--finished"), place) as screen:
+        assert screen.wait() == 0
+        assert b"\t" not in screen.raw and "would be moved  cancelled  2" in screen.text()
+    in_a_pipe = run_command("requeue", "mail-one", cwd=place)
+    assert in_a_pipe.stdout == "requeued\tmail-one\n"

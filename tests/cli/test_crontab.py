@@ -313,6 +313,14 @@ def test_the_units_run_as_this_user_and_are_not_overwritten(tmp_path: Path) -> N
     assert "\nUser=root\n" in service.read_text() or os.geteuid() != 0
     before = service.read_text()
     service.write_text("edited")
-    assert run_command(*arguments, cwd=app).returncode == 1
+    refused = run_command(*arguments, cwd=app)
+    assert refused.returncode == 1
+    assert f"{service} is there already, and was not changed (remove it, or" in refused.stderr
     assert service.read_text() == "edited"
+    missing = run_command("crontab", "--systemd", "--out", "no such/", cwd=app)
+    assert (missing.returncode, missing.stdout) == (1, "")
+    assert missing.stderr == (
+        "dbbasic-queue: invalid --out 'no such/': must be a directory that exists (mkdir -p "
+        "'no such/' makes it; without --out, the units are printed)\n"
+    )
     assert before in run_command("crontab", "--systemd", cwd=app).stdout

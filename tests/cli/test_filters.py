@@ -263,7 +263,11 @@ def test_an_id_that_no_job_can_have_is_one_clear_line(
     before = path.read_bytes()
     code, out, err = run(*command, job_id, *(["{}"] if command[0] == "edit" else []))
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith("dbbasic-queue: ") and " no " in err
+    assert err.startswith("dbbasic-queue: ") and (" no " in err or not job_id)
+    if not job_id:
+        assert err.endswith(
+            "invalid id '': must be a job's id, or its beginning (`dbbasic-queue list` shows them)\n"
+        )
     assert err.rstrip("\n").isprintable()
     assert path.read_bytes() == before
 

@@ -85,6 +85,19 @@ def test_the_line_that_init_prints_is_that_of_crontab_and_works(
     assert result(tmp_path / "data/queue.tsv") == "Hello, Ada!"
 
 
+def test_the_program_prints_one_line_if_the_queue_cannot_be_used(tmp_path: Path) -> None:
+    """Cron would mail a traceback of 40 lines."""
+    run_command("init", "--python", cwd=tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/queue.tsv").write_text("a file of another program\n")
+    program = [sys.executable, "worker.py"]
+    done = subprocess.run(
+        program, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith("worker: ") and "data/queue.tsv" in done.stderr
+
+
 @pytest.mark.parametrize("mask", [0o000, 0o002, 0o077])
 def test_any_umask_writes_a_file_that_run_accepts(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)

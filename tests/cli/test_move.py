@@ -36,8 +36,8 @@ def test_a_queue_is_moved_and_later_rows_are_reported_and_moved_and_it_is_moved_
     status = run_command("status", cwd=tmp_path).stdout.splitlines()
     assert status[0] == f"queue\t{old}"
     assert status[1] == (
-        f"verdict\tmoved\tthis queue was moved to {new}, but not completely: 1 job is still pending here "
-        "(run the move again)\t"
+        f"verdict\tmoved\tthis queue was moved to {new}, but not completely: 1 job is still "
+        "pending here (run the move again)\t"
         f"dbbasic-queue move --to {new}"
     )
     assert status[2:4] == [f"moved\t{new}\t1", "pending\t1"]

@@ -111,7 +111,7 @@ def test_yes_and_dry_run_ask_nothing(queue: Queue, at_terminal: At) -> None:
     code, shown = at_terminal("cancel", "--type", "mail", "--yes")
     assert (code, shown) == (0, "3 jobs (3 mail) were cancelled\n")
     code, shown = at_terminal("cancel", "sync-job")
-    assert (code, shown) == (0, "cancelled\tsync-job\n")
+    assert (code, shown) == (0, "cancelled  sync-job\n")
     code, shown = at_terminal("cancel", "--all")  # there is nothing to ask about
     assert (code, shown) == (0, "0 jobs were cancelled\n")
 
@@ -119,14 +119,14 @@ def test_yes_and_dry_run_ask_nothing(queue: Queue, at_terminal: At) -> None:
 def test_removing_lines_that_are_not_jobs_asks_first(
     queue: Queue, at_terminal: At, path: Path
 ) -> None:
-    assert at_terminal("unreadable", "--remove") == (0, "rejected\t0\n")
+    assert at_terminal("unreadable", "--remove") == (0, "rejected   0\n")
     add_lines(path, "not a job\n")
     code, shown = at_terminal("unreadable", "--remove", answers="n\n")
     assert code == 1
     assert "1 line will be moved to" in shown and "nothing was changed" in shown
-    assert at_terminal("unreadable", "--remove", "-n") == (0, "would be rejected\t1\n")
+    assert at_terminal("unreadable", "--remove", "-n") == (0, "would be rejected  1\n")
     assert len(list(queue.unreadable())) == 1
-    assert at_terminal("unreadable", "--remove", "-y") == (0, "rejected\t1\n")
+    assert at_terminal("unreadable", "--remove", "-y") == (0, "rejected   1\n")
     assert not list(queue.unreadable())
 
 
@@ -138,9 +138,9 @@ def test_removing_a_schedule_asks_first(queue: Queue, at_terminal: At) -> None:
     code, shown = at_terminal("schedules", "--remove", "report", answers="n\n")
     assert code == 1
     assert "The schedule report will be removed. Go on? [y/N]" in shown
-    assert at_terminal("schedules", "--remove", "report", "-n") == (0, "would be removed\treport\n")
+    assert at_terminal("schedules", "--remove", "report", "-n") == (0, "would be removed  report\n")
     assert len(queue.schedules()) == 1
-    assert at_terminal("schedules", "--remove", "report", "-y") == (0, "removed\treport\n")
+    assert at_terminal("schedules", "--remove", "report", "-y") == (0, "removed    report\n")
     assert not queue.schedules()
 
 
@@ -163,10 +163,10 @@ def test_pausing_a_type_that_nobody_knows_asks_first(queue: Queue, at_terminal: 
     assert code == 1
     assert "No job and no handler has the type mial. Pause it? [y/N]" in shown
     assert queue.paused() == set()
-    assert at_terminal("pause", "mail") == (0, "paused\tmail\n")
-    assert at_terminal("pause", "mial", "--yes") == (0, "paused\tmial\n")
+    assert at_terminal("pause", "mail") == (0, "paused     mail\n")
+    assert at_terminal("pause", "mial", "--yes") == (0, "paused     mial\n")
     queue.process_jobs({"report": str}, skip_unknown=True)
-    assert at_terminal("pause", "report") == (0, "paused\treport\n")
+    assert at_terminal("pause", "report") == (0, "paused     report\n")
     assert at_terminal("pause")[0] == 0
     code, shown = at_terminal("pause", "a b", answers="y\n")
     assert code == 1

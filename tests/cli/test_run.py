@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import time
@@ -12,7 +13,16 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from helpers import Child, environment, job, run_command, wait_for
+from helpers import (
+    PROJECT,
+    Child,
+    environment,
+    fill,
+    job,
+    run_command,
+    small_disk,
+    wait_for,
+)
 
 from dbbasic_queue import Queue
 
@@ -185,6 +195,27 @@ def test_an_error_in_the_file_runs_no_job(place: Path, default: Queue) -> None:
         "dbbasic-queue: handlers.toml: [typo]: unknown key 'timeot' (did you mean timeout?)\n"
     )
     assert job(default, added)["attempts"] == 0
+
+
+def test_a_full_disk_is_one_line_on_stderr(place: Path, tmp_path: Path) -> None:
+    """Cron would mail a traceback."""
+    with small_disk(tmp_path / "disk", "256k") as disk:
+        with Queue(disk / "queue.tsv") as queue:
+            queue.enqueue("add", {"n": 1})
+        fill(disk)
+        run = ("-m", "dbbasic_queue", "run", str(place / "handlers.toml"))
+        for program in (run, (str(PROJECT / "workers/queue_worker.py"),)):
+            done = subprocess.run(
+                [sys.executable, *program],
+                cwd=place,
+                env={**environment(), "DBBASIC_QUEUE_FILE": str(disk / "queue.tsv")},
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+            assert "the disk is full: free some space" in done.stderr
 
 
 def test_run_can_ping_a_monitor(place: Path, default: Queue) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -55,6 +56,24 @@ def test_queue_pass_runs_the_tasks_that_are_due(backend: TextFileBackend) -> Non
     tasks.add.enqueue(1)
     assert manage("queue_pass") == 0
     assert backend.queue.counts()["completed"] == 1
+
+
+def test_queue_suggests_commands_that_work_here(
+    backend: TextFileBackend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = tasks.add.enqueue(1)
+    backend.queue.pause()
+    assert manage("queue", "status", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["command"] == "python manage.py queue resume"
+    assert manage("queue", "--backend", "default", "show", result.id) == 0
+    assert "\tpython manage.py queue --backend=default resume\n" in capsys.readouterr().out
+    assert manage("queue_pass", "--job", result.id) == 1
+    why = capsys.readouterr().err
+    assert why.startswith("python manage.py queue: ") and "(python manage.py queue resume)" in why
+    call_command("queue", "list")
+    with pytest.raises(SystemExit):
+        call_command("queue", "list", "nonsense")
+    assert "(see python manage.py queue list --help)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("linger", ["0.1", "0.1s"])

@@ -15,6 +15,7 @@ from shutil import which
 from dbbasic_queue import __version__
 from dbbasic_queue.cli.doctor.findings import Finding
 from dbbasic_queue.cli.doctor.lines import Line
+from dbbasic_queue.cli.messages import PROGRAM, program
 from dbbasic_queue.model.escaping import printable
 from dbbasic_queue.monitoring.durations import number_of
 
@@ -74,12 +75,14 @@ def _no_line(path: str, *, passes_run: bool) -> Finding:
             "other-start",
             "passes run, but no crontab line or unit was found that starts them",
         )
-    app = shlex.quote(os.path.dirname(os.path.dirname(path)))
+    there = f"cd {shlex.quote(os.path.dirname(os.path.dirname(path)))} && "
+    if program() != PROGRAM:  # another program's, which runs in its own directory
+        there = ""
     return Finding(
         "wrong",
         "no-line",
         f"no crontab line or unit starts a worker for {path}, as far as this user can see",
-        f"cd {app} && dbbasic-queue crontab --install",
+        f"{there}dbbasic-queue crontab --install",
     )
 
 

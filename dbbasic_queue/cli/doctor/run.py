@@ -13,7 +13,7 @@ from dbbasic_queue.cli.doctor import cron, files, jobs, lock, machine
 from dbbasic_queue.cli.doctor.findings import LEVELS, Finding
 from dbbasic_queue.cli.doctor.lines import Line, find_lines
 from dbbasic_queue.cli.doctor.names import files_of
-from dbbasic_queue.cli.messages import complain, with_file
+from dbbasic_queue.cli.messages import complain, print_done, with_file
 from dbbasic_queue.cli.queues import named_queue
 from dbbasic_queue.cli.report import print_fields, print_json
 from dbbasic_queue.cli.terminal import Terminal, wrapped
@@ -138,7 +138,7 @@ def _tell(arguments: Namespace, what: str, name: str = "", text: str = "") -> No
     if arguments.json:
         print_json({"level": what, "name": name or None, "text": text})
     else:
-        print_fields(what, *filter(None, (name, text)))
+        print_done(what, *filter(None, (name, text)))
 
 
 def copy_files(path: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 
 from django.core.management.base import BaseCommand, CommandError
@@ -34,7 +35,7 @@ class Command(BaseCommand):
         own.add_argument("--pythonpath")
         given, rest = own.parse_known_args(argv[2:])
         try:
-            code = self._run(given.backend, rest)
+            code = self._run(given.backend, rest, program(argv[0], **vars(given)))
         except CommandError as e:
             print(f"{argv[0]} queue: {e}", file=sys.stderr)
             code = 1
@@ -47,14 +48,29 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run the command of `call_command("queue", "status")`. Exits if its code isn't 0."""
-        if code := self._run(options["backend"], [*args, *options["arguments"]]):
+        alias = options["backend"]
+        if code := self._run(alias, [*args, *options["arguments"]], program(backend=alias)):
             sys.exit(code)
 
-    def _run(self, alias: str | None, arguments: list[str]) -> int:
+    def _run(self, alias: str | None, arguments: list[str], program: str) -> int:
         def find_worker(handlers: str | None, queue: Queue) -> Worker:
             return _worker(handlers, queue, alias)
 
-        return run(choose(alias).queue, arguments, find_worker)
+        return run(choose(alias).queue, arguments, program, find_worker)
+
+
+def program(path: str = "manage.py", **options: str | None) -> str:
+    """Return what a person types before a command, such as `python manage.py queue`.
+
+    `path` is that of the program that was called, and `options` are those of this command.
+    """
+    name = os.path.basename(path)
+    if name == "__main__.py":
+        words = ["python", "-m", "django"]
+    else:
+        words = ["python", path] if name.endswith(".py") else [name]
+    given = [f"--{option}={value}" for option, value in options.items() if value is not None]
+    return shlex.join([*words, "queue", *given])
 
 
 def _worker(handlers: str | None, queue: Queue, alias: str | None) -> Worker:

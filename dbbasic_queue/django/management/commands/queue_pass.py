@@ -13,8 +13,10 @@ from django.core.management.base import BaseCommand, CommandError
 
 from dbbasic_queue.cli.arguments import natural, seconds
 from dbbasic_queue.cli.foreground import run_job
+from dbbasic_queue.cli.messages import called_as
 from dbbasic_queue.django.choosing import choose
 from dbbasic_queue.django.handlers import TaskHandlers
+from dbbasic_queue.django.management.commands.queue import program
 from dbbasic_queue.errors import QueueError
 from dbbasic_queue.jobqueue import MAX_ATTEMPTS
 from dbbasic_queue.worker import Worker
@@ -106,7 +108,9 @@ def _run(handlers: TaskHandlers, options: dict[str, Any]) -> int:
     assert queue is not None
     how = {"skip_unknown": options["skip_unknown"], "workers": options["workers"]}
     if options["job"] is not None:
-        return run_job(queue, handlers, argparse.Namespace(**options))
+        arguments = argparse.Namespace(**options, file=None, handlers="this project")
+        with called_as(program(backend=options["backend"])):
+            return run_job(queue, handlers, arguments)
     if options["forever"]:
         Worker(queue, handlers, options["max_attempts"], **how).run_forever()
         return 0
