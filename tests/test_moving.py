@@ -13,6 +13,7 @@ from helpers import NOW, TERMS, Clock, add_lines, history, job, line, raises, ra
 
 from dbbasic_queue import Handlers, Queue, QueueMoved, moving, open_queue
 from dbbasic_queue.errors import InvalidArgument
+from dbbasic_queue.model import states
 from dbbasic_queue.monitoring import status
 from dbbasic_queue.monitoring.live import Live
 from dbbasic_queue.monitoring.why import why
@@ -390,6 +391,23 @@ def test_an_interrupted_move_is_named_with_the_command_that_finishes_it(place: P
     with place.open(place.old, even_if_moved=True) as old:
         assert status.Status(old.store, NOW).move is None
         assert status.Status(old.store, NOW).verdict.command == ""
+
+
+def test_a_move_is_seen_also_if_only_the_journal_shows_it(
+    files: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with files.open(files.old) as old:
+        old.enqueue("work", 1)
+        old.cancel_job(old.enqueue("work", 2))
+        store: Any = old.store
+        monkeypatch.setattr(store.files, "is_fold_cheap", lambda *_: False)
+        (row,) = store.rows(statuses=("pending",))
+        withdrawn = states.withdraw(row.state, states.as_address(files.new))
+        assert withdrawn is not None
+        store.exchange([(row, withdrawn)])
+        assert b"Moving to" not in Path(files.old).read_bytes()
+        found = status.Status(old.store, NOW).move
+        assert found is not None and found.on_the_way == 1
 
 
 def test_the_address_of_a_move_is_known_also_if_it_looks_like_an_error(files: Place) -> None:

@@ -266,7 +266,8 @@ def test_an_id_that_no_job_can_have_is_one_clear_line(
     assert err.startswith("dbbasic-queue: ") and (" no " in err or not job_id)
     if not job_id:
         assert err.endswith(
-            "invalid id '': must be a job's id, or its beginning (`dbbasic-queue list` shows them)\n"
+            "invalid id '': must be a job's id, or its beginning (`dbbasic-queue list` shows "
+            "them)\n"
         )
     assert err.rstrip("\n").isprintable()
     assert path.read_bytes() == before

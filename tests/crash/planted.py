@@ -728,7 +728,7 @@ MUTANTS = (
         "monitoring/moves.py",
         '_has_mark(store.path + ".journal") or ',
         "",
-        (MOVING + "::test_an_interrupted_move_is_named_with_the_command_that_finishes_it",),
+        (MOVING + "::test_a_move_is_seen_also_if_only_the_journal_shows_it",),
     ),
     Mutant(
         "watch and the page don't see a move that was interrupted",
