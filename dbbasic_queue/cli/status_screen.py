@@ -53,8 +53,8 @@ def _facts(status: Status, terminal: Terminal) -> Iterator[str]:
     yield from _counts(summary.counts, terminal)
     if (move := status.move) is not None:
         text = (
-            f"moving    {move.on_the_way:,} of the cancelled jobs on their way, "
-            f"{move.arrived:,} arrived"
+            f"moving    {move.on_the_way + move.arrived:,} of the cancelled jobs: "
+            f"{move.on_the_way:,} on the way, {move.arrived:,} in the other queue"
         )
         yield from wrapped(terminal, text, _INDENT)
     if summary.first_due is not None:

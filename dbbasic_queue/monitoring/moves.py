@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _MOST = 10_000
 """how many cancelled jobs of a server are looked at: each is sent through the network"""
 _READ_BYTES = 1 << 20
+_SEARCHED = b"\tMov"
+"""with what both of `states.MOVE_MARKS` begin, in a row: so one search finds either"""
 
 
 class Move:
@@ -100,7 +102,6 @@ def _has_mark(path: str) -> bool:
 
     That is quicker than to read its rows. The journal is to be read first: its records are removed when they are in the queue file.
     """
-    mark = b"\t" + os.path.commonprefix(states.MOVE_MARKS).encode()  # one search for both
     file = open_file(path, os.O_RDONLY)
     if file is None:
         return False
@@ -109,9 +110,9 @@ def _has_mark(path: str) -> bool:
         while content := os.pread(file.fd, _READ_BYTES, at):
             at += len(content)
             content = before + content
-            if mark in content:
+            if _SEARCHED in content:
                 return True
-            before = content[1 - len(mark) :]
+            before = content[1 - len(_SEARCHED) :]
     finally:
         file.close()
     return False
