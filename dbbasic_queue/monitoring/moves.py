@@ -100,7 +100,8 @@ def move_of(errors: Iterable[str]) -> Move | None:
 def _has_mark(path: str) -> bool:
     """Return whether a file may have the error of a job that is moved.
 
-    That is quicker than to read its rows. The journal is to be read first: its records are removed when they are in the queue file.
+    That is quicker than to read its rows. The journal is to be read first: its records are removed
+    when they are in the queue file.
     """
     file = open_file(path, os.O_RDONLY)
     if file is None:
