@@ -6,6 +6,7 @@ import os
 import shlex
 
 from dbbasic_queue.cli import crontab
+from dbbasic_queue.cli.messages import print_done
 from dbbasic_queue.errors import InvalidArgument
 
 TYPE_CHECKING = False
@@ -76,7 +77,7 @@ def run(arguments: Namespace, queue: Queue) -> int:
     where = "".join(f"export {key}={shlex.quote(value)} && " for key, value in settings)
     # -v prints that the job is completed. The Python program would linger, and print nothing.
     program = f"dbbasic-queue run {'worker:jobs' if arguments.python else name} -v"
-    print(f"wrote\t{os.path.join(directory, name)}")
+    print_done("wrote", os.path.join(directory, name))
     print("\nTry it:")
     print(f'  {where}dbbasic-queue enqueue hello \'{{"name": "Ada"}}\' && {program}')
     its_name = "" if crontab.default_worker() == name else f"{name} "  # there is another worker
