@@ -9,7 +9,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import Programs, wait_for
+from helpers import Programs, is_free, sibling, wait_for
 from ordinary_user import User, ordinary_user, what_is_missing
 
 from dbbasic_queue import Queue
@@ -65,10 +65,10 @@ def test_a_user_with_read_permission_only_gets_every_answer_and_changes_nothing(
         queue.enqueue("slow", {}, job_id="running")
         queue.enqueue("slow", {}, job_id="waiting")
         programs.start(f"Queue({str(path)!r}).process_jobs({{'slow': lambda _: time.sleep(600)}})")
-        # The pass folds once its job takes long, and changes no file after that.
-        journal = path.with_name("queue.tsv.journal")
+        # The pass folds once its job takes long, and changes no file after that. It holds the lock
+        # until the fold has changed its last file: the time of the lock file itself.
         wait_for(
-            lambda: "\tprocessing\t" in path.read_text("utf-8") and not journal.stat().st_size,
+            lambda: "\tprocessing\t" in path.read_text("utf-8") and is_free(sibling(path, "lock")),
             "the fold",
         )
         before = content(data)
