@@ -65,7 +65,7 @@ class Server(ThreadingHTTPServer):
             return
         try:
             super().process_request(request, client_address)
-        except BaseException:
+        except Exception:  # not for Ctrl-C: the thread may have started, and releases it itself
             self._free.release()
             raise
 

@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from importlib.util import find_spec
@@ -18,10 +19,11 @@ from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
 import pytest
-from helpers import Child, environment, job, run_command, wait_for
+from helpers import DEADLINE, Child, environment, job, run_command, wait_for
 
 from dbbasic_queue import Queue
 from dbbasic_queue.web import Page
+from dbbasic_queue.web.server import HOST, Server
 
 APP = """
 from dbbasic_queue import Queue
@@ -255,6 +257,26 @@ def test_the_command_prints_an_address_that_opens_a_read_only_page(tmp_path: Pat
             child.signal(signal.SIGINT)
             assert child.wait() == 130
         assert "Traceback" not in child.errors.read_text("utf-8")
+
+
+def test_ctrl_c_while_the_thread_of_a_request_starts_ends_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        real(thread)
+        thread.join(DEADLINE)  # the answer may be sent before `start` returns
+        raise KeyboardInterrupt
+
+    with Server(0, 0) as server, socket.create_connection((HOST, server.port)) as client:
+        client.settimeout(DEADLINE)
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        server.timeout = DEADLINE
+        monkeypatch.setattr(threading.Thread, "start", start)
+        with pytest.raises(KeyboardInterrupt):
+            server.handle_request()
+        assert client.recv(12) == b"HTTP/1.1 503"
 
 
 def test_the_command_with_write_lets_jobs_be_changed_and_logs_it(tmp_path: Path) -> None:
