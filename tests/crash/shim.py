@@ -106,7 +106,8 @@ class Call:
         return ("before",)  # a call that only reads changes nothing
 
 
-_EARLIER = Call("", "", "")
+EARLIER = Call("", "", "")
+"""stands in the trace for a call before the planned one"""
 NEVER = 1 << 30
 """the number of a call that no process makes, for a plan that only counts them"""
 
@@ -140,7 +141,7 @@ class Shim:
         self.root = root
         self.plan = plan
         self.trace: list[Call] = []
-        """the calls so far; `_EARLIER` for those before the planned one"""
+        """the calls so far"""
         self.on = False
         """whether calls are counted and attacked; not those of processes that it forks"""
         self._process = 0
@@ -212,7 +213,7 @@ class Shim:
         plan = self.plan
         with self._counting:  # two threads must not both make the planned call
             number = len(self.trace)
-            self.trace.append(_EARLIER)
+            self.trace.append(EARLIER)
         if plan is None or number >= plan.number or plan.number >= NEVER:
             self.trace[number] = Call(name, os.path.basename(file), _site(), self.locked)
         if name in ("lock", "unlock") and file.endswith(".lock"):

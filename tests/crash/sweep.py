@@ -33,7 +33,7 @@ from typing import Any
 from attack import Attack, patch_constant, scratch, trace_of
 from bench import Bench
 from checks import check_errors
-from shim import CALLS_WITH, NEVER, Call, Plan, changes
+from shim import CALLS_WITH, EARLIER, NEVER, Call, Plan, changes
 from workloads import ACTS, WORKLOADS, Workload, tear, tidy
 
 import dbbasic_queue.store.claiming.slots
@@ -296,13 +296,19 @@ def sweep_errors(base: str, workload: Workload, every: int) -> Result:
 
 
 def _refuse(base: str, workload: Workload, call: Call, plan: Plan, result: Result) -> None:
-    """Run the workload, make a call fail, and check; add what was found to the result."""
+    """Run the workload, make a call fail, and check; add what was found to the result.
+
+    As in `_killed`, a run may have fewer calls than the trace. Then the run is repeated, and the
+    call is found by counting from the end.
+    """
+    from_the_end = result.points - plan.number
     for _ in range(_TRIES):
         attack = attacked(base, workload, plan, error=True)
         met = [event[1] for event in attack.log.events()].count("error")
         if met:
             break
         attack.end_partner()
+        plan = replace(plan, number=attack.trace.count(EARLIER) - from_the_end)
     promises = attack.promises()
     result.errors += met
     result.missed += not met
