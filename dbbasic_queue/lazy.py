@@ -5,7 +5,8 @@ If another thread is importing the module, Python waits for it. Two cases need m
 - If a signal handler uses the queue while its own thread is importing, it finds a half-imported
   module. So the main thread, where signal handlers run, lets another thread import, and waits.
 - A child that is forked while another thread is importing inherits the half-imported module and
-  its import lock, and would wait forever when it imports the module. So the child forgets both.
+  its import lock, and would wait forever when it imports the module. So the child forgets both,
+  whatever the module is: a job may import it, too.
 """
 
 from __future__ import annotations
@@ -107,17 +108,17 @@ def _in_another_thread(work: Callable[[], None]) -> None:
 
 
 def _forget_half_imported() -> None:
-    """In a forked child: forget the modules that threads of the parent were importing for us."""
-    theirs = _importing - {threading.get_ident()}
-    locks = getattr(sys.modules.get("_frozen_importlib"), "_module_locks", {}) if theirs else {}
+    """In a forked child: forget all modules that threads of the parent were importing."""
+    me = threading.get_ident()
+    locks = getattr(sys.modules.get("_frozen_importlib"), "_module_locks", {})
     for name, reference in list(locks.items()):
         lock = reference()
-        if lock is not None and lock.owner in theirs:
+        if getattr(lock, "owner", None) not in (None, me):
             locks.pop(name, None)
             spec = getattr(sys.modules.get(name), "__spec__", None)
             if getattr(spec, "_initializing", False):
                 sys.modules.pop(name, None)
-    _importing.difference_update(theirs)
+    _importing.intersection_update((me,))
 
 
 forks.in_child(_forget_half_imported)

@@ -679,6 +679,13 @@ MUTANTS = (
         (FORKS + "::test_a_child_forked_while_another_thread_imports_works_without_waiting",),
     ),
     Mutant(
+        "a forked child keeps a half-imported module of the program",
+        "lazy.py",
+        'getattr(lock, "owner", None) not in (None, me):',
+        'getattr(lock, "owner", None) in _importing - {me}:',
+        (FORKS + "::test_a_job_can_import_a_module_that_another_thread_was_importing_at_the_fork",),
+    ),
+    Mutant(
         "a descriptor is not checked before it is used",
         "store/disk/openfile.py",
         "            if os.lseek(self.fd, 0, _SEEK_CUR) == self.offset:\n",
@@ -2103,6 +2110,15 @@ MUTANTS = (
         "        self._connection.settimeout(left)\n",
         "        self._deadline += 60\n",
         (ATTACKS + "::test_a_slow_client_is_dropped_and_others_are_served",),
+    ),
+    Mutant(
+        "Ctrl-C is lost while the thread of a request starts",
+        "web/server.py",
+        "        except Exception:  # not for Ctrl-C",
+        "        except BaseException:  # not for Ctrl-C",
+        (
+            "tests/web/test_servers.py::test_ctrl_c_while_the_thread_of_a_request_starts_ends_the_server",
+        ),
     ),
     Mutant(
         "an edit overwrites that of another user",

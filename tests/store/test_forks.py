@@ -121,6 +121,46 @@ assert [job["status"] for job in queue.jobs()] == ["cancelled", "pending"]
     )
 
 
+@pytest.mark.parametrize("how", ["several workers", "timeout"])
+def test_a_job_can_import_a_module_that_another_thread_was_importing_at_the_fork(
+    tmp_path: Path, how: str
+) -> None:
+    run(
+        tmp_path,
+        BEFORE_IMPORT
+        + f"""
+import signal
+from dbbasic_queue import Handler
+started, go = threading.Event(), threading.Event()
+
+def wait():
+    started.set()
+    assert go.wait(50)
+
+def imports(_):
+    signal.alarm(10)  # instead of waiting forever
+    import colorsys
+    signal.alarm(0)
+    return colorsys.rgb_to_hsv(0, 0, 1)[2]
+
+queue = Queue("queue.tsv", fsync=False)
+queue.enqueue_many("work", [1, 2])
+sys.meta_path.insert(0, Before("colorsys", wait))
+thread = threading.Thread(target=lambda: __import__("colorsys"))
+thread.start()
+assert started.wait(10)
+if {how!r} == "several workers":
+    counts = queue.process_jobs({{"work": imports}}, workers=2)
+else:
+    counts = queue.process_jobs({{"work": Handler(imports, timeout=10)}})
+assert thread.is_alive()
+go.set()
+thread.join()
+assert counts["completed"] == 2, list(queue.jobs())
+""",
+    )
+
+
 def test_a_signal_handler_may_fork_while_its_thread_imports(tmp_path: Path) -> None:
     run(
         tmp_path,
