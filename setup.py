@@ -65,7 +65,7 @@ setup(
         "redis": ["rq>=2.10"],
         "schedule": ["cronsim>=2.6"],
         "test": [
-            "pytest>=9.1",  # .ci/run ends a test that hangs
+            "pytest>=9.1",  # it ends a test that hangs
             "pytest-cov>=7",
             "pytest-rerunfailures>=15",  # for .ci/run
             "pytest-xdist>=3.6",

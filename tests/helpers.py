@@ -315,16 +315,16 @@ def at_once(*calls: Callable[[], object]) -> None:
 
     def run(call: Callable[[], object]) -> None:
         try:
-            barrier.wait()
+            barrier.wait(DEADLINE)
             call()
         except BaseException as e:  # noqa: BLE001 - it is raised below
             errors.append(e)
 
-    threads = [threading.Thread(target=run, args=(call,)) for call in calls]
+    threads = [threading.Thread(target=run, args=(call,), daemon=True) for call in calls]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    for thread, call in zip(threads, calls, strict=True):
+        join(thread, f"the end of {call}", 4 * DEADLINE)
     if errors:
         raise errors[0]
 
@@ -355,6 +355,33 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = DEADLI
         assert time.monotonic() < end, f"after {seconds:.0f} seconds still waiting for {what}"
         time.sleep(pause)
         pause = min(pause * 1.2, 0.05)  # a long wait leaves the processor to others
+
+
+def join(thread: threading.Thread, what: str, seconds: float = DEADLINE) -> None:
+    """Wait until a thread has ended. Raises AssertionError with `what` after the deadline."""
+    thread.join(seconds)
+    assert not thread.is_alive(), f"after {seconds:.0f} seconds still waiting for {what}"
+
+
+def exit_code(pid: int, what: str = "the end of a forked process") -> int:
+    """Wait until a child of this process has ended; return its exit code as `Child.wait` does.
+
+    After the deadline it is killed, and AssertionError is raised with `what`.
+    """
+    codes: list[int] = []
+
+    def has_ended() -> bool:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        codes.append(os.waitstatus_to_exitcode(status))
+        return bool(ended)
+
+    try:
+        wait_for(has_ended, what)
+    except AssertionError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    return codes[-1]
 
 
 def note(file: str | Path, text: str) -> None:
@@ -424,7 +451,9 @@ class Child:
 
     def stop(self, lock: Path) -> None:
         """Send SIGSTOP at a moment when it doesn't hold the queue's lock."""
+        end = time.monotonic() + DEADLINE
         while True:
+            assert time.monotonic() < end, "it, or another process, always holds the lock"
             self.signal(signal.SIGSTOP)
             os.waitpid(self.process.pid, os.WUNTRACED)
             if is_free(lock):
@@ -489,7 +518,7 @@ def alone(name: str) -> Iterator[None]:
     """Wait until no other test of this machine, in any process or checkout, is in such a block."""
     path = os.path.join(tempfile.gettempdir(), f"dbbasic-queue-test-{name}.lock")
     with open(path, "a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        wait_for(lambda: try_lock(file.fileno()), f"another test that holds {path}", 800)
         yield
 
 
@@ -510,11 +539,17 @@ def is_free(lock: str | Path) -> bool:
     """Return whether the `flock` of an existing file is free."""
     fd = os.open(lock, os.O_RDWR)
     try:
+        return try_lock(fd)
+    finally:
+        os.close(fd)
+
+
+def try_lock(fd: int) -> bool:
+    """Acquire the `flock` of an open file, if it is free; return whether it was."""
+    try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    finally:
-        os.close(fd)
     return True
 
 

@@ -18,7 +18,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import HEADER, NONE, job, rows, sibling
+from helpers import HEADER, NONE, job, join, rows, sibling
 
 import dbbasic_queue
 from dbbasic_queue import Queue
@@ -97,7 +97,7 @@ def test_jobs_enqueued_by_1_0_0_during_passes_of_this_release_are_not_lost(
         dbbasic_queue.process_jobs({"count": ran.append})
         passes += 1
         time.sleep(0.1)
-    enqueuing.join()
+    join(enqueuing, "the program that enqueues")
     assert sorted(ran) == list(range(-1, 1000))
     assert passes > 2  # one before, one after, and at least one in between
 

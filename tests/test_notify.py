@@ -23,7 +23,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
-from helpers import NONE, NOW, Programs, job, line, note, python, server_port, wait_for
+from helpers import (
+    NONE,
+    NOW,
+    Programs,
+    exit_code,
+    job,
+    join,
+    line,
+    note,
+    python,
+    server_port,
+    wait_for,
+)
 
 from dbbasic_queue import Fail, Handlers, InvalidArgument, Job, Queue, Worker
 from dbbasic_queue.notify import Mail, Webhook
@@ -138,7 +150,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[Requests]:
         yield requests
     finally:
         server.shutdown()
-        thread.join()
+        join(thread, "the end of the server")
         server.server_close()
 
 
@@ -640,7 +652,7 @@ def test_a_mail_server_that_sends_its_answer_byte_by_byte_does_not_hold_the_thre
         mail.collect("trickle", [], 1)
         digests.flush(["trickle"])
         stop.set()
-        thread.join()
+        join(thread, "the end of the server")
     assert "TimeoutError: no answer within 0.3 seconds" in messages(caplog)[0]
 
 
@@ -841,7 +853,7 @@ def test_a_pass_whose_supervisor_is_stopped_goes_on_and_reports_everything_later
         waiting.start()
         while seen.count(b"\n") <= written:
             seen += os.read(reading, 65536)
-        waiting.join()
+        join(waiting, "the writer of the last failure")
         assert [json.loads(text)["count"] for text in seen.splitlines()] == [1] * written + [7]
         assert not pipe.write_now(mail._number, "q", [failure] * 10, 10)  # longer than PIPE_BUF
         assert pipe.write_now(mail._number, "q", [failure], 1)
@@ -915,7 +927,7 @@ def test_a_digest_of_a_forked_child_starts_empty(mailbox: Mailbox) -> None:
             code = 0 if not mail._collected and mail._thread is None else 2
         finally:
             os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert exit_code(pid) == 0
     assert mailbox.mails == []
     digests.flush(["q"])
     assert len(mailbox.mails) == 1

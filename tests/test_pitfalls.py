@@ -23,6 +23,7 @@ from helpers import (
     held,
     is_free,
     job,
+    join,
     line,
     python,
     row,
@@ -64,7 +65,7 @@ def enqueue_waits_for(queue: Queue, lock_file: Path) -> bool:
         thread.start()
         thread.join(0.2)
         waits = thread.is_alive()
-    thread.join()
+    join(thread, "the enqueue")
     return waits
 
 
@@ -214,7 +215,7 @@ def test_a_line_appended_by_others_during_a_rewrite_is_not_lost(queue: Queue, pa
     other.start()
     for job_id in ids:
         assert queue.cancel_job(job_id)  # each cancel rewrites the file
-    other.join()
+    join(other, "the other writer")
     assert len(rows(path)) == 120
     assert queue.counts() == {
         "pending": 60,

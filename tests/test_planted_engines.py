@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import planted_engines
 import pytest
-from helpers import NOW, PROJECT, job, python
+from helpers import NOW, PROJECT, job, join, python
 
 from dbbasic_queue import Handler, NotAQueue, Queue, Worker, open_queue
 from dbbasic_queue.engines import protocol
@@ -237,7 +237,7 @@ def test_an_error_in_the_pass_itself_returns_its_claims() -> None:
     queue.now = stopping
     running = Running()
     running.start()
-    running.join()
+    join(running, "the end of the pass")
     assert str(running.error) == "the clock has stopped"
     queue.now = clock
     assert [job(queue, i)["status"] for i in ids] == ["completed"] * 11 + ["pending"] * 9

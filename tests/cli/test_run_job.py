@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import signal
 import sys
 import textwrap
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import Child, environment, job, notes, run_command, wait_for
+from helpers import DEADLINE, Child, environment, exit_code, job, notes, run_command, wait_for
 
 from dbbasic_queue import Queue
 from dbbasic_queue.model.records import encode_state
@@ -319,18 +320,25 @@ def test_a_breakpoint_works(app: Path, default: Queue) -> None:
         arguments = ["-m", "dbbasic_queue", "run", "jobs:jobs", "--job", "xyzabc"]
         os.execve(sys.executable, [sys.executable, *arguments], environment())
     shown = b""
-    for prompt, answer in ((b"(Pdb) ", b"answer += 1\n"), (b"(Pdb) ", b"continue\n")):
-        while not shown.endswith(prompt):
-            shown += os.read(terminal, 1000)
-        os.write(terminal, answer)
-        shown += os.read(terminal, 1)
-    while True:
-        try:
-            shown += os.read(terminal, 1000)
-        except OSError:  # it has ended
-            break
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    os.close(terminal)
+
+    def read(count: int) -> bytes:
+        assert select.select([terminal], [], [], DEADLINE)[0], shown
+        return os.read(terminal, count)
+
+    try:
+        for prompt, answer in ((b"(Pdb) ", b"answer += 1\n"), (b"(Pdb) ", b"continue\n")):
+            while not shown.endswith(prompt):
+                shown += read(1000)
+            os.write(terminal, answer)
+            shown += read(1)
+        while True:
+            try:
+                shown += read(1000)
+            except OSError:  # it has ended
+                break
+        assert exit_code(pid) == 0
+    finally:
+        os.close(terminal)  # this ends it with SIGHUP, if it is still there
     assert b"completed" in shown
     assert job(default, "xyzabc")["result"] == 42
 

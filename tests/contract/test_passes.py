@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import DAY, EMPTY, NONE, NOW, at_once, job, raises
+from helpers import DAY, EMPTY, NONE, NOW, at_once, job, join, raises
 
 from dbbasic_queue import (
     Delay,
@@ -353,7 +353,7 @@ class TestPasses:
             counts = queue.run_until_complete({"greet": handler})
         finally:
             done.set()
-            passing.join()
+            join(passing, "the thread that moves the clock")
         assert counts == NONE | {"completed": 1, "retried": 2, "delayed": 1}
         assert queue.run_until_complete({}) == NONE
 
@@ -386,7 +386,7 @@ class TestPasses:
             with pytest.raises(JobNotFound):
                 queue.wait(job_id, 60)
         finally:
-            removing.join()
+            join(removing, "the removal")
 
     def test_wait_sees_a_job_finish(self, queue: Engine) -> None:
         job_id = queue.enqueue("greet", {})

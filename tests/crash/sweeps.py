@@ -24,7 +24,11 @@ def sweep(kind: str, workload: str, *, every: int) -> None:
     plain = {name: text for name, text in os.environ.items() if not name.startswith("COV")}
     command = [sys.executable, "-W", "error", str(_PROGRAM), kind, workload, str(every)]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=plain | {"PYTHONPATH": str(_PACKAGE)}
+        command,
+        capture_output=True,
+        text=True,
+        env=plain | {"PYTHONPATH": str(_PACKAGE)},
+        timeout=800 if every > 1 else 7200,
     )
     lines = done.stdout.splitlines()
     assert lines, f"the sweep itself failed:\n{done.stderr}"

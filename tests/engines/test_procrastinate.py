@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import procrastinate
 import psycopg
 import pytest
-from helpers import EMPTY, NONE, at_once, job, notes, raises, wait_for, wait_for_notes
+from helpers import EMPTY, NONE, at_once, job, join, notes, raises, wait_for, wait_for_notes
 from postgres_server import PASSWORD, PostgresServer
 from procrastinate.schema import SchemaManager
 
@@ -157,7 +157,7 @@ def test_an_id_that_another_transaction_has_added_in_the_meantime_is_taken(
         thread.start()
         wait_for(lambda: waiting(postgres) == 1, "the second call to wait for the first")
         connection.commit()
-        thread.join()
+        join(thread, "the call that waits for the transaction")
     assert found == []
     assert [row["payload"] for row in queue.jobs()] == [1]
 
@@ -174,7 +174,7 @@ def test_a_unique_job_of_an_open_transaction_is_seen_by_others_who_wait_for_its_
         thread.start()
         wait_for(lambda: waiting(postgres) == 1, "the second call to wait for the first")
         connection.commit()
-        thread.join()
+        join(thread, "the call that waits for the transaction")
     assert ids == [first]
 
 
@@ -590,7 +590,7 @@ def test_a_connection_cut_during_a_claim_loses_no_job(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
         )
         connection.rollback()
-        thread.join()
+        join(thread, "the pass")
     assert ran == list(range(5))
     assert queue.counts() == EMPTY | {"completed": 5}
 

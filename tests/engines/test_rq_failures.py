@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 from contract.conftest import RedisOpener
-from helpers import EMPTY, NONE, NOW, at_once, environment, job, notes, raises, server_port
+from helpers import (
+    EMPTY,
+    NONE,
+    NOW,
+    at_once,
+    environment,
+    exit_code,
+    job,
+    join,
+    notes,
+    raises,
+    server_port,
+)
 from valkey_server import ValkeyServer
 
 from dbbasic_queue import DuplicateJob, Queue, StoreError, open_queue
@@ -180,10 +192,10 @@ def test_a_forked_process_has_connections_of_its_own(queue: Queue) -> None:
                 finally:
                     os._exit(1)
             queue.enqueue("greet", number, job_id=f"parent-{number}")
-            assert os.waitpid(child, 0)[1] == 0
+            assert exit_code(child) == 0
     finally:
         stop.set()
-        thread.join()
+        join(thread, "the end of the thread")
     assert queue.counts() == EMPTY | {"pending": 11}
     assert all(found["id"] == "parent" for found in readers)
 
@@ -239,7 +251,7 @@ def cut_connections(of: ValkeyServer) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join()
+        join(thread, "the end of the thread")
 
 
 def test_every_job_runs_once_while_connections_are_cut() -> None:

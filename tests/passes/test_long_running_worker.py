@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import PROJECT, Programs, job, notes, wait_for, wait_for_notes
+from helpers import PROJECT, Programs, job, join, notes, wait_for, wait_for_notes
 
 from dbbasic_queue import Handler, InvalidArgument, InvalidHandlers, Queue, QueueError, Worker
 
@@ -121,7 +121,7 @@ def test_several_threads_that_start_a_worker_start_one_thread(queue: Queue) -> N
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        join(thread, "a start of the worker")
     assert threading.active_count() == before + 1
     assert worker.stop()
 

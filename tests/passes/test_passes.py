@@ -26,12 +26,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from helpers import (
+    DEADLINE,
     NONE,
     NOW,
     Clock,
     add_lines,
     fill,
     job,
+    join,
     line,
     python,
     raising,
@@ -893,7 +895,7 @@ def test_passes_in_many_threads_run_each_job_once(queue: Queue, path: Path) -> N
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        join(thread, "the passes of a thread", 4 * DEADLINE)
     assert sorted(ran) == list(range(400))
     assert {(columns[3], columns[6]) for columns in rows(path)} == {("completed", "1")}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import NONE, NOW, Clock, add_lines, job, line, rows
+from helpers import NONE, NOW, Clock, add_lines, job, join, line, rows
 
 from dbbasic_queue import Backoff, Handler, Handlers, InvalidHandlers, Queue
 
@@ -242,7 +242,7 @@ def test_a_pass_of_another_process_can_take_a_job_first(queue: Queue, clock: Clo
                 target=lambda: other.process_jobs({"mail": len}, skip_unknown=True)
             )
             done.start()
-            done.join()
+            join(done, "the other pass")
 
         ran.then = {10: elsewhere}
         assert queue.process_jobs(ran.handlers) == NONE | {"completed": BACKLOG}

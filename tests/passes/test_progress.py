@@ -16,8 +16,10 @@ from helpers import (
     NOW,
     Clock,
     Programs,
+    exit_code,
     fill,
     job,
+    join,
     sibling,
     small_disk,
     store_of,
@@ -493,8 +495,8 @@ def test_several_threads_and_processes_may_report_at_once(queue: Queue, path: Pa
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
-    assert os.waitpid(child, 0)[1] == 0
+        join(thread, "the reports of a thread")
+    assert exit_code(child) == 0
     # A row that is half written looks torn to the next writer: it may end it by an empty line.
     found = [row for row in rows(path) if row != [""]]
     assert {len(row) for row in found} == {7}

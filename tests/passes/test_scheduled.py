@@ -14,7 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import DAY, NONE, NOW, Clock, Programs, notes, python, raising, sibling, wait_for
+from helpers import (
+    DAY,
+    NONE,
+    NOW,
+    Clock,
+    Programs,
+    exit_code,
+    notes,
+    python,
+    raising,
+    sibling,
+    wait_for,
+)
 
 from dbbasic_queue import (
     Delay,
@@ -591,7 +603,7 @@ def killed_at(path: Path, when: str, jobs: Handlers, now: float) -> None:
         os.rename = rename  # type: ignore[assignment]
         Queue(path, clock=lambda: now).process_jobs(jobs)
         os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert exit_code(pid) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -680,7 +692,7 @@ def killed_before_the_fold(path: Path, handlers: Any, now: float) -> None:
         Claims.finish = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment, method-assign]
         Queue(path, clock=lambda: now).process_jobs(handlers)
         os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert exit_code(pid) == -signal.SIGKILL
 
 
 def test_a_users_own_id_is_not_mistaken_for_an_instant(queue: Queue, clock: Clock) -> None:

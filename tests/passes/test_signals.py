@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import add_lines, is_free, line, python, sibling, store_of
+from helpers import add_lines, is_free, join, line, python, sibling, store_of
 
 import dbbasic_queue
 from dbbasic_queue import Queue, QueueError
@@ -72,7 +72,7 @@ def may_enter(queue: Queue) -> bool:
 
     thread = threading.Thread(target=enter)
     thread.start()
-    thread.join()
+    join(thread, "a thread that tries the lock")
     return found == [True]
 
 
@@ -266,7 +266,7 @@ def test_a_finalizer_cannot_load_a_module_that_its_thread_is_importing() -> None
 
     thread = threading.Thread(target=lambda: seen.append(str(lazy.load(outer))))
     thread.start()
-    thread.join()
+    join(thread, "the import")
     assert seen == ["2"]
     assert lazy.load(inner) == 1
 

@@ -18,6 +18,7 @@ from helpers import (
     add_lines,
     history,
     job,
+    join,
     line,
     note,
     notes,
@@ -93,7 +94,7 @@ def test_a_job_in_a_process_of_its_own_is_stopped_within_a_second(
     with Queue(now_queue.path) as other:
         assert other.stop_job(job_id) == "stopped"
     assert time.monotonic() - begin < 10  # in fact about 0.5 s, see benchmarks/
-    thread.join()
+    join(thread, "the end of the pass", LONG)
     assert counts == NONE | {"stopped": 1}
     assert ended(now_queue, job_id) == STOPPED
     if pid := int(notes(started)[0]):
@@ -121,7 +122,7 @@ def test_a_process_may_clean_up_after_sigterm_and_its_job_is_cancelled_all_the_s
     thread = working(now_queue, {"careful": Handler(finishes, timeout=LONG)}, {})
     wait_for_notes(started, 1)
     assert now_queue.stop_job(job_id) == "stopped"
-    thread.join()
+    join(thread, "the end of the pass", LONG)
     assert notes(started) == ["yes", "cleaned up"]
     assert ended(now_queue, job_id) == STOPPED
 
@@ -205,7 +206,7 @@ def test_a_request_is_visible_in_the_file_and_returns_after_a_moment(
     assert ended(now_queue, job_id) == ("processing", "Stop requested by user")
     assert "Stop requested by user" in path.read_text()
     let_go.set()
-    thread.join()
+    join(thread, "the end of the pass", LONG)
     assert ended(now_queue, job_id) == ("completed", None)
 
 

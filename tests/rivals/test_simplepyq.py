@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import NOW, Clock, Programs, job, wait_for
+from helpers import NOW, Clock, Programs, job, join, wait_for
 
 from dbbasic_queue import Backoff, Delay, Handler, Handlers, InvalidHandlers, Queue, Worker
 
@@ -38,7 +38,7 @@ class Api(HTTPServer):
 
     def __exit__(self, *_: object) -> None:
         self.shutdown()
-        self.thread.join()
+        join(self.thread, "the end of the server")
         self.server_close()
 
 

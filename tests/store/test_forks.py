@@ -135,7 +135,7 @@ started, go = threading.Event(), threading.Event()
 
 def wait():
     started.set()
-    assert go.wait(50)
+    assert go.wait(30)
 
 def imports(_):
     signal.alarm(10)  # instead of waiting forever
@@ -146,7 +146,7 @@ def imports(_):
 queue = Queue("queue.tsv", fsync=False)
 queue.enqueue_many("work", [1, 2])
 sys.meta_path.insert(0, Before("colorsys", wait))
-thread = threading.Thread(target=lambda: __import__("colorsys"))
+thread = threading.Thread(target=lambda: __import__("colorsys"), daemon=True)
 thread.start()
 assert started.wait(10)
 if {how!r} == "several workers":

@@ -31,6 +31,7 @@ from helpers import (
     add_lines,
     counts,
     job,
+    join,
     line,
     python,
     row,
@@ -1488,7 +1489,7 @@ def test_a_reader_sees_every_acknowledged_job_while_others_write_and_fold(
             found = {found["id"] for found in reader.jobs()}
             assert found.issuperset(known)
             assert path.read_bytes().startswith(HEADER.encode())
-    writer.join()
+    join(writer, "the writer")
     assert errors == []
     assert len(rows(path)) == 151
 

@@ -10,7 +10,20 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import NOW, add_lines, at_once, is_free, job, line, raises, rows, sibling, store_of
+from helpers import (
+    NOW,
+    add_lines,
+    at_once,
+    exit_code,
+    is_free,
+    job,
+    join,
+    line,
+    raises,
+    rows,
+    sibling,
+    store_of,
+)
 
 from dbbasic_queue import DuplicateJob, Fail, Queue, StoreError
 from dbbasic_queue.store.reading import index, unique
@@ -110,7 +123,7 @@ def test_no_other_process_adds_a_job_between_a_look_up_and_its_append(
     monkeypatch.setattr(PendingPayloads, "find", find)
     assert found == []
     job_id = add(queue, "same")
-    thread.join()
+    join(thread, "the other call")
     assert found == [job_id]
 
 
@@ -209,7 +222,7 @@ def test_a_forked_child_finds_what_its_parent_has_added(queue: Queue) -> None:
     pid = os.fork()
     if not pid:
         os._exit(0 if (add(queue, 1), add(queue, 2)) == (first, add(queue, 2)) else 1)
-    assert os.waitpid(pid, 0)[1] == 0
+    assert exit_code(pid) == 0
     assert add(queue, 1) == first
     assert len(rows_of(queue)) == 2
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import line, rows
+from helpers import exit_code, line, rows
 
 from dbbasic_queue import Queue
 
@@ -95,7 +95,7 @@ def test_a_row_appended_while_a_fold_copies_the_file_survives_a_kill_after_the_r
     if not child:
         change()
         os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
+    assert exit_code(child) == 0
     assert ids(queue) == ["first", "old"]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from helpers import NASTY, NOW, Clock, add_lines, job, line, raises, sibling
+from helpers import NASTY, NOW, Clock, add_lines, job, join, line, raises, sibling
 from visitor import ADA, HOST, Visitor, form_headers, new_log, text_of
 
 from dbbasic_queue import Queue
@@ -636,7 +636,7 @@ def test_only_one_of_many_that_use_the_address_at_once_gets_in(victim: Queue) ->
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        join(thread, "an answer")
     assert sorted(statuses) == [303] + [403] * 7
 
 
@@ -674,7 +674,7 @@ def test_a_slow_client_is_dropped_and_others_are_served(local: Local) -> None:
                 assert connection.recv(100) == b""
     finally:
         stop.set()
-        dripping.join()
+        join(dripping, "the slow clients")
         for connection in slow:
             connection.close()
 
