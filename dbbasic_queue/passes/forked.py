@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import signal
 import sys
@@ -29,6 +30,8 @@ _LONGEST_END_SECONDS = 1.0
 
 _pipes: set[int] = set()
 """Descriptors that a forked child closes: ends of pipes, and duplicates of a slot's."""
+_locked: list[object] = []
+"""the parent's stdout and stderr: to drop them would close them, and wait for their locks"""
 _kept = threading.local()
 """`fds`: those that the child keeps which this thread is forking"""
 
@@ -87,6 +90,7 @@ def start(work: Callable[[], object], keep: tuple[int, ...]) -> int:
     Raises OSError or RuntimeError if the system refuses a new process.
     """
     flush_output()  # otherwise buffered text would be written twice
+    has_threads = threading.active_count() > 1
     _kept.fds = keep
     try:
         pid = os.fork()
@@ -94,11 +98,41 @@ def start(work: Callable[[], object], keep: tuple[int, ...]) -> int:
         _kept.fds = ()
     if pid == 0:
         try:
+            if has_threads:
+                _renew_output()
             _forget_exit_callbacks()
             work()
         finally:
             os._exit(1)
     return pid
+
+
+def _renew_output() -> None:
+    """Print through buffers of our own: a thread of the parent may have been printing at the fork.
+
+    Then it holds the lock of its buffer, and in this process nobody releases that.
+    """
+    for name in ("stdout", "stderr"):
+        with suppress(Exception):  # it is closed or detached
+            _renew(name, getattr(sys, name))
+
+
+def _renew(name: str, old: Any) -> None:
+    if type(old) is not io.TextIOWrapper or type(old.buffer) is not io.BufferedWriter:
+        return  # None, or replaced by the program
+    new = io.TextIOWrapper(
+        io.BufferedWriter(old.buffer.raw),
+        encoding=old.encoding,
+        errors=old.errors,
+        newline="\n",
+        line_buffering=old.line_buffering,
+        write_through=old.write_through,
+    )
+    _locked.append(old)
+    setattr(sys, name, new)
+    for reference in getattr(sys.modules.get("logging"), "_handlerList", ()):
+        if getattr(handler := reference(), "stream", None) is old:
+            handler.stream = new
 
 
 def _forget_exit_callbacks() -> None:

@@ -686,6 +686,13 @@ MUTANTS = (
         (FORKS + "::test_a_job_can_import_a_module_that_another_thread_was_importing_at_the_fork",),
     ),
     Mutant(
+        "a forked process prints through its parent's buffers",
+        "passes/forked.py",
+        "            if has_threads:\n                _renew_output()\n",
+        "",
+        (FORKS + "::test_passes_that_are_forked_while_a_thread_prints_do_not_hang",),
+    ),
+    Mutant(
         "a descriptor is not checked before it is used",
         "store/disk/openfile.py",
         "            if os.lseek(self.fd, 0, _SEEK_CUR) == self.offset:\n",

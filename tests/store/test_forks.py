@@ -161,6 +161,52 @@ assert counts["completed"] == 2, list(queue.jobs())
     )
 
 
+@pytest.mark.parametrize("how", ["several workers", "timeout"])
+def test_passes_that_are_forked_while_a_thread_prints_do_not_hang(tmp_path: Path, how: str) -> None:
+    """The thread holds the lock of the buffer of stdout while it waits for the slow reader."""
+    run(
+        tmp_path,
+        f"""
+import logging, signal, traceback
+from dbbasic_queue import Handler
+os.register_at_fork(after_in_child=lambda: signal.alarm(10))  # instead of waiting forever
+reading, writing = os.pipe()
+sys.stdout = open(writing, "w", buffering=1)
+logging.basicConfig(stream=sys.stdout, level=logging.INFO)
+
+def read_slowly():
+    while os.read(reading, 4096):
+        time.sleep(.02)
+
+def print_all_the_time():
+    while True:
+        print("x" * 3000)
+
+def prints(_):
+    print("a job prints")
+    logging.info("and logs")
+
+code = 1
+try:
+    for target in (read_slowly, print_all_the_time):
+        threading.Thread(target=target, daemon=True).start()
+    queue = Queue("queue.tsv", fsync=False)
+    for _ in range(5):
+        queue.enqueue_many("work", [1, 2])
+        if {how!r} == "several workers":
+            counts = queue.process_jobs({{"work": prints}}, workers=2)
+        else:
+            counts = queue.process_jobs({{"work": Handler(prints, timeout=10)}})
+        assert counts["completed"] == 2, list(queue.jobs())
+    code = 0
+except BaseException:
+    traceback.print_exc()
+finally:
+    os._exit(code)
+""",
+    )
+
+
 def test_a_signal_handler_may_fork_while_its_thread_imports(tmp_path: Path) -> None:
     run(
         tmp_path,
