@@ -248,4 +248,4 @@ def _wait_for_port(port: int, program: subprocess.Popen[bytes], output: Path) ->
 def _kill(program: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(program.pid, signal.SIGKILL)
-    program.wait()
+    program.wait(SECONDS)

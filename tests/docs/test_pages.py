@@ -181,6 +181,7 @@ def test_the_purges_in_crontabs_archive_finished_jobs(tmp_path: Path) -> None:
             queue.process_jobs({"old": len, "new": len})
             done = subprocess.run(
                 ["sh", "-c", page.here(command)],
+                timeout=60,
                 env=page.environment,
                 capture_output=True,
                 encoding="utf-8",
@@ -204,7 +205,9 @@ def test_a_job_that_a_shell_appends_as_a_page_says_is_run(tmp_path: Path) -> Non
         with Queue(tmp_path / str(number) / "data/queue.tsv") as queue:
             later = queue.enqueue("later", {}, run_at=9_999_999_999)
             lines = [line.removeprefix("$ ") for line in block.code.splitlines()]
-            subprocess.run(["sh", "-euc", "\n".join(lines)], cwd=tmp_path / str(number), check=True)
+            subprocess.run(
+                ["sh", "-euc", "\n".join(lines)], cwd=tmp_path / str(number), check=True, timeout=60
+            )
             (added,) = [job for job in queue.jobs() if job["id"] != later]
             assert queue.process_jobs({added["type"]: lambda payload: payload})["completed"] == 1
             job = queue.get_job(added["id"])
@@ -239,12 +242,13 @@ def test_root_and_the_web_server_share_a_queue_in_the_directories_of_the_pages()
             Path(home).chmod(0o755)
             page = Page(Path(home) / "app", [])
             page.directory.chmod(0o755)
-            subprocess.run(["sh", "-euc", page.here(command)], check=True)
+            subprocess.run(["sh", "-euc", page.here(command)], check=True, timeout=60)
             (directory,) = (file for file in page.directory.iterdir() if file.name != ".venv")
             users = ["root", "www-data", "root"] if number % 2 else ["www-data", "root", "www-data"]
             for user in users:
                 done = subprocess.run(
                     [sys.executable, "-c", USER, user, str(directory)],
+                    timeout=60,
                     env=environment(),
                     cwd=directory,
                     capture_output=True,

@@ -428,7 +428,7 @@ def test_the_backup_of_the_docs_is_whole_and_can_be_restored(tmp_path: Path) -> 
         def back_up(number: int) -> None:
             if number == 1:  # the first job is completed in the journal, and this one is running
                 command = block("operations.md", "^sh\n.*cp -a data backup$")
-                subprocess.run(["sh", "-ec", command], cwd=tmp_path, check=True)
+                subprocess.run(["sh", "-ec", command], cwd=tmp_path, check=True, timeout=60)
 
         assert queue.process_jobs({"greet": back_up})["completed"] == 3
     shutil.rmtree(tmp_path / "data")
