@@ -2,8 +2,9 @@
 
     python benchmarks/command_line.py [--rows N]... [--rounds N] [--dir DIR]
 
-Each command is a new process of a package that is compiled, as pip leaves it. The best of the rounds
-counts, for the wall clock, the CPU time and the peak of the resident memory. Nothing is asserted.
+Each command is a new process of a package that is compiled, as pip leaves it. The best of the
+rounds counts, for the wall clock, the CPU time and the peak of the resident memory. Nothing is
+asserted.
 """
 
 from __future__ import annotations

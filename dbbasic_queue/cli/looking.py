@@ -250,7 +250,7 @@ def run_running(arguments: Namespace) -> int:
     def progress_text(job: Any) -> str:
         found = job[3]
         if found is None:
-            return "its pass died: the next one recovers it" if job[1] is None else ""
+            return "its pass died" if job[1] is None else ""
         return progress_bar.line(found, now, width=bar_width)
 
     print_rows(

@@ -190,7 +190,7 @@ def _rounded(value: float | None) -> str | None:
 def run_schedules(arguments: Namespace) -> int:
     from dbbasic_queue.cli.report import print_rows
     from dbbasic_queue.cli.terminal import Column
-    from dbbasic_queue.monitoring.durations import instant, relative
+    from dbbasic_queue.monitoring.durations import instant, relative, rule
 
     _check_caution(arguments)
     queue = named_queue(arguments)
@@ -204,7 +204,7 @@ def run_schedules(arguments: Namespace) -> int:
             screen=[
                 Column("NAME", lambda s: s["name"]),
                 Column("TYPE", lambda s: s["type"]),
-                Column("WHEN", lambda s: f"{s['expression']} {s['timezone']}".strip()),
+                Column("WHEN", lambda s: f"{rule(s['expression'])} {s['timezone']}".strip()),
                 Column(
                     "LAST",
                     lambda s: "-" if s["last"] is None else relative(s["last"], now, units=1),

@@ -186,6 +186,7 @@ def run_wait(arguments: Namespace) -> int:
     from dbbasic_queue.cli.terminal import Line
     from dbbasic_queue.monitoring import progress_bar
     from dbbasic_queue.monitoring.selecting import find_id
+    from dbbasic_queue.monitoring.why import why
 
     screen = Line()
     with existing_queue(arguments) as queue:
@@ -213,7 +214,8 @@ def run_wait(arguments: Namespace) -> int:
         finally:
             screen.end()
         if row.state.status not in _EXIT_CODES:
-            complain(f"{job_id} is still {row.state.status}")
+            reason = why(queue.store, row, queue.now())
+            complain(f"{job_id} is still {row.state.status}: {reason.text}")
             return TIMED_OUT
         print(row.state.status)
         return _EXIT_CODES[row.state.status]

@@ -123,7 +123,7 @@ def _running(status: Status, terminal: Terminal) -> Iterator[str]:
     def progress(job: Any) -> str:
         found = status.progress.get(job[0].id)
         if found is None:
-            return "" if job[1] else "its pass died: the next one recovers it"
+            return "" if job[1] else "its pass died"
         return progress_bar.line(found, status.now, width=terminal.bar_width)
 
     yield ""

@@ -102,7 +102,7 @@ class EngineStore:
         if not self._add(_parse(rows), own_id=own_id is not None):
             raise DuplicateJob(
                 f"job_id {own_id!r} is already in the queue "
-                "(get_job shows it; choose another id, or purge the old job first)"
+                "(`dbbasic-queue show` shows it; choose another id, or purge the old job first)"
             )
 
     def add_once(self, row: str, own_id: str) -> None:

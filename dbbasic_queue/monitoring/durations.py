@@ -42,6 +42,16 @@ def took(seconds: float | None) -> str:
     return f"{seconds:.2f} s" if seconds < 10 else duration(seconds)
 
 
+def rule(expression: str) -> str:
+    """Return when a schedule's jobs are due: a cron expression, or an interval for a person.
+
+    >>> rule("0 3 * * *"), rule("259200s"), rule("5400s")
+    ('0 3 * * *', 'every 3 d', 'every 1 h 30 min')
+    """
+    seconds = expression.removesuffix("s")
+    return f"every {duration(int(seconds))}" if seconds.isdigit() else expression
+
+
 def ago(seconds: float, *, units: int = 2) -> str:
     """Return how long ago something was, or in how long it will be if `seconds` is below 0.
 

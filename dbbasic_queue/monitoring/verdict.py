@@ -113,7 +113,8 @@ def _judge(
 ) -> Verdict:
     """Return the verdict; `cause` is why the queue is stalled if it is, "" if that is unknown."""
     due = number_of(summary.due, "job is due", "jobs are due")
-    left = _LeftAlone(summary, KnownTypes(live, ended, now), now)
+    lost = [row for row in running if holder_of(row, live) is None]
+    left = _LeftAlone(summary, lost, KnownTypes(live, ended, now), now)
     if live:
         return _with_live_pass(summary, live, running, now, due, left)
     waiting = [due] if summary.due or not running else []
@@ -135,8 +136,8 @@ def _judge(
             f"yet: {cause or 'is there a crontab line?'}",
             command("doctor") if cause else "dbbasic-queue crontab --help",
         )
-    if left.is_all and not running:
-        return Verdict("idle", f"{due}, but {left.text}", left.command)
+    if left.is_all:
+        return Verdict("idle", f"{' and '.join(waiting)}, but {left.text}", left.command)
     if first is not None:
         last = f"the last one ended {ago(now - ended[-1].ended_at)}" if ended else "none has ended"
         does = "runs" if summary.due else "recovers"
@@ -148,15 +149,20 @@ def _judge(
 
 
 class _LeftAlone:
-    """The types of due jobs that a whole pass has left alone, because it has no handler for them.
+    """The types of due and `lost` jobs that a whole pass has left alone because it has no handler.
 
-    `text` is a sentence about the one that has waited for the longest time, "" if there is none,
-    and `command` shows its jobs. `is_all` is True if no due job has another type.
+    A job is lost if its pass died. `text` is a sentence about the type that has waited for the
+    longest time, "" if there is none, and `command` shows its jobs. `is_all` is True if none of
+    these jobs has another type.
     """
 
-    def __init__(self, summary: Summary, known: KnownTypes, now: float) -> None:
+    def __init__(
+        self, summary: Summary, lost: Sequence[Row], known: KnownTypes, now: float
+    ) -> None:
         waiting = {} if ALL in summary.paused_types else summary.waiting
         due = {t: s for t, s in waiting.items() if s > 0 and t not in summary.paused_types}
+        for row in lost:
+            due[row.type] = max(due.get(row.type, 0.0), now - due_at(row))
         types = [t for t, s in due.items() if known.was_left_alone(now - s)]
         types = sorted((t for t in types if not known.has_handler(t)), key=lambda t: -due[t])
         self.is_all = bool(types) and len(types) == len(due)

@@ -110,6 +110,10 @@ def _lost(store: Store, row: Row, live: Sequence[LivePass], now: float) -> Reaso
     quiet, is_stalled = quiet_seconds(ended, row, now)
     if is_stalled and not live:
         return Reason("lost", f"its pass died, and {_since(ended, quiet)}", "dbbasic-queue doctor")
+    known = KnownTypes(live, ended, now)
+    if not known.has_handler(row.type):
+        complaint = known.complaint(row.type)
+        return Reason("lost", f"its pass died, and {complaint}: one that has recovers it")
     return Reason("lost", "its pass died; the next pass recovers it")
 
 

@@ -120,7 +120,7 @@ class MemoryStore:
             if own_id in self.jobs:
                 raise DuplicateJob(
                     f"job_id {own_id!r} is already in the queue "
-                    "(get_job shows it; choose another id, or purge the old job first)"
+                    "(`dbbasic-queue show` shows it; choose another id, or purge the old job first)"
                 )
             for row in parsed:
                 assert row is not None

@@ -174,7 +174,7 @@ class TextFileStore:
                 )
             raise DuplicateJob(
                 f"job_id {job_id!r} is already in the queue "
-                "(get_job shows it; choose another id, or purge the old job first)"
+                "(`dbbasic-queue show` shows it; choose another id, or purge the old job first)"
             )
         if key in view.records:
             # The old job's row was removed by hand: its record must not apply to the new job. So

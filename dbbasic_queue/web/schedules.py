@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 
 from dbbasic_queue.model.jobdict import as_dict
+from dbbasic_queue.monitoring.durations import rule
 from dbbasic_queue.store.schedule_file import job_id
 from dbbasic_queue.web import layout, payload_form
 from dbbasic_queue.web.html import tag
@@ -70,7 +71,7 @@ def _schedules(visit: Visit) -> list[ScheduleDict]:
 
 def _rule(schedule: ScheduleDict) -> Markup:
     zone = f" ({schedule['timezone']})" if schedule["timezone"] else ""
-    return tag("code", f"{schedule['expression']}{zone}")
+    return tag("code", f"{rule(schedule['expression'])}{zone}")
 
 
 def _run_link(visit: Visit, schedule: ScheduleDict) -> Markup:

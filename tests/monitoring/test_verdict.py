@@ -255,11 +255,24 @@ def test_a_job_whose_pass_died_counts_as_waiting(cron: Cron, path: Path) -> None
     cron.queue.cancel_job("due")
     add_lines(path, line("lost", status="processing", attempts=1))
     passes = every(MINUTE, 10)
-    cron.run(passes)
+    cron.run(passes, "greet")
     found = cron.verdict(passes[-1][1] + 30)
     assert found.word == "idle"
     assert found.text.startswith("1 job has lost its pass: the next pass recovers it")
     assert cron.verdict(passes[-1][1] + 130).word == "stalled"
+
+
+def test_a_job_whose_pass_died_stays_if_no_pass_has_a_handler_for_it(
+    cron: Cron, path: Path
+) -> None:
+    add_lines(path, line("lost", status="processing", attempts=1, run_at=NOW - 60))
+    passes = every(MINUTE, 10)
+    cron.run(passes)
+    found = cron.verdict(passes[-1][1] + 30)
+    assert found.text.startswith(
+        "1 job is due and 1 job has lost its pass, but no pass has a handler for greet and 1 other"
+    )
+    assert found.command == "dbbasic-queue list --type greet"
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,7 @@ def scheduled(queue: Queue, path: Path) -> Queue:
 
 def test_schedules_are_shown_the_next_one_first(scheduled: Queue) -> None:
     shown = text_of(Visitor(scheduled).get("/schedules"))
-    assert "often sync 300s - in 30 s" in shown
+    assert "often sync every 5 min - in 30 s" in shown
     assert "nightly report 0 3 * * * (Europe/Berlin) 1 d ago in 1 min" in shown
     assert shown.index("often") < shown.index("nightly")
     assert "nightly report in 1 min" in text_of(Visitor(scheduled).get("/"))

@@ -42,11 +42,11 @@ def _check_space(directory: str) -> Iterator[Finding]:
         yield Finding(
             "wrong" if free < _LEAST_BYTES else "warning",
             "disk-space",
-            f"the disk of {directory} has {free >> 20} MiB left, of {total >> 20}",
+            f"the disk of {directory} has {_size(free)} left, of {_size(total)}",
             "dbbasic-queue purge --older-than 30d --archive /OTHER/DISK/archive.tsv",
         )
     else:
-        yield Finding("ok", "disk-space", f"{free >> 20} MiB are free")
+        yield Finding("ok", "disk-space", f"{_size(free)} are free")
     if space.f_files and space.f_favail < _LEAST_INODES:
         yield Finding(
             "wrong",
@@ -54,6 +54,15 @@ def _check_space(directory: str) -> Iterator[Finding]:
             f"the disk of {directory} has {space.f_favail} inodes left: no file can be created",
             "find the directory with many files: du --inodes -x / | sort -n | tail",
         )
+
+
+def _size(count: int) -> str:
+    """Return a number of bytes for a person to read.
+
+    >>> _size(900 << 20), _size(58390 << 20)
+    ('900 MiB', '57 GiB')
+    """
+    return f"{count >> 30} GiB" if count >= 10 << 30 else f"{count >> 20} MiB"
 
 
 def _check_file_system(directory: str) -> Iterator[Finding]:
