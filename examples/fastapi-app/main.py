@@ -1,32 +1,16 @@
-"""Thumbnails of texts: a request adds a job, and a worker inside the app does it."""
+"""Work on texts: a request adds a job, and a worker inside the app runs it."""
 
-import asyncio
 import hmac
 import os
 from contextlib import asynccontextmanager
 from urllib.parse import parse_qs
 
 from fastapi import BackgroundTasks, FastAPI, HTTPException, Request
+from jobs import jobs, queue
 from starlette.middleware.sessions import SessionMiddleware
 
-from dbbasic_queue import Handlers, JobNotFound, Queue, Worker
+from dbbasic_queue import JobNotFound, Worker
 from dbbasic_queue.web import Access, page
-
-queue = Queue("data/queue.tsv")
-jobs = Handlers(queue=queue)
-
-
-@jobs.handler
-async def summarize(text):
-    """Jobs that are coroutine functions run next to each other."""
-    await asyncio.sleep(0.1)  # as if a service were asked
-    return " ".join(text.split()[:3]) + " ..."
-
-
-@jobs.handler
-def count(text):
-    """Plain functions run one at a time. None of them holds up a request."""
-    return len(text.split())
 
 
 @asynccontextmanager
@@ -48,7 +32,7 @@ app.add_middleware(SessionMiddleware, secret_key=os.environ["SECRET_KEY"])
 
 @app.post("/texts")
 async def add(request: Request, background: BackgroundTasks):
-    text = (await request.body()).decode()
+    text = (await request.body()).decode(errors="replace")
     job_id = await queue.aenqueue("summarize", text)
     # After the response. If the server is killed before that, this job is missing.
     background.add_task(queue.aenqueue, "count", text)
@@ -66,7 +50,7 @@ async def summary(job_id: str):
 
 @app.post("/login")
 async def login(request: Request):
-    given = parse_qs((await request.body()).decode()).get("password", [""])[0]
+    given = parse_qs((await request.body()).decode(errors="replace")).get("password", [""])[0]
     if not hmac.compare_digest(given.encode(), os.environ["ADMIN_PASSWORD"].encode()):
         raise HTTPException(403)
     request.session["is_admin"] = True

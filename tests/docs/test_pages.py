@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,33 +93,61 @@ def cron_starts(command: str, page: Page, settings: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "path", "job_type"),
+    ("name", "path", "job_type", "payload"),
     [
-        ("docs/frameworks.md", "instance/queue.tsv", "greet"),
-        ("examples/flask-app/README.md", "instance/queue.tsv", "write_receipt"),
-        ("examples/php-page/README.md", "data/queue.tsv", "receipt"),
+        ("docs/frameworks.md", "instance/queue.tsv", "greet", {"name": "Ada"}),
+        ("examples/flask-app/README.md", "instance/queue.tsv", "write_receipt", {"name": "Ada"}),
+        ("examples/fastapi-app/README.md", "data/queue.tsv", "count", "a text"),
+        ("examples/php-page/README.md", "data/queue.tsv", "receipt", {"name": "Ada"}),
     ],
 )
 def test_cron_runs_a_job_with_the_line_of(
-    name: str, path: str, job_type: str, tmp_path: Path
+    name: str, path: str, job_type: str, payload: object, tmp_path: Path
 ) -> None:
     if "php" in name and shutil.which("php") is None:
         pytest.skip("needs php")
+    page, crontab = page_and_crontab(name, tmp_path)
+    ((when, command),) = crontab.commands
+    assert when == "* * * * *"
+    with Queue(page.directory / path) as queue:
+        job_id = queue.enqueue(job_type, payload)
+        cron_starts(command.replace("--linger 55s", "--linger 0s"), page, crontab.settings)
+        found = queue.get_job(job_id)
+    assert found is not None and found["status"] == "completed", found
+
+
+def page_and_crontab(name: str, directory: Path) -> tuple[Page, Crontab]:
+    """Write the files of a page, or copy those of an example; return it, and its only crontab."""
     blocks = blocks_of(PROJECT / name)
-    page = Page(tmp_path / "app", blocks)
+    page = Page(directory / "app", blocks)
     if name.startswith("examples"):
-        shutil.copytree((PROJECT / name).parent, page.directory, dirs_exist_ok=True)
+        without_data = shutil.ignore_patterns("data", "instance", "__pycache__")
+        source = (PROJECT / name).parent
+        shutil.copytree(source, page.directory, ignore=without_data, dirs_exist_ok=True)
     for block in blocks:
         if block.file:
             page.write(block.file, block.code)
     (crontab,) = [Crontab(block) for block in blocks if block.language == "crontab"]
-    ((when, command),) = crontab.commands
-    assert when == "* * * * *"
-    with Queue(page.directory / path) as queue:
-        job_id = queue.enqueue(job_type, {"name": "Ada"})
-        cron_starts(command.replace("--linger 55s", "--linger 0s"), page, crontab.settings)
-        found = queue.get_job(job_id)
-    assert found is not None and found["status"] == "completed", found
+    return page, crontab
+
+
+def test_cron_sends_the_receipt_of_an_order_whose_server_died_with_the_lines_of_the_example_site(
+    tmp_path: Path,
+) -> None:
+    page, crontab = page_and_crontab("examples/django-site/README.md", tmp_path)
+    migrate = [sys.executable, "manage.py", "migrate", "-v", "0"]
+    subprocess.run(migrate, cwd=page.directory, env=page.environment, check=True)
+    with closing(sqlite3.connect(page.directory / "data/db.sqlite3")) as database:
+        database.execute("INSERT INTO shop_order (email) VALUES ('ada@example.com')")
+        database.commit()
+    (_, run), (_, repair) = crontab.commands
+    cron_starts(repair, page, crontab.settings)
+    cron_starts(run.replace("--linger 55", "--linger 0"), page, crontab.settings)
+    with Queue(page.directory / "data/queue.tsv") as queue:
+        (job,) = queue.jobs()
+    assert (job["id"], job["status"]) == ("receipt-1", "completed")
+    (mail,) = (page.directory / "data/mails").iterdir()
+    assert "To: ada@example.com" in mail.read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md"])
