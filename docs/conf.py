@@ -48,6 +48,7 @@ myst_heading_anchors = 6
 html_theme = "furo"
 pygments_dark_style = "github-dark"
 html_title = "dbbasic_queue"
+html_favicon = "../dbbasic_queue/web/static/icon.svg"
 html_copy_source = False
 smartquotes = False
 autodoc_default_options = {"members": True, "member-order": "bysource"}
