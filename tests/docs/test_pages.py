@@ -338,7 +338,11 @@ def anchors(page: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+GLOBS = ("*.md", "examples/*/README.md", "benchmarks/*.md", "tests/**/README.md")
+LINKING = sorted({*PAGES, *(page for glob in GLOBS for page in PROJECT.glob(glob))})
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(PROJECT)))
 def test_the_relative_links_of_the_page_lead_somewhere(page: Path) -> None:
     text = re.sub(r"\s+", " ", page.read_text(encoding="utf-8"))
     wrong = []
