@@ -4,7 +4,8 @@
 - Each job runs in an app context of its own, also in forked processes, and in the thread of a
   `Worker`.
 - The page is mounted in front of the app's own views: no `before_request` function, and no check
-  of the app's own forms, gets its requests. `allow` is called in a request context.
+  of the app's own forms, gets its requests. `allow` is called in a request context. The app's
+  TRUSTED_HOSTS hold for the page, too.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from contextlib import contextmanager
 from weakref import WeakSet
 
 import click
-from flask import Flask, current_app
+from flask import Flask, current_app, request
 from flask.cli import ScriptInfo, with_appcontext
+from werkzeug.exceptions import SecurityError
 
 from dbbasic_queue.cli.embedded import run
 from dbbasic_queue.errors import InvalidArgument, InvalidHandlers, NotAQueue
@@ -217,4 +219,8 @@ class _Mounted:
             "PATH_INFO": path[len(prefix) :],
         }
         with self._app.request_context(environ):  # for `allow`: session, current_user
+            try:
+                _ = request.host
+            except SecurityError as error:  # another host than the app's own
+                return error(environ, start_response)
             return self._page(inside, start_response)

@@ -340,6 +340,16 @@ def test_the_page_is_for_those_that_the_session_allows(app: Flask) -> None:
     assert client.get("/staff/queues").text == "a view"
 
 
+def test_the_page_is_only_there_under_the_hosts_that_the_app_trusts(app: Flask) -> None:
+    app.config["TRUSTED_HOSTS"] = ["shop.example.org"]
+    FlaskHandlers().init_app(app, allow=lambda _: "all")
+    found = {
+        host: app.test_client().get("/queue/", headers={"Host": host}).status_code
+        for host in ("shop.example.org", "evil.example", "a b")
+    }
+    assert found == {"shop.example.org": 200, "evil.example": 400, "a b": 400}
+
+
 def test_without_allow_there_is_no_page(app: Flask, jobs: FlaskHandlers) -> None:
     assert app.test_client().get("/queue/").status_code == 404
 

@@ -131,7 +131,7 @@ def extra(name: str) -> set[str]:
     if name == "opentelemetry":
         return {"opentelemetry"}
     if name == "flask":
-        return {"flask", "click"}
+        return {"flask", "click", "werkzeug"}
     if name.startswith("django."):
         return {"django", "django_tasks", "asgiref"}
     if name in ("engines.postgres_client", "engines.procrastinate_schema"):

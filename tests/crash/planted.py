@@ -2261,6 +2261,13 @@ MUTANTS = (
         (FLASK + "::test_a_view_adds_jobs_to_the_queue_of_its_app",),
     ),
     Mutant(
+        "the page is there under hosts that the app doesn't trust (Flask)",
+        "flask.py",
+        "                _ = request.host\n",
+        "                pass\n",
+        (FLASK + "::test_the_page_is_only_there_under_the_hosts_that_the_app_trusts",),
+    ),
+    Mutant(
         "the span of a job in a process of its own ends with that process",
         "opentelemetry.py",
         "            if os.getpid() != process and ",
