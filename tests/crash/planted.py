@@ -1752,7 +1752,7 @@ MUTANTS = (
     Mutant(
         "the verdict promises that the next pass runs a job that no pass has a handler for",
         "monitoring/verdict.py",
-        "    if left.is_all and not running:\n",
+        "    if left.is_all:\n",
         "    if False:\n",
         (VERDICT + "::test_a_job_that_no_pass_has_a_handler_for_is_not_said_to_be_run_next",),
     ),
