@@ -318,7 +318,7 @@ def test_an_existing_id_is_refused_whatever_the_status_of_its_job(queue: Queue, 
     before = path.read_bytes()
     for job_id in ("pending", "cancelled", "completed", "failed"):
         assert job(queue, job_id)["status"] == job_id
-        with pytest.raises(DuplicateJob, match=rf"'{job_id}' is already .*get_job shows"):
+        with pytest.raises(DuplicateJob, match=rf"'{job_id}' is already .*dbbasic-queue show"):
             queue.enqueue("greet", {}, job_id=job_id)
     assert path.read_bytes() == before
 
