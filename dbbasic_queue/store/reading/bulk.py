@@ -15,7 +15,7 @@ from dbbasic_queue.model.rows import is_binary
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from typing import TypeVar
 
     T = TypeVar("T")
@@ -77,12 +77,15 @@ def _plain_columns(content: bytes) -> Columns | None:
     columns = split(content)
     if columns is None:
         return None
-    statuses = columns[3::9]
-    times = [
-        int(text) if status == PENDING else NEVER
-        for text, status in zip(columns[5::9], statuses, strict=True)
-    ]
-    return columns[::9], statuses, times, columns[6::9], latest(columns[4::9])
+    statuses, run_at = columns[3::9], columns[5::9]
+    if statuses.count(PENDING) == len(statuses):
+        times = list(map({text: int(text) for text in _distinct(run_at)}.__getitem__, run_at))
+    else:
+        times = [
+            int(text) if status == PENDING else NEVER
+            for text, status in zip(run_at, statuses, strict=True)
+        ]
+    return columns[::9], statuses, times, columns[6::9], _latest(_distinct(columns[4::9]))
 
 
 def split(content: bytes) -> list[bytes] | None:
@@ -104,9 +107,9 @@ def split(content: bytes) -> list[bytes] | None:
     if (
         b"".join(columns[8::9]).count(b"\n") == count  # so each ninth column ends a line
         and _STATUSES.issuperset(columns[3::9])
-        and _are_numbers(columns[4::9], 12)
-        and _are_numbers(columns[5::9], 12)
-        and _are_numbers(columns[6::9], 9)
+        and _are_numbers(_distinct(columns[4::9]), 12)
+        and _are_numbers(_distinct(columns[5::9]), 12)
+        and _are_numbers(_distinct(columns[6::9]), 9)
         and all(columns[1::9])
         and all(ids)
         and max(map(len, ids)) <= 64
@@ -117,21 +120,26 @@ def split(content: bytes) -> list[bytes] | None:
     return None
 
 
-def _are_numbers(texts: list[bytes], digits: int) -> bool:
+def _distinct(texts: list[bytes]) -> Collection[bytes]:
+    """Return texts, each of them once if many seem to be the same, as of jobs added together."""
+    return set(texts) if texts[0] == texts[len(texts) // 2] else texts
+
+
+def _are_numbers(texts: Collection[bytes], digits: int) -> bool:
     lengths = set(map(len, texts))
     return 0 not in lengths and max(lengths) <= digits and b"".join(texts).isdigit()
 
 
-def latest(texts: list[bytes]) -> int:
+def _latest(texts: Collection[bytes]) -> int:
     """Return the largest of some numbers.
 
-    >>> latest([b"12", b"11"]), latest([b"9", b"11"])
+    >>> _latest([b"12", b"11"]), _latest([b"9", b"11"])
     (12, 11)
     """
     return int(max(texts)) if have_one_length(texts) else max(map(int, texts))
 
 
-def have_one_length(texts: list[bytes]) -> bool:
+def have_one_length(texts: Collection[bytes]) -> bool:
     """Return whether numbers have equally many digits, so that their order is that of their texts.
 
     >>> have_one_length([b"12", b"11"]), have_one_length([b"9", b"11"])
