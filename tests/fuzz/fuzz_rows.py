@@ -30,7 +30,8 @@ from dbbasic_queue.model.records import (
     with_state,
 )
 from dbbasic_queue.model.rows import new_row, parse_row
-from dbbasic_queue.store.reading.bulk import scan
+from dbbasic_queue.model.states import PENDING
+from dbbasic_queue.store.reading.bulk import NEVER, scan
 
 SEEDS = [
     b"",
@@ -130,7 +131,8 @@ def scans_what_it_parses(data: bytes) -> None:
                 row = parse_row(line)
                 assert row is not None, line
                 assert (row.id.encode(), row.state.status.encode()) == (job_id, status)
-                assert (row.state.run_at, row.state.attempts) == (run_at, int(attempts))
+                due_at = row.state.run_at if row.state.status == PENDING else NEVER
+                assert (due_at, row.state.attempts) == (run_at, int(attempts))
                 latest = max(latest, row.state.created_at)
             assert columns[4] == latest
     assert scanned == content
