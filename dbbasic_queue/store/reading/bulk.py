@@ -33,7 +33,7 @@ _STATUSES = frozenset((PENDING, PROCESSING, b"completed", b"failed", b"cancelled
 _IN_AN_ID = IN_AN_ID.encode()
 _HALVED_BYTES = 1 << 10
 """Shorter pieces aren't halved."""
-LONG_BYTES = 1 << 20
+_LONG_BYTES = 1 << 20
 """Before a longer piece is split, its tabs are counted: it may be one huge line of them."""
 
 
@@ -96,17 +96,12 @@ def split(content: bytes) -> list[bytes] | None:
     >>> split(b"a\tgreet\t{}\tpending\t5\t7\t0\t\t\n")
     [b'a', b'greet', b'{}', b'pending', b'5', b'7', b'0', b'', b'\n']
     """
-    count = content.count(b"\n")
-    if len(content) > LONG_BYTES and content.count(b"\t") != 8 * count:
-        return None
-    columns = content.replace(b"\n", b"\n\t").split(b"\t")
-    columns.pop()
-    if len(columns) != 9 * count:
+    columns = nine_per_line(content)
+    if columns is None:
         return None
     ids = columns[::9]
     if (
-        b"".join(columns[8::9]).count(b"\n") == count  # so each ninth column ends a line
-        and _STATUSES.issuperset(columns[3::9])
+        _STATUSES.issuperset(columns[3::9])
         and _are_numbers(_distinct(columns[4::9]), 12)
         and _are_numbers(_distinct(columns[5::9]), 12)
         and _are_numbers(_distinct(columns[6::9]), 9)
@@ -118,6 +113,24 @@ def split(content: bytes) -> list[bytes] | None:
     ):
         return columns
     return None
+
+
+def nine_per_line(content: bytes) -> list[bytes] | None:
+    r"""Return the cells of complete lines, row by row, if every line has nine, otherwise None.
+
+    The ninth has the line end.
+
+    >>> nine_per_line(b"1\t2\t3\t4\t5\t6\t7\t8\t9\n")
+    [b'1', b'2', b'3', b'4', b'5', b'6', b'7', b'8', b'9\n']
+    """
+    count = content.count(b"\n")
+    if len(content) > _LONG_BYTES and content.count(b"\t") != 8 * count:
+        return None
+    cells = content.replace(b"\n", b"\n\t").split(b"\t")
+    cells.pop()
+    if len(cells) != 9 * count or b"".join(cells[8::9]).count(b"\n") != count:
+        return None
+    return cells
 
 
 def _distinct(texts: list[bytes]) -> Collection[bytes]:

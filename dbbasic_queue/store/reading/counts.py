@@ -35,7 +35,7 @@ from dbbasic_queue.model.states import (
 )
 from dbbasic_queue.model.strict_json import all_json
 from dbbasic_queue.store.protocol import Overview, Waiting
-from dbbasic_queue.store.reading.bulk import LONG_BYTES, NEVER, halved
+from dbbasic_queue.store.reading.bulk import NEVER, halved, nine_per_line
 from dbbasic_queue.store.reading.index import job_on
 from dbbasic_queue.store.reading.ordered import Ordered
 
@@ -110,16 +110,9 @@ class _Plain:
     @classmethod
     def parse(cls, content: bytes) -> _Plain | None:
         """Return the columns of complete lines; None if they must be parsed one by one."""
-        count = content.count(b"\n")
-        if len(content) > LONG_BYTES and content.count(b"\t") != 8 * count:
-            return None
-        cells = content.replace(b"\n", b"\n\t").split(b"\t")
-        cells.pop()
-        # Each ninth cell must end a line.
-        if len(cells) != 9 * count or b"".join(cells[8::9]).count(b"\n") != count:
-            return None
+        cells = nine_per_line(content)
         try:
-            return cls(cells)
+            return None if cells is None else cls(cells)
         except (KeyError, OverflowError, ValueError):
             return None
 
